@@ -1,0 +1,153 @@
+//! How a [`LocalAws`] is put together.
+//!
+//! Owns the options and the data directory, which one process at a time may use. Never starts
+//! a server.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::dynamo::Dynamo;
+use crate::faults::Faults;
+use crate::gateway::Gateway;
+use crate::kinesis::{Kinesis, KinesisOptions};
+use crate::request_log::RequestLog;
+use crate::{LocalAws, REGION};
+
+/// Why the services cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The data directory cannot be created, read or locked.
+    #[error("data directory `{}` cannot be used", path.display())]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process serves this data directory.
+    #[error("data directory `{}` is in use by another local-aws", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The tables cannot be opened.
+    #[error("the DynamoDB tables cannot be opened: {message}")]
+    Tables {
+        /// What the database said.
+        message: String,
+    },
+}
+
+/// Options of a [`LocalAws`]; see [`LocalAws::builder`].
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct Builder {
+    enforce_limits: bool,
+    data_dir: Option<PathBuf>,
+    seed: u64,
+    clock: Option<Clock>,
+    transition: Option<Duration>,
+}
+
+impl Builder {
+    /// Refuses what the real Kinesis refuses for being too much or too fast; default: no.
+    pub fn enforce_limits(mut self, enforce: bool) -> Self {
+        self.enforce_limits = enforce;
+        self
+    }
+
+    /// Keeps everything in this directory, also across a kill -9; default: in memory.
+    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(dir.into());
+        self
+    }
+
+    /// Seeds everything that is drawn by chance; default: 0.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// The clock to live on; default: one that starts at the wall time.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// How long a stream stays CREATING, UPDATING or DELETING; default: 100 ms.
+    pub fn transition(mut self, transition: Duration) -> Self {
+        self.transition = Some(transition);
+        self
+    }
+
+    /// Puts the services together.
+    ///
+    /// # Errors
+    ///
+    /// Only with a data directory: if it cannot be used, or another process uses it.
+    pub fn build(self) -> Result<LocalAws, StartError> {
+        let clock = self.clock.clone().unwrap_or_default();
+        let options = self.kinesis_options();
+        let (kinesis, dynamo, lock) = match &self.data_dir {
+            None => (
+                Kinesis::new(clock.clone(), options),
+                Dynamo::in_memory(clock.clone()).map_err(tables)?,
+                None,
+            ),
+            Some(dir) => {
+                let lock = lock(dir)?;
+                let failed = |source| StartError::DataDir { path: dir.clone(), source };
+                let kinesis = Kinesis::open(clock.clone(), options, &dir.join("kinesis"))
+                    .map_err(|error| failed(io::Error::other(error)))?;
+                let dynamo = Dynamo::open(clock.clone(), &dir.join("dynamodb")).map_err(tables)?;
+                (kinesis, dynamo, Some(lock))
+            }
+        };
+        let faults = Faults::new(self.seed);
+        let gateway = Gateway {
+            clock,
+            faults,
+            requests: RequestLog::new(),
+            kinesis,
+            dynamo,
+            lock,
+            replies: 0.into(),
+        };
+        Ok(LocalAws { gateway: Arc::new(gateway) })
+    }
+
+    fn kinesis_options(&self) -> KinesisOptions {
+        let mut options = KinesisOptions {
+            enforce_limits: self.enforce_limits,
+            region: REGION.to_owned(),
+            seed: self.seed,
+            ..KinesisOptions::default()
+        };
+        if let Some(transition) = self.transition {
+            options.transition = transition;
+        }
+        options
+    }
+}
+
+fn tables(error: dynoxide::DynoxideError) -> StartError {
+    StartError::Tables { message: error.to_string() }
+}
+
+/// Takes the directory for this process; the system gives it back when the process ends,
+/// however it ends.
+fn lock(dir: &Path) -> Result<File, StartError> {
+    let failed = |source| StartError::DataDir { path: dir.to_owned(), source };
+    std::fs::create_dir_all(dir).map_err(failed)?;
+    let file = File::create(dir.join("lock")).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::InUse { path: dir.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}

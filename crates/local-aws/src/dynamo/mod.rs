@@ -1,0 +1,93 @@
+//! DynamoDB: `dynoxide` behind the service's wire protocol.
+//!
+//! Owns the database handle and what dynoxide lacks: the dispatch by operation name
+//! (`operations`), point-in-time recovery flags (`backups`), a table's ARN in place of its
+//! name, and ARNs that name the region a client was told (`arn`). Calls are synchronous and
+//! run one at a time, so that every write is atomic. Never injects faults.
+
+mod arn;
+mod backups;
+mod operations;
+
+use std::path::Path;
+
+use bytes::Bytes;
+use dynoxide::{Database, DynoxideError};
+
+use crate::clock::Clock;
+use backups::Backups;
+
+/// A reply that is an error: ready to send.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) status: u16,
+    pub(crate) code: String,
+    pub(crate) body: Bytes,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: u16, code: &str, message: &str) -> Self {
+        let body = serde_json::json!({ "__type": code, "message": message }).to_string();
+        Self { status, code: code.to_owned(), body: body.into() }
+    }
+}
+
+impl From<DynoxideError> for Refusal {
+    fn from(error: DynoxideError) -> Self {
+        let kind = error.error_type();
+        Self {
+            status: error.status_code(),
+            code: kind.rsplit('#').next().unwrap_or(kind).to_owned(),
+            body: error.to_json().into(),
+        }
+    }
+}
+
+/// Both the tables and the facts about them that dynoxide does not keep.
+pub(crate) struct Dynamo {
+    db: Database,
+    backups: Backups,
+    clock: Clock,
+}
+
+impl Dynamo {
+    pub(crate) fn in_memory(clock: Clock) -> Result<Self, DynoxideError> {
+        Ok(Self { db: Database::memory()?, backups: Backups::in_memory(), clock })
+    }
+
+    /// Opens or creates the tables kept in `dir`.
+    pub(crate) fn open(clock: Clock, dir: &Path) -> Result<Self, DynoxideError> {
+        let failed = |error: std::io::Error| {
+            DynoxideError::InternalServerError(format!("{}: {error}", dir.display()))
+        };
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        let path = dir.join("tables.sqlite");
+        let path = path.to_str().ok_or_else(|| {
+            DynoxideError::InternalServerError(format!("`{}` is not UTF-8", dir.display()))
+        })?;
+        let db = Database::new(path)?;
+        let backups = Backups::open(dir.join("backups.json")).map_err(failed)?;
+        Ok(Self { db, backups, clock })
+    }
+
+    /// Carries out one operation, such as `PutItem`.
+    pub(crate) fn call(&self, operation: &str, body: &[u8]) -> Result<Bytes, Refusal> {
+        let body = std::str::from_utf8(body)
+            .ok()
+            .filter(|body| body.trim_start().starts_with('{'))
+            .ok_or_else(|| {
+                Refusal::new(400, "SerializationException", "the body is not a JSON object")
+            })?;
+        let body = arn::without_table_arns(operation, body);
+        let now_ms = self.clock.now_ms();
+        let reply = match operation {
+            "UpdateContinuousBackups" => self.backups.update(&self.db, &body, now_ms)?,
+            "DescribeContinuousBackups" => self.backups.describe(&self.db, &body, now_ms)?,
+            _ => operations::dispatch(&self.db, operation, &body)?,
+        };
+        if operation == "DeleteTable" {
+            self.backups.forget(&body)?;
+        }
+        Ok(arn::with_region(operation, reply).into())
+    }
+}

@@ -1,0 +1,162 @@
+//! Kinesis and DynamoDB on one loopback port, or in process, for demos and tests.
+//!
+//! No account, no Docker, no network. A [`LocalAws`] holds both services. Programs in this
+//! process reach them through [`LocalAws::sdk_config`], without a socket; any other program
+//! through [`LocalAws::serve`] or the `local-aws` binary, by the endpoint URL it prints.
+//!
+//! All time is tokio's ([`Clock`]), so a test on paused time drives iterators, retention and
+//! sessions, and [`Clock::advance`] jumps ahead. What goes wrong is said by [`Faults`]: seeded
+//! rules that fail, delay, hang or half-answer the requests of one client or of all.
+//! [`RequestLog`] tells who called what.
+//!
+//! # Example: a record, in process
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use aws_sdk_kinesis::client::Waiters;
+//! use aws_sdk_kinesis::primitives::Blob;
+//! use local_aws::LocalAws;
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?
+//! # .block_on(async {
+//! let local = LocalAws::in_memory();
+//! let kinesis = aws_sdk_kinesis::Client::new(&local.sdk_config("example"));
+//! kinesis.create_stream().stream_name("wildrydes").shard_count(1).send().await?;
+//! let active = kinesis.wait_until_stream_exists().stream_name("wildrydes");
+//! active.wait(Duration::from_secs(60)).await?;
+//! kinesis
+//!     .put_record()
+//!     .stream_name("wildrydes")
+//!     .partition_key("Shadowfax")
+//!     .data(Blob::new("gallop"))
+//!     .send()
+//!     .await?;
+//! assert!(local.requests().operations("example").contains("kinesis:PutRecord"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What it is not
+//!
+//! Not for production: no authentication, no authorisation, one process. Streams are kept in
+//! memory, bounded by their retention; DynamoDB runs one operation at a time.
+
+mod body;
+mod builder;
+mod clock;
+mod connector;
+mod control;
+mod dynamo;
+mod faults;
+mod gateway;
+mod kinesis;
+mod request_log;
+mod server;
+mod wire;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+
+pub use builder::{Builder, StartError};
+pub use clock::Clock;
+pub use faults::{Effect, Faults, Rule, RuleId, RuleStatus, Service};
+pub use request_log::{RequestCount, RequestLog};
+pub use server::Server;
+
+/// The region both services are in.
+pub const REGION: &str = "us-east-1";
+
+/// Both services, in this process; cheap to clone, clones are the same services.
+#[derive(Clone)]
+pub struct LocalAws {
+    gateway: Arc<gateway::Gateway>,
+}
+
+impl std::fmt::Debug for LocalAws {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalAws").field("clock", &self.gateway.clock).finish_non_exhaustive()
+    }
+}
+
+impl LocalAws {
+    /// Empty services that are gone when the last clone is dropped.
+    ///
+    #[must_use]
+    pub fn in_memory() -> Self {
+        Self::builder().build().expect("without a data directory nothing can fail")
+    }
+
+    /// Services with limits, kept data, a seed or a clock of their own.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Serves both services on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    ///
+    /// When no socket can be bound.
+    pub async fn serve(&self) -> io::Result<Server> {
+        self.serve_on(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await
+    }
+
+    /// Serves both services on `addr`.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be bound: as a rule, because the port is taken.
+    pub async fn serve_on(&self, addr: SocketAddr) -> io::Result<Server> {
+        Server::bind(self.gateway.clone(), addr).await
+    }
+
+    /// An HTTP client for the SDK that calls the services without a socket. `client` names
+    /// the caller for [`Faults`] and [`RequestLog`].
+    #[must_use]
+    pub fn http_client(&self, client: &str) -> SharedHttpClient {
+        connector::http_client(self.gateway.clone(), client)
+    }
+
+    /// An SDK configuration for calling the services without a socket, as `client`.
+    ///
+    /// Reads no environment variable and no file. Everything that the SDK retries or limits
+    /// by default, it does here too.
+    #[must_use]
+    pub fn sdk_config(&self, client: &str) -> SdkConfig {
+        let keys = Credentials::new(client, "not-a-secret", None, None, "local-aws");
+        SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::from_static(REGION))
+            .credentials_provider(SharedCredentialsProvider::new(keys))
+            // Never asked: but should the HTTP client be replaced, nothing reaches AWS.
+            .endpoint_url("http://local-aws.invalid")
+            .http_client(self.http_client(client))
+            .build()
+    }
+
+    /// The clock that both services live on.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.gateway.clock
+    }
+
+    /// What goes wrong on purpose.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.gateway.faults
+    }
+
+    /// Who called what.
+    #[must_use]
+    pub fn requests(&self) -> &RequestLog {
+        &self.gateway.requests
+    }
+}

@@ -1,0 +1,61 @@
+//! `local-aws`: Kinesis and DynamoDB for any AWS SDK or CLI on this machine.
+//!
+//! stdout is four `export` lines behind a comment with the endpoint, so that a shell can read
+//! them; stderr is everything else. Owns the life of the process; `cli` declares the flags.
+
+mod cli;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use local_aws::{LocalAws, REGION};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = cli::Options::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    match run(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            cli::explain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: cli::Options) -> anyhow::Result<()> {
+    // Listened for before anything is promised on stdout.
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("Ctrl-C cannot be handled")?;
+    let mut services =
+        LocalAws::builder().enforce_limits(options.enforce_limits).seed(options.seed);
+    if let Some(dir) = options.data {
+        services = services.data_dir(dir);
+    }
+    let address = cli::address(options.port);
+    let server = services.build()?.serve_on(address).await.map_err(cli::cannot_listen(address))?;
+    announce(&server.endpoint_url()).context("the endpoint cannot be printed")?;
+    tokio::select! {
+        biased;
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    server.shutdown().await;
+    Ok(())
+}
+
+fn announce(endpoint: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "# local-aws serves Kinesis and DynamoDB at {endpoint}")?;
+    writeln!(out, "export AWS_ENDPOINT_URL={endpoint}\nexport AWS_REGION={REGION}")?;
+    writeln!(out, "export AWS_ACCESS_KEY_ID=local\nexport AWS_SECRET_ACCESS_KEY=local")?;
+    out.flush()
+}

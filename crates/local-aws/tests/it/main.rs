@@ -1,0 +1,13 @@
+//! Behaviour of local-aws as its users see it: by the real SDK over a socket and in process,
+//! by the control interface, and by the `local-aws` binary.
+//!
+//! One test binary, because linking the SDK is what takes the time. No test talks to AWS.
+
+mod cli;
+mod clients;
+mod control;
+mod dynamo;
+mod faults;
+mod kinesis;
+mod persistence;
+mod server;
