@@ -125,7 +125,6 @@ impl Builder {
         let mut options = KinesisOptions {
             enforce_limits: self.enforce_limits,
             region: REGION.to_owned(),
-            seed: self.seed,
             ..KinesisOptions::default()
         };
         if let Some(transition) = self.transition {
@@ -135,6 +134,7 @@ impl Builder {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the signature that `map_err` wants")]
 fn tables(error: dynoxide::DynoxideError) -> StartError {
     StartError::Tables { message: error.to_string() }
 }

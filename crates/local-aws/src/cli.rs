@@ -49,12 +49,12 @@ pub(crate) fn cannot_listen(address: SocketAddr) -> impl FnOnce(io::Error) -> an
 }
 
 fn unusable(address: SocketAddr, error: io::Error) -> anyhow::Error {
-    let hint = match error.kind() {
-        ErrorKind::AddrInUse => {
-            "another program listens there; choose another port with --port, or --port 0"
-        }
-        ErrorKind::PermissionDenied => "ports below 1024 belong to root; choose one with --port",
-        _ => return anyhow::Error::new(error).context(format!("{address} cannot be listened on")),
+    let hint = if error.kind() == ErrorKind::AddrInUse {
+        "another program listens there; choose another port with --port, or --port 0"
+    } else if error.kind() == ErrorKind::PermissionDenied {
+        "ports below 1024 belong to root; choose one with --port"
+    } else {
+        return anyhow::Error::new(error).context(format!("{address} cannot be listened on"));
     };
     Hinted { what: format!("{address} cannot be listened on: {error}"), hint }.into()
 }

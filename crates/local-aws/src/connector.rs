@@ -15,6 +15,7 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::retry::ErrorKind;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 
@@ -71,7 +72,10 @@ impl InProcess {
             .gateway
             .answer(&self.client, http::Request::from_parts(parts, body))
             .await
-            .map_err(|broken| ConnectorError::io(broken.into()))?;
+            // The kind that the SDK's own connector gives a connection that broke.
+            .map_err(|broken| {
+                ConnectorError::other(broken.into(), Some(ErrorKind::TransientError))
+            })?;
         HttpResponse::try_from(reply.map(SdkBody::from_body_1_x))
             .map_err(|error| ConnectorError::other(error.into(), None))
     }

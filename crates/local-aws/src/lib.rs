@@ -89,13 +89,15 @@ impl std::fmt::Debug for LocalAws {
 impl LocalAws {
     /// Empty services that are gone when the last clone is dropped.
     ///
+    /// # Panics
+    ///
+    /// When an empty database cannot be made in memory.
     #[must_use]
     pub fn in_memory() -> Self {
-        Self::builder().build().expect("without a data directory nothing can fail")
+        Self::builder().build().expect("an empty database in memory needs nothing but memory")
     }
 
     /// Services with limits, kept data, a seed or a clock of their own.
-    #[must_use]
     pub fn builder() -> Builder {
         Builder::default()
     }

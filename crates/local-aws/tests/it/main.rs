@@ -3,6 +3,8 @@
 //!
 //! One test binary, because linking the SDK is what takes the time. No test talks to AWS.
 
+#![expect(clippy::unwrap_used, reason = "a step of a test that cannot go on shall fail it")]
+
 mod cli;
 mod clients;
 mod control;
@@ -11,3 +13,4 @@ mod faults;
 mod kinesis;
 mod persistence;
 mod server;
+mod stream_faults;
