@@ -1,0 +1,206 @@
+//! The command line as declared; nothing is checked or used here.
+//!
+//! Flags are spelt as in the workshop: one dash or two, value after a space or `=`, the last of
+//! several wins. Defaults that depend on other flags, and all limits, are in `options`.
+
+use std::ffi::OsString;
+
+use clap::Parser;
+
+const AFTER_HELP: &str = "\
+Flags may be written with one dash or two, and with a space or `=`: -name X, --name=X.
+
+A period on stdout is one request that stored records: one record by default, one batch of a herd.
+At the end stdout gets a newline and `sent N records`; everything else goes to stderr.
+Ctrl-C or SIGTERM ends in good order; a second one at once.
+A record may be stored twice if a reply was lost; records of one unicorn keep their order.
+
+Exit codes: 0 done or stopped, 1 failed, 2 usage, 130 interrupted twice.";
+
+/// Send a unicorn's sensor data to a Kinesis stream, once a second
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, args_override_self = true, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    /// Name of the unicorn, and partition key of its records
+    #[arg(long, value_name = "NAME", default_value = "Shadowfax")]
+    pub(crate) name: String,
+
+    /// Stream to send to
+    #[arg(long, value_name = "STREAM", default_value = "wildrydes")]
+    pub(crate) stream: String,
+
+    /// Region of the stream [default: AWS_REGION, AWS_DEFAULT_REGION, the profile's, us-east-1]
+    #[arg(long, value_name = "REGION")]
+    pub(crate) region: Option<String>,
+
+    /// Kinesis endpoint, such as http://127.0.0.1:4566 for local-aws [default: AWS_ENDPOINT_URL,
+    /// the region's]
+    #[arg(long, value_name = "URL")]
+    pub(crate) endpoint_url: Option<String>,
+
+    /// Create the stream with this many shards if it is missing, and wait for it
+    #[arg(long, value_name = "SHARDS")]
+    pub(crate) create_stream: Option<i32>,
+
+    /// Stop after this many records [default: never]
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+
+    /// Time between two measurements of a unicorn: 200ms, 1s, 1m, or a number of seconds
+    #[arg(long, value_name = "TIME", default_value = "1s", conflicts_with = "rate")]
+    pub(crate) interval: String,
+
+    /// Size of the herd: NAME, Shadowfax, Bucephalus, Rocinante, Unicorn-0004 and so on
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) unicorns: usize,
+
+    /// Records per second over the whole herd, instead of --interval; a request holds at most one
+    /// record of each unicorn, so high rates want large herds
+    #[arg(long, value_name = "R")]
+    pub(crate) rate: Option<f64>,
+
+    /// Seed of all chance; the same seed makes the same rides [default: drawn]
+    #[arg(long, value_name = "SEED")]
+    pub(crate) seed: Option<u64>,
+
+    /// Direction of all rides in radians, counted from east, anticlockwise
+    #[arg(long, value_name = "RADIANS", hide = true, allow_negative_numbers = true)]
+    pub(crate) bearing: Option<f64>,
+
+    /// Magic and health points at the start
+    #[arg(long, value_name = "POINTS", hide = true, allow_negative_numbers = true)]
+    pub(crate) start_points: Option<i64>,
+}
+
+/// The arguments with `-flag` and `-flag=value` spelt `--flag`, as Go's `flag` package reads them.
+///
+/// clap would read `-name` as four short flags. Single letters (`-h`), negative numbers and
+/// whatever follows `--` stay as they are; an unknown `-flag` becomes an unknown `--flag`.
+pub(crate) fn with_two_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut flags_ended = false;
+    let two_dashes = |arg: OsString| {
+        flags_ended |= arg == "--";
+        match arg.to_str() {
+            Some(text) if !flags_ended && is_long_with_one_dash(text) => format!("-{text}").into(),
+            _ => arg,
+        }
+    };
+    args.into_iter().map(two_dashes).collect()
+}
+
+fn is_long_with_one_dash(arg: &str) -> bool {
+    let mut chars = arg.chars();
+    chars.next() == Some('-')
+        && chars.next().is_some_and(char::is_alphabetic)
+        && chars.next().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parsed(line: &str) -> Result<Cli, clap::Error> {
+        let args = line.split_whitespace().map(OsString::from);
+        Cli::try_parse_from(with_two_dashes(args))
+    }
+
+    #[test]
+    fn a_flag_takes_one_dash_or_two_and_a_space_or_an_equals_sign() {
+        for flags in ["-name Silver", "-name=Silver", "--name Silver", "--name=Silver"] {
+            let cli = parsed(&format!("producer {flags} -stream s -region us-west-2")).unwrap();
+            assert_eq!(
+                (cli.name.as_str(), cli.stream.as_str(), cli.region.as_deref()),
+                ("Silver", "s", Some("us-west-2")),
+                "{flags}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_longer_flag_and_a_negative_number_are_understood_with_one_dash() {
+        let cli = parsed("producer -endpoint-url http://x -bearing -1.5 -start-points=-3").unwrap();
+        assert_eq!(cli.endpoint_url.as_deref(), Some("http://x"));
+        assert_eq!((cli.bearing, cli.start_points), (Some(-1.5), Some(-3)));
+    }
+
+    #[test]
+    fn the_last_of_several_wins() {
+        assert_eq!(parsed("producer -name A -name B").unwrap().name, "B");
+    }
+
+    #[test]
+    fn without_flags_the_workshops_defaults_hold() {
+        let cli = parsed("producer").unwrap();
+        assert_eq!((cli.name.as_str(), cli.stream.as_str()), ("Shadowfax", "wildrydes"));
+        assert_eq!((cli.region, cli.interval.as_str(), cli.unicorns), (None, "1s", 1));
+    }
+
+    #[test]
+    fn every_spelling_of_help_is_help() {
+        for spelling in ["-h", "-help", "--help"] {
+            let error = parsed(&format!("producer {spelling}")).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::DisplayHelp, "{spelling}");
+            assert_eq!(error.exit_code(), 0);
+        }
+    }
+
+    #[test]
+    fn unknown_flags_positionals_and_missing_values_are_usage_errors() {
+        for (line, named) in [
+            ("producer -bogus", "'--bogus'"),
+            ("producer --bogus=1", "'--bogus'"),
+            ("producer foo -name Z", "'foo'"),
+            ("producer -name", "--name <NAME>"),
+            ("producer -count many", "'many'"),
+            ("producer -rate 5 -interval 1s", "--interval"),
+            ("producer -- -name", "'-name'"),
+        ] {
+            let error = parsed(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+            assert!(error.to_string().contains(named), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_help_text() {
+        let help = Cli::command().term_width(100).render_help().to_string();
+        insta::assert_snapshot!(help, @r"
+        Send a unicorn's sensor data to a Kinesis stream, once a second
+
+        Usage: producer [OPTIONS]
+
+        Options:
+              --name <NAME>             Name of the unicorn, and partition key of its records [default:
+                                        Shadowfax]
+              --stream <STREAM>         Stream to send to [default: wildrydes]
+              --region <REGION>         Region of the stream [default: AWS_REGION, AWS_DEFAULT_REGION, the
+                                        profile's, us-east-1]
+              --endpoint-url <URL>      Kinesis endpoint, such as http://127.0.0.1:4566 for local-aws
+                                        [default: AWS_ENDPOINT_URL, the region's]
+              --create-stream <SHARDS>  Create the stream with this many shards if it is missing, and wait
+                                        for it
+              --count <N>               Stop after this many records [default: never]
+              --interval <TIME>         Time between two measurements of a unicorn: 200ms, 1s, 1m, or a
+                                        number of seconds [default: 1s]
+              --unicorns <N>            Size of the herd: NAME, Shadowfax, Bucephalus, Rocinante,
+                                        Unicorn-0004 and so on [default: 1]
+              --rate <R>                Records per second over the whole herd, instead of --interval; a
+                                        request holds at most one record of each unicorn, so high rates want
+                                        large herds
+              --seed <SEED>             Seed of all chance; the same seed makes the same rides [default:
+                                        drawn]
+          -h, --help                    Print help
+          -V, --version                 Print version
+
+        Flags may be written with one dash or two, and with a space or `=`: -name X, --name=X.
+
+        A period on stdout is one request that stored records: one record by default, one batch of a herd.
+        At the end stdout gets a newline and `sent N records`; everything else goes to stderr.
+        Ctrl-C or SIGTERM ends in good order; a second one at once.
+        A record may be stored twice if a reply was lost; records of one unicorn keep their order.
+
+        Exit codes: 0 done or stopped, 1 failed, 2 usage, 130 interrupted twice.
+        ");
+    }
+}

@@ -1,0 +1,391 @@
+//! The loop against Kinesis in process, on paused time: what is stored, when, and what is said.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::client::Waiters;
+use aws_sdk_kinesis::types::ShardIteratorType;
+use clap::Parser;
+use local_aws::{Effect, LocalAws, Rule};
+use tokio::time::sleep;
+
+use super::*;
+use crate::cli::Cli;
+use crate::failure::tests::place;
+use crate::report::Console;
+use crate::send::Sender;
+use crate::{aws, stop};
+
+const STREAM: &str = "wildrydes";
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+async fn local_with_shards(local: LocalAws, shards: i32) -> LocalAws {
+    let client = Client::new(&local.sdk_config("test"));
+    client.create_stream().stream_name(STREAM).shard_count(shards).send().await.unwrap();
+    let active = client.wait_until_stream_exists().stream_name(STREAM);
+    active.wait(Duration::from_secs(60)).await.unwrap();
+    local
+}
+
+async fn local() -> LocalAws {
+    local_with_shards(LocalAws::in_memory(), 1).await
+}
+
+/// What a ride left behind.
+struct Ride {
+    out: String,
+    notes: String,
+    ended: Result<(), Halt>,
+    took: Duration,
+}
+
+impl Ride {
+    #[track_caller]
+    fn failure(&self) -> &Failure {
+        match &self.ended {
+            Err(Halt::Failed(failure)) => failure,
+            other => panic!("ended with {other:?}; notes: {}", self.notes),
+        }
+    }
+}
+
+/// Rides with these flags; a stop is requested after `stop_after`.
+async fn ride(local: &LocalAws, flags: &str, stop_after: Option<Duration>) -> Ride {
+    let args = ["producer", "--seed", "7"].into_iter().chain(flags.split_whitespace());
+    let options = Options::try_from(Cli::try_parse_from(args).unwrap()).unwrap();
+    let (mut out, mut notes) = (Vec::new(), Vec::new());
+    let start = Instant::now();
+    let console = Console::new(&mut out, &mut notes, false, start);
+    let (stop_sender, stop) = stop::pair();
+    let sender = Sender::new(aws::client(&local.sdk_config("producer")), STREAM.into());
+    let session = Session::new(sender, console, stop, options.seed);
+    let now = || Timestamp::from_millisecond(local.clock().now_ms()).unwrap();
+    let emitter = Emitter::new(options, session, now);
+    let stopping = async {
+        if let Some(after) = stop_after {
+            sleep(after).await;
+            stop_sender.request();
+        }
+        std::future::pending::<()>().await;
+    };
+    let ended = tokio::select! {
+        biased;
+        ended = emitter.run() => ended,
+        () = stopping => unreachable!("it never ends"),
+    };
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ride { took: start.elapsed(), ended, out: text(out), notes: text(notes) }
+}
+
+/// A stored record: its key, its data and when it arrived.
+///
+/// Arrivals travel as a fraction of seconds and may come out a millisecond early.
+struct Stored {
+    key: String,
+    json: serde_json::Value,
+    arrived_ms: i64,
+}
+
+/// All records of the stream, in order per shard.
+async fn stored(local: &LocalAws) -> Vec<Stored> {
+    let client = Client::new(&local.sdk_config("test"));
+    let shards = client.list_shards().stream_name(STREAM).send().await.unwrap();
+    let mut all = Vec::new();
+    for shard in shards.shards() {
+        let iterator = client.get_shard_iterator().stream_name(STREAM).shard_id(shard.shard_id());
+        let iterator = iterator.shard_iterator_type(ShardIteratorType::TrimHorizon);
+        let mut next = iterator.send().await.unwrap().shard_iterator;
+        while let Some(iterator) = next {
+            let reply = client.get_records().shard_iterator(iterator).send().await.unwrap();
+            if reply.records().is_empty() && reply.millis_behind_latest() == Some(0) {
+                break;
+            }
+            all.extend(reply.records().iter().map(|record| Stored {
+                key: record.partition_key().unwrap_or_default().to_owned(),
+                json: serde_json::from_slice(record.data().as_ref()).unwrap(),
+                arrived_ms: record.approximate_arrival_timestamp().unwrap().to_millis().unwrap(),
+            }));
+            next = reply.next_shard_iterator;
+        }
+    }
+    all
+}
+
+/// Longitudes by unicorn. A ride due east makes them grow, so that they tell order and loss.
+async fn longitudes(local: &LocalAws) -> BTreeMap<String, Vec<f64>> {
+    let mut by_name: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for record in stored(local).await {
+        let longitude = record.json["Longitude"].as_f64().unwrap();
+        by_name.entry(record.key).or_default().push(longitude);
+    }
+    by_name
+}
+
+fn rule(operation: &str, effect: Effect) -> Rule {
+    Rule::new(effect).client("producer").operation(operation)
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_record_a_second_and_the_first_after_a_second() {
+    let local = local().await;
+    let start = local.clock().now_ms();
+    let ride = ride(&local, "", Some(seconds(3.5))).await;
+    assert_eq!((ride.out.as_str(), ride.ended.is_ok()), ("...\nsent 3 records\n", true));
+    let stored = stored(&local).await;
+    let arrivals = stored.iter().map(|record| record.arrived_ms - start).collect::<Vec<_>>();
+    assert!(
+        arrivals.iter().zip([1000, 2000, 3000]).all(|(a, b)| (b - 1..b + 50).contains(a)),
+        "{arrivals:?}"
+    );
+    assert_eq!(
+        local.requests().operations("producer").into_iter().collect::<Vec<_>>(),
+        ["kinesis:PutRecord"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reading_is_made_after_its_tick_and_keyed_by_name() {
+    let local = local().await;
+    ride(&local, "--name Silver --count 3", None).await;
+    for record in stored(&local).await {
+        let made: jiff::civil::DateTime =
+            record.json["StatusTime"].as_str().unwrap().parse().unwrap();
+        let made = made.to_zoned(jiff::tz::TimeZone::UTC).unwrap().timestamp().as_millisecond();
+        assert!((-1..50).contains(&(record.arrived_ms - made)), "{made} {}", record.arrived_ms);
+        assert_eq!((record.key.as_str(), &record.json["Name"]), ("Silver", &"Silver".into()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_put_is_not_followed_by_a_burst() {
+    let local = local().await;
+    let start = local.clock().now_ms();
+    local.faults().add(rule("PutRecord", Effect::Delay(seconds(4.5))).times(1));
+    ride(&local, "--count 4", None).await;
+    let arrivals = stored(&local).await.iter().map(|r| r.arrived_ms - start).collect::<Vec<_>>();
+    // The second record was due meanwhile; from then on a second lies between two records.
+    assert!(arrivals.windows(2).skip(1).all(|pair| pair[1] - pair[0] >= 999), "{arrivals:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttled_record_is_sent_again_and_the_reason_is_said() {
+    let local = local().await;
+    local.faults().add(rule("PutRecord", Effect::Throttle).skip(1).times(3));
+    let ride = ride(&local, "--count 3 --bearing 0", None).await;
+    assert_eq!(ride.out, "...\nsent 3 records\n");
+    assert!(
+        ride.notes.contains("PutRecord failed: ProvisionedThroughputExceededException")
+            && ride.notes.contains("attempt 2 of 10 in"),
+        "{}",
+        ride.notes
+    );
+    assert!(ride.notes.contains("3 failures"), "{}", ride.notes);
+    let longitudes = &longitudes(&local).await["Shadowfax"];
+    assert_eq!(longitudes.len(), 3);
+    assert!(longitudes.is_sorted(), "{longitudes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn endless_throttling_ends_after_ten_attempts() {
+    let local = local().await;
+    local.faults().add(rule("PutRecord", Effect::Throttle));
+    let ride = ride(&local, "", None).await;
+    assert_eq!(ride.failure().kind, FailureKind::Throttled);
+    assert_eq!(local.requests().count("producer", "PutRecord"), 10);
+    assert!(ride.took > seconds(10.0) && ride.took < seconds(25.0), "{:?}", ride.took);
+    assert_eq!(ride.out, "", "there is nothing to sum");
+}
+
+#[tokio::test(start_paused = true)]
+async fn endless_disconnects_end_after_ten_attempts_as_unreachable() {
+    let local = local().await;
+    local.faults().add(rule("PutRecord", Effect::Disconnect).skip(1));
+    let ride = ride(&local, "", None).await;
+    assert_eq!(ride.failure().kind, FailureKind::Unreachable);
+    assert_eq!(ride.out, ".\nsent 1 records\n");
+    assert_eq!(local.requests().count("producer", "PutRecord"), 11);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_put_without_any_reply_times_out_and_is_sent_again() {
+    let local = local().await;
+    local.faults().add(rule("PutRecord", Effect::Hang).times(1));
+    let ride = ride(&local, "--count 2", None).await;
+    assert_eq!(ride.out, "..\nsent 2 records\n");
+    assert!(ride.notes.contains("timeout"), "{}", ride.notes);
+    assert_eq!(stored(&local).await.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_reply_may_store_a_record_twice_but_never_none() {
+    let local = local().await;
+    local.faults().add(rule("PutRecord", Effect::DropHalfReply).times(1));
+    let ride = ride(&local, "--count 2 --bearing 0", None).await;
+    assert_eq!(ride.out, "..\nsent 2 records\n");
+    let longitudes = &longitudes(&local).await["Shadowfax"];
+    assert!(longitudes.len() == 3 && longitudes.is_sorted(), "{longitudes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_action_ends_the_ride_at_once() {
+    let local = local().await;
+    let denied = Effect::FailBefore { code: "AccessDeniedException".into(), status: 400 };
+    local.faults().add(rule("PutRecord", denied));
+    let ride = ride(&local, "", None).await;
+    assert_eq!(ride.failure().kind, FailureKind::Denied);
+    assert_eq!(local.requests().count("producer", "PutRecord"), 1);
+    assert!(ride.failure().explained(&place()).contains("hint: allow kinesis:PutRecord"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_herd_shares_requests_and_keeps_each_unicorns_order() {
+    let local = local_with_shards(LocalAws::in_memory(), 2).await;
+    let ride = ride(&local, "--unicorns 5 --count 12 --bearing 0", None).await;
+    assert_eq!(ride.out, "...\nsent 12 records\n");
+    assert_eq!(local.requests().count("producer", "PutRecords"), 3);
+    let longitudes = longitudes(&local).await;
+    let counts = longitudes.iter().map(|(name, all)| (name.as_str(), all.len()));
+    assert_eq!(
+        counts.collect::<Vec<_>>(),
+        [
+            ("Bucephalus", 3),
+            ("Rocinante", 2),
+            ("Shadowfax", 3),
+            ("Unicorn-0004", 2),
+            ("Unicorn-0005", 2)
+        ]
+    );
+    assert!(longitudes.values().all(|all| all.is_sorted()), "{longitudes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_refused_within_a_request_are_sent_again_in_order() {
+    let limits = LocalAws::builder().enforce_limits(true).build().unwrap();
+    let local = local_with_shards(limits, 1).await;
+    // One shard takes 1,000 records a second; half as many again are made.
+    let ride = ride(&local, "--unicorns 400 --rate 1500 --count 6000 --bearing 0", None).await;
+    assert!(ride.ended.is_ok(), "{:?} {}", ride.ended, ride.notes);
+    assert!(ride.out.ends_with("\nsent 6000 records\n"), "{}", ride.out);
+    assert!(
+        ride.notes.contains("PutRecords failed: ProvisionedThroughputExceededException"),
+        "{}",
+        ride.notes
+    );
+    assert!(!ride.notes.contains(" 0 failures"), "{}", ride.notes);
+    let longitudes = longitudes(&local).await;
+    assert_eq!(longitudes.values().map(Vec::len).sum::<usize>(), 6000);
+    for (name, all) in longitudes {
+        assert!(all.windows(2).all(|pair| pair[0] < pair[1]), "{name}: {all:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_is_kept_and_told_every_ten_seconds() {
+    let local = local().await;
+    let ride = ride(&local, "--unicorns 100 --rate 200", Some(seconds(20.05))).await;
+    assert!(ride.out.ends_with("\nsent 4000 records\n"), "{}", ride.out);
+    let told = ride.notes.lines().filter(|line| line.contains(" 0 failures")).count();
+    assert_eq!(told, 3, "two on the way and the last: {}", ride.notes);
+    assert_eq!(stored(&local).await.len(), 4000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_stream_is_told_at_once() {
+    let local = LocalAws::in_memory();
+    let ride = ride(&local, "", None).await;
+    assert_eq!(ride.failure().kind, FailureKind::Missing);
+    assert_eq!(local.requests().count("producer", "PutRecord"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_stream_is_called_missing_even_without_permission_to_describe() {
+    let local = LocalAws::in_memory();
+    let denied = Effect::FailBefore { code: "AccessDeniedException".into(), status: 400 };
+    local.faults().add(rule("DescribeStreamSummary", denied));
+    let ride = ride(&local, "", None).await;
+    assert_eq!(ride.failure().kind, FailureKind::Missing);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_stream_is_created_on_request() {
+    let local = LocalAws::builder().transition(seconds(20.0)).build().unwrap();
+    let ride = ride(&local, "--create-stream 2 --count 2", None).await;
+    assert_eq!(ride.out, "..\nsent 2 records\n", "{}", ride.notes);
+    assert!(ride.notes.contains("creating the stream with 2 shard(s)"), "{}", ride.notes);
+    let shards = Client::new(&local.sdk_config("test")).list_shards().stream_name(STREAM);
+    assert_eq!(shards.send().await.unwrap().shards().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_existing_stream_is_left_as_it_is() {
+    let local = local().await;
+    let ride = ride(&local, "--create-stream 2 --count 1", None).await;
+    assert_eq!(ride.out, ".\nsent 1 records\n");
+    assert_eq!(local.requests().count("producer", "CreateStream"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_reply_to_a_creation_is_no_failure() {
+    let local = LocalAws::in_memory();
+    local.faults().add(rule("CreateStream", Effect::DisconnectAfter).times(1));
+    let ride = ride(&local, "--create-stream 1 --count 1", None).await;
+    assert_eq!(ride.out, ".\nsent 1 records\n", "{}", ride.notes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_being_created_is_waited_for() {
+    let local = LocalAws::builder().transition(seconds(30.0)).build().unwrap();
+    let client = Client::new(&local.sdk_config("test"));
+    client.create_stream().stream_name(STREAM).shard_count(1).send().await.unwrap();
+    let ride = ride(&local, "--count 2", None).await;
+    assert_eq!(ride.out, "..\nsent 2 records\n", "{}", ride.notes);
+    assert_eq!(ride.notes.matches("the stream is CREATING").count(), 1, "{}", ride.notes);
+    assert!(ride.took > seconds(30.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_stays_creating_is_given_up_after_five_minutes() {
+    let local = LocalAws::builder().transition(seconds(3600.0)).build().unwrap();
+    let ride = ride(&local, "--create-stream 1", None).await;
+    assert_eq!(ride.failure().kind, FailureKind::NotActive);
+    assert!(ride.took >= seconds(300.0) && ride.took < seconds(310.0), "{:?}", ride.took);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_every_wait() {
+    for (effect, within) in [(Effect::Throttle, 0.01), (Effect::Hang, 2.01)] {
+        let local = local().await;
+        local.faults().add(rule("PutRecord", effect.clone()));
+        let ride = ride(&local, "", Some(seconds(1.9))).await;
+        assert!(ride.ended.is_ok());
+        assert_eq!(ride.out, "\nsent 0 records\n", "{effect:?}");
+        assert!(ride.took <= seconds(1.9 + within), "{effect:?} took {:?}", ride.took);
+    }
+    let creating = LocalAws::builder().transition(seconds(60.0)).build().unwrap();
+    let ride = ride(&creating, "--create-stream 1", Some(seconds(5.5))).await;
+    assert_eq!((ride.out.as_str(), ride.took), ("\nsent 0 records\n", seconds(5.5)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_put_on_its_way_at_the_stop_is_waited_for_and_counted() {
+    let local = local().await;
+    local.faults().add(rule("PutRecord", Effect::Delay(seconds(1.5))));
+    let ride = ride(&local, "", Some(seconds(1.2))).await;
+    assert_eq!(ride.out, ".\nsent 1 records\n");
+    assert_eq!(stored(&local).await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_seed_sends_the_same_rides() {
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        let local = local().await;
+        ride(&local, "--unicorns 3 --count 9", None).await;
+        runs.push(longitudes(&local).await);
+    }
+    assert_eq!(runs[0], runs[1]);
+}

@@ -1,0 +1,35 @@
+//! The `producer` command: a unicorn's sensor, one record a second into a Kinesis stream.
+//!
+//! The binary calls [`run`] and nothing else. A record travels through the modules like this:
+//!
+//! ```text
+//! cli → options ─────────────┐ what was asked for, checked once
+//! pace → emit                │ when, and how many
+//!        unicorn → reading   │ what: pure and seeded, time is an argument
+//!        batch               │ which records share a request; order per key
+//!        send ← aws          │ the calls
+//!        session             │ what to do about failures (failure, retry), and what to say
+//!        report              ┘ stdout: periods and the sum; stderr: everything else
+//! ```
+//!
+//! Delivery is at least once: a request whose reply was lost is sent again. Records of one unicorn
+//! are stored in the order they were made.
+
+mod aws;
+mod batch;
+mod cli;
+mod command;
+mod emit;
+mod failure;
+mod options;
+mod pace;
+mod reading;
+mod report;
+mod retry;
+mod send;
+mod session;
+mod stop;
+mod stream;
+mod unicorn;
+
+pub use command::run;

@@ -1,0 +1,21 @@
+//! The `producer` binary: a runtime around [`producer::run`], and logs when `RUST_LOG` asks.
+
+use std::io;
+use std::process::ExitCode;
+
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    // Without RUST_LOG nothing is logged: what a user must know is said in plain lines.
+    if let Ok(filter) = EnvFilter::try_from_default_env() {
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("the system grants a thread its timer and event queue");
+    let code = runtime.block_on(producer::run(std::env::args_os()));
+    // Does not wait for a name lookup that hangs: the user has asked to leave.
+    runtime.shutdown_background();
+    code
+}
