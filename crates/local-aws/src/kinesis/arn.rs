@@ -1,0 +1,105 @@
+//! Amazon resource names of streams and consumers, written and read.
+
+use crate::kinesis::error::invalid_argument;
+use crate::kinesis::stream::{StreamName, is_name};
+use crate::wire::ApiError;
+
+/// Where the streams live: the middle of every name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Place {
+    pub region: String,
+    pub account: String,
+}
+
+/// What a resource name names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Resource {
+    Stream(StreamName),
+    /// A consumer; its whole resource name is what tells it from an earlier one.
+    Consumer {
+        stream: StreamName,
+        name: String,
+    },
+}
+
+impl Place {
+    pub(super) fn stream_arn(&self, stream: &StreamName) -> String {
+        format!("arn:aws:kinesis:{}:{}:stream/{stream}", self.region, self.account)
+    }
+
+    pub(super) fn consumer_arn(&self, stream: &StreamName, name: &str, created_ms: i64) -> String {
+        format!("{}/consumer/{name}:{}", self.stream_arn(stream), created_ms / 1_000)
+    }
+
+    /// Reads a resource name.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgumentException` when it is none of ours in shape, region or account.
+    pub(super) fn read(&self, arn: &str) -> Result<Resource, ApiError> {
+        self.parse(arn).ok_or_else(|| {
+            invalid_argument(format!(
+                "The ARN {arn} does not name a stream or a consumer of account {} in {}.",
+                self.account, self.region
+            ))
+        })
+    }
+
+    fn parse(&self, arn: &str) -> Option<Resource> {
+        let mut parts = arn.splitn(6, ':');
+        let (scheme, partition, service) = (parts.next()?, parts.next()?, parts.next()?);
+        let (region, account, resource) = (parts.next()?, parts.next()?, parts.next()?);
+        let ours = scheme == "arn"
+            && partition.starts_with("aws")
+            && service == "kinesis"
+            && region == self.region
+            && account == self.account;
+        if !ours {
+            return None;
+        }
+        let path = resource.strip_prefix("stream/")?;
+        let Some((stream, consumer)) = path.split_once("/consumer/") else {
+            return StreamName::new(path).ok().map(Resource::Stream);
+        };
+        let (name, created) = consumer.split_once(':')?;
+        let created_is_number = created.bytes().all(|byte| byte.is_ascii_digit());
+        (is_name(name) && created_is_number).then_some(())?;
+        Some(Resource::Consumer { stream: StreamName::new(stream).ok()?, name: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place() -> Place {
+        Place { region: "us-east-1".to_owned(), account: "000000000000".to_owned() }
+    }
+
+    #[test]
+    fn names_read_back() {
+        let stream = StreamName::new("wildrydes").unwrap();
+        let arn = place().stream_arn(&stream);
+        assert_eq!(arn, "arn:aws:kinesis:us-east-1:000000000000:stream/wildrydes");
+        assert_eq!(place().read(&arn).unwrap(), Resource::Stream(stream.clone()));
+        let arn = place().consumer_arn(&stream, "app", 1_700_000_000_123);
+        let name = "app".to_owned();
+        assert_eq!(place().read(&arn).unwrap(), Resource::Consumer { stream, name });
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        for arn in [
+            "",
+            "wildrydes",
+            "arn:aws:kinesis:us-east-1:000000000000:stream/",
+            "arn:aws:kinesis:us-east-1:111111111111:stream/wildrydes",
+            "arn:aws:kinesis:eu-west-1:000000000000:stream/wildrydes",
+            "arn:aws:dynamodb:us-east-1:000000000000:table/wildrydes",
+            "arn:aws:kinesis:us-east-1:000000000000:stream/wildrydes/consumer/app",
+            "arn:aws:kinesis:us-east-1:000000000000:stream/wildrydes/consumer/app:x",
+        ] {
+            assert_eq!(place().read(arn).unwrap_err().code, "InvalidArgumentException", "{arn}");
+        }
+    }
+}

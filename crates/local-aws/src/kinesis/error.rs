@@ -1,0 +1,71 @@
+//! The errors of Kinesis, with messages shaped like the service's.
+//!
+//! One function an error, so that every operation says the same thing in the same words.
+
+use crate::kinesis::shard::ShardNumber;
+use crate::kinesis::stream::StreamName;
+use crate::wire::ApiError;
+
+pub(super) fn invalid_argument(message: impl Into<String>) -> ApiError {
+    ApiError::new("InvalidArgumentException", message)
+}
+
+/// A member breaks a constraint of the API model.
+pub(super) fn validation(member: &str, value: &str, constraint: &str) -> ApiError {
+    ApiError::new(
+        "ValidationException",
+        format!(
+            "1 validation error detected: Value {value} at '{member}' failed to satisfy \
+             constraint: {constraint}"
+        ),
+    )
+}
+
+pub(super) fn stream_not_found(name: &StreamName, account: &str) -> ApiError {
+    ApiError::new(
+        "ResourceNotFoundException",
+        format!("Stream {name} under account {account} not found."),
+    )
+}
+
+pub(super) fn shard_not_found(shard: &str, stream: &StreamName, account: &str) -> ApiError {
+    ApiError::new(
+        "ResourceNotFoundException",
+        format!("Could not find shard {shard} in stream {stream} under account {account}."),
+    )
+}
+
+pub(super) fn consumer_not_found(consumer: &str, account: &str) -> ApiError {
+    ApiError::new(
+        "ResourceNotFoundException",
+        format!("Consumer {consumer}, account {account} not found."),
+    )
+}
+
+pub(super) fn resource_in_use(message: impl Into<String>) -> ApiError {
+    ApiError::new("ResourceInUseException", message)
+}
+
+pub(super) fn stream_not_active(name: &StreamName, account: &str, state: &str) -> ApiError {
+    resource_in_use(format!(
+        "Stream {name} under account {account} not ACTIVE, instead in state {state}"
+    ))
+}
+
+pub(super) fn limit_exceeded(message: impl Into<String>) -> ApiError {
+    ApiError::new("LimitExceededException", message)
+}
+
+pub(super) fn rate_exceeded(shard: ShardNumber, stream: &StreamName, account: &str) -> ApiError {
+    ApiError::new(
+        "ProvisionedThroughputExceededException",
+        format!("Rate exceeded for shard {shard} in stream {stream} under account {account}."),
+    )
+}
+
+pub(super) fn unknown_operation(operation: &str) -> ApiError {
+    ApiError::new(
+        "UnknownOperationException",
+        format!("Kinesis has no operation `{operation}`, or it is not offered here."),
+    )
+}

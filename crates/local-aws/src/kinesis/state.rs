@@ -1,0 +1,315 @@
+//! All streams behind one lock, and the only ways to change them.
+//!
+//! Every call takes the lock once, sees one time, and finds what has expired gone. A change is
+//! written to the journal before it becomes visible, so nothing that was seen or acknowledged is
+//! lost when the process is killed. Since index and record are taken under this lock, no reader
+//! can pass a slower writer, and no record can land in a closed shard.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use crate::clock::Clock;
+use crate::kinesis::KinesisOptions;
+use crate::kinesis::arn::{Place, Resource};
+use crate::kinesis::error::{invalid_argument, stream_not_found};
+use crate::kinesis::journal::{Journal, Stored};
+use crate::kinesis::log::Record;
+use crate::kinesis::sequence::SequenceNumber;
+use crate::kinesis::shard::ShardNumber;
+use crate::kinesis::stream::{Meta, Phase, Status, Stream, StreamId, StreamName, Transition};
+use crate::kinesis::subscription::Subscriptions;
+use crate::wire::ApiError;
+
+/// How often expired records are looked for.
+const TRIM_EVERY_MS: i64 = 1_000;
+
+/// What every operation is given.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub clock: Clock,
+    pub options: KinesisOptions,
+    pub place: Place,
+    state: Mutex<State>,
+}
+
+impl Service {
+    pub(super) fn new(
+        clock: Clock,
+        options: KinesisOptions,
+        journal: Option<(Journal, Vec<Stored>)>,
+    ) -> Self {
+        let (journal, stored) = journal.unzip();
+        let state = State::new(options.account.clone(), journal, stored.unwrap_or_default());
+        let place = Place { region: options.region.clone(), account: options.account.clone() };
+        Self { clock, options, place, state: Mutex::new(state) }
+    }
+
+    /// Runs `work` on the state of this moment.
+    pub(super) fn with<T>(
+        &self,
+        work: impl FnOnce(&mut State, i64) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        // A panic cannot leave a change half made that later calls would trip over: metadata is
+        // replaced as a whole, and a record is pushed in one step.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now_ms = self.clock.now_ms();
+        state.expire(now_ms)?;
+        work(&mut state, now_ms)
+    }
+
+    /// Reads one stream.
+    pub(super) fn read<T>(
+        &self,
+        name: &StreamName,
+        work: impl FnOnce(&Stream, i64) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        self.with(|state, now_ms| work(state.stream(name)?, now_ms))
+    }
+
+    /// Changes one stream's metadata, all or nothing.
+    pub(super) fn change<T>(
+        &self,
+        name: &StreamName,
+        work: impl FnOnce(&mut Meta, i64) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        self.with(|state, now_ms| state.change(name, |meta| work(meta, now_ms)))
+    }
+
+    /// A phase that begins now and passes by itself.
+    pub(super) fn transition(&self, phase: Phase, now_ms: i64) -> Option<Transition> {
+        let lasts = i64::try_from(self.options.transition.as_millis()).unwrap_or(i64::MAX);
+        Some(Transition { phase, until_ms: now_ms.saturating_add(lasts) })
+    }
+
+    /// The stream that a request names by name, by resource name, or by both in agreement.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgumentException` when neither is given or they differ, `ValidationException` when
+    /// the name cannot be one.
+    pub(super) fn stream_name(
+        &self,
+        name: Option<&str>,
+        arn: Option<&str>,
+    ) -> Result<StreamName, ApiError> {
+        let by_name = name.map(StreamName::new).transpose()?;
+        let by_arn = arn.map(|arn| self.stream_of(arn)).transpose()?;
+        match (by_name, by_arn) {
+            (Some(a), Some(b)) if a != b => Err(invalid_argument(format!(
+                "StreamName {a} and StreamARN of {b} name different streams."
+            ))),
+            (Some(name), _) | (None, Some(name)) => Ok(name),
+            (None, None) => Err(invalid_argument("Either StreamName or StreamARN must be given.")),
+        }
+    }
+
+    /// The stream that a stream's resource name names.
+    pub(super) fn stream_of(&self, arn: &str) -> Result<StreamName, ApiError> {
+        match self.place.read(arn)? {
+            Resource::Stream(name) => Ok(name),
+            Resource::Consumer { .. } => {
+                Err(invalid_argument(format!("The ARN {arn} names a consumer, not a stream.")))
+            }
+        }
+    }
+}
+
+/// A record that wants into a stream.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub hash_key: u128,
+    pub partition_key: String,
+    pub data: Bytes,
+}
+
+/// What became of a record.
+#[derive(Debug)]
+pub(super) enum Placed {
+    Stored(SequenceNumber),
+    /// The shard has taken too much this second.
+    Throttled(ShardNumber),
+}
+
+/// The streams, their journal, and the sessions of subscribers.
+#[derive(Debug)]
+pub(super) struct State {
+    streams: BTreeMap<StreamName, Stream>,
+    journal: Option<Journal>,
+    account: String,
+    last_id: StreamId,
+    trimmed_ms: i64,
+    pub subscriptions: Subscriptions,
+}
+
+impl State {
+    fn new(account: String, journal: Option<Journal>, stored: Vec<Stored>) -> Self {
+        let last_id = stored.iter().map(|stored| stored.meta.id).max().unwrap_or(StreamId(0));
+        let streams = stored
+            .into_iter()
+            .map(|stored| (stored.meta.name.clone(), Stream::new(stored.meta, stored.records)));
+        Self {
+            streams: streams.collect(),
+            journal,
+            account,
+            last_id,
+            trimmed_ms: i64::MIN,
+            subscriptions: Subscriptions::default(),
+        }
+    }
+
+    pub(super) fn streams(&self) -> impl Iterator<Item = &Stream> {
+        self.streams.values()
+    }
+
+    pub(super) fn streams_after(&self, name: &StreamName) -> impl Iterator<Item = &Stream> {
+        let later = (std::ops::Bound::Excluded(name), std::ops::Bound::Unbounded);
+        self.streams.range::<StreamName, _>(later).map(|(_, stream)| stream)
+    }
+
+    /// # Errors
+    ///
+    /// `ResourceNotFoundException` when there is no such stream.
+    pub(super) fn stream(&self, name: &StreamName) -> Result<&Stream, ApiError> {
+        self.streams.get(name).ok_or_else(|| stream_not_found(name, &self.account))
+    }
+
+    /// A stream that has records to put or get: not one that is being created or deleted.
+    ///
+    /// # Errors
+    ///
+    /// `ResourceNotFoundException` otherwise, as the service says.
+    pub(super) fn serving(
+        &mut self,
+        name: &StreamName,
+        now_ms: i64,
+    ) -> Result<&mut Stream, ApiError> {
+        let account = &self.account;
+        self.streams
+            .get_mut(name)
+            .filter(|stream| stream.meta.status(now_ms).serves_records())
+            .ok_or_else(|| stream_not_found(name, account))
+    }
+
+    /// Adds a stream.
+    pub(super) fn create(
+        &mut self,
+        make: impl FnOnce(StreamId) -> Meta,
+        now_ms: i64,
+    ) -> Result<(), ApiError> {
+        // From the time, so that an id is not given again after a restart.
+        let now = u64::try_from(now_ms).unwrap_or_default();
+        let id = StreamId(now.max(self.last_id.0.saturating_add(1)));
+        let meta = make(id);
+        if let Some(journal) = &mut self.journal {
+            journal.save(&meta)?;
+        }
+        self.last_id = id;
+        self.streams.insert(meta.name.clone(), Stream::new(meta, []));
+        Ok(())
+    }
+
+    /// Changes a stream's metadata: on a copy, which takes the place of the original once it is
+    /// stored.
+    pub(super) fn change<T>(
+        &mut self,
+        name: &StreamName,
+        work: impl FnOnce(&mut Meta) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        let account = &self.account;
+        let stream = self.streams.get_mut(name).ok_or_else(|| stream_not_found(name, account))?;
+        let mut meta = stream.meta.clone();
+        let answer = work(&mut meta)?;
+        if let Some(journal) = &mut self.journal {
+            journal.save(&meta)?;
+        }
+        stream.replace_meta(meta);
+        Ok(answer)
+    }
+
+    /// Puts records in the order given, those that the rates of their shards admit.
+    pub(super) fn append(
+        &mut self,
+        name: &StreamName,
+        entries: Vec<Entry>,
+        enforce_limits: bool,
+        now_ms: i64,
+    ) -> Result<Vec<Placed>, ApiError> {
+        let account = &self.account;
+        let stream = self
+            .streams
+            .get_mut(name)
+            .filter(|stream| stream.meta.status(now_ms).serves_records())
+            .ok_or_else(|| stream_not_found(name, account))?;
+        let mut placed = Vec::with_capacity(entries.len());
+        let mut records = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let Entry { hash_key, partition_key, data } = entry;
+            let shard = stream.route(hash_key);
+            let size = data.len() + partition_key.len();
+            let admitted = !enforce_limits
+                || stream.log_mut(shard).is_some_and(|log| log.meter.admit_write(size, now_ms));
+            if !admitted {
+                placed.push(Placed::Throttled(shard));
+                continue;
+            }
+            let index = stream.meta.lineage.take_index();
+            let encrypted = stream.meta.encryption_key.is_some();
+            if let Some((shard, _)) = stream.shard(shard) {
+                placed.push(Placed::Stored(shard.sequence(index, now_ms)));
+            }
+            let record = Record { index, arrival_ms: now_ms, partition_key, data, encrypted };
+            records.push((shard, Arc::new(record)));
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.append(stream.meta.id, &records)?;
+        }
+        for (shard, record) in records {
+            stream.push(shard, record);
+        }
+        stream.wake();
+        Ok(placed)
+    }
+
+    /// Removes deleted streams and, once a second, what retention no longer keeps.
+    fn expire(&mut self, now_ms: i64) -> Result<(), ApiError> {
+        let gone = |stream: &Stream| stream.meta.status(now_ms) == Status::Gone;
+        if self.streams.values().any(gone) {
+            let journal = &mut self.journal;
+            for stream in self.streams.values().filter(|stream| gone(stream)) {
+                if let Some(journal) = journal {
+                    journal.delete(stream.meta.id)?;
+                }
+            }
+            self.streams.retain(|_, stream| !gone(stream));
+        }
+        if now_ms.saturating_sub(self.trimmed_ms) >= TRIM_EVERY_MS {
+            self.trimmed_ms = now_ms;
+            self.trim(now_ms)?;
+        }
+        Ok(())
+    }
+
+    fn trim(&mut self, now_ms: i64) -> Result<(), ApiError> {
+        for stream in self.streams.values_mut() {
+            if let Some(trimmed) = stream.trim(now_ms) {
+                if let Some(journal) = &mut self.journal {
+                    journal.trim(&stream.meta, &trimmed)?;
+                }
+                stream.wake();
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for expired records at the next call, because a retention period was shortened.
+    pub(super) fn trim_soon(&mut self) {
+        self.trimmed_ms = i64::MIN;
+    }
+
+    /// The open shards of all streams.
+    pub(super) fn open_shards(&self) -> usize {
+        self.streams.values().map(|stream| stream.meta.lineage.open().count()).sum()
+    }
+}

@@ -1,0 +1,1 @@
+//! Kinesis through its one entrance, on paused time.
