@@ -1,0 +1,428 @@
+//! The lease store on DynamoDB: the write rules as condition expressions, and row ⇄ [`Lease`].
+//!
+//! The table is the Java KCL's, attribute for attribute, so that an application can be switched
+//! over and back. Our own facts are extra attributes prefixed `kl`, which Java readers ignore, and
+//! whatever else a row holds is left alone: rows are made by `PutItem`, changed by `UpdateItem`.
+//! Only this module names the DynamoDB SDK. It never retries (the SDK's retries are off, since
+//! an invisible retry is a second application of a write), never decides who owns what, and never
+//! puts an item in the table that is not a lease: older Java workers fail on one.
+
+mod row;
+mod update;
+
+use std::collections::BTreeSet;
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::config::retry::{RetryConfig, RetryPartition};
+use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_dynamodb::operation::create_table::CreateTableError;
+use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
+use aws_sdk_dynamodb::operation::describe_table::DescribeTableError;
+use aws_sdk_dynamodb::operation::put_item::PutItemError;
+use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
+use aws_sdk_dynamodb::types::error::ConditionalCheckFailedException;
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ReturnValue,
+    ReturnValuesOnConditionCheckFailure, ScalarAttributeType, TableDescription, TableStatus,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+
+use self::row::{CHECKPOINT, Item, LEASE_COUNTER, LEASE_KEY, Row, WRITE_ID, item_of, number, text};
+use self::update::Update;
+use super::store::{LeaseStore, WriteOutcome};
+use super::{Lease, LeaseChange, LeaseKey, LeaseWrite};
+use crate::error::{ServiceError, ServiceErrorKind};
+use crate::position::Checkpoint;
+use crate::settings::CreateTable;
+
+/// A backstop for callers without a limit of their own; a worker gives up much sooner.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
+/// A new table is ready within seconds; the KCL allows ten minutes.
+const PREPARE_LIMIT: Duration = Duration::from_secs(600);
+const PREPARE_POLL: Duration = Duration::from_millis(250);
+
+/// Leases in a DynamoDB table.
+pub struct DynamoStore {
+    client: Client,
+    table: String,
+    /// The table and its region, as errors name them.
+    place: String,
+    has_region: bool,
+    create: CreateTable,
+    /// Keys of rows that the last listing could not read: each is reported once.
+    unreadable: Mutex<BTreeSet<String>>,
+}
+
+impl fmt::Debug for DynamoStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DynamoStore").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl DynamoStore {
+    /// The store in the table `table`, reached as `config` says, but without retries.
+    #[must_use]
+    pub fn new(config: &SdkConfig, table: impl Into<String>, create: CreateTable) -> Self {
+        let table = table.into();
+        let limits = config
+            .timeout_config()
+            .map_or_else(TimeoutConfig::builder, |limits| limits.to_builder());
+        let client = aws_sdk_dynamodb::config::Builder::from(config)
+            .retry_config(RetryConfig::disabled())
+            // Apart from the process's shared quota of retries, to which others' failures count.
+            .retry_partition(RetryPartition::custom(table.clone()).build())
+            .timeout_config(limits.operation_attempt_timeout(ATTEMPT_LIMIT).build())
+            .build();
+        let region = config.region().map(ToString::to_string);
+        Self {
+            client: Client::from_conf(client),
+            place: format!("table `{table}` in {}", region.as_deref().unwrap_or("no region")),
+            has_region: region.is_some(),
+            table,
+            create,
+            unreadable: Mutex::default(),
+        }
+    }
+
+    async fn make_ready(&self) -> Result<(), ServiceError> {
+        if !self.has_region {
+            let context = "no AWS region is set: set `AWS_REGION`, or the region of the profile";
+            return Err(ServiceError::new(ServiceErrorKind::Missing, context));
+        }
+        let deadline = Instant::now() + PREPARE_LIMIT;
+        loop {
+            let status = match self.describe().await? {
+                Some(table) => {
+                    self.check_key(&table)?;
+                    table.table_status
+                }
+                // Also right after a creation, or when a table that was being deleted is gone.
+                None => {
+                    self.create_table().await?;
+                    None
+                }
+            };
+            if matches!(status, Some(TableStatus::Active | TableStatus::Updating)) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let status = status.as_ref().map_or("CREATING", TableStatus::as_str);
+                let context = format!("{} is still {status} after {PREPARE_LIMIT:?}", self.place);
+                return Err(ServiceError::new(ServiceErrorKind::NotReady, context));
+            }
+            tokio::time::sleep(PREPARE_POLL).await;
+        }
+    }
+
+    async fn describe(&self) -> Result<Option<TableDescription>, ServiceError> {
+        match self.client.describe_table().table_name(&self.table).send().await {
+            Ok(reply) => Ok(reply.table),
+            Err(error) => {
+                let code = error.as_service_error();
+                if code.is_some_and(DescribeTableError::is_resource_not_found_exception) {
+                    return Ok(None);
+                }
+                Err(self.failed("DescribeTable", error))
+            }
+        }
+    }
+
+    /// An application may be named like a table that holds something else.
+    fn check_key(&self, table: &TableDescription) -> Result<(), ServiceError> {
+        let keys: Vec<_> = table.key_schema().iter().map(|key| key.attribute_name()).collect();
+        if keys == [LEASE_KEY] {
+            return Ok(());
+        }
+        Err(self.invalid(format!(
+            "is not a lease table: its key is `{}`, not `{LEASE_KEY}`; choose another name",
+            keys.join("`, `")
+        )))
+    }
+
+    async fn create_table(&self) -> Result<(), ServiceError> {
+        if self.create == CreateTable::Never {
+            let context = format!(
+                "{} does not exist and may not be created: create it with the string key \
+                 `{LEASE_KEY}`, allow its creation, or correct its name or region",
+                self.place
+            );
+            return Err(ServiceError::new(ServiceErrorKind::Missing, context));
+        }
+        let key = KeySchemaElement::builder().attribute_name(LEASE_KEY).key_type(KeyType::Hash);
+        let definition = AttributeDefinition::builder()
+            .attribute_name(LEASE_KEY)
+            .attribute_type(ScalarAttributeType::S);
+        let request = self
+            .client
+            .create_table()
+            .table_name(&self.table)
+            .billing_mode(BillingMode::PayPerRequest)
+            .key_schema(key.build().expect("name and type are set"))
+            .attribute_definitions(definition.build().expect("name and type are set"));
+        match request.send().await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                // Another worker was faster.
+                let code = error.as_service_error();
+                if code.is_some_and(CreateTableError::is_resource_in_use_exception) {
+                    return Ok(());
+                }
+                Err(self.failed("CreateTable", error))
+            }
+        }
+    }
+
+    /// Consistent, at twice the price: a listing that lags shows ends that have not come and
+    /// owners that have gone, so children start late, takes are refused, and whoever would resume
+    /// from a checkpoint in it repeats records.
+    async fn scan(&self) -> Result<Vec<Lease>, ServiceError> {
+        let scan = self.client.scan().table_name(&self.table).consistent_read(true);
+        let mut items = scan.into_paginator().items().send();
+        let mut leases = Vec::new();
+        let mut unreadable = BTreeSet::new();
+        while let Some(item) = items.next().await {
+            let item = item.map_err(|error| self.failed("Scan", error))?;
+            match Row(&item).lease() {
+                Ok(lease) => leases.extend(lease),
+                Err(fault) => self.warn_once(&item, &fault, &mut unreadable),
+            }
+        }
+        *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = unreadable;
+        leases.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(leases)
+    }
+
+    fn warn_once(&self, item: &Item, fault: &str, unreadable: &mut BTreeSet<String>) {
+        let key = Row(item).key().to_owned();
+        let known = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).contains(&key);
+        if !known {
+            tracing::warn!(key, "row in {} cannot be read: {fault}", self.place);
+        }
+        unreadable.insert(key);
+    }
+
+    async fn read(&self, key: &LeaseKey) -> Result<Option<Lease>, ServiceError> {
+        let request = self.client.get_item().table_name(&self.table).consistent_read(true);
+        let reply = request.key(LEASE_KEY, text(key.as_str())).send().await;
+        self.lease(reply.map_err(|error| self.failed("GetItem", error))?.item())
+    }
+
+    fn lease(&self, item: Option<&Item>) -> Result<Option<Lease>, ServiceError> {
+        let Some(item) = item else { return Ok(None) };
+        let key = Row(item).key();
+        Row(item).lease().map_err(|fault| self.invalid(format!("has a bad row `{key}`: {fault}")))
+    }
+
+    async fn create(&self, write: &LeaseWrite) -> Result<WriteOutcome, ServiceError> {
+        let lease = write.apply(None).ok().flatten().expect("creating a row gives the row");
+        let request = self
+            .client
+            .put_item()
+            .table_name(&self.table)
+            .set_item(Some(item_of(&lease)))
+            .condition_expression("attribute_not_exists(#key)")
+            .expression_attribute_names("#key", LEASE_KEY)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        match request.send().await {
+            Ok(_) => Ok(WriteOutcome::Done(Some(lease))),
+            Err(error) => match error.as_service_error() {
+                Some(PutItemError::ConditionalCheckFailedException(cause)) => self.refused(cause),
+                Some(_) | None => Err(self.failed("PutItem", error)),
+            },
+        }
+    }
+
+    async fn update(
+        &self,
+        write: &LeaseWrite,
+        update: Update,
+    ) -> Result<WriteOutcome, ServiceError> {
+        let key = &write.key;
+        let update = update.set(WRITE_ID, text(write.id.as_str()));
+        let request = self
+            .client
+            .update_item()
+            .table_name(&self.table)
+            .key(LEASE_KEY, text(key.as_str()))
+            .update_expression(update.expression())
+            // An item that does not exist has no counter, so this never makes one.
+            .condition_expression(Update::CONDITION)
+            .set_expression_attribute_names(Some(update.names))
+            .set_expression_attribute_values(Some(update.values))
+            .return_values(ReturnValue::AllNew)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        match request.send().await {
+            Ok(reply) => match self.lease(reply.attributes())? {
+                Some(lease) => Ok(WriteOutcome::Done(Some(lease))),
+                None => Err(self.invalid(format!("gave no row after an update of `{key}`"))),
+            },
+            Err(error) => match error.as_service_error() {
+                Some(UpdateItemError::ConditionalCheckFailedException(cause)) => {
+                    self.refused(cause)
+                }
+                Some(_) | None => Err(self.failed("UpdateItem", error)),
+            },
+        }
+    }
+
+    async fn delete(&self, key: &LeaseKey, counter: u64) -> Result<WriteOutcome, ServiceError> {
+        let request = self
+            .client
+            .delete_item()
+            .table_name(&self.table)
+            .key(LEASE_KEY, text(key.as_str()))
+            .condition_expression("#counter = :seen AND #checkpoint = :end")
+            .expression_attribute_names("#counter", LEASE_COUNTER)
+            .expression_attribute_names("#checkpoint", CHECKPOINT)
+            .expression_attribute_values(":seen", number(counter))
+            .expression_attribute_values(":end", text(Checkpoint::ShardEnd.as_str()))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        match request.send().await {
+            Ok(_) => Ok(WriteOutcome::Done(None)),
+            Err(error) => match error.as_service_error() {
+                Some(DeleteItemError::ConditionalCheckFailedException(cause)) => {
+                    self.refused(cause)
+                }
+                Some(_) | None => Err(self.failed("DeleteItem", error)),
+            },
+        }
+    }
+
+    fn refused(
+        &self,
+        cause: &ConditionalCheckFailedException,
+    ) -> Result<WriteOutcome, ServiceError> {
+        Ok(WriteOutcome::Refused(self.lease(cause.item())?))
+    }
+
+    fn invalid(&self, fault: impl fmt::Display) -> ServiceError {
+        ServiceError::new(ServiceErrorKind::Invalid, format!("{} {fault}", self.place))
+    }
+
+    fn failed<E>(&self, operation: &str, error: SdkError<E, HttpResponse>) -> ServiceError
+    where
+        E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
+    {
+        let kind = kind_of(&error);
+        let words = match (error.code(), error.message()) {
+            (Some(code), Some(message)) => format!("{code}: {}", message.trim_end_matches('.')),
+            (Some(code), None) => code.to_owned(),
+            (None, _) => format!("{error}: {}", root_cause(&error)),
+        };
+        let remedy = match kind {
+            ServiceErrorKind::Denied => {
+                format!("; check the credentials, and allow `dynamodb:{operation}`")
+            }
+            ServiceErrorKind::Missing => "; create it, or correct its name or region".to_owned(),
+            ServiceErrorKind::Throttled
+            | ServiceErrorKind::Unavailable
+            | ServiceErrorKind::NotReady
+            | ServiceErrorKind::Expired
+            | ServiceErrorKind::Invalid => String::new(),
+        };
+        let context = format!("{operation} on {}: {words}{remedy}", self.place);
+        ServiceError::new(kind, context).with_source(error)
+    }
+}
+
+impl LeaseStore for DynamoStore {
+    fn prepare(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
+        self.make_ready().boxed()
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Lease>, ServiceError>> {
+        self.scan().boxed()
+    }
+
+    fn get<'a>(&'a self, key: &'a LeaseKey) -> BoxFuture<'a, Result<Option<Lease>, ServiceError>> {
+        self.read(key).boxed()
+    }
+
+    fn write<'a>(
+        &'a self,
+        write: &'a LeaseWrite,
+    ) -> BoxFuture<'a, Result<WriteOutcome, ServiceError>> {
+        match &write.change {
+            LeaseChange::Create(_) => self.create(write).boxed(),
+            LeaseChange::Delete { counter } => self.delete(&write.key, *counter).boxed(),
+            LeaseChange::Take { counter, from, owner } => {
+                let taken = Update::take(*counter, from.as_ref(), owner);
+                self.update(write, taken).boxed()
+            }
+            LeaseChange::Renew { counter, checkpoint } => {
+                self.update(write, Update::renew(*counter, checkpoint.as_ref())).boxed()
+            }
+            LeaseChange::Finish { counter, children } => {
+                self.update(write, Update::finish(*counter, children)).boxed()
+            }
+            LeaseChange::Release { counter, checkpoint } => {
+                self.update(write, Update::release(*counter, checkpoint.as_ref())).boxed()
+            }
+        }
+    }
+}
+
+fn kind_of<E>(error: &SdkError<E, HttpResponse>) -> ServiceErrorKind
+where
+    E: ProvideErrorMetadata + StdError + 'static,
+{
+    use ServiceErrorKind::{Denied, Invalid, Missing, Throttled, Unavailable};
+    if let SdkError::ServiceError(reply) = error {
+        return match error.code().unwrap_or_default() {
+            "ProvisionedThroughputExceededException"
+            | "RequestLimitExceeded"
+            | "LimitExceededException"
+            | "ThrottlingException"
+            | "Throttling" => Throttled,
+            "ResourceNotFoundException" => Missing,
+            "UnrecognizedClientException"
+            | "ExpiredTokenException"
+            | "ExpiredToken"
+            | "InvalidSignatureException"
+            | "IncompleteSignatureException"
+            | "MissingAuthenticationTokenException"
+            | "InvalidClientTokenId" => Denied,
+            code if code.starts_with("AccessDenied") => Denied,
+            // Raced by a transaction, or by a write in another region of a global table.
+            "TransactionConflictException" | "ReplicatedWriteConflictException" => Unavailable,
+            _ if reply.raw().status().as_u16() >= 500 => Unavailable,
+            _ => Invalid,
+        };
+    }
+    // Without credentials no request is sent, and the SDK calls that a failed dispatch.
+    let unfixed = |error: &CredentialsError| {
+        matches!(
+            error,
+            CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)
+        )
+    };
+    match error {
+        SdkError::ConstructionFailure(_) => Invalid,
+        _ if causes(error).filter_map(|cause| cause.downcast_ref()).any(unfixed) => Denied,
+        // Timeouts, broken connections, replies that break off.
+        SdkError::TimeoutError(_)
+        | SdkError::DispatchFailure(_)
+        | SdkError::ResponseError(_)
+        | _ => Unavailable,
+    }
+}
+
+fn causes<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+fn root_cause<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
+    causes(error).last().expect("an error is among its causes")
+}

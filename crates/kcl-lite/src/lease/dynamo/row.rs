@@ -1,0 +1,159 @@
+//! One row of the lease table as a [`Lease`], and back.
+//!
+//! Owns the attribute names and types, which are the Java KCL's. Reads what any version of it
+//! writes; writes what all of them can read. Never talks to the table.
+
+use std::collections::{BTreeSet, HashMap};
+use std::str::FromStr;
+
+use aws_sdk_dynamodb::primitives::Blob;
+use aws_sdk_dynamodb::types::AttributeValue;
+
+use crate::lease::{Lease, PendingCheckpoint, WriteId};
+use crate::position::Checkpoint;
+use crate::record::{ShardId, Timestamp};
+use crate::shard::HashRange;
+
+// The attributes, spelt as the Java KCL spells them.
+pub(super) const LEASE_KEY: &str = "leaseKey";
+pub(super) const LEASE_OWNER: &str = "leaseOwner";
+pub(super) const LEASE_COUNTER: &str = "leaseCounter";
+pub(super) const OWNER_SWITCHES: &str = "ownerSwitchesSinceCheckpoint";
+pub(super) const CHECKPOINT: &str = "checkpoint";
+pub(super) const CHECKPOINT_SUB: &str = "checkpointSubSequenceNumber";
+pub(super) const PENDING: &str = "pendingCheckpoint";
+pub(super) const PENDING_SUB: &str = "pendingCheckpointSubSequenceNumber";
+pub(super) const PENDING_STATE: &str = "pendingCheckpointState";
+/// A string set in spite of its name.
+const PARENTS: &str = "parentShardId";
+pub(super) const CHILDREN: &str = "childShardIds";
+const HASH_START: &str = "startingHashKey";
+const HASH_END: &str = "endingHashKey";
+pub(super) const CHECKPOINT_OWNER: &str = "checkpointOwner";
+/// What an item is, since KCL 3.5; absent means a lease.
+const ENTITY_TYPE: &str = "entityType";
+// Our own attributes.
+pub(super) const WRITE_ID: &str = "klWriteId";
+/// Milliseconds since the epoch.
+const ANCHOR: &str = "klAnchor";
+
+pub(super) type Item = HashMap<String, AttributeValue>;
+
+/// A row of the table, to be read. Faults are texts that name the attribute.
+#[derive(Clone, Copy)]
+pub(super) struct Row<'a>(pub(super) &'a Item);
+
+impl<'a> Row<'a> {
+    /// The key as far as it can be read, for messages.
+    pub(super) fn key(self) -> &'a str {
+        self.text(LEASE_KEY).ok().flatten().unwrap_or("?")
+    }
+
+    /// The lease, or `None` if the row is something else. What is missing is absent; what is
+    /// there but has the wrong type is a fault, lest an owner be overlooked.
+    pub(super) fn lease(self) -> Result<Option<Lease>, String> {
+        if self.text(ENTITY_TYPE)?.is_some_and(|entity| entity != "LEASE") {
+            return Ok(None);
+        }
+        let missing = |attribute: &str| format!("it has no `{attribute}`");
+        Ok(Some(Lease {
+            key: self.text(LEASE_KEY)?.ok_or_else(|| missing(LEASE_KEY))?.into(),
+            owner: self.text(LEASE_OWNER)?.map(Into::into),
+            counter: self.number(LEASE_COUNTER)?.ok_or_else(|| missing(LEASE_COUNTER))?,
+            owner_switches: self.number(OWNER_SWITCHES)?.unwrap_or(0),
+            checkpoint: self
+                .checkpoint(CHECKPOINT, CHECKPOINT_SUB)?
+                .ok_or_else(|| missing(CHECKPOINT))?,
+            pending: self.pending()?,
+            parents: self.shards(PARENTS)?,
+            children: self.shards(CHILDREN)?,
+            hash_range: self.hash_range()?,
+            checkpoint_owner: self.text(CHECKPOINT_OWNER)?.map(Into::into),
+            write_id: self.text(WRITE_ID)?.map(WriteId::new),
+            anchor: self.number(ANCHOR)?.map(Timestamp::from_millis),
+        }))
+    }
+
+    fn text(self, attribute: &str) -> Result<Option<&'a str>, String> {
+        let Some(value) = self.0.get(attribute) else { return Ok(None) };
+        let text = value.as_s().map_err(|_| format!("`{attribute}` is not a string"))?;
+        Ok(Some(text.as_str()).filter(|text| !text.is_empty()))
+    }
+
+    fn number<T: FromStr>(self, attribute: &str) -> Result<Option<T>, String> {
+        let Some(value) = self.0.get(attribute) else { return Ok(None) };
+        let number = value.as_n().ok().and_then(|digits| digits.parse().ok());
+        number.map(Some).ok_or_else(|| format!("`{attribute}` is not a whole number in range"))
+    }
+
+    fn shards(self, attribute: &str) -> Result<BTreeSet<ShardId>, String> {
+        let Some(value) = self.0.get(attribute) else { return Ok(BTreeSet::new()) };
+        let shards = value.as_ss().map_err(|_| format!("`{attribute}` is not a string set"))?;
+        Ok(shards.iter().map(|shard| shard.as_str().into()).collect())
+    }
+
+    fn checkpoint(self, attribute: &str, sub: &str) -> Result<Option<Checkpoint>, String> {
+        let Some(checkpoint) = self.text(attribute)? else { return Ok(None) };
+        let sub = self.number(sub)?.unwrap_or(0);
+        let parsed = Checkpoint::parse(checkpoint, sub);
+        parsed.map(Some).map_err(|error| format!("`{attribute}`: {error}"))
+    }
+
+    /// A bug of the Java library can leave a number as the state, which is then no state.
+    fn pending(self) -> Result<Option<PendingCheckpoint>, String> {
+        let state = self.0.get(PENDING_STATE).and_then(|state| state.as_b().ok());
+        let state = state.map(|state| state.as_ref().to_vec());
+        let checkpoint = self.checkpoint(PENDING, PENDING_SUB)?;
+        Ok(checkpoint.map(|checkpoint| PendingCheckpoint { checkpoint, state }))
+    }
+
+    fn hash_range(self) -> Result<Option<HashRange>, String> {
+        let (Some(start), Some(end)) = (self.text(HASH_START)?, self.text(HASH_END)?) else {
+            return Ok(None);
+        };
+        let range = HashRange::parse(start, end);
+        range.map(Some).ok_or_else(|| format!("`{HASH_START}` and `{HASH_END}` are no range"))
+    }
+}
+
+/// The whole row of a new lease. The Java library needs the first five attributes in every row,
+/// and fails on empty texts and sets.
+pub(super) fn item_of(lease: &Lease) -> Item {
+    let pending = lease.pending.as_ref();
+    let pending_sub = pending.map(|pending| number(pending.checkpoint.sub_sequence_number()));
+    let state = pending.and_then(|pending| pending.state.clone());
+    [
+        (LEASE_KEY, Some(text(lease.key.as_str()))),
+        (LEASE_COUNTER, Some(number(lease.counter))),
+        (OWNER_SWITCHES, Some(number(lease.owner_switches))),
+        (CHECKPOINT, Some(text(lease.checkpoint.as_str()))),
+        (CHECKPOINT_SUB, Some(number(lease.checkpoint.sub_sequence_number()))),
+        (LEASE_OWNER, lease.owner.as_ref().map(|owner| text(owner.as_str()))),
+        (PENDING, pending.map(|pending| text(pending.checkpoint.as_str()))),
+        (PENDING_SUB, pending_sub),
+        (PENDING_STATE, state.map(|state| AttributeValue::B(Blob::new(state)))),
+        (PARENTS, shard_set(&lease.parents)),
+        (CHILDREN, shard_set(&lease.children)),
+        (HASH_START, lease.hash_range.map(|range| text(range.start.to_string()))),
+        (HASH_END, lease.hash_range.map(|range| text(range.end.to_string()))),
+        (CHECKPOINT_OWNER, lease.checkpoint_owner.as_ref().map(|owner| text(owner.as_str()))),
+        (WRITE_ID, lease.write_id.as_ref().map(|id| text(id.as_str()))),
+        (ANCHOR, lease.anchor.map(|anchor| number(anchor.as_millis()))),
+    ]
+    .into_iter()
+    .filter_map(|(attribute, value)| Some((attribute.to_owned(), value?)))
+    .collect()
+}
+
+pub(super) fn text(text: impl Into<String>) -> AttributeValue {
+    AttributeValue::S(text.into())
+}
+
+pub(super) fn number(number: impl Into<i128>) -> AttributeValue {
+    AttributeValue::N(number.into().to_string())
+}
+
+pub(super) fn shard_set(shards: &BTreeSet<ShardId>) -> Option<AttributeValue> {
+    let shards: Vec<_> = shards.iter().map(ToString::to_string).collect();
+    (!shards.is_empty()).then_some(AttributeValue::Ss(shards))
+}

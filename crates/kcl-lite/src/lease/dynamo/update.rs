@@ -1,0 +1,102 @@
+//! The write rules as update expressions: what `LeaseWrite::apply` does to a row that exists.
+//!
+//! Names only the attributes that a write changes, so that all others survive it. Pure.
+
+use std::collections::{BTreeSet, HashMap};
+
+use aws_sdk_dynamodb::types::AttributeValue;
+
+use super::row::{
+    CHECKPOINT, CHECKPOINT_OWNER, CHECKPOINT_SUB, CHILDREN, Item, LEASE_COUNTER, LEASE_OWNER,
+    OWNER_SWITCHES, PENDING, PENDING_STATE, PENDING_SUB, number, shard_set, text,
+};
+use crate::lease::LeaseChange;
+use crate::position::Checkpoint;
+use crate::record::{ShardId, WorkerId};
+
+/// An `UpdateItem` in the making. Attributes go by placeholders, which cannot be reserved words.
+#[derive(Default)]
+pub(super) struct Update {
+    set: Vec<String>,
+    remove: Vec<String>,
+    add: Vec<String>,
+    pub(super) names: HashMap<String, String>,
+    pub(super) values: Item,
+}
+
+impl Update {
+    /// The counter is the one that was seen. An item that does not exist has none, so that an
+    /// update never makes an item.
+    pub(super) const CONDITION: &str = "#leaseCounter = :seen";
+
+    pub(super) fn take(seen: u64, from: Option<&WorkerId>, owner: &WorkerId) -> Self {
+        let taken =
+            Self::new(seen).set(LEASE_OWNER, text(owner.as_str())).remove(&[CHECKPOINT_OWNER]);
+        if LeaseChange::is_switch(from, owner) { taken.add(OWNER_SWITCHES, 1) } else { taken }
+    }
+
+    pub(super) fn renew(seen: u64, checkpoint: Option<&Checkpoint>) -> Self {
+        Self::new(seen).checkpoint(checkpoint)
+    }
+
+    pub(super) fn finish(seen: u64, children: &BTreeSet<ShardId>) -> Self {
+        let finished = Self::new(seen).checkpoint(Some(&Checkpoint::ShardEnd)).freed();
+        match shard_set(children) {
+            Some(children) => finished.set(CHILDREN, children),
+            None => finished.remove(&[CHILDREN]),
+        }
+    }
+
+    pub(super) fn release(seen: u64, checkpoint: Option<&Checkpoint>) -> Self {
+        Self::new(seen).checkpoint(checkpoint).freed()
+    }
+
+    fn new(seen: u64) -> Self {
+        let mut update = Self::default();
+        update.values.insert(":seen".to_owned(), number(seen));
+        update.set(LEASE_COUNTER, number(seen + 1))
+    }
+
+    fn freed(self) -> Self {
+        self.remove(&[LEASE_OWNER, CHECKPOINT_OWNER])
+    }
+
+    pub(super) fn set(mut self, attribute: &str, value: AttributeValue) -> Self {
+        self.set.push(format!("#{attribute} = :{attribute}"));
+        self.names.insert(format!("#{attribute}"), attribute.to_owned());
+        self.values.insert(format!(":{attribute}"), value);
+        self
+    }
+
+    fn add(mut self, attribute: &str, value: u64) -> Self {
+        self.add.push(format!("#{attribute} :{attribute}"));
+        self.names.insert(format!("#{attribute}"), attribute.to_owned());
+        self.values.insert(format!(":{attribute}"), number(value));
+        self
+    }
+
+    fn remove(mut self, attributes: &[&str]) -> Self {
+        for attribute in attributes {
+            self.remove.push(format!("#{attribute}"));
+            self.names.insert(format!("#{attribute}"), (*attribute).to_owned());
+        }
+        self
+    }
+
+    fn checkpoint(self, checkpoint: Option<&Checkpoint>) -> Self {
+        let Some(checkpoint) = checkpoint else { return self };
+        self.set(CHECKPOINT, text(checkpoint.as_str()))
+            .set(CHECKPOINT_SUB, number(checkpoint.sub_sequence_number()))
+            .set(OWNER_SWITCHES, number(0))
+            .remove(&[PENDING, PENDING_SUB, PENDING_STATE])
+    }
+
+    pub(super) fn expression(&self) -> String {
+        [("SET", &self.set), ("REMOVE", &self.remove), ("ADD", &self.add)]
+            .into_iter()
+            .filter(|(_, clauses)| !clauses.is_empty())
+            .map(|(verb, clauses)| format!("{verb} {}", clauses.join(", ")))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+}

@@ -1,0 +1,142 @@
+//! The rule of each lease write, one sentence at a time.
+
+use super::*;
+
+fn row(key: &str, counter: u64, owner: Option<&str>) -> Lease {
+    Lease { owner: owner.map(Into::into), counter, ..Lease::new(key, Checkpoint::TrimHorizon) }
+}
+
+fn at(sequence_number: &str) -> Checkpoint {
+    Checkpoint::parse(sequence_number, 0).unwrap()
+}
+
+fn write(change: LeaseChange) -> LeaseWrite {
+    LeaseWrite { key: "shard-0".into(), id: WriteId::new("me-1"), change }
+}
+
+fn applied(change: LeaseChange, row: &Lease) -> Lease {
+    write(change).apply(Some(row)).unwrap().unwrap()
+}
+
+fn take(counter: u64, from: Option<&str>, owner: &str) -> LeaseChange {
+    LeaseChange::Take { counter, from: from.map(Into::into), owner: owner.into() }
+}
+
+/// One of each write that changes a row, all at the same counter.
+fn changes(counter: u64) -> [LeaseChange; 4] {
+    [
+        take(counter, None, "b"),
+        LeaseChange::Renew { counter, checkpoint: None },
+        LeaseChange::Finish { counter, children: BTreeSet::new() },
+        LeaseChange::Release { counter, checkpoint: None },
+    ]
+}
+
+#[test]
+fn every_change_counts_up_by_one_and_leaves_its_mark() {
+    for change in changes(7) {
+        let next = applied(change.clone(), &row("shard-0", 7, Some("a")));
+        assert_eq!(next.counter, 8, "{change:?}");
+        assert_eq!(next.write_id, Some(WriteId::new("me-1")), "{change:?}");
+    }
+}
+
+#[test]
+fn a_counter_that_is_not_the_rows_is_refused_with_the_row() {
+    let current = row("shard-0", 7, Some("a"));
+    let delete = |counter| LeaseChange::Delete { counter };
+    for change in [6, 8].into_iter().flat_map(|counter| {
+        changes(counter).into_iter().chain([delete(counter)]).collect::<Vec<_>>()
+    }) {
+        let refused = write(change.clone()).apply(Some(&current)).unwrap_err();
+        assert_eq!(refused.current.as_deref(), Some(&current), "{change:?}");
+    }
+}
+
+#[test]
+fn a_row_that_is_gone_refuses_everything_but_its_creation() {
+    for change in changes(7).into_iter().chain([LeaseChange::Delete { counter: 7 }]) {
+        assert_eq!(write(change).apply(None).unwrap_err().current, None);
+    }
+    let lease = row("shard-0", 0, None);
+    let created = write(LeaseChange::Create(Box::new(lease.clone()))).apply(None).unwrap();
+    assert_eq!(created, Some(Lease { write_id: Some(WriteId::new("me-1")), ..lease }));
+}
+
+#[test]
+fn a_row_that_exists_is_not_created_again() {
+    let current = row("shard-0", 3, Some("a"));
+    let create = LeaseChange::Create(Box::new(row("shard-0", 0, None)));
+    assert_eq!(write(create).apply(Some(&current)).unwrap_err().current.as_deref(), Some(&current));
+}
+
+#[test]
+fn a_take_is_a_switch_only_from_another_worker() {
+    for (from, switches) in [(Some("a"), 1), (Some("b"), 0), (None, 0)] {
+        let next = applied(take(7, from, "b"), &row("shard-0", 7, from));
+        assert_eq!((next.owner, next.owner_switches), (Some("b".into()), switches), "{from:?}");
+    }
+}
+
+#[test]
+fn a_take_ends_a_handoff() {
+    let current = Lease { checkpoint_owner: Some("a".into()), ..row("shard-0", 7, Some("b")) };
+    let next = applied(take(7, Some("b"), "c"), &current);
+    assert_eq!(next.actual_owner(), Some(&"c".into()));
+}
+
+#[test]
+fn a_released_or_finished_lease_is_nobodys_even_during_a_handoff() {
+    let current = Lease { checkpoint_owner: Some("a".into()), ..row("shard-0", 7, Some("b")) };
+    for change in changes(7).into_iter().skip(2) {
+        assert_eq!(applied(change, &current).actual_owner(), None);
+    }
+}
+
+#[test]
+fn a_renewal_without_progress_keeps_checkpoint_switches_and_pending() {
+    let pending = Some(PendingCheckpoint { checkpoint: at("9"), state: None });
+    let current =
+        Lease { checkpoint: at("5"), owner_switches: 2, pending, ..row("shard-0", 7, Some("a")) };
+    let next = applied(LeaseChange::Renew { counter: 7, checkpoint: None }, &current);
+    assert_eq!(next, Lease { counter: 8, write_id: Some(WriteId::new("me-1")), ..current });
+}
+
+#[test]
+fn a_checkpoint_forgets_switches_and_what_was_pending() {
+    let pending = Some(PendingCheckpoint { checkpoint: at("9"), state: Some(vec![1]) });
+    let current = Lease { owner_switches: 2, pending, ..row("shard-0", 7, Some("a")) };
+    let next = applied(LeaseChange::Renew { counter: 7, checkpoint: Some(at("9")) }, &current);
+    assert_eq!((next.checkpoint, next.owner_switches, next.pending), (at("9"), 0, None));
+    assert_eq!(next.owner, Some("a".into()));
+}
+
+#[test]
+fn a_finished_shard_names_its_children() {
+    let children: BTreeSet<ShardId> = ["shard-1".into(), "shard-2".into()].into();
+    let finish = LeaseChange::Finish { counter: 7, children: children.clone() };
+    let next = applied(finish, &row("shard-0", 7, Some("a")));
+    assert_eq!((next.checkpoint, next.children), (Checkpoint::ShardEnd, children));
+}
+
+#[test]
+fn only_a_finished_lease_is_deleted() {
+    let current = row("shard-0", 7, None);
+    let delete = write(LeaseChange::Delete { counter: 7 });
+    assert_eq!(delete.apply(Some(&current)).unwrap_err().current.as_deref(), Some(&current));
+    let finished = Lease { checkpoint: Checkpoint::ShardEnd, ..current };
+    assert_eq!(delete.apply(Some(&finished)), Ok(None));
+}
+
+#[test]
+fn reading_starts_where_the_row_says() {
+    let cursor =
+        |checkpoint, anchor| Lease { anchor, ..Lease::new("shard-0", checkpoint) }.cursor();
+    let then = Timestamp::from_millis(1_000);
+    assert_eq!(cursor(Checkpoint::TrimHorizon, None), Some(Cursor::Horizon));
+    assert_eq!(cursor(Checkpoint::Latest, Some(then)), Some(Cursor::Timestamp(then)));
+    assert_eq!(cursor(Checkpoint::AtTimestamp, Some(then)), Some(Cursor::Timestamp(then)));
+    assert_eq!(cursor(Checkpoint::Latest, None), Some(Cursor::Horizon), "repeats, never loses");
+    assert_eq!(cursor(at("5"), Some(then)), Some(Cursor::At("5".parse().unwrap())));
+    assert_eq!(cursor(Checkpoint::ShardEnd, None), None);
+}

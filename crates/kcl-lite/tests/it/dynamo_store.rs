@@ -1,0 +1,721 @@
+//! The lease store on DynamoDB, with the real SDK against the service in this process.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::config::{Credentials, SharedCredentialsProvider};
+use aws_sdk_dynamodb::primitives::Blob;
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType,
+    ScalarAttributeType,
+};
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::http::StatusCode;
+use aws_smithy_types::body::SdkBody;
+use kcl_lite::lease::dynamo::DynamoStore;
+use kcl_lite::lease::memory::MemoryStore;
+use kcl_lite::lease::store::{LeaseStore, WriteOutcome};
+use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, PendingCheckpoint, WriteId};
+use kcl_lite::{
+    Checkpoint, CreateTable, HashRange, Position, ServiceErrorKind, ShardId, Timestamp, WorkerId,
+};
+use local_aws::{Effect, LocalAws, Rule};
+use proptest::prelude::*;
+
+const TABLE: &str = "wildrydes-tail";
+const SHARD: &str = "shardId-000000000000";
+
+type Item = HashMap<String, AttributeValue>;
+
+/// The services, a store on them as `worker`, and a plain client as `admin`.
+struct Bench {
+    local: LocalAws,
+    store: DynamoStore,
+    admin: Client,
+}
+
+impl Bench {
+    fn without_table() -> Self {
+        let local = LocalAws::in_memory();
+        let store = DynamoStore::new(&local.sdk_config("worker"), TABLE, CreateTable::IfMissing);
+        let admin = Client::new(&local.sdk_config("admin"));
+        Self { local, store, admin }
+    }
+
+    async fn new() -> Self {
+        let bench = Self::without_table();
+        bench.store.prepare().await.unwrap();
+        bench.local.requests().clear();
+        bench
+    }
+
+    async fn put(&self, row: &str) {
+        self.admin.put_item().table_name(TABLE).set_item(Some(item(row))).send().await.unwrap();
+    }
+
+    async fn raw(&self, key: &str) -> Option<Item> {
+        let get = self.admin.get_item().table_name(TABLE).consistent_read(true);
+        get.key("leaseKey", AttributeValue::S(key.into())).send().await.unwrap().item
+    }
+
+    async fn write(&self, change: LeaseChange) -> WriteOutcome {
+        self.store.write(&write(SHARD, change)).await.unwrap()
+    }
+}
+
+/// An item from text: `name type value`, parted by `;`.
+fn item(row: &str) -> Item {
+    row.split(';')
+        .map(|attribute| {
+            let mut words = attribute.split_whitespace();
+            let name = words.next().unwrap().to_owned();
+            let kind = words.next().unwrap();
+            let rest: Vec<String> = words.map(str::to_owned).collect();
+            let value = match kind {
+                "S" => AttributeValue::S(rest.concat()),
+                "N" => AttributeValue::N(rest.concat()),
+                "B" => AttributeValue::B(Blob::new(rest.concat())),
+                "SS" => AttributeValue::Ss(rest),
+                other => panic!("{other} is no attribute type"),
+            };
+            (name, value)
+        })
+        .collect()
+}
+
+/// The attributes that every row has, as KCL 2.5.8 makes them for a new shard.
+fn bare(key: &str) -> String {
+    format!(
+        "leaseKey S {key}; leaseCounter N 0; ownerSwitchesSinceCheckpoint N 0; \
+         checkpoint S TRIM_HORIZON; checkpointSubSequenceNumber N 0"
+    )
+}
+
+fn write(key: &str, change: LeaseChange) -> LeaseWrite {
+    LeaseWrite { key: key.into(), id: WriteId::new("w1/1"), change }
+}
+
+fn at(sequence_number: &str, sub_sequence_number: u64) -> Checkpoint {
+    let sequence_number = sequence_number.parse().unwrap();
+    Checkpoint::At(Position { sequence_number, sub_sequence_number })
+}
+
+fn shards<const N: usize>(numbers: [u32; N]) -> BTreeSet<ShardId> {
+    numbers.into_iter().map(|number| format!("shardId-{number:012}").into()).collect()
+}
+
+fn take(counter: u64) -> LeaseChange {
+    LeaseChange::Take { counter, from: Some("w1".into()), owner: "w2".into() }
+}
+
+fn renew(counter: u64) -> LeaseChange {
+    LeaseChange::Renew { counter, checkpoint: None }
+}
+
+/// The lower half of the hash keys, and what follows it.
+const LOW: HashRange = HashRange { start: 0, end: u128::MAX / 2 };
+const HIGH: HashRange = HashRange { start: u128::MAX / 2 + 1, end: u128::MAX };
+
+/// A row as the Java library left it in a table, and the lease it is.
+type Sample = (&'static str, Lease);
+
+/// KCL 2.5.8: created; taken; an aggregate done up to its fifth record and the next one
+/// prepared; a split parent at its end, still owned.
+fn rows_of_kcl_2() -> Vec<Sample> {
+    let first = |checkpoint| Lease { hash_range: Some(LOW), ..Lease::new(SHARD, checkpoint) };
+    let aggregate = "49680467067409085667164030489077425005650163091424411650";
+    let prepared = "49680467067409085667164030489078633931469779301147082754";
+    vec![
+        (
+            "leaseKey S shardId-000000000000; leaseCounter N 0; checkpoint S TRIM_HORIZON; \
+             checkpointSubSequenceNumber N 0; ownerSwitchesSinceCheckpoint N 0; \
+             startingHashKey S 0; endingHashKey S 170141183460469231731687303715884105727",
+            first(Checkpoint::TrimHorizon),
+        ),
+        (
+            "leaseKey S shardId-000000000001; leaseOwner S w1; leaseCounter N 1; \
+             checkpoint S TRIM_HORIZON; checkpointSubSequenceNumber N 0; \
+             ownerSwitchesSinceCheckpoint N 0; \
+             startingHashKey S 170141183460469231731687303715884105728; \
+             endingHashKey S 340282366920938463463374607431768211455",
+            Lease {
+                owner: Some("w1".into()),
+                counter: 1,
+                hash_range: Some(HIGH),
+                ..Lease::new("shardId-000000000001", Checkpoint::TrimHorizon)
+            },
+        ),
+        (
+            "leaseKey S shardId-000000000000; leaseOwner S w3; leaseCounter N 33; \
+             checkpoint S 49680467067409085667164030489077425005650163091424411650; \
+             checkpointSubSequenceNumber N 4; ownerSwitchesSinceCheckpoint N 2; \
+             pendingCheckpoint S 49680467067409085667164030489078633931469779301147082754; \
+             pendingCheckpointSubSequenceNumber N 0; pendingCheckpointState B app-state-1; \
+             startingHashKey S 0; endingHashKey S 170141183460469231731687303715884105727",
+            Lease {
+                owner: Some("w3".into()),
+                counter: 33,
+                owner_switches: 2,
+                pending: Some(PendingCheckpoint {
+                    checkpoint: at(prepared, 0),
+                    state: Some(b"app-state-1".to_vec()),
+                }),
+                ..first(at(aggregate, 4))
+            },
+        ),
+        (
+            "leaseKey S shardId-000000000000; leaseOwner S w5; leaseCounter N 58; \
+             checkpoint S SHARD_END; checkpointSubSequenceNumber N 0; \
+             ownerSwitchesSinceCheckpoint N 0; startingHashKey S 0; \
+             endingHashKey S 170141183460469231731687303715884105727; \
+             childShardIds SS shardId-000000000002 shardId-000000000003",
+            Lease {
+                owner: Some("w5".into()),
+                counter: 58,
+                children: shards([2, 3]),
+                ..first(Checkpoint::ShardEnd)
+            },
+        ),
+    ]
+}
+
+/// KCL 3: the child of a split, ended by a merge; a handoff that the old owner has not finished;
+/// and, of 3.5, the child of the merge, which says what it is. Its pending state is a number by
+/// a bug of that library.
+fn rows_of_kcl_3() -> Vec<Sample> {
+    let handed = "49680466984294208312240398040570176226030862195935412242";
+    vec![
+        (
+            "leaseKey S shardId-000000000002; leaseOwner S w4; leaseCounter N 10; \
+             checkpoint S SHARD_END; checkpointSubSequenceNumber N 0; \
+             ownerSwitchesSinceCheckpoint N 0; parentShardId SS shardId-000000000000; \
+             childShardIds SS shardId-000000000004; startingHashKey S 0; \
+             endingHashKey S 85070591730234615865843651857942052863; throughputKBps N 1.0E-6",
+            Lease {
+                owner: Some("w4".into()),
+                counter: 10,
+                parents: shards([0]),
+                children: shards([4]),
+                hash_range: Some(HashRange { start: 0, end: u128::MAX / 4 }),
+                ..Lease::new("shardId-000000000002", Checkpoint::ShardEnd)
+            },
+        ),
+        (
+            "leaseKey S shardId-000000000001; leaseOwner S w5; checkpointOwner S w4; \
+             leaseCounter N 354; ownerSwitchesSinceCheckpoint N 0; \
+             checkpoint S 49680466984294208312240398040570176226030862195935412242; \
+             checkpointSubSequenceNumber N 0; throughputKBps N 0; \
+             startingHashKey S 170141183460469231731687303715884105728; \
+             endingHashKey S 340282366920938463463374607431768211455",
+            Lease {
+                owner: Some("w5".into()),
+                checkpoint_owner: Some("w4".into()),
+                counter: 354,
+                hash_range: Some(HIGH),
+                ..Lease::new("shardId-000000000001", at(handed, 0))
+            },
+        ),
+        (
+            "leaseKey S shardId-000000000004; entityType S LEASE; leaseCounter N 0; \
+             checkpoint S LATEST; checkpointSubSequenceNumber N 0; \
+             ownerSwitchesSinceCheckpoint N 0; pendingCheckpoint S TRIM_HORIZON; \
+             pendingCheckpointSubSequenceNumber N 0; pendingCheckpointState N 0; \
+             parentShardId SS shardId-000000000002 shardId-000000000003",
+            Lease {
+                parents: shards([2, 3]),
+                pending: Some(PendingCheckpoint {
+                    checkpoint: Checkpoint::TrimHorizon,
+                    state: None,
+                }),
+                ..Lease::new("shardId-000000000004", Checkpoint::Latest)
+            },
+        ),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_of_the_java_library_are_leases() {
+    let bench = Bench::new().await;
+    for (row, lease) in rows_of_kcl_2().into_iter().chain(rows_of_kcl_3()) {
+        bench.put(row).await;
+        assert_eq!(bench.store.get(&lease.key).await.unwrap(), Some(lease), "{row}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_that_are_not_leases_are_passed_over() {
+    let bench = Bench::new().await;
+    bench.put("leaseKey S Leader; entityType S LEADER; ownerName S w1").await;
+    bench.put("leaseKey S Migration3.0; entityType S CLIENT_VERSION_MIGRATION").await;
+    bench.put(&bare(SHARD)).await;
+    let leases = bench.store.list().await.unwrap();
+    assert_eq!(leases, [Lease::new(SHARD, Checkpoint::TrimHorizon)]);
+    assert_eq!(bench.store.get(&"Leader".into()).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_damaged_row_is_left_out_of_the_list_and_named_when_asked_for() {
+    let bench = Bench::new().await;
+    bench.put(&bare("shardId-000000000009")).await;
+    let key = format!("leaseKey S {SHARD}");
+    for (row, fault) in [
+        ("checkpoint S TRIM_HORIZON", "it has no `leaseCounter`"),
+        ("leaseCounter N 1", "it has no `checkpoint`"),
+        ("leaseCounter N -1; checkpoint S LATEST", "`leaseCounter` is not a whole number in range"),
+        ("leaseCounter N 1; checkpoint S soon", "`checkpoint`: `soon` is not a checkpoint"),
+        ("leaseCounter N 1; checkpoint S LATEST; leaseOwner N 3", "`leaseOwner` is not a string"),
+        (
+            "leaseCounter N 1; checkpoint S LATEST; parentShardId S shardId-1",
+            "`parentShardId` is not a string set",
+        ),
+        (
+            "leaseCounter N 1; checkpoint S LATEST; startingHashKey S 9; endingHashKey S 3",
+            "`startingHashKey` and `endingHashKey` are no range",
+        ),
+    ] {
+        bench.put(&format!("{key}; {row}")).await;
+        let listed: Vec<_> = bench.store.list().await.unwrap();
+        assert_eq!(listed, [Lease::new("shardId-000000000009", Checkpoint::TrimHorizon)]);
+        let error = bench.store.get(&SHARD.into()).await.unwrap_err();
+        assert_eq!(error.kind, ServiceErrorKind::Invalid);
+        let expected = format!("table `{TABLE}` in us-east-1 has a bad row `{SHARD}`: {fault}");
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_row_has_what_the_java_library_needs_and_nothing_empty() {
+    let bench = Bench::new().await;
+    let lease = Lease::new(SHARD, Checkpoint::Latest);
+    bench.write(LeaseChange::Create(Box::new(lease))).await;
+    let expected = format!(
+        "leaseKey S {SHARD}; leaseCounter N 0; ownerSwitchesSinceCheckpoint N 0; \
+         checkpoint S LATEST; checkpointSubSequenceNumber N 0; klWriteId S w1/1"
+    );
+    assert_eq!(bench.raw(SHARD).await, Some(item(&expected)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn attributes_that_are_not_ours_survive_every_write() {
+    let bench = Bench::new().await;
+    let foreign = "throughputKBps N 0.000001; entityType S LEASE; team S rides; tags SS a b";
+    bench.put(&format!("{}; {foreign}", bare(SHARD))).await;
+    bench.write(take(0)).await;
+    bench.write(renew(1)).await;
+    bench.write(LeaseChange::Release { counter: 2, checkpoint: Some(at("7", 0)) }).await;
+    bench.write(LeaseChange::Finish { counter: 3, children: shards([2]) }).await;
+    let raw = bench.raw(SHARD).await.unwrap();
+    assert_eq!(raw["leaseCounter"], AttributeValue::N("4".into()));
+    for (name, value) in item(foreign) {
+        let kept = raw.get(&name);
+        match (&value, kept) {
+            (AttributeValue::Ss(all), Some(AttributeValue::Ss(kept))) => {
+                assert_eq!(BTreeSet::from_iter(kept), BTreeSet::from_iter(all));
+            }
+            _ => assert_eq!(kept, Some(&value), "{name}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_whose_condition_fails_answers_with_the_row() {
+    let bench = Bench::new().await;
+    let (row, lease) = rows_of_kcl_2().remove(2);
+    bench.put(row).await;
+    let stale = 32;
+    for change in [
+        LeaseChange::Create(Box::new(Lease::new(SHARD, Checkpoint::Latest))),
+        take(stale),
+        renew(stale),
+        LeaseChange::Finish { counter: stale, children: shards([2]) },
+        LeaseChange::Release { counter: stale, checkpoint: None },
+        LeaseChange::Delete { counter: stale },
+        // The counter is right, but the shard is not at its end.
+        LeaseChange::Delete { counter: 33 },
+    ] {
+        let refused = WriteOutcome::Refused(Some(lease.clone()));
+        assert_eq!(bench.write(change.clone()).await, refused, "{change:?}");
+    }
+    assert_eq!(bench.store.get(&SHARD.into()).await.unwrap(), Some(lease));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_is_gone_is_not_made_by_a_change() {
+    let bench = Bench::new().await;
+    for change in [
+        take(0),
+        renew(0),
+        LeaseChange::Finish { counter: 0, children: shards([2]) },
+        LeaseChange::Release { counter: 0, checkpoint: None },
+        LeaseChange::Delete { counter: 0 },
+    ] {
+        assert_eq!(bench.write(change).await, WriteOutcome::Refused(None));
+        assert_eq!(bench.raw(SHARD).await, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_whose_reply_is_lost_is_recognised_when_sent_again() {
+    let bench = Bench::new().await;
+    bench.put(&bare(SHARD)).await;
+    let lost = Rule::new(Effect::DisconnectAfter).client("worker").operation("UpdateItem").times(1);
+    bench.local.faults().add(lost);
+    let renewal = write(SHARD, renew(0));
+    let error = bench.store.write(&renewal).await.unwrap_err();
+    assert_eq!(error.kind, ServiceErrorKind::Unavailable);
+    let WriteOutcome::Refused(Some(row)) = bench.store.write(&renewal).await.unwrap() else {
+        panic!("the first attempt was applied");
+    };
+    assert_eq!((row.write_id, row.counter), (Some(renewal.id), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_is_complete_over_many_pages_and_in_key_order() {
+    let bench = Bench::new().await;
+    let bulk = "x".repeat(300_000);
+    for number in (0..9).rev() {
+        bench.put(&format!("{}; bulk S {bulk}", bare(&format!("shard-{number}")))).await;
+    }
+    let keys: Vec<_> = bench.store.list().await.unwrap().into_iter().map(|row| row.key).collect();
+    let expected: Vec<LeaseKey> = (0..9).map(|number| format!("shard-{number}").into()).collect();
+    assert_eq!(keys, expected);
+    assert!(bench.local.requests().count("worker", "Scan") >= 3, "pages hold 1 MB");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_read_is_consistent() {
+    let bench = Bench::new().await;
+    let consistent = Rule::new(Effect::Delay(Duration::ZERO))
+        .client("worker")
+        .containing("\"ConsistentRead\":true");
+    let rule = bench.local.faults().add(consistent);
+    bench.store.list().await.unwrap();
+    bench.store.get(&SHARD.into()).await.unwrap();
+    assert_eq!(bench.local.faults().fired(rule), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_failure_has_a_kind_and_is_sent_once() {
+    use ServiceErrorKind::{Denied, Invalid, Missing, Throttled, Unavailable};
+    let bench = Bench::new().await;
+    for (code, status, kind) in [
+        ("ProvisionedThroughputExceededException", 400, Throttled),
+        ("RequestLimitExceeded", 400, Throttled),
+        ("ThrottlingException", 400, Throttled),
+        ("ResourceNotFoundException", 400, Missing),
+        ("AccessDeniedException", 400, Denied),
+        ("UnrecognizedClientException", 400, Denied),
+        ("ExpiredTokenException", 400, Denied),
+        ("InvalidSignatureException", 400, Denied),
+        ("TransactionConflictException", 400, Unavailable),
+        ("InternalServerError", 500, Unavailable),
+        ("ServiceUnavailable", 503, Unavailable),
+        ("ValidationException", 400, Invalid),
+    ] {
+        bench.local.requests().clear();
+        let effect = Effect::FailBefore { code: code.to_owned(), status };
+        let rule = bench.local.faults().add(Rule::new(effect).client("worker"));
+        let error = bench.store.write(&write(SHARD, renew(0))).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{code}");
+        let start = format!("UpdateItem on table `{TABLE}` in us-east-1: {code}");
+        assert!(error.to_string().starts_with(&start), "{error}");
+        assert_eq!(bench.local.requests().count("worker", "UpdateItem"), 1, "{code}");
+        bench.local.faults().remove(rule);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_names_the_action_to_allow() {
+    let bench = Bench::new().await;
+    let effect = Effect::FailBefore { code: "AccessDeniedException".to_owned(), status: 400 };
+    bench.local.faults().add(Rule::new(effect).operation("Scan"));
+    let error = bench.store.list().await.unwrap_err();
+    let remedy = "; check the credentials, and allow `dynamodb:Scan`";
+    assert!(error.to_string().ends_with(remedy), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_hangs_ends_by_itself() {
+    let bench = Bench::new().await;
+    bench.local.faults().add(Rule::new(Effect::Hang).operation("GetItem"));
+    let key = SHARD.into();
+    let get = tokio::time::timeout(Duration::from_secs(60), bench.store.get(&key));
+    let error = get.await.expect("the backstop is shorter").unwrap_err();
+    assert_eq!(error.kind, ServiceErrorKind::Unavailable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_is_passing() {
+    let bench = Bench::new().await;
+    bench.local.faults().partition("worker");
+    assert!(bench.store.list().await.unwrap_err().is_passing());
+}
+
+/// A provider chain that has looked everywhere.
+#[derive(Debug)]
+struct Nobody;
+
+impl aws_sdk_dynamodb::config::ProvideCredentials for Nobody {
+    fn provide_credentials<'a>(
+        &'a self,
+    ) -> aws_credential_types::provider::future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        let error = aws_credential_types::provider::error::CredentialsError::not_loaded("no keys");
+        aws_credential_types::provider::future::ProvideCredentials::ready(Err(error))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn missing_credentials_are_a_refusal_and_not_an_outage() {
+    let config = LocalAws::in_memory().sdk_config("worker").into_builder();
+    let config = config.credentials_provider(SharedCredentialsProvider::new(Nobody)).build();
+    let store = DynamoStore::new(&config, TABLE, CreateTable::IfMissing);
+    let error = store.prepare().await.unwrap_err();
+    assert_eq!(error.kind, ServiceErrorKind::Denied, "{error}");
+    assert!(error.to_string().contains("check the credentials"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_region_is_said_before_anything_is_sent() {
+    let local = LocalAws::in_memory();
+    let config = local.sdk_config("worker").into_builder().region(None::<Region>).build();
+    let error = DynamoStore::new(&config, TABLE, CreateTable::IfMissing).prepare().await;
+    assert!(error.unwrap_err().to_string().contains("set `AWS_REGION`"));
+    assert_eq!(local.requests().operations("worker"), BTreeSet::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_table_is_made_on_demand_once() {
+    let bench = Bench::without_table();
+    let second = DynamoStore::new(&bench.local.sdk_config("other"), TABLE, CreateTable::IfMissing);
+    // Both describe before either creates, so one of them comes too late.
+    let late = Rule::new(Effect::Delay(Duration::from_secs(1))).operation("CreateTable");
+    bench.local.faults().add(late);
+    let (one, two) = tokio::join!(bench.store.prepare(), second.prepare());
+    one.unwrap();
+    two.unwrap();
+    assert_eq!(bench.local.requests().count("other", "CreateTable"), 1);
+    bench.store.prepare().await.unwrap();
+    assert_eq!(bench.local.requests().count("worker", "CreateTable"), 1);
+    let table = bench.admin.describe_table().table_name(TABLE).send().await.unwrap().table.unwrap();
+    let billing = table.billing_mode_summary.unwrap().billing_mode;
+    assert_eq!(billing, Some(BillingMode::PayPerRequest));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_table_that_may_not_be_made_is_an_error_with_a_remedy() {
+    let local = LocalAws::in_memory();
+    let store = DynamoStore::new(&local.sdk_config("worker"), TABLE, CreateTable::Never);
+    let error = store.prepare().await.unwrap_err();
+    assert_eq!(error.kind, ServiceErrorKind::Missing);
+    assert_eq!(
+        error.to_string(),
+        "table `wildrydes-tail` in us-east-1 does not exist and may not be created: create it with \
+         the string key `leaseKey`, allow its creation, or correct its name or region"
+    );
+    assert!(!local.requests().operations("worker").contains("dynamodb:CreateTable"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_of_something_else_is_not_used() {
+    let bench = Bench::without_table();
+    let key = KeySchemaElement::builder().attribute_name("id").key_type(KeyType::Hash);
+    let id = AttributeDefinition::builder().attribute_name("id");
+    let create = bench.admin.create_table().table_name(TABLE);
+    let create = create.billing_mode(BillingMode::PayPerRequest).key_schema(key.build().unwrap());
+    let id = id.attribute_type(ScalarAttributeType::S).build().unwrap();
+    create.attribute_definitions(id).send().await.unwrap();
+    let error = bench.store.prepare().await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "table `wildrydes-tail` in us-east-1 is not a lease table: its key is `id`, not \
+         `leaseKey`; choose another name"
+    );
+}
+
+/// Answers every request with a table that is being created.
+#[derive(Debug)]
+struct ForEverCreating;
+
+impl HttpConnector for ForEverCreating {
+    fn call(&self, _request: HttpRequest) -> HttpConnectorFuture {
+        let body = r#"{"Table":{"TableStatus":"CREATING",
+            "KeySchema":[{"AttributeName":"leaseKey","KeyType":"HASH"}]}}"#;
+        let status = StatusCode::try_from(200).unwrap();
+        HttpConnectorFuture::ready(Ok(HttpResponse::new(status, SdkBody::from(body))))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_a_table_ends() {
+    let config = SdkConfig::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::from_static("eu-central-1"))
+        .credentials_provider(SharedCredentialsProvider::new(Credentials::for_tests()))
+        .http_client(http_client_fn(|_, _| SharedHttpConnector::new(ForEverCreating)))
+        .build();
+    let store = DynamoStore::new(&config, TABLE, CreateTable::IfMissing);
+    let error = store.prepare().await.unwrap_err();
+    assert_eq!(error.kind, ServiceErrorKind::NotReady);
+    let expected = "table `wildrydes-tail` in eu-central-1 is still CREATING after 600s";
+    assert_eq!(error.to_string(), expected);
+}
+
+fn any_shards() -> impl Strategy<Value = BTreeSet<ShardId>> {
+    prop::collection::btree_set((0_u32..9).prop_map(|n| format!("shard-{n}").into()), 0..3)
+}
+
+fn any_worker() -> impl Strategy<Value = WorkerId> {
+    prop::sample::select(vec!["w1", "w2", "w3"]).prop_map(Into::into)
+}
+
+fn any_checkpoint() -> impl Strategy<Value = Checkpoint> {
+    prop_oneof![
+        Just(Checkpoint::AtTimestamp),
+        Just(Checkpoint::TrimHorizon),
+        Just(Checkpoint::Latest),
+        Just(Checkpoint::ShardEnd),
+        ("[1-9][0-9]{0,128}", any::<u64>()).prop_map(|(digits, sub)| at(&digits, sub)),
+    ]
+}
+
+fn any_pending() -> impl Strategy<Value = Option<PendingCheckpoint>> {
+    let state = prop::option::of(prop::collection::vec(any::<u8>(), 0..20));
+    prop::option::of(
+        (any_checkpoint(), state)
+            .prop_map(|(checkpoint, state)| PendingCheckpoint { checkpoint, state }),
+    )
+}
+
+fn any_range() -> impl Strategy<Value = Option<HashRange>> {
+    prop::option::of(
+        (any::<u128>(), any::<u128>())
+            .prop_map(|(a, b)| HashRange { start: a.min(b), end: a.max(b) }),
+    )
+}
+
+prop_compose! {
+    fn any_lease(key: &'static str)(
+        (owner, checkpoint_owner) in
+            (prop::option::of(any_worker()), prop::option::of(any_worker())),
+        (counter, owner_switches) in (0_u64..u64::MAX / 2, 0_u64..1_000),
+        (checkpoint, pending) in (any_checkpoint(), any_pending()),
+        (parents, children, hash_range) in (any_shards(), any_shards(), any_range()),
+        anchor in prop::option::of(any::<i64>()),
+    ) -> Lease {
+        Lease {
+            owner, counter, owner_switches, pending, parents, children, hash_range,
+            checkpoint_owner,
+            anchor: anchor.map(Timestamp::from_millis),
+            ..Lease::new(key, checkpoint)
+        }
+    }
+}
+
+/// A write to be aimed at a row: at its counter, or beside it.
+#[derive(Debug, Clone)]
+struct Aim {
+    key: &'static str,
+    stale: bool,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Create(Box<Lease>),
+    Take(Option<WorkerId>, WorkerId),
+    Renew(Option<u64>),
+    Finish(BTreeSet<ShardId>),
+    Release(Option<u64>),
+    Delete,
+}
+
+fn any_aim() -> impl Strategy<Value = Aim> {
+    let key = prop::sample::select(vec!["shard-a", "shard-b"]);
+    key.prop_flat_map(|key| {
+        let kind = prop_oneof![
+            2 => any_lease(key).prop_map(|lease| Kind::Create(Box::new(lease))),
+            3 => (prop::option::of(any_worker()), any_worker()).prop_map(|(a, b)| Kind::Take(a, b)),
+            3 => prop::option::of(0_u64..3).prop_map(Kind::Renew),
+            1 => any_shards().prop_map(Kind::Finish),
+            2 => prop::option::of(0_u64..3).prop_map(Kind::Release),
+            2 => Just(Kind::Delete),
+        ];
+        (prop::bool::weighted(0.2), kind).prop_map(move |(stale, kind)| Aim { key, stale, kind })
+    })
+}
+
+impl Aim {
+    fn at(self, row: Option<&Lease>, number: usize) -> LeaseWrite {
+        let counter = row.map_or(0, |row| row.counter) + u64::from(self.stale);
+        // Checkpoints only ever move on: a sub-sequence number up, or to the end.
+        let moved = |by: u64| match row.map(|row| &row.checkpoint) {
+            Some(Checkpoint::At(position)) => Checkpoint::At(Position {
+                sub_sequence_number: position.sub_sequence_number.saturating_add(by),
+                ..position.clone()
+            }),
+            Some(Checkpoint::ShardEnd) => Checkpoint::ShardEnd,
+            _ => at("49590338271490256608559692538361571095921575989136588898", by),
+        };
+        let change = match self.kind {
+            Kind::Create(lease) => LeaseChange::Create(lease),
+            Kind::Take(from, owner) => LeaseChange::Take { counter, from, owner },
+            Kind::Renew(by) => LeaseChange::Renew { counter, checkpoint: by.map(moved) },
+            Kind::Finish(children) => LeaseChange::Finish { counter, children },
+            Kind::Release(by) => LeaseChange::Release { counter, checkpoint: by.map(moved) },
+            Kind::Delete => LeaseChange::Delete { counter },
+        };
+        LeaseWrite { key: self.key.into(), id: WriteId::new(format!("w/{number}")), change }
+    }
+}
+
+fn on_paused_time<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(test)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn a_lease_reads_back_as_it_was_written(lease in any_lease(SHARD)) {
+        on_paused_time(async {
+            let bench = Bench::new().await;
+            let id = WriteId::new("w1/1");
+            bench.write(LeaseChange::Create(Box::new(lease.clone()))).await;
+            let expected = Lease { write_id: Some(id), ..lease };
+            prop_assert_eq!(bench.store.get(&SHARD.into()).await.unwrap(), Some(expected));
+            Ok(())
+        })?;
+    }
+
+    /// The rule in `LeaseWrite::apply` and the expressions sent to DynamoDB are two tellings of
+    /// one thing: after any writes, aimed well or badly, both stores answered and hold the same.
+    #[test]
+    fn the_table_and_the_rule_agree(aims in prop::collection::vec(any_aim(), 1..30)) {
+        on_paused_time(async {
+            let bench = Bench::new().await;
+            let memory = MemoryStore::new();
+            for (number, aim) in aims.into_iter().enumerate() {
+                let row = memory.get(&aim.key.into()).await.unwrap();
+                let write = aim.at(row.as_ref(), number);
+                let ruled = memory.write(&write).await.unwrap();
+                let done = bench.store.write(&write).await.unwrap();
+                prop_assert_eq!(done, ruled, "{:?}", write);
+                prop_assert_eq!(bench.store.list().await.unwrap(), memory.snapshot());
+            }
+            Ok(())
+        })?;
+    }
+}

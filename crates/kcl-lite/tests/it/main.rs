@@ -1,0 +1,6 @@
+//! The behaviour of the library, on services in this process.
+
+#![expect(clippy::unwrap_used, reason = "a step of a test that cannot go on shall fail it")]
+
+mod dynamo_store;
+mod polling;
