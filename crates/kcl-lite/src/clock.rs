@@ -1,0 +1,56 @@
+//! Time as an argument: the monotonic clock that every deadline of a worker is measured on.
+//!
+//! Never reads the wall clock, which decides nothing here. A test gives a worker a clock of its
+//! own, for instance one that runs one percent fast.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A monotonic clock and the wait that belongs to it.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// The present instant.
+    fn now(&self) -> Instant;
+
+    /// Completes when [`now`](Self::now) has reached `deadline`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// The clock of the tokio runtime; it follows paused time in tests.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TokioClock;
+
+impl Clock for TokioClock {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(tokio::time::sleep_until(deadline))
+    }
+}
+
+/// Waits for `duration` on `clock`.
+pub(crate) async fn sleep(clock: &Arc<dyn Clock>, duration: Duration) {
+    clock.sleep_until(clock.now() + duration).await;
+}
+
+/// Runs `call`, or gives up after `limit`. A write that is given up on may still be applied.
+pub(crate) async fn within<T>(
+    clock: &Arc<dyn Clock>,
+    limit: Duration,
+    call: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        reply = call => Some(reply),
+        () = sleep(clock, limit) => None,
+    }
+}

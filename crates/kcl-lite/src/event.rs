@@ -1,0 +1,244 @@
+//! Everything that can be observed of a worker, as one typed stream.
+//!
+//! Logs, metrics, the commands' messages and the tests all read the same events. Emitting never
+//! blocks and never fails.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::position::Checkpoint;
+use crate::record::{ShardId, WorkerId};
+
+/// Something that happened to a worker. Past tense; a healthy hour has few of them.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The stream exists but is not ready; the worker waits.
+    WaitingForStream {
+        /// What the service said.
+        reason: String,
+    },
+    /// The worker is ready: the table exists, the shards have leases, the first scan is done.
+    Started {
+        /// Leases in the table.
+        leases: usize,
+    },
+    /// A lease row was made.
+    LeaseCreated {
+        /// The shard.
+        shard: ShardId,
+        /// Where it starts.
+        checkpoint: Checkpoint,
+    },
+    /// This worker became the owner of a lease.
+    LeaseTaken {
+        /// The shard.
+        shard: ShardId,
+        /// Who had it before.
+        from: Option<WorkerId>,
+        /// Why it was taken.
+        reason: TakeReason,
+        /// Where it continues.
+        checkpoint: Checkpoint,
+    },
+    /// A durable write by this worker, with the checkpoint that is now stored.
+    LeaseRenewed {
+        /// The shard.
+        shard: ShardId,
+        /// What the row now says.
+        checkpoint: Checkpoint,
+        /// Whether this write moved the checkpoint.
+        advanced: bool,
+    },
+    /// This worker stopped a shard because it no longer owns it, or cannot prove that it does.
+    LeaseLost {
+        /// The shard.
+        shard: ShardId,
+        /// Who has it now, if known. `None`: the lease could not be renewed in time.
+        to: Option<WorkerId>,
+    },
+    /// This worker let a shard go in good order.
+    LeaseReleased {
+        /// The shard.
+        shard: ShardId,
+        /// What is stored.
+        checkpoint: Checkpoint,
+    },
+    /// A finished lease was removed.
+    LeaseDeleted {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// A shard is being read and processed by this worker.
+    ShardStarted {
+        /// The shard.
+        shard: ShardId,
+        /// Where it starts.
+        checkpoint: Checkpoint,
+    },
+    /// A shard is finished: everything acknowledged, `SHARD_END` stored.
+    ShardEnded {
+        /// The shard.
+        shard: ShardId,
+        /// The shards that continue it.
+        children: Vec<ShardId>,
+    },
+    /// The worker holds nothing, because others hold all leases.
+    StandingBy {
+        /// Leases that could be held at all.
+        leases: usize,
+        /// Who holds them.
+        owners: Vec<WorkerId>,
+    },
+    /// A processor returned an error or panicked; the batch is tried again.
+    ProcessorFailed {
+        /// The shard.
+        shard: ShardId,
+        /// Failures of this batch so far.
+        attempts: u32,
+        /// The error, or the message of the panic.
+        error: String,
+        /// Time until the next attempt.
+        retry_in: Duration,
+    },
+    /// Reading a shard failed; it is tried again.
+    ReadFailed {
+        /// The shard.
+        shard: ShardId,
+        /// The call and the service's words.
+        error: String,
+        /// Whether it may pass without anyone changing anything.
+        passing: bool,
+    },
+    /// A call of the control plane failed; it is tried again.
+    CoordinationFailed {
+        /// What was being done.
+        operation: &'static str,
+        /// The call and the service's words.
+        error: String,
+        /// Whether it may pass without anyone changing anything.
+        passing: bool,
+    },
+    /// The worker has stopped.
+    Stopped,
+}
+
+/// Why a lease was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TakeReason {
+    /// Nobody owned it.
+    Unowned,
+    /// Its owner has not renewed it for a lease duration.
+    Expired,
+    /// Its owner has more than its share and this worker has less.
+    Balance,
+    /// It was this worker's own, from before a restart with the same id.
+    Own,
+}
+
+/// Where events go. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Events {
+    worker: WorkerId,
+    sink: Option<Arc<dyn Fn(&Event) + Send + Sync>>,
+}
+
+impl Events {
+    pub(crate) fn new(worker: WorkerId, sink: Option<Arc<dyn Fn(&Event) + Send + Sync>>) -> Self {
+        Self { worker, sink }
+    }
+
+    /// Logs the event and hands it to the sink.
+    pub(crate) fn emit(&self, event: Event) {
+        let worker = self.worker.as_str();
+        match event.level() {
+            tracing::Level::WARN => tracing::warn!(worker, "{event}"),
+            tracing::Level::INFO => tracing::info!(worker, "{event}"),
+            _ => tracing::debug!(worker, "{event}"),
+        }
+        if let Some(sink) = &self.sink {
+            sink(&event);
+        }
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").field("worker", &self.worker).finish_non_exhaustive()
+    }
+}
+
+impl Event {
+    /// A warning asks someone to act; information tells of a change; the rest is routine.
+    fn level(&self) -> tracing::Level {
+        match self {
+            Self::ProcessorFailed { .. } => tracing::Level::WARN,
+            Self::ReadFailed { passing, .. } | Self::CoordinationFailed { passing, .. } => {
+                if *passing {
+                    tracing::Level::DEBUG
+                } else {
+                    tracing::Level::WARN
+                }
+            }
+            Self::LeaseRenewed { .. } | Self::LeaseCreated { .. } | Self::LeaseDeleted { .. } => {
+                tracing::Level::DEBUG
+            }
+            Self::WaitingForStream { .. }
+            | Self::Started { .. }
+            | Self::LeaseTaken { .. }
+            | Self::LeaseLost { .. }
+            | Self::LeaseReleased { .. }
+            | Self::ShardStarted { .. }
+            | Self::ShardEnded { .. }
+            | Self::StandingBy { .. }
+            | Self::Stopped => tracing::Level::INFO,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WaitingForStream { reason } => write!(f, "waiting for the stream: {reason}"),
+            Self::Started { leases } => write!(f, "started; the table has {leases} leases"),
+            Self::LeaseCreated { shard, checkpoint } => {
+                write!(f, "created lease {shard} at {checkpoint}")
+            }
+            Self::LeaseTaken { shard, from, reason, checkpoint } => {
+                let from = from.as_ref().map_or("nobody", WorkerId::as_str);
+                write!(f, "took lease {shard} from {from} ({reason:?}) at {checkpoint}")
+            }
+            Self::LeaseRenewed { shard, checkpoint, .. } => {
+                write!(f, "renewed lease {shard} at {checkpoint}")
+            }
+            Self::LeaseLost { shard, to } => match to {
+                Some(to) => write!(f, "lost lease {shard} to {to}"),
+                None => write!(f, "lost lease {shard}: it could not be renewed in time"),
+            },
+            Self::LeaseReleased { shard, checkpoint } => {
+                write!(f, "released lease {shard} at {checkpoint}")
+            }
+            Self::LeaseDeleted { shard } => write!(f, "deleted finished lease {shard}"),
+            Self::ShardStarted { shard, checkpoint } => {
+                write!(f, "started shard {shard} at {checkpoint}")
+            }
+            Self::ShardEnded { shard, children } => {
+                write!(f, "finished shard {shard}; it continues in {children:?}")
+            }
+            Self::StandingBy { leases, owners } => {
+                write!(f, "standing by: {leases} of {leases} leases are held by {owners:?}")
+            }
+            Self::ProcessorFailed { shard, attempts, error, retry_in } => write!(
+                f,
+                "processor failed on {shard} (attempt {attempts}), next in {retry_in:?}: {error}"
+            ),
+            Self::ReadFailed { shard, error, .. } => write!(f, "reading {shard} failed: {error}"),
+            Self::CoordinationFailed { operation, error, .. } => {
+                write!(f, "{operation} failed: {error}")
+            }
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Who should hold which lease: a pure function of one snapshot, with a reason per lease.
+//!
+//! Two decisions. Orphans (no owner, or an owner that stopped renewing) are adopted always and at
+//! once. Leases of live workers are moved only when that makes the load more even. Every worker
+//! computes the same plan from the same snapshot and performs its own part of it, so nobody is
+//! special. Never draws chance and never reads a clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::expiry::Observations;
+use super::{Lease, LeaseKey};
+use crate::event::TakeReason;
+use crate::record::WorkerId;
+
+/// What one worker knows at one moment.
+#[derive(Debug)]
+pub(crate) struct Snapshot<'a> {
+    /// This worker.
+    pub(crate) me: &'a WorkerId,
+    /// All leases in key order.
+    pub(crate) leases: &'a BTreeMap<LeaseKey, Lease>,
+    /// Leases this worker holds or is taking.
+    pub(crate) mine: &'a BTreeSet<LeaseKey>,
+    /// What it has seen of the counters.
+    pub(crate) observations: &'a Observations,
+    /// Now.
+    pub(crate) now: Instant,
+    /// The lease duration.
+    pub(crate) lasts: Duration,
+    /// How long an orphan is left to the worker it falls to before anyone else takes it.
+    pub(crate) patience: Duration,
+    /// The most leases this worker may hold.
+    pub(crate) limit: usize,
+}
+
+/// One lease to take, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Take {
+    pub(crate) key: LeaseKey,
+    pub(crate) reason: TakeReason,
+}
+
+/// Whether a lease may be read now: not finished, and every parent that has a lease is.
+pub(crate) fn is_runnable(lease: &Lease, leases: &BTreeMap<LeaseKey, Lease>) -> bool {
+    !lease.checkpoint.is_shard_end()
+        && lease
+            .parents
+            .iter()
+            .all(|parent| leases.get(parent).is_none_or(|parent| parent.checkpoint.is_shard_end()))
+}
+
+/// The leases that this worker should take now.
+pub(crate) fn leases_to_take(snapshot: &Snapshot<'_>) -> Vec<Take> {
+    let world = World::of(snapshot);
+    let room = snapshot.limit.saturating_sub(snapshot.mine.len());
+    let mut takes = world.orphans_for_me(snapshot);
+    takes.truncate(room);
+    if takes.is_empty() && world.orphans.is_empty() {
+        takes = world.moves_to_me(snapshot);
+        takes.truncate(room);
+    }
+    takes
+}
+
+/// The snapshot, sorted into what is free and who is loaded how.
+struct World<'a> {
+    orphans: Vec<(&'a Lease, TakeReason)>,
+    /// Live workers and the runnable leases they hold, this worker included.
+    held: BTreeMap<&'a WorkerId, Vec<&'a Lease>>,
+}
+
+impl<'a> World<'a> {
+    fn of(snapshot: &'a Snapshot<'_>) -> Self {
+        let mut world = Self { orphans: Vec::new(), held: BTreeMap::new() };
+        world.held.insert(snapshot.me, Vec::new());
+        for lease in snapshot.leases.values() {
+            if !is_runnable(lease, snapshot.leases) {
+                continue;
+            }
+            if snapshot.mine.contains(&lease.key) {
+                world.held.entry(snapshot.me).or_default().push(lease);
+                continue;
+            }
+            match snapshot.why_free(lease) {
+                Some(reason) => world.orphans.push((lease, reason)),
+                None => {
+                    if let Some(owner) = lease.actual_owner() {
+                        world.held.entry(owner).or_default().push(lease);
+                    }
+                }
+            }
+        }
+        world
+    }
+
+    /// Deals the orphans out, one by one, to whoever then has the least; returns this worker's, and
+    /// those that nobody has taken for so long that it does not matter whose they are.
+    fn orphans_for_me(&self, snapshot: &Snapshot<'_>) -> Vec<Take> {
+        let mut loads: BTreeMap<&WorkerId, usize> =
+            self.held.iter().map(|(worker, leases)| (*worker, leases.len())).collect();
+        let mut takes = Vec::new();
+        for (lease, reason) in &self.orphans {
+            let least = loads
+                .iter()
+                .min_by_key(|(worker, load)| (**load, weight(&lease.key, worker)))
+                .map(|(worker, _)| *worker)
+                .unwrap_or(snapshot.me);
+            *loads.entry(least).or_default() += 1;
+            let waited = snapshot.free_for(lease, *reason) >= snapshot.patience;
+            if least == snapshot.me || waited || *reason == TakeReason::Own {
+                takes.push(Take { key: lease.key.clone(), reason: *reason });
+            }
+        }
+        takes
+    }
+
+    /// The leases that move to this worker so that loads differ by at most one, with as few moves
+    /// as possible: who has more already keeps the larger share.
+    fn moves_to_me(&self, snapshot: &Snapshot<'_>) -> Vec<Take> {
+        let total: usize = self.held.values().map(Vec::len).sum();
+        let (floor, larger) = (total / self.held.len(), total % self.held.len());
+        let mut ranked: Vec<_> = self.held.iter().collect();
+        ranked.sort_by_key(|(worker, leases)| (usize::MAX - leases.len(), **worker));
+        let share = |rank: usize| floor + usize::from(rank < larger);
+
+        let mut surplus = ranked
+            .iter()
+            .enumerate()
+            .flat_map(|(rank, (_, leases))| leases.iter().skip(share(rank)).copied());
+        let mut takes = Vec::new();
+        for (rank, (worker, leases)) in ranked.iter().enumerate().rev() {
+            for lease in surplus.by_ref().take(share(rank).saturating_sub(leases.len())) {
+                if **worker == snapshot.me {
+                    takes.push(Take { key: lease.key.clone(), reason: TakeReason::Balance });
+                }
+            }
+        }
+        takes
+    }
+}
+
+impl Snapshot<'_> {
+    fn why_free(&self, lease: &Lease) -> Option<TakeReason> {
+        match lease.actual_owner() {
+            None => Some(TakeReason::Unowned),
+            Some(owner) if owner == self.me => Some(TakeReason::Own),
+            Some(_) if self.observations.unchanged_for(self.now, lease) >= self.lasts => {
+                Some(TakeReason::Expired)
+            }
+            Some(_) => None,
+        }
+    }
+
+    fn free_for(&self, lease: &Lease, reason: TakeReason) -> Duration {
+        let unchanged = self.observations.unchanged_for(self.now, lease);
+        if reason == TakeReason::Expired { unchanged.saturating_sub(self.lasts) } else { unchanged }
+    }
+}
+
+/// Spreads ties: a hash of lease and worker (FNV-1a), the same on every machine.
+fn weight(key: &LeaseKey, worker: &WorkerId) -> u64 {
+    let bytes = key.as_str().bytes().chain([0]).chain(worker.as_str().bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests;

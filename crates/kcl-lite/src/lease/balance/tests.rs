@@ -1,0 +1,197 @@
+//! The two decisions on small worlds, and their properties on random ones.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::position::Checkpoint;
+
+const LASTS: Duration = Duration::from_secs(10);
+
+/// A world of leases; one line each: `shard-2 owner=b idle=12s end`.
+struct Fixture {
+    leases: BTreeMap<LeaseKey, Lease>,
+    observations: Observations,
+    now: Instant,
+}
+
+impl Fixture {
+    fn parse(text: &str) -> Self {
+        let start = Instant::now();
+        let now = start + Duration::from_secs(100);
+        let mut fixture =
+            Self { leases: BTreeMap::new(), observations: Observations::default(), now };
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let mut words = line.split_whitespace();
+            let mut lease = Lease::new(words.next().expect("a key"), Checkpoint::TrimHorizon);
+            let mut idle = 0;
+            for word in words {
+                match word.split_once('=') {
+                    Some(("owner", owner)) => lease.owner = Some(owner.into()),
+                    Some(("idle", seconds)) => {
+                        idle = seconds.trim_end_matches('s').parse().expect("seconds");
+                    }
+                    Some(("parents", list)) => {
+                        lease.parents = list.split(',').map(Into::into).collect()
+                    }
+                    _ => lease.checkpoint = Checkpoint::ShardEnd,
+                }
+            }
+            fixture.observations.saw(now - Duration::from_secs(idle), &lease);
+            fixture.leases.insert(lease.key.clone(), lease);
+        }
+        fixture
+    }
+
+    fn takes(&self, me: &str, mine: &str, limit: usize) -> Vec<Take> {
+        leases_to_take(&Snapshot {
+            me: &me.into(),
+            leases: &self.leases,
+            mine: &mine.split(',').filter(|key| !key.is_empty()).map(Into::into).collect(),
+            observations: &self.observations,
+            now: self.now,
+            lasts: LASTS,
+            patience: LASTS / 5,
+            limit,
+        })
+    }
+}
+
+fn check(world: &str, me: &str, mine: &str, expected: &str) {
+    let takes = Fixture::parse(world).takes(me, mine, usize::MAX);
+    let found: Vec<_> =
+        takes.iter().map(|take| format!("{} {:?}", take.key, take.reason)).collect();
+    assert_eq!(found.join(", "), expected);
+}
+
+#[test]
+fn a_lone_worker_adopts_every_lease_without_an_owner() {
+    check("0\n 1\n 2", "a", "", "0 Unowned, 1 Unowned, 2 Unowned");
+}
+
+#[test]
+fn a_lease_is_expired_at_the_end_of_its_duration_and_not_before() {
+    check("0 owner=b idle=9s", "a", "", "");
+    check("0 owner=b idle=10s", "a", "", "0 Expired");
+}
+
+#[test]
+fn orphans_are_adopted_also_by_a_worker_that_has_its_share() {
+    let world = "0 owner=a\n 1 owner=a\n 2 owner=b\n 3 owner=dead idle=13s";
+    check(world, "a", "0,1", "3 Expired");
+}
+
+#[test]
+fn an_orphan_falls_to_the_worker_with_the_least_and_others_wait_for_a_while() {
+    let fresh = "0 owner=a\n 1 owner=a\n 2 owner=b\n 3";
+    check(fresh, "b", "2", "3 Unowned");
+    check(fresh, "a", "0,1", "");
+    check("0 owner=a\n 1 owner=a\n 2 owner=b\n 3 idle=2s", "a", "0,1", "3 Unowned");
+}
+
+#[test]
+fn a_lease_of_our_own_from_before_a_restart_is_taken_at_once() {
+    check("0 owner=a\n 1 owner=b\n 2 owner=b", "a", "", "0 Own");
+}
+
+#[test]
+fn a_newcomer_takes_its_share_in_one_pass() {
+    let world = "0 owner=b\n 1 owner=b\n 2 owner=b\n 3 owner=b";
+    check(world, "a", "", "2 Balance, 3 Balance");
+}
+
+#[test]
+fn nothing_moves_while_loads_differ_by_one() {
+    check("0 owner=b\n 1 owner=b\n 2 owner=a", "a", "2", "");
+    check("0 owner=b\n 1 owner=b\n 2 owner=a", "b", "0,1", "");
+    check("0 owner=b", "a", "", "");
+}
+
+#[test]
+fn finished_leases_and_children_of_unfinished_parents_do_not_count() {
+    check("0 end\n 1 owner=b parents=0\n 2 owner=b", "a", "", "2 Balance");
+    check("0 owner=b\n 1 parents=0", "a", "", "");
+    check("0 end\n 1 parents=0", "a", "", "1 Unowned");
+}
+
+#[test]
+fn the_limit_of_a_worker_is_kept() {
+    let fixture = Fixture::parse("0\n 1\n 2");
+    assert_eq!(fixture.takes("a", "", 2).len(), 2);
+    assert_eq!(fixture.takes("a", "0,1", 2).len(), 0);
+}
+
+/// Random leases over up to six workers, none of them expired.
+fn worlds() -> impl Strategy<Value = Vec<Option<u8>>> {
+    prop::collection::vec(prop::option::weighted(0.9, 0u8..6), 1..60)
+}
+
+/// Every worker performs its part of the plan it makes from the shared snapshot.
+fn settle(owners: &[Option<u8>]) -> (BTreeMap<LeaseKey, Lease>, usize) {
+    let workers: BTreeSet<WorkerId> = owners
+        .iter()
+        .flatten()
+        .map(|worker| format!("w{worker}").into())
+        .chain(["w0".into()])
+        .collect();
+    let now = Instant::now() + Duration::from_secs(100);
+    let mut leases = BTreeMap::new();
+    for (index, owner) in owners.iter().enumerate() {
+        let mut lease = Lease::new(format!("{index:03}"), Checkpoint::TrimHorizon);
+        lease.owner = owner.map(|worker| format!("w{worker}").into());
+        leases.insert(lease.key.clone(), lease);
+    }
+    let mut moves = 0;
+    for _pass in 0..4 {
+        let snapshot = leases.clone();
+        let mut taken = BTreeSet::new();
+        let known: BTreeSet<_> =
+            snapshot.values().filter_map(|lease| lease.owner.clone()).collect();
+        let everyone_is_known = known.len() == workers.len();
+        for me in &workers {
+            let mine = snapshot.values().filter(|lease| lease.owner.as_ref() == Some(me));
+            let takes = leases_to_take(&Snapshot {
+                me,
+                leases: &snapshot,
+                mine: &mine.map(|lease| lease.key.clone()).collect(),
+                observations: &Observations::default(),
+                now,
+                lasts: LASTS,
+                patience: LASTS / 5,
+                limit: usize::MAX,
+            });
+            for take in takes {
+                if !taken.insert(take.key.clone()) {
+                    // The counter lets one of them win; plans agree once everyone is known.
+                    assert!(!everyone_is_known, "two workers plan to take {}", take.key);
+                    continue;
+                }
+                moves += usize::from(take.reason == TakeReason::Balance);
+                leases.get_mut(&take.key).expect("of the snapshot").owner = Some(me.clone());
+            }
+        }
+    }
+    (leases, moves)
+}
+
+proptest! {
+    #[test]
+    fn fleets_settle_evenly_with_no_more_moves_than_needed(owners in worlds()) {
+        let (leases, moves) = settle(&owners);
+        let mut loads: BTreeMap<WorkerId, usize> =
+            owners.iter().flatten().map(|worker| (format!("w{worker}").into(), 0)).collect();
+        loads.entry("w0".into()).or_default();
+        let mut before = loads.clone();
+        for owner in owners.iter().flatten() {
+            *before.entry(format!("w{owner}").into()).or_default() += 1;
+        }
+        for lease in leases.values() {
+            let owner = lease.owner.clone().expect("every orphan is adopted");
+            *loads.entry(owner).or_default() += 1;
+        }
+        let (least, most) = (loads.values().min().unwrap(), loads.values().max().unwrap());
+        prop_assert!(most - least <= 1, "{loads:?}");
+        let floor = leases.len() / loads.len();
+        let short: usize = before.values().map(|load| (floor + 1).saturating_sub(*load)).sum();
+        prop_assert!(moves <= short, "{moves} moves, {short} needed at most");
+    }
+}

@@ -1,0 +1,277 @@
+//! The lease: one row per shard that says who reads it and how far it has been read.
+//!
+//! Owns the row as data, every write that may change it, and the rule of each write
+//! ([`LeaseWrite::apply`]): the in-memory store runs that rule, the DynamoDB store says the same
+//! in condition expressions, and tests hold the two together.
+//! Pure: never talks to a table, never reads a clock.
+
+pub(crate) mod balance;
+pub mod dynamo;
+pub(crate) mod expiry;
+pub mod memory;
+pub mod store;
+pub(crate) mod tenure;
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::position::{Checkpoint, Cursor};
+use crate::record::{ShardId, Timestamp, WorkerId};
+use crate::shard::HashRange;
+
+/// The key of a lease row. For a single stream it is the shard id, as in the Java KCL.
+pub type LeaseKey = ShardId;
+
+/// A mark on a row that tells a worker whether the last write was its own.
+///
+/// Unique per worker incarnation and per value of the lease counter, so that a write whose reply
+/// was lost can be recognised by reading the row.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WriteId(String);
+
+impl WriteId {
+    /// A mark from its text.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text as it stands in the row.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for WriteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A checkpoint that was prepared but not committed (two-phase checkpoints of the KCL).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingCheckpoint {
+    /// The prepared position.
+    pub checkpoint: Checkpoint,
+    /// The application's own bytes, if it stored any.
+    pub state: Option<Vec<u8>>,
+}
+
+/// One lease row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lease {
+    /// The shard, and the key of the row.
+    pub key: LeaseKey,
+    /// Who may read the shard. During a KCL 3 handoff this is already the next owner.
+    pub owner: Option<WorkerId>,
+    /// Grows by one with every renewal and every change of owner; every write is conditional on it.
+    pub counter: u64,
+    /// Changes of owner since the last checkpoint.
+    pub owner_switches: u64,
+    /// What has been processed.
+    pub checkpoint: Checkpoint,
+    /// A prepared checkpoint, if there is one.
+    pub pending: Option<PendingCheckpoint>,
+    /// The shard's parents, also those that the service no longer lists.
+    pub parents: BTreeSet<ShardId>,
+    /// The shard's children, known once it has ended.
+    pub children: BTreeSet<ShardId>,
+    /// What the shard serves.
+    pub hash_range: Option<HashRange>,
+    /// KCL 3: the old owner that still has to checkpoint and let go.
+    pub checkpoint_owner: Option<WorkerId>,
+    /// Our own mark: what wrote last. Absent on rows last written by another library.
+    pub write_id: Option<WriteId>,
+    /// Our own fact: the time that `LATEST` or `AT_TIMESTAMP` was resolved to when the row was made.
+    pub anchor: Option<Timestamp>,
+}
+
+impl Lease {
+    /// A new lease that nobody owns.
+    #[must_use]
+    pub fn new(key: impl Into<LeaseKey>, checkpoint: Checkpoint) -> Self {
+        Self {
+            key: key.into(),
+            owner: None,
+            counter: 0,
+            owner_switches: 0,
+            checkpoint,
+            pending: None,
+            parents: BTreeSet::new(),
+            children: BTreeSet::new(),
+            hash_range: None,
+            checkpoint_owner: None,
+            write_id: None,
+            anchor: None,
+        }
+    }
+
+    /// The shard this lease is for.
+    #[must_use]
+    pub fn shard_id(&self) -> &ShardId {
+        &self.key
+    }
+
+    /// Who is reading the shard now: during a handoff the old owner still is.
+    #[must_use]
+    pub fn actual_owner(&self) -> Option<&WorkerId> {
+        self.checkpoint_owner.as_ref().or(self.owner.as_ref())
+    }
+
+    /// Where a reader of this shard starts, or `None` if the shard is finished.
+    ///
+    /// Starts *at* the checkpoint: the checkpointed record is read once more and dropped, because it
+    /// may be an aggregate of which only a part is done (as the KCL does).
+    /// A row of another library may say `LATEST` without an anchor; its tip is then the horizon,
+    /// which repeats rather than loses.
+    #[must_use]
+    pub fn cursor(&self) -> Option<Cursor> {
+        match &self.checkpoint {
+            Checkpoint::ShardEnd => None,
+            Checkpoint::At(position) => Some(Cursor::At(position.sequence_number.clone())),
+            Checkpoint::TrimHorizon => Some(Cursor::Horizon),
+            Checkpoint::Latest | Checkpoint::AtTimestamp => {
+                Some(self.anchor.map_or(Cursor::Horizon, Cursor::Timestamp))
+            }
+        }
+    }
+}
+
+/// One conditional write on one row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LeaseWrite {
+    /// The row.
+    pub key: LeaseKey,
+    /// The mark this write leaves on the row.
+    pub id: WriteId,
+    /// What to change, and under which condition.
+    pub change: LeaseChange,
+}
+
+/// The writes of the lease protocol. `counter` is always the value that the writer last saw.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LeaseChange {
+    /// Make the row. Condition: it does not exist.
+    Create(Box<Lease>),
+    /// Become the owner, of a free lease or from another worker. Condition: the counter.
+    Take {
+        /// The counter as observed.
+        counter: u64,
+        /// The owner in the row that was observed. Only decides whether the take counts as a
+        /// switch: it is in the request, because no expression of DynamoDB can add on a condition.
+        from: Option<WorkerId>,
+        /// The new owner.
+        owner: WorkerId,
+    },
+    /// Prove life, and store the newest checkpoint if there is one. Condition: the counter.
+    Renew {
+        /// Our counter.
+        counter: u64,
+        /// What has been acknowledged since the last write, if anything.
+        checkpoint: Option<Checkpoint>,
+    },
+    /// End the shard: `SHARD_END`, its children, no owner. Condition: the counter.
+    Finish {
+        /// Our counter.
+        counter: u64,
+        /// The children, whose rows exist already.
+        children: BTreeSet<ShardId>,
+    },
+    /// Let go, storing the newest checkpoint if there is one. Condition: the counter.
+    Release {
+        /// Our counter.
+        counter: u64,
+        /// What has been acknowledged since the last write, if anything.
+        checkpoint: Option<Checkpoint>,
+    },
+    /// Remove a finished lease. Condition: the counter, and `SHARD_END`.
+    Delete {
+        /// The counter as observed.
+        counter: u64,
+    },
+}
+
+/// The condition of a write did not hold; the row, if there is one, says why.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refused {
+    /// The row as it was when the write was refused.
+    pub current: Option<Box<Lease>>,
+}
+
+impl LeaseWrite {
+    /// What the row becomes: `Ok(None)` when it is deleted.
+    ///
+    /// # Errors
+    /// [`Refused`] when the condition does not hold.
+    pub fn apply(&self, row: Option<&Lease>) -> Result<Option<Lease>, Refused> {
+        let refused = || Refused { current: row.cloned().map(Box::new) };
+        let at =
+            |counter: u64| row.filter(|row| row.counter == counter).cloned().ok_or_else(refused);
+        let mut next = match &self.change {
+            LeaseChange::Create(lease) => {
+                if row.is_some() {
+                    return Err(refused());
+                }
+                Lease::clone(lease)
+            }
+            LeaseChange::Take { counter, from, owner } => {
+                let mut lease = at(*counter)?;
+                lease.counter += 1;
+                lease.owner_switches += u64::from(LeaseChange::is_switch(from.as_ref(), owner));
+                lease.owner = Some(owner.clone());
+                lease.checkpoint_owner = None;
+                lease
+            }
+            LeaseChange::Renew { counter, checkpoint } => {
+                at(*counter)?.renewed(checkpoint.as_ref())
+            }
+            LeaseChange::Finish { counter, children } => {
+                let mut lease = at(*counter)?.renewed(Some(&Checkpoint::ShardEnd));
+                lease.children.clone_from(children);
+                lease.freed()
+            }
+            LeaseChange::Release { counter, checkpoint } => {
+                at(*counter)?.renewed(checkpoint.as_ref()).freed()
+            }
+            LeaseChange::Delete { counter } => {
+                let lease = at(*counter)?;
+                return if lease.checkpoint.is_shard_end() { Ok(None) } else { Err(refused()) };
+            }
+        };
+        next.write_id = Some(self.id.clone());
+        Ok(Some(next))
+    }
+}
+
+impl LeaseChange {
+    /// Whether a take counts as a change of owner. A free lease has none to change, and a new
+    /// tenure of the same worker is no switch, as in the Java taker.
+    pub(crate) fn is_switch(from: Option<&WorkerId>, owner: &WorkerId) -> bool {
+        from.is_some_and(|from| from != owner)
+    }
+}
+
+impl Lease {
+    /// Nobody's. Also not the old owner's of a handoff, who would still count as the actual owner;
+    /// whoever shares out leases assigns it again.
+    fn freed(mut self) -> Self {
+        self.owner = None;
+        self.checkpoint_owner = None;
+        self
+    }
+
+    fn renewed(mut self, checkpoint: Option<&Checkpoint>) -> Self {
+        self.counter += 1;
+        if let Some(checkpoint) = checkpoint {
+            debug_assert!(*checkpoint >= self.checkpoint, "a durable checkpoint never moves back");
+            self.checkpoint = checkpoint.clone();
+            self.owner_switches = 0;
+            self.pending = None;
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests;

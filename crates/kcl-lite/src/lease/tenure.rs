@@ -1,0 +1,247 @@
+//! One worker's hold on one lease: what it may still believe, and what an answer of the table means.
+//!
+//! Pure: the keeper does the talking. Two rules live here. Validity counts from when a write was
+//! *sent*; and a write that is only recognised later, by reading its mark on the row, extends it
+//! only from the *oldest* write at that counter that was never answered, because the counter may
+//! have moved then and others have counted from that moment.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::store::WriteOutcome;
+use super::{Lease, LeaseChange, LeaseWrite, WriteId};
+use crate::position::Checkpoint;
+use crate::record::{ShardId, WorkerId};
+
+/// The mark of this worker's write at `counter`.
+///
+/// All attempts at one counter share it: whichever was applied, the row then carries the mark.
+pub(crate) fn write_id(incarnation: &str, counter: u64) -> WriteId {
+    WriteId::new(format!("{incarnation}:{counter}"))
+}
+
+/// A lease that this worker has taken.
+#[derive(Debug)]
+pub(crate) struct Tenure {
+    lease: Lease,
+    me: WorkerId,
+    incarnation: String,
+    lasts: Duration,
+    margin: Duration,
+    /// When the write that proved our hold was sent.
+    valid_from: Instant,
+    /// When the oldest unanswered write at the present counter was sent.
+    unanswered_since: Option<Instant>,
+}
+
+/// What the holder wants to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// Keep the lease.
+    Keep,
+    /// Let it go.
+    Release,
+    /// End the shard.
+    Finish(BTreeSet<ShardId>),
+}
+
+/// What an answer means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The row is ours and was written; `reached` tells whether the goal was.
+    Held { reached: bool },
+    /// The row is gone. It was not stolen: write it again.
+    Vanished,
+    /// Another worker has it, or it was released under us.
+    Lost { to: Option<WorkerId> },
+}
+
+impl Tenure {
+    /// Starts with the row as taken by a write that was sent at `sent`.
+    pub(crate) fn new(
+        lease: Lease,
+        sent: Instant,
+        me: WorkerId,
+        incarnation: String,
+        lasts: Duration,
+        margin: Duration,
+    ) -> Self {
+        debug_assert_eq!(lease.owner.as_ref(), Some(&me), "a tenure starts with our own row");
+        Self { lease, me, incarnation, lasts, margin, valid_from: sent, unanswered_since: None }
+    }
+
+    /// The row as last known.
+    pub(crate) fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// When this worker must have stopped, unless a write is confirmed before: a margin earlier than
+    /// anyone may take the lease.
+    pub(crate) fn fenced_at(&self) -> Instant {
+        self.valid_from + self.lasts - self.margin
+    }
+
+    /// The next write towards `goal`, storing `acknowledged` if it is news.
+    pub(crate) fn write(&self, goal: &Goal, acknowledged: Option<&Checkpoint>) -> LeaseWrite {
+        let counter = self.lease.counter;
+        let checkpoint = acknowledged.filter(|news| **news > self.lease.checkpoint).cloned();
+        let change = match goal {
+            Goal::Keep => LeaseChange::Renew { counter, checkpoint },
+            Goal::Release => LeaseChange::Release { counter, checkpoint },
+            Goal::Finish(children) => LeaseChange::Finish { counter, children: children.clone() },
+        };
+        LeaseWrite { key: self.lease.key.clone(), id: write_id(&self.incarnation, counter), change }
+    }
+
+    /// The write that puts a vanished row back with its position.
+    pub(crate) fn write_again(&self, acknowledged: Option<&Checkpoint>) -> LeaseWrite {
+        let mut lease = self.lease.clone();
+        lease.counter += 1;
+        if let Some(news) = acknowledged.filter(|news| **news > lease.checkpoint) {
+            lease.checkpoint = news.clone();
+        }
+        LeaseWrite {
+            key: lease.key.clone(),
+            id: write_id(&self.incarnation, self.lease.counter),
+            change: LeaseChange::Create(Box::new(lease)),
+        }
+    }
+
+    /// A write is sent at `now`.
+    pub(crate) fn sent(&mut self, now: Instant) {
+        self.unanswered_since.get_or_insert(now);
+    }
+
+    /// The write that was sent at `sent` has been answered.
+    pub(crate) fn answered(
+        &mut self,
+        sent: Instant,
+        outcome: WriteOutcome,
+        goal: &Goal,
+    ) -> Verdict {
+        match outcome {
+            WriteOutcome::Done(Some(row)) => self.hold(row, sent, goal),
+            WriteOutcome::Refused(Some(row)) if self.is_ours(&row) => {
+                let since = self.unanswered_since.unwrap_or(self.valid_from);
+                self.hold(row, since, goal)
+            }
+            WriteOutcome::Refused(Some(row)) => Verdict::Lost { to: row.owner },
+            WriteOutcome::Refused(None) => Verdict::Vanished,
+            WriteOutcome::Done(None) => Verdict::Lost { to: None },
+        }
+    }
+
+    fn hold(&mut self, row: Lease, valid_from: Instant, goal: &Goal) -> Verdict {
+        self.valid_from = valid_from;
+        self.unanswered_since = None;
+        let reached = match goal {
+            Goal::Keep => true,
+            Goal::Release => row.owner.is_none(),
+            Goal::Finish(_) => row.checkpoint.is_shard_end(),
+        };
+        debug_assert!(reached || row.owner.as_ref() == Some(&self.me), "a held row is ours");
+        self.lease = row;
+        Verdict::Held { reached }
+    }
+
+    fn is_ours(&self, row: &Lease) -> bool {
+        row.counter == self.lease.counter + 1
+            && row.write_id.as_ref() == Some(&write_id(&self.incarnation, self.lease.counter))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn tenure(start: Instant) -> Tenure {
+        let lease = Lease {
+            owner: Some("me".into()),
+            counter: 7,
+            ..Lease::new("shardId-0", Checkpoint::TrimHorizon)
+        };
+        Tenure::new(lease, start, "me".into(), "me#1".into(), 10 * SECOND, SECOND)
+    }
+
+    fn applied(tenure: &Tenure, write: &LeaseWrite) -> Lease {
+        write.apply(Some(tenure.lease())).unwrap().unwrap()
+    }
+
+    #[test]
+    fn validity_counts_from_the_sending_of_the_confirmed_write() {
+        let start = Instant::now();
+        let mut tenure = tenure(start);
+        assert_eq!(tenure.fenced_at(), start + 9 * SECOND);
+        let row = applied(&tenure, &tenure.write(&Goal::Keep, None));
+        tenure.sent(start + 3 * SECOND);
+        let verdict =
+            tenure.answered(start + 3 * SECOND, WriteOutcome::Done(Some(row)), &Goal::Keep);
+        assert_eq!(verdict, Verdict::Held { reached: true });
+        assert_eq!(tenure.fenced_at(), start + 12 * SECOND);
+    }
+
+    #[test]
+    fn a_write_recognised_later_extends_validity_only_from_the_oldest_unanswered_one() {
+        let start = Instant::now();
+        let mut tenure = tenure(start);
+        let row = applied(&tenure, &tenure.write(&Goal::Keep, None));
+        tenure.sent(start + 3 * SECOND); // applied, reply lost
+        tenure.sent(start + 6 * SECOND);
+        let verdict =
+            tenure.answered(start + 6 * SECOND, WriteOutcome::Refused(Some(row)), &Goal::Keep);
+        assert_eq!(verdict, Verdict::Held { reached: true });
+        assert_eq!(tenure.fenced_at(), start + 12 * SECOND, "not 15: others saw the counter at 3");
+    }
+
+    #[test]
+    fn a_row_with_another_mark_is_lost_even_with_the_expected_counter() {
+        let start = Instant::now();
+        let mut tenure = tenure(start);
+        let mut row = applied(&tenure, &tenure.write(&Goal::Keep, None));
+        row.write_id = Some(WriteId::new("other#1:7"));
+        row.owner = Some("other".into());
+        tenure.sent(start);
+        let verdict = tenure.answered(start, WriteOutcome::Refused(Some(row)), &Goal::Keep);
+        assert_eq!(verdict, Verdict::Lost { to: Some("other".into()) });
+    }
+
+    #[test]
+    fn a_release_that_finds_its_own_lost_renewal_has_not_released_yet() {
+        let start = Instant::now();
+        let mut tenure = tenure(start);
+        let renewed = applied(&tenure, &tenure.write(&Goal::Keep, None));
+        tenure.sent(start);
+        tenure.sent(start + SECOND);
+        let outcome = WriteOutcome::Refused(Some(renewed));
+        let verdict = tenure.answered(start + SECOND, outcome, &Goal::Release);
+        assert_eq!(verdict, Verdict::Held { reached: false });
+        assert_eq!(tenure.lease().counter, 8);
+    }
+
+    #[test]
+    fn a_row_that_vanished_is_written_again_with_its_newest_position() {
+        let start = Instant::now();
+        let mut tenure = tenure(start);
+        tenure.sent(start);
+        assert_eq!(
+            tenure.answered(start, WriteOutcome::Refused(None), &Goal::Keep),
+            Verdict::Vanished
+        );
+        let news = Checkpoint::parse("55", 0).unwrap();
+        let row = tenure.write_again(Some(&news)).apply(None).unwrap().unwrap();
+        assert_eq!((row.counter, &row.checkpoint, row.owner.is_some()), (8, &news, true));
+        let verdict = tenure.answered(start, WriteOutcome::Done(Some(row)), &Goal::Keep);
+        assert_eq!(verdict, Verdict::Held { reached: true });
+    }
+
+    #[test]
+    fn an_acknowledgement_that_is_no_news_is_not_written() {
+        let tenure = tenure(Instant::now());
+        let write = tenure.write(&Goal::Keep, Some(&Checkpoint::TrimHorizon));
+        assert_eq!(write.change, LeaseChange::Renew { counter: 7, checkpoint: None });
+    }
+}

@@ -1,0 +1,26 @@
+//! A Kinesis consumer library: leases, checkpoints and resharding, one method to implement.
+
+pub mod aws;
+mod checkpoint;
+pub mod clock;
+mod error;
+mod event;
+pub mod lease;
+mod position;
+mod processor;
+mod record;
+mod retry;
+mod settings;
+mod shard;
+pub mod stream;
+mod worker;
+
+pub use checkpoint::Ack;
+pub use error::{BoxError, Error, ErrorKind, ServiceError, ServiceErrorKind};
+pub use event::{Event, TakeReason};
+pub use position::{Checkpoint, Cursor, InitialPosition, InvalidCheckpoint, Position};
+pub use processor::{Batch, RecordProcessor, ShardContext};
+pub use record::{InvalidSequenceNumber, Record, SequenceNumber, ShardId, Timestamp, WorkerId};
+pub use settings::{CheckpointPolicy, ControlPlane, CreateTable, Settings};
+pub use shard::{ChildShard, HashRange, Shard};
+pub use worker::{Report, ShardReport, ShardStatus, Status, Worker, WorkerBuilder, WorkerHandle};

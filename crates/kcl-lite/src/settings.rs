@@ -1,0 +1,148 @@
+//! Everything that can be set on a worker: plain data with defaults and bounds.
+//!
+//! Components (clients, stores, clocks) are given to the builder instead.
+
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind};
+use crate::position::InitialPosition;
+
+/// The settings of a worker.
+///
+/// # Example: a faster failover
+/// ```
+/// use std::time::Duration;
+/// let settings = kcl_lite::Settings { lease_duration: Duration::from_secs(5), ..Default::default() };
+/// ```
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a lease lasts without a renewal. Default 10 s, from 1 s to 5 min. A dead worker's
+    /// shards are taken over after this time; renewals are written every third of it. All workers of
+    /// an application must use the same value.
+    pub lease_duration: Duration,
+    /// Where to start in a stream that the application has never read. Default `Latest`. Has no
+    /// effect once leases exist.
+    pub initial_position: InitialPosition,
+    /// The most leases this worker holds at once. Default no limit.
+    pub max_leases: usize,
+    /// Time between reads of a shard at its tip. Default 1 s, from 200 ms (the service allows five
+    /// reads per second and shard, shared by all applications) to 1 min.
+    pub poll_interval: Duration,
+    /// When checkpoints are written. Default [`CheckpointPolicy::OnRenewal`].
+    pub checkpoints: CheckpointPolicy,
+    /// How many delivered records of one shard may wait for deferred acknowledgements before reading
+    /// stops. Default 100,000, at least 1.
+    pub max_unacknowledged: usize,
+    /// How often the shards of the stream are listed to find holes. Default 60 s, from 1 s to 1 h.
+    pub audit_interval: Duration,
+    /// Whether the lease table may be created. Default `IfMissing`.
+    pub create_table: CreateTable,
+    /// Where leases are kept alive. Default [`ControlPlane::OwnThread`].
+    pub control_plane: ControlPlane,
+    /// Seed of all jitter. Default: taken from the worker id, so that workers differ.
+    pub seed: Option<u64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            lease_duration: Duration::from_secs(10),
+            initial_position: InitialPosition::Latest,
+            max_leases: usize::MAX,
+            poll_interval: Duration::from_secs(1),
+            checkpoints: CheckpointPolicy::OnRenewal,
+            max_unacknowledged: 100_000,
+            audit_interval: Duration::from_secs(60),
+            create_table: CreateTable::IfMissing,
+            control_plane: ControlPlane::OwnThread,
+            seed: None,
+        }
+    }
+}
+
+/// When the newest acknowledged position is written to the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum CheckpointPolicy {
+    /// With the renewal that is due anyway, every third of the lease duration: no extra writes.
+    #[default]
+    OnRenewal,
+    /// As soon as a batch is acknowledged: one write per batch, fewer repeats after a crash.
+    EveryBatch,
+}
+
+/// Whether a worker may create its lease table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CreateTable {
+    /// Create it, on-demand, if it does not exist.
+    #[default]
+    IfMissing,
+    /// Never; needs no permission for `CreateTable`.
+    Never,
+}
+
+/// Where a worker's control plane (scans, renewals, takes) runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ControlPlane {
+    /// On a thread of its own, so that a processor that blocks every thread of your runtime cannot
+    /// delay a renewal.
+    #[default]
+    OwnThread,
+    /// On the runtime that `start` is called on: for tests on paused time, and simulation.
+    Inline,
+}
+
+impl Settings {
+    /// Time between renewals of one lease.
+    #[must_use]
+    pub fn renew_interval(&self) -> Duration {
+        self.lease_duration / 3
+    }
+
+    /// How long before anyone may take a lease its owner stops by itself: a tenth of its duration,
+    /// which covers clocks that run 5 % apart on both sides.
+    #[must_use]
+    pub fn fence_margin(&self) -> Duration {
+        self.lease_duration / 10
+    }
+
+    /// Checks bounds and relations.
+    ///
+    /// # Errors
+    /// Kind [`ErrorKind::Config`], naming the field and its bounds.
+    pub fn validate(&self) -> Result<(), Error> {
+        let within = |name: &str, value: Duration, least: Duration, most: Duration| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            Err(Error::new(
+                ErrorKind::Config,
+                format!("`{name}` is {value:?}, but must be from {least:?} to {most:?}"),
+            ))
+        };
+        let secs = Duration::from_secs;
+        within("lease_duration", self.lease_duration, secs(1), secs(300))?;
+        within("poll_interval", self.poll_interval, Duration::from_millis(200), secs(60))?;
+        within("audit_interval", self.audit_interval, secs(1), secs(3600))?;
+        if self.max_leases == 0 || self.max_unacknowledged == 0 {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "`max_leases` and `max_unacknowledged` must be at least 1",
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_out_of_bounds_is_named_with_its_bounds() {
+        let settings = Settings { lease_duration: Duration::from_millis(10), ..Default::default() };
+        let error = settings.validate().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert_eq!(error.to_string(), "`lease_duration` is 10ms, but must be from 1s to 300s");
+    }
+}

@@ -1,0 +1,61 @@
+//! Shards as the service lists them: ids, hash ranges, parents.
+//!
+//! Owns the plain data. What follows from a listing is decided in [`plan`](crate::shard::plan).
+
+pub(crate) mod plan;
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::record::ShardId;
+
+/// The part of the hash-key space that a shard serves, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HashRange {
+    /// The lowest hash key.
+    pub start: u128,
+    /// The highest hash key; never below `start`.
+    pub end: u128,
+}
+
+impl HashRange {
+    /// The whole space, 0 to 2^128 − 1.
+    pub const ALL: Self = Self { start: 0, end: u128::MAX };
+
+    /// Reads the two decimal numbers of a listing or a lease row; `None` if they are no range.
+    #[must_use]
+    pub fn parse(start: &str, end: &str) -> Option<Self> {
+        let (start, end) = (start.parse().ok()?, end.parse().ok()?);
+        (start <= end).then_some(Self { start, end })
+    }
+}
+
+impl fmt::Display for HashRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.start, self.end)
+    }
+}
+
+/// One shard of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// Its id.
+    pub id: ShardId,
+    /// None for the first shards of a stream, one after a split, two after a merge.
+    pub parents: BTreeSet<ShardId>,
+    /// What it serves.
+    pub hash_range: HashRange,
+    /// Whether it still takes records: it has no ending sequence number.
+    pub is_open: bool,
+}
+
+/// A child named by the last reply of its parent.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChildShard {
+    /// Its id.
+    pub id: ShardId,
+    /// One parent after a split, two after a merge.
+    pub parents: BTreeSet<ShardId>,
+    /// What it serves, if the reply said so.
+    pub hash_range: Option<HashRange>,
+}

@@ -1,0 +1,199 @@
+//! What follows from a shard listing: leases to create, leases safe to delete, holes.
+//!
+//! Pure. The listing is a hint: it may be behind, and shards in it that contradict each other are
+//! left for a later listing. Never creates a second lease for work that a child or parent covers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{HashRange, Shard};
+use crate::lease::{Lease, LeaseKey};
+use crate::position::{Checkpoint, InitialPosition};
+use crate::record::{ShardId, Timestamp};
+use crate::stream::Listing;
+
+/// The leases of an application that has none: one for each shard of the listing that was asked for
+/// the initial position. `None` while the listing does not cover the whole hash space.
+pub(crate) fn first_leases(listing: &Listing, position: InitialPosition) -> Option<Vec<Lease>> {
+    let ranges = listing.shards.iter().map(|shard| shard.hash_range);
+    covers_everything(ranges).then(|| {
+        listing
+            .shards
+            .iter()
+            .map(|shard| new_lease(shard, position.checkpoint(), position, listing.at))
+            .collect()
+    })
+}
+
+/// Whether the ranges together cover the hash space; overlaps are allowed.
+pub(crate) fn covers_everything(ranges: impl Iterator<Item = HashRange>) -> bool {
+    let mut ranges: Vec<_> = ranges.collect();
+    ranges.sort_unstable();
+    let mut covered: Option<u128> = None;
+    for range in ranges {
+        let next = match covered {
+            None => 0,
+            Some(u128::MAX) => return true,
+            Some(end) => end + 1,
+        };
+        if range.start > next {
+            return false;
+        }
+        covered = covered.max(Some(range.end));
+    }
+    covered == Some(u128::MAX)
+}
+
+/// The leases that are missing in a table that has some, oldest shards first.
+///
+/// The rule of the Java KCL (`HierarchicalShardSyncer`): one level at a time, every open shard
+/// covered by its own lease or by an ancestor's. One rule is added: a shard whose parents have ended
+/// gets its lease here too, in case the worker that ended the last parent could not make it.
+pub(crate) fn leases_to_create(
+    listing: &Listing,
+    leases: &BTreeMap<LeaseKey, Lease>,
+    position: InitialPosition,
+) -> Vec<Lease> {
+    let shards: BTreeMap<&ShardId, &Shard> =
+        listing.shards.iter().map(|shard| (&shard.id, shard)).collect();
+    let mut planner =
+        Planner { shards, leases, position, visited: BTreeMap::new(), planned: BTreeMap::new() };
+    for shard in &listing.shards {
+        if shard.is_open
+            && !leases.contains_key(&shard.id)
+            && planner.is_consistent(shard)
+            && !planner.visit(shard)
+        {
+            planner.planned.insert(shard.id.clone(), position.checkpoint());
+        }
+    }
+    let planned = std::mem::take(&mut planner.planned);
+    planned
+        .into_iter()
+        .filter_map(|(id, checkpoint)| {
+            let shard = planner.shards.get(&id)?;
+            Some(new_lease(shard, checkpoint, position, listing.at))
+        })
+        .collect()
+}
+
+struct Planner<'a> {
+    shards: BTreeMap<&'a ShardId, &'a Shard>,
+    leases: &'a BTreeMap<LeaseKey, Lease>,
+    position: InitialPosition,
+    /// Whether a shard is covered by its own lease or an ancestor's.
+    visited: BTreeMap<ShardId, bool>,
+    planned: BTreeMap<ShardId, Checkpoint>,
+}
+
+impl<'a> Planner<'a> {
+    /// A child listed beside an open parent comes from a listing that is still changing.
+    fn is_consistent(&self, shard: &Shard) -> bool {
+        !self.listed_parents(shard).iter().any(|parent| parent.is_open)
+    }
+
+    fn listed_parents(&self, shard: &Shard) -> Vec<&'a Shard> {
+        shard.parents.iter().filter_map(|id| self.shards.get(id).copied()).collect()
+    }
+
+    /// Plans what is missing above `shard`; returns whether a leased ancestor (or its own lease)
+    /// leads to it.
+    fn visit(&mut self, shard: &Shard) -> bool {
+        if self.leases.contains_key(&shard.id) {
+            return true;
+        }
+        if let Some(known) = self.visited.get(&shard.id) {
+            return *known;
+        }
+        let parents = self.listed_parents(shard);
+        let covered: Vec<bool> = parents
+            .iter()
+            .map(|parent| self.visit(parent) || self.planned.contains_key(&parent.id))
+            .collect();
+        let is_descendant = covered.iter().any(|covered| *covered);
+        if is_descendant {
+            self.plan_parents(&parents, &covered);
+            self.plan_after_ended_parents(shard, &parents);
+        } else if !matches!(self.position, InitialPosition::Latest) {
+            self.planned.insert(shard.id.clone(), self.position.checkpoint());
+        }
+        self.visited.insert(shard.id.clone(), is_descendant);
+        is_descendant
+    }
+
+    fn plan_parents(&mut self, parents: &[&Shard], covered: &[bool]) {
+        for (parent, covered) in parents.iter().zip(covered) {
+            let missing = !self.leases.contains_key(&parent.id);
+            if missing && (!*covered || self.planned.contains_key(&parent.id)) {
+                let timestamp = matches!(self.position, InitialPosition::AtTimestamp(_));
+                let known = self.visited.get(&parent.id).copied().unwrap_or(false);
+                let checkpoint = if known && !timestamp {
+                    Checkpoint::TrimHorizon
+                } else {
+                    self.position.checkpoint()
+                };
+                self.planned.insert(parent.id.clone(), checkpoint);
+            }
+        }
+    }
+
+    /// Parents that are listed all have leases and all ended: nobody else will make this child.
+    fn plan_after_ended_parents(&mut self, shard: &Shard, parents: &[&Shard]) {
+        let ended = |parent: &&Shard| {
+            self.leases.get(&parent.id).is_some_and(|lease| lease.checkpoint.is_shard_end())
+        };
+        if !parents.is_empty() && parents.iter().all(ended) {
+            self.planned.insert(shard.id.clone(), Checkpoint::TrimHorizon);
+        }
+    }
+}
+
+/// The lease of a child that its parent's last reply named: it starts at its own beginning.
+pub(crate) fn child_lease(
+    id: &ShardId,
+    parents: &BTreeSet<ShardId>,
+    hash_range: Option<HashRange>,
+) -> Lease {
+    Lease {
+        parents: parents.clone(),
+        hash_range,
+        ..Lease::new(id.clone(), Checkpoint::TrimHorizon)
+    }
+}
+
+fn new_lease(
+    shard: &Shard,
+    checkpoint: Checkpoint,
+    position: InitialPosition,
+    at: Timestamp,
+) -> Lease {
+    let anchor = match (&checkpoint, position) {
+        (Checkpoint::Latest, _) => Some(at),
+        (Checkpoint::AtTimestamp, InitialPosition::AtTimestamp(time)) => Some(time),
+        _ => None,
+    };
+    Lease {
+        parents: shard.parents.clone(),
+        hash_range: Some(shard.hash_range),
+        anchor,
+        ..Lease::new(shard.id.clone(), checkpoint)
+    }
+}
+
+/// The finished leases that nobody needs any more: all parents' leases are gone, and every child has
+/// made progress, so that no listing can bring the shard back.
+pub(crate) fn leases_to_delete(leases: &BTreeMap<LeaseKey, Lease>) -> Vec<&Lease> {
+    leases
+        .values()
+        .filter(|lease| {
+            let parents_gone = lease.parents.iter().all(|parent| !leases.contains_key(parent));
+            let children_moved = !lease.children.is_empty()
+                && lease.children.iter().all(|child| {
+                    leases.get(child).is_some_and(|child| child.checkpoint.has_progress())
+                });
+            lease.checkpoint.is_shard_end() && parents_gone && children_moved
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! The planner against the reference graphs of the Java library, and its own rules.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+/// One line per shard: `8 parents=6,7 open`; hash ranges play no part here.
+fn listing(text: &str) -> Listing {
+    let shards = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(|line| {
+        let parents = line.split_whitespace().find_map(|word| word.strip_prefix("parents="));
+        let parents =
+            parents.map_or(BTreeSet::new(), |list| list.split(',').map(Into::into).collect());
+        let id = line.split_whitespace().next().expect("a line starts with the id");
+        Shard {
+            id: id.into(),
+            parents,
+            hash_range: HashRange::ALL,
+            is_open: line.ends_with("open"),
+        }
+    });
+    Listing { shards: shards.collect(), at: Timestamp::from_millis(1000) }
+}
+
+fn leases(ids: &str) -> BTreeMap<LeaseKey, Lease> {
+    let ids = ids.split(',').filter(|id| !id.is_empty());
+    ids.map(|id| (id.into(), Lease::new(id, Checkpoint::TrimHorizon))).collect()
+}
+
+fn created(graph: &str, existing: &str, position: InitialPosition) -> String {
+    let mut ids: Vec<u32> = leases_to_create(&listing(graph), &leases(existing), position)
+        .iter()
+        .map(|lease| lease.key.as_str().parse().expect("the ids of the graphs are numbers"))
+        .collect();
+    ids.sort_unstable();
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Two merges that merge again, an untouched shard, and a split.
+const A: &str = "
+    0
+    1
+    2
+    3
+    4 open
+    5
+    6 parents=0,1
+    7 parents=2,3
+    8 parents=6,7 open
+    9 parents=5 open
+    10 parents=5 open";
+/// Merge and split in turns.
+const B: &str = "
+    0
+    1
+    2 parents=0,1
+    3 parents=2
+    4 parents=2
+    5 parents=3,4
+    6 parents=5
+    7 parents=5
+    8 parents=6,7
+    9 parents=8 open
+    10 parents=8 open";
+/// Two levels of splits, a merge, an untouched shard.
+const C: &str = "
+    0
+    1 open
+    2
+    3
+    4 parents=0
+    5 parents=0
+    6 parents=2,3 open
+    7 parents=4 open
+    8 parents=4 open
+    9 parents=5 open
+    10 parents=5 open";
+
+#[test]
+fn the_reference_graphs_of_the_java_library_give_its_leases() {
+    for (graph, existing, latest, horizon) in [
+        (A, "", "4,8,9,10", "0,1,2,3,4,5"),
+        (A, "3,4,5", "2,6", "0,1,2"),
+        (A, "4,5,7", "6", "0,1"),
+        (A, "2,6", "3,4,9,10", "3,4,5"),
+        (A, "4,9,10", "8", "0,1,2,3"),
+    ] {
+        assert_eq!(created(graph, existing, InitialPosition::Latest), latest, "{existing}");
+        assert_eq!(created(graph, existing, InitialPosition::TrimHorizon), horizon, "{existing}");
+    }
+    assert_eq!(created(C, "9,10", InitialPosition::Latest), "1,6,7,8");
+    assert_eq!(created(B, "6", InitialPosition::Latest), "7");
+}
+
+#[test]
+fn a_child_of_ended_parents_is_made_at_its_own_beginning_whatever_the_position() {
+    let graph = "0\n 1 parents=0 open\n 2 parents=0 open";
+    let mut leases = leases("0");
+    assert!(leases_to_create(&listing(graph), &leases, InitialPosition::Latest).is_empty());
+    leases.get_mut("0").expect("in the fixture").checkpoint = Checkpoint::ShardEnd;
+    let made = leases_to_create(&listing(graph), &leases, InitialPosition::Latest);
+    assert_eq!(made.len(), 2);
+    assert!(made.iter().all(|lease| lease.checkpoint == Checkpoint::TrimHorizon));
+}
+
+#[test]
+fn a_merge_child_waits_until_both_parents_have_ended() {
+    let graph = "0\n 1\n 2 parents=0,1 open";
+    let mut leases = leases("0,1");
+    leases.get_mut("0").expect("in the fixture").checkpoint = Checkpoint::ShardEnd;
+    assert!(leases_to_create(&listing(graph), &leases, InitialPosition::TrimHorizon).is_empty());
+}
+
+#[test]
+fn a_child_listed_beside_its_open_parent_is_left_for_a_later_listing() {
+    let graph = "0 open\n 1 parents=0 open";
+    assert_eq!(created(graph, "5", InitialPosition::TrimHorizon), "0");
+}
+
+#[test]
+fn a_new_lease_at_the_tip_carries_the_time_that_the_tip_was_resolved_to() {
+    let made = leases_to_create(&listing(A), &leases(""), InitialPosition::Latest);
+    assert!(made.iter().all(|lease| lease.anchor == Some(Timestamp::from_millis(1000))));
+}
+
+#[test]
+fn first_leases_wait_for_a_listing_that_covers_the_whole_hash_space() {
+    let half = HashRange { start: 0, end: u128::MAX / 2 };
+    let rest = HashRange { start: u128::MAX / 2 + 1, end: u128::MAX };
+    let mut listing = listing("0 open\n 1 open");
+    listing.shards[0].hash_range = half;
+    listing.shards[1].hash_range = half;
+    assert_eq!(first_leases(&listing, InitialPosition::Latest), None);
+    listing.shards[1].hash_range = rest;
+    assert_eq!(first_leases(&listing, InitialPosition::Latest).map(|leases| leases.len()), Some(2));
+}
+
+#[test]
+fn ranges_cover_everything_only_without_a_hole() {
+    let range = |start, end| HashRange { start, end };
+    assert!(covers_everything([HashRange::ALL, range(5, 9)].into_iter()));
+    assert!(covers_everything([range(0, 9), range(5, u128::MAX)].into_iter()));
+    assert!(!covers_everything([range(0, 9), range(11, u128::MAX)].into_iter()));
+    assert!(!covers_everything([range(1, u128::MAX)].into_iter()));
+    assert!(!covers_everything(std::iter::empty()));
+}
+
+/// A finished parent with two children, as rows.
+fn family() -> BTreeMap<LeaseKey, Lease> {
+    let mut leases = leases("0,1,2");
+    let parent = leases.get_mut("0").expect("in the fixture");
+    parent.checkpoint = Checkpoint::ShardEnd;
+    parent.children = ["1".into(), "2".into()].into();
+    for child in ["1", "2"] {
+        let child = leases.get_mut(child).expect("in the fixture");
+        child.checkpoint = Checkpoint::parse("7", 0).expect("digits");
+        child.parents = ["0".into()].into();
+    }
+    leases
+}
+
+fn deleted(leases: &BTreeMap<LeaseKey, Lease>) -> Vec<&str> {
+    leases_to_delete(leases).iter().map(|lease| lease.key.as_str()).collect()
+}
+
+#[test]
+fn a_finished_lease_is_deleted_only_when_every_child_has_made_progress() {
+    assert_eq!(deleted(&family()), ["0"]);
+    for checkpoint in [Checkpoint::TrimHorizon, Checkpoint::Latest, Checkpoint::AtTimestamp] {
+        let mut leases = family();
+        leases.get_mut("2").expect("in the fixture").checkpoint = checkpoint;
+        assert!(deleted(&leases).is_empty());
+    }
+    let mut leases = family();
+    leases.remove("2");
+    assert!(deleted(&leases).is_empty(), "a child without a lease has not started");
+}
+
+#[test]
+fn a_finished_lease_stays_while_a_parent_of_it_has_one() {
+    let mut leases = family();
+    let child = leases.get_mut("1").expect("in the fixture");
+    child.checkpoint = Checkpoint::ShardEnd;
+    child.children = ["2".into()].into();
+    assert_eq!(deleted(&leases), ["0"], "1 could be made again while 0 is there");
+}

@@ -1,0 +1,531 @@
+//! The stream of the service: listing its shards, and opening readers.
+//!
+//! Owns the Kinesis clients and what an error code means to us. Only this file and
+//! [`polling`](super::polling) name the Kinesis SDK. The SDK never retries here: what is tried
+//! again, and how often, is decided where it is known what the call was for. Never reads the wall
+//! clock for a listing's time: that is the service's own, from the `Date` header of its replies.
+
+use std::collections::BTreeSet;
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::retry::RetryConfig;
+use aws_sdk_kinesis::config::timeout::TimeoutConfig;
+use aws_sdk_kinesis::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
+use aws_sdk_kinesis::primitives::DateTime;
+use aws_sdk_kinesis::types::{self, ShardFilter, ShardFilterType};
+use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextRef;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_types::date_time::Format;
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::polling::PollingReader;
+use super::{ListFrom, Listing, ShardReader, Stream};
+use crate::clock::{self, Clock, TokioClock};
+use crate::error::{BoxError, ServiceError, ServiceErrorKind};
+use crate::position::{Cursor, InitialPosition};
+use crate::record::{ShardId, Timestamp};
+use crate::retry::Retry;
+use crate::shard::{HashRange, Shard};
+
+/// Longer than any healthy reply of the control plane.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longer than 10 MB take on a slow line: the Java library's bound.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Retries of one page of a listing; with the delays below they take three seconds.
+const MOST_RETRIES: u32 = 4;
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MOST: Duration = Duration::from_secs(2);
+
+/// How often a listing may start again because its token expired (after five minutes, so once is
+/// already strange).
+const MOST_RESTARTS: u32 = 3;
+
+/// How far the clocks of the service's own machines may be apart. The header is written by the one
+/// that answers, arrival times by the ones that store.
+const CLOCK_MARGIN: Duration = Duration::from_secs(1);
+
+/// What is taken from this machine's clock when a reply has no `Date`: more than the clock of a
+/// machine that can sign requests is usually wrong. No known endpoint omits the header.
+const UNKNOWN_CLOCK_MARGIN: Duration = Duration::from_secs(60);
+
+/// How a [`KinesisStream`] reads.
+#[derive(Debug, Clone)]
+pub struct KinesisOptions {
+    /// Time between reads of a shard at its tip.
+    pub poll_interval: Duration,
+    /// What every wait is measured on.
+    pub clock: Arc<dyn Clock>,
+    /// Seed of all jitter; workers should differ.
+    pub seed: u64,
+}
+
+impl Default for KinesisOptions {
+    fn default() -> Self {
+        Self { poll_interval: Duration::from_secs(1), clock: Arc::new(TokioClock), seed: 0 }
+    }
+}
+
+/// A stream of Amazon Kinesis Data Streams. Cheap to clone.
+#[derive(Clone)]
+pub struct KinesisStream {
+    pub(super) calls: Client,
+    pub(super) reads: Client,
+    name_or_arn: Arc<str>,
+    pub(super) options: KinesisOptions,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    rng: Mutex<fastrand::Rng>,
+    /// When the stream was first asked for, as long as it has not answered.
+    waiting_since: Mutex<Option<Instant>>,
+}
+
+impl KinesisStream {
+    /// The stream called `name_or_arn`, in the region and with the credentials of `config`.
+    ///
+    /// Calls nothing. Retries and time limits per attempt are this library's, whatever `config`
+    /// says of them.
+    #[must_use]
+    pub fn new(
+        config: &SdkConfig,
+        name_or_arn: impl Into<String>,
+        options: KinesisOptions,
+    ) -> Self {
+        let client = |limit| {
+            let timeouts = config.timeout_config().map_or_else(
+                TimeoutConfig::builder, //
+                TimeoutConfig::to_builder,
+            );
+            let config = aws_sdk_kinesis::config::Builder::from(config)
+                // One attempt also keeps this stream out of the retry budget that all clients of
+                // a process share.
+                .retry_config(RetryConfig::disabled())
+                .timeout_config(timeouts.operation_attempt_timeout(limit).build());
+            Client::from_conf(config.build())
+        };
+        let rng = Mutex::new(fastrand::Rng::with_seed(options.seed));
+        Self {
+            calls: client(CALL_TIMEOUT),
+            reads: client(READ_TIMEOUT),
+            name_or_arn: name_or_arn.into().into(),
+            options,
+            shared: Arc::new(Shared { rng, waiting_since: Mutex::new(None) }),
+        }
+    }
+
+    /// The name, unless the stream was given by its ARN.
+    pub(super) fn name(&self) -> Option<String> {
+        (!self.name_or_arn.starts_with("arn:")).then(|| self.name_or_arn.to_string())
+    }
+
+    /// The ARN, if the stream was given by it.
+    pub(super) fn arn(&self) -> Option<String> {
+        self.name_or_arn.starts_with("arn:").then(|| self.name_or_arn.to_string())
+    }
+
+    fn fork_rng(&self) -> fastrand::Rng {
+        self.shared.rng.lock().unwrap_or_else(PoisonError::into_inner).fork()
+    }
+
+    /// Gives a failed call its meaning. `operation` is the API's name, `object` what it was
+    /// called on within the stream.
+    pub(super) fn failure<E>(
+        &self,
+        operation: &str,
+        object: &str,
+        error: SdkError<E, HttpResponse>,
+    ) -> ServiceError
+    where
+        E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
+    {
+        let kind = kind_of(&error);
+        let words = words_of(&error);
+        let region = self.calls.config().region().map_or("(none set)", |region| region.as_ref());
+        let stream = &self.name_or_arn;
+        let context = match kind {
+            ServiceErrorKind::Missing => format!(
+                "stream `{stream}`{object} not found in region `{region}`: create it, or correct \
+                 the name or the region ({operation}: {words})"
+            ),
+            ServiceErrorKind::NotReady => {
+                format!(
+                    "stream `{stream}` in region `{region}` is not ready ({operation}: {words})"
+                )
+            }
+            ServiceErrorKind::Denied => format!(
+                "{operation} on stream `{stream}`{object} in region `{region}` was refused, check \
+                 the credentials and whether they allow `kinesis:{operation}`: {words}"
+            ),
+            ServiceErrorKind::Throttled
+            | ServiceErrorKind::Unavailable
+            | ServiceErrorKind::Expired
+            | ServiceErrorKind::Invalid => {
+                format!("{operation} on stream `{stream}`{object} in region `{region}`: {words}")
+            }
+        };
+        ServiceError::new(kind, context).with_source(error)
+    }
+
+    /// One page: the first by name and filter, the others by token alone, as the API demands.
+    async fn page(
+        &self,
+        from: ListFrom,
+        token: Option<String>,
+        date: &ServiceDate,
+    ) -> Result<ListShardsOutput, ServiceError> {
+        let call = match token {
+            Some(token) => self.calls.list_shards().next_token(token),
+            None => self
+                .calls
+                .list_shards()
+                .set_stream_name(self.name())
+                .set_stream_arn(self.arn())
+                .set_shard_filter(filter(from)),
+        };
+        let reply = call.customize().interceptor(date.clone()).send().await;
+        reply.map_err(|error| self.failure("ListShards", "", error))
+    }
+
+    /// [`page`](Self::page), tried again a few times when that can help.
+    async fn page_with_retries(
+        &self,
+        from: ListFrom,
+        token: Option<String>,
+        date: &ServiceDate,
+        rng: &mut fastrand::Rng,
+    ) -> Result<ListShardsOutput, ServiceError> {
+        let mut retry = Retry::new(RETRY_FIRST, RETRY_MOST);
+        loop {
+            match self.page(from, token.clone(), date).await {
+                Err(error) if may_pass_soon(&error) && retry.attempts() < MOST_RETRIES => {
+                    clock::sleep(&self.options.clock, retry.delay(rng)).await;
+                }
+                reply => return reply,
+            }
+        }
+    }
+
+    /// All pages, and the service's time when the first was answered.
+    async fn pages(&self, from: ListFrom) -> Result<(Vec<types::Shard>, SeenDate), ServiceError> {
+        let mut rng = self.fork_rng();
+        let mut restarts = 0;
+        'listing: loop {
+            let date = ServiceDate::new(self.options.clock.clone());
+            let first = self.page_with_retries(from, None, &date, &mut rng).await?;
+            let seen =
+                date.take().ok_or_else(|| self.malformed("the reply came without a time"))?;
+            let (mut shards, mut token) = (first.shards.unwrap_or_default(), first.next_token);
+            while let Some(next) = token {
+                match self.page_with_retries(from, Some(next), &date, &mut rng).await {
+                    Ok(page) => {
+                        shards.extend(page.shards.unwrap_or_default());
+                        token = page.next_token;
+                    }
+                    Err(error)
+                        if error.kind == ServiceErrorKind::Expired && restarts < MOST_RESTARTS =>
+                    {
+                        restarts += 1;
+                        continue 'listing;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            return Ok((shards, seen));
+        }
+    }
+
+    async fn complete_listing(&self, from: ListFrom) -> Result<Listing, ServiceError> {
+        let asked = self.options.clock.now();
+        let result = self.pages(from).await.and_then(|(shards, seen)| {
+            if shards.is_empty() {
+                let context = format!("stream `{}` has no shards yet", self.name_or_arn);
+                return Err(ServiceError::new(ServiceErrorKind::NotReady, context));
+            }
+            let shards = shards.iter().map(|shard| self.shard(shard));
+            let mut shards = shards.collect::<Result<Vec<_>, _>>()?;
+            shards.sort_by(|a, b| a.id.cmp(&b.id));
+            Ok((shards, seen))
+        });
+        let mut waiting = self.shared.waiting_since.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok((shards, seen)) => {
+                let asked = waiting.take().unwrap_or(asked);
+                Ok(Listing { shards, at: seen.when(asked) })
+            }
+            Err(error) => {
+                if error.is_passing() {
+                    waiting.get_or_insert(asked);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn shard(&self, shard: &types::Shard) -> Result<Shard, ServiceError> {
+        let range = shard.hash_key_range.as_ref();
+        let hash_range = range.and_then(hash_range).ok_or_else(|| {
+            self.malformed(&format!("shard `{}` has no valid hash range", shard.shard_id))
+        })?;
+        let parents = [&shard.parent_shard_id, &shard.adjacent_parent_shard_id];
+        let sequences = shard.sequence_number_range.as_ref();
+        Ok(Shard {
+            id: ShardId::from(shard.shard_id.as_str()),
+            parents: parents.into_iter().flatten().map(|id| ShardId::from(id.as_str())).collect(),
+            hash_range,
+            is_open: sequences.is_none_or(|range| range.ending_sequence_number.is_none()),
+        })
+    }
+
+    fn malformed(&self, what: &str) -> ServiceError {
+        let context = format!("ListShards on stream `{}`: {what}", self.name_or_arn);
+        ServiceError::new(ServiceErrorKind::Invalid, context)
+    }
+}
+
+impl fmt::Debug for KinesisStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("KinesisStream").field(&self.name_or_arn).finish()
+    }
+}
+
+impl Stream for KinesisStream {
+    fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
+        Box::pin(self.complete_listing(from))
+    }
+
+    fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
+        Box::new(PollingReader::new(self.clone(), shard.clone(), cursor, self.fork_rng()))
+    }
+}
+
+/// The shards to list, in the service's words.
+fn filter(from: ListFrom) -> Option<ShardFilter> {
+    let of_type = |kind| ShardFilter::builder().r#type(kind);
+    let filter = match from {
+        ListFrom::All => return None,
+        ListFrom::Start(InitialPosition::Latest) => of_type(ShardFilterType::AtLatest),
+        ListFrom::Start(InitialPosition::TrimHorizon) => of_type(ShardFilterType::AtTrimHorizon),
+        ListFrom::Start(InitialPosition::AtTimestamp(time)) => {
+            of_type(ShardFilterType::AtTimestamp).timestamp(DateTime::from_millis(time.as_millis()))
+        }
+    };
+    Some(filter.build().expect("a filter with a type is complete"))
+}
+
+/// The hash range of a reply; `None` if it is no range.
+pub(super) fn hash_range(range: &types::HashKeyRange) -> Option<HashRange> {
+    HashRange::parse(&range.starting_hash_key, &range.ending_hash_key)
+}
+
+fn may_pass_soon(error: &ServiceError) -> bool {
+    matches!(error.kind, ServiceErrorKind::Throttled | ServiceErrorKind::Unavailable)
+}
+
+/// The time of the service, as a reply says it, and our instant when it came.
+#[derive(Debug, Clone, Copy)]
+struct SeenDate {
+    millis: i64,
+    received: Instant,
+}
+
+impl SeenDate {
+    /// A time of the service that is not later than our instant `asked`.
+    ///
+    /// The reply was written at or before `received`, and the header is cut to whole seconds, so
+    /// it is not later than the service's time at `received`. What passed on our clock since
+    /// `asked` is taken off, so the result is not later than the service's time at `asked`; and
+    /// one second more, because the service's machines do not agree to the millisecond.
+    fn when(self, asked: Instant) -> Timestamp {
+        let back = self.received.duration_since(asked) + CLOCK_MARGIN;
+        // Rounded up: too early repeats a record, too late loses one.
+        let back = i64::try_from(back.as_micros().div_ceil(1_000)).unwrap_or(i64::MAX);
+        Timestamp::from_millis(self.millis.saturating_sub(back))
+    }
+}
+
+/// Reads the `Date` header of the replies to one call.
+#[derive(Debug, Clone)]
+struct ServiceDate {
+    seen: Arc<Mutex<Option<SeenDate>>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl ServiceDate {
+    fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { seen: Arc::default(), clock }
+    }
+
+    fn take(&self) -> Option<SeenDate> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Intercept for ServiceDate {
+    fn name(&self) -> &'static str {
+        "ServiceDate"
+    }
+
+    fn read_after_transmit(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        components: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let header = context.response().headers().get("date");
+        let date = header.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
+        let date = date.or_else(|| {
+            let now = components.time_source()?.now();
+            Some(DateTime::from(now.checked_sub(UNKNOWN_CLOCK_MARGIN)?))
+        });
+        let millis = date.and_then(|date| date.to_millis().ok());
+        let received = self.clock.now();
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) =
+            millis.map(|millis| SeenDate { millis, received });
+        Ok(())
+    }
+}
+
+/// What a failed call means.
+fn kind_of<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> ServiceErrorKind {
+    match error {
+        SdkError::ServiceError(service) => kind_of_reply(
+            service.err().code().unwrap_or_default(), //
+            service.raw().status().as_u16(),
+        ),
+        SdkError::ConstructionFailure(_) => ServiceErrorKind::Invalid,
+        SdkError::DispatchFailure(failure)
+            if failure.as_connector_error().is_some_and(|error| lacks_credentials(error)) =>
+        {
+            ServiceErrorKind::Denied
+        }
+        // No answer in time, no connection, a reply that cannot be read.
+        SdkError::TimeoutError(_)
+        | SdkError::DispatchFailure(_)
+        | SdkError::ResponseError(_)
+        | _ => ServiceErrorKind::Unavailable,
+    }
+}
+
+/// Whether the call was never sent for want of credentials: waiting does not help.
+fn lacks_credentials(error: &(dyn StdError + 'static)) -> bool {
+    chain(error).any(|error| {
+        error.downcast_ref::<CredentialsError>().is_some_and(|error| {
+            matches!(
+                error,
+                CredentialsError::CredentialsNotLoaded(_)
+                    | CredentialsError::InvalidConfiguration(_)
+            )
+        })
+    })
+}
+
+/// What an error reply means, by its code; by its status when the code is unknown.
+fn kind_of_reply(code: &str, status: u16) -> ServiceErrorKind {
+    match code {
+        "ProvisionedThroughputExceededException"
+        | "LimitExceededException"
+        | "KMSThrottlingException"
+        | "ThrottlingException"
+        | "RequestLimitExceeded"
+        | "TooManyRequestsException" => ServiceErrorKind::Throttled,
+        "ExpiredIteratorException" | "ExpiredNextTokenException" => ServiceErrorKind::Expired,
+        "ResourceInUseException" => ServiceErrorKind::NotReady,
+        "ResourceNotFoundException" => ServiceErrorKind::Missing,
+        "AccessDeniedException"
+        | "ExpiredTokenException"
+        | "IncompleteSignature"
+        | "InvalidClientTokenId"
+        | "InvalidSignatureException"
+        | "MissingAuthenticationTokenException"
+        | "NotAuthorized"
+        | "OptInRequired"
+        | "UnrecognizedClientException" => ServiceErrorKind::Denied,
+        // Every other error of the key service wants a change of the key or of its policy.
+        key if key.starts_with("KMS") => ServiceErrorKind::Denied,
+        _ => match status {
+            429 => ServiceErrorKind::Throttled,
+            401 | 403 => ServiceErrorKind::Denied,
+            408 | 500.. => ServiceErrorKind::Unavailable,
+            _ => ServiceErrorKind::Invalid,
+        },
+    }
+}
+
+/// The service's words; or what stood in the way of an answer.
+fn words_of<E>(error: &SdkError<E, HttpResponse>) -> String
+where
+    E: ProvideErrorMetadata + StdError + 'static,
+{
+    if let SdkError::ServiceError(service) = error {
+        let status = service.raw().status().as_u16();
+        let code = service.err().code().map_or_else(|| format!("HTTP {status}"), str::to_owned);
+        return match service.err().message() {
+            Some(message) => format!("{code}: {message}"),
+            None => code,
+        };
+    }
+    chain(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// An error and those below it.
+fn chain<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    let mut next = Some(error);
+    std::iter::from_fn(move || {
+        let error = next?;
+        next = error.source();
+        Some(error)
+    })
+}
+
+/// The parents of a shard as the reply about its own parent names them.
+pub(super) fn parents(child: &types::ChildShard) -> BTreeSet<ShardId> {
+    child.parent_shards.iter().map(|id| ShardId::from(id.as_str())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_becomes_a_time_before_the_question() {
+        let asked = Instant::now();
+        let seen = SeenDate { millis: 100_000, received: asked + Duration::from_micros(2_500_001) };
+        assert_eq!(seen.when(asked), Timestamp::from_millis(100_000 - 2_501 - 1_000));
+    }
+
+    #[test]
+    fn an_error_reply_has_a_meaning_by_code_and_else_by_status() {
+        use ServiceErrorKind::*;
+        for (code, status, kind) in [
+            ("ProvisionedThroughputExceededException", 400, Throttled),
+            ("KMSThrottlingException", 400, Throttled),
+            ("KMSInvalidStateException", 400, Denied),
+            ("UnrecognizedClientException", 400, Denied),
+            ("ExpiredTokenException", 400, Denied),
+            ("ExpiredNextTokenException", 400, Expired),
+            ("ResourceInUseException", 400, NotReady),
+            ("ResourceNotFoundException", 400, Missing),
+            ("InvalidArgumentException", 400, Invalid),
+            ("", 429, Throttled),
+            ("", 403, Denied),
+            ("InternalFailure", 500, Unavailable),
+            ("", 503, Unavailable),
+        ] {
+            assert_eq!(kind_of_reply(code, status), kind, "{code} {status}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The ports to a stream: what shards it has, and reading one of them.
+//!
+//! A reader yields batches or the end of its shard; it retries what passes by itself and reports it.
+//! Implementations: [`kinesis`] (the service) and [`memory`] (vectors, for tests and examples).
+
+pub mod kinesis;
+pub mod memory;
+mod polling;
+
+use std::fmt;
+
+use futures_util::future::BoxFuture;
+
+use crate::error::ServiceError;
+use crate::position::{Cursor, InitialPosition};
+use crate::record::{Record, ShardId, Timestamp};
+use crate::shard::{ChildShard, Shard};
+
+/// Which shards to list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListFrom {
+    /// Every shard that the service still knows.
+    All,
+    /// The shards that hold the records of this position: the ones to start with.
+    Start(InitialPosition),
+}
+
+/// A complete, fully paged listing. It is a hint: the service may be behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// The shards in id order.
+    pub shards: Vec<Shard>,
+    /// The service's clock *before* the listing was asked for, at most a second early: the durable
+    /// meaning of "latest".
+    pub at: Timestamp,
+}
+
+/// A stream.
+///
+/// # Cancel safety
+/// All futures may be dropped; nothing is lost.
+pub trait Stream: Send + Sync + fmt::Debug {
+    /// Lists the shards.
+    ///
+    /// # Errors
+    /// `Missing` when the stream does not exist (the message names the stream and the region),
+    /// `NotReady` while it is being created, and the other kinds by their meaning.
+    fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>>;
+
+    /// A reader of one shard that starts at `cursor`.
+    fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader>;
+}
+
+/// Reads one shard from a cursor on.
+pub trait ShardReader: Send + fmt::Debug {
+    /// The next records, an empty reply at the tip, or the end.
+    ///
+    /// Waits as long as the pace of the service asks for. Never ends a shard because of an error,
+    /// a missing iterator or an empty reply.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses no record: the next call reads from the same place.
+    ///
+    /// # Errors
+    /// After every failed call to the service; calling again tries again, later and later.
+    fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>>;
+}
+
+/// One step of a reader.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Read {
+    /// Records in order, possibly none.
+    Records {
+        /// The records.
+        records: Vec<Record>,
+        /// How far the reply was behind the tip by the service's clock, in milliseconds.
+        millis_behind_latest: u64,
+    },
+    /// Everything has been read and nothing will follow. The children, none if the service
+    /// no longer knows them.
+    End {
+        /// The shards that continue this one.
+        children: Vec<ChildShard>,
+    },
+}

@@ -1,0 +1,332 @@
+//! One task per held lease, the only writer of its row: it renews, checkpoints, finishes, releases.
+//!
+//! Because renewals and checkpoints go through this one task they cannot race, and the newest
+//! acknowledged position rides on whatever is written next. When the lease can no longer be proven
+//! the keeper cancels the shard by itself, a margin before anyone else may take it.
+//! Runs on the control plane; never waits for a processor.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{self, BoxFuture};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::children;
+use crate::clock::{Clock, within};
+use crate::error::ServiceError;
+use crate::event::{Event, Events};
+use crate::lease::Lease;
+use crate::lease::store::LeaseStore;
+use crate::lease::tenure::{Goal, Tenure, Verdict};
+use crate::position::Checkpoint;
+use crate::record::ShardId;
+use crate::retry::Retry;
+use crate::settings::{CheckpointPolicy, Settings};
+use crate::shard::ChildShard;
+use crate::stream::Stream;
+
+/// What the shard task may ask of its keeper. There is one asker and it waits for nothing in
+/// between, so two places are enough.
+const REQUESTS: usize = 2;
+
+/// A request of the shard task.
+#[derive(Debug)]
+enum Request {
+    /// Everything is acknowledged and the shard has ended: make the children, store `SHARD_END`.
+    Finish(Vec<ChildShard>),
+    /// Store the newest position and let go.
+    Release,
+}
+
+/// The shard task's end of the line.
+#[derive(Debug)]
+pub(crate) struct KeeperLink {
+    acknowledged: watch::Sender<Option<Checkpoint>>,
+    requests: mpsc::Sender<Request>,
+    /// Cancelled when the shard must stop at once, because it is no longer ours.
+    pub(crate) lost: CancellationToken,
+}
+
+impl KeeperLink {
+    /// Notes that everything up to `checkpoint` is acknowledged. Never waits.
+    pub(crate) fn acknowledged(&self, checkpoint: Checkpoint) {
+        self.acknowledged.send_if_modified(|newest| {
+            let news = newest.as_ref().is_none_or(|newest| *newest < checkpoint);
+            if news {
+                *newest = Some(checkpoint);
+            }
+            news
+        });
+    }
+
+    /// Asks for the end of the shard; `lost` tells if that is not to be. The keeper ends after it.
+    pub(crate) async fn finish(&self, children: Vec<ChildShard>) {
+        self.ask(Request::Finish(children)).await;
+    }
+
+    /// Asks to store the newest position and let go. The keeper ends after it.
+    pub(crate) async fn release(&self) {
+        self.ask(Request::Release).await;
+    }
+
+    async fn ask(&self, request: Request) {
+        // A keeper that is gone has cancelled `lost` or is done; there is nothing left to ask.
+        if self.requests.send(request).await.is_ok() {
+            self.requests.closed().await;
+        }
+    }
+}
+
+/// How a keeper ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum KeeperExit {
+    /// The row was released or finished by us; this is how it reads now.
+    Done(Lease),
+    /// Another worker has the lease, or we could not prove that we do.
+    Lost,
+}
+
+/// What all keepers of a worker share.
+#[derive(Debug, Clone)]
+pub(crate) struct KeeperContext {
+    pub(crate) store: Arc<dyn LeaseStore>,
+    pub(crate) stream: Arc<dyn Stream>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) settings: Settings,
+    pub(crate) events: Events,
+    pub(crate) incarnation: String,
+}
+
+/// The keeper of one lease.
+pub(crate) struct LeaseKeeper {
+    context: KeeperContext,
+    tenure: Tenure,
+    acknowledged: watch::Receiver<Option<Checkpoint>>,
+    requests: mpsc::Receiver<Request>,
+    lost: CancellationToken,
+    goal: Goal,
+    /// Making the children before the shard may end.
+    ending: Option<BoxFuture<'static, BTreeSet<ShardId>>>,
+    next_write: Instant,
+    retry: Retry,
+    rng: fastrand::Rng,
+}
+
+/// What wakes a keeper.
+enum Wake {
+    Fenced,
+    Requested(Option<Request>),
+    ChildrenMade(BTreeSet<ShardId>),
+    Acknowledged,
+    WriteDue,
+}
+
+impl LeaseKeeper {
+    /// A keeper and the line to it.
+    pub(crate) fn new(
+        context: KeeperContext,
+        tenure: Tenure,
+        rng: fastrand::Rng,
+    ) -> (Self, KeeperLink) {
+        let (acknowledged, acknowledgements) = watch::channel(None);
+        let (requests, asked) = mpsc::channel(REQUESTS);
+        let lost = CancellationToken::new();
+        let link = KeeperLink { acknowledged, requests, lost: lost.clone() };
+        let next_write = context.clock.now() + context.settings.renew_interval();
+        let most = context.settings.lease_duration / 10;
+        let keeper = Self {
+            context,
+            tenure,
+            acknowledged: acknowledgements,
+            requests: asked,
+            lost,
+            goal: Goal::Keep,
+            ending: None,
+            next_write,
+            retry: Retry::new(Duration::from_millis(50), most),
+            rng,
+        };
+        (keeper, link)
+    }
+
+    /// Keeps the lease until it is released, finished or lost.
+    pub(crate) async fn run(mut self) -> KeeperExit {
+        let exit = loop {
+            match self.wake().await {
+                Wake::Fenced => break self.lose(None),
+                Wake::Requested(request) => self.requested(request),
+                Wake::ChildrenMade(children) => {
+                    self.goal = Goal::Finish(children);
+                    self.next_write = self.context.clock.now();
+                }
+                Wake::Acknowledged => self.next_write = self.context.clock.now(),
+                Wake::WriteDue => {
+                    if let Some(exit) = self.write().await {
+                        break exit;
+                    }
+                }
+            }
+        };
+        // Closes the line: whoever asked for a release or an end sees that it is over.
+        self.requests.close();
+        exit
+    }
+
+    /// The only select: the fence first, so that nothing can hide it.
+    async fn wake(&mut self) -> Wake {
+        let eager = self.context.settings.checkpoints == CheckpointPolicy::EveryBatch;
+        let clock = &self.context.clock;
+        tokio::select! {
+            biased;
+            () = clock.sleep_until(self.tenure.fenced_at()) => Wake::Fenced,
+            request = self.requests.recv(), if self.goal == Goal::Keep && self.ending.is_none() => {
+                Wake::Requested(request)
+            }
+            children = made(&mut self.ending), if self.ending.is_some() => {
+                self.ending = None;
+                Wake::ChildrenMade(children)
+            }
+            Ok(()) = self.acknowledged.changed(), if eager => Wake::Acknowledged,
+            () = clock.sleep_until(self.next_write) => Wake::WriteDue,
+        }
+    }
+
+    fn requested(&mut self, request: Option<Request>) {
+        match request {
+            Some(Request::Finish(children)) => {
+                let parent = self.tenure.lease().key.clone();
+                self.ending =
+                    Some(Box::pin(children::make(self.context.clone(), parent, children)));
+            }
+            // A shard task that is gone without a word has failed: another tenure starts afresh.
+            Some(Request::Release) | None => {
+                self.goal = Goal::Release;
+                self.next_write = self.context.clock.now();
+            }
+        }
+    }
+
+    async fn write(&mut self) -> Option<KeeperExit> {
+        let news = self.acknowledged.borrow_and_update().clone();
+        let write = self.tenure.write(&self.goal, news.as_ref());
+        match self.send(&write).await {
+            Sent::Answered(Verdict::Held { reached }) => self.held(reached),
+            Sent::Answered(Verdict::Lost { to }) => Some(self.lose(to)),
+            Sent::Answered(Verdict::Vanished) => {
+                let again = self.tenure.write_again(news.as_ref());
+                if let Sent::Answered(Verdict::Lost { to }) = self.send(&again).await {
+                    return Some(self.lose(to));
+                }
+                self.next_write = self.context.clock.now();
+                None
+            }
+            Sent::Unknown(error) => {
+                self.failed(&error);
+                None
+            }
+            Sent::Fenced => Some(self.lose(None)),
+        }
+    }
+
+    /// Sends one write; gives up waiting when the fence falls or the attempt takes too long.
+    async fn send(&mut self, write: &crate::lease::LeaseWrite) -> Sent {
+        let clock = Arc::clone(&self.context.clock);
+        let sent = clock.now();
+        let before = self.tenure.lease().checkpoint.clone();
+        self.tenure.sent(sent);
+        let attempt = within(
+            &clock,
+            self.context.settings.lease_duration / 4,
+            self.context.store.write(write),
+        );
+        let result = tokio::select! {
+            biased;
+            () = clock.sleep_until(self.tenure.fenced_at()) => return Sent::Fenced,
+            result = attempt => result,
+        };
+        match result {
+            Some(Ok(outcome)) => {
+                let verdict = self.tenure.answered(sent, outcome, &self.goal);
+                if matches!(verdict, Verdict::Held { .. }) {
+                    self.renewed(&before);
+                }
+                Sent::Answered(verdict)
+            }
+            Some(Err(error)) => Sent::Unknown(error),
+            None => Sent::Unknown(ServiceError::new(
+                crate::error::ServiceErrorKind::Unavailable,
+                format!("no answer from the lease table for {}", write.key),
+            )),
+        }
+    }
+
+    fn renewed(&self, before: &Checkpoint) {
+        let lease = self.tenure.lease();
+        let event = Event::LeaseRenewed {
+            shard: lease.key.clone(),
+            checkpoint: lease.checkpoint.clone(),
+            advanced: lease.checkpoint > *before,
+        };
+        self.context.events.emit(event);
+    }
+
+    fn held(&mut self, reached: bool) -> Option<KeeperExit> {
+        self.retry.succeeded();
+        let now = self.context.clock.now();
+        self.next_write = if reached { now + self.context.settings.renew_interval() } else { now };
+        if !reached || self.goal == Goal::Keep {
+            return None;
+        }
+        let lease = self.tenure.lease().clone();
+        self.context.events.emit(match &self.goal {
+            Goal::Finish(children) => Event::ShardEnded {
+                shard: lease.key.clone(),
+                children: children.iter().cloned().collect(),
+            },
+            Goal::Keep | Goal::Release => Event::LeaseReleased {
+                shard: lease.key.clone(),
+                checkpoint: lease.checkpoint.clone(),
+            },
+        });
+        Some(KeeperExit::Done(lease))
+    }
+
+    fn failed(&mut self, error: &ServiceError) {
+        self.next_write = self.context.clock.now() + self.retry.delay(&mut self.rng);
+        self.context.events.emit(Event::CoordinationFailed {
+            operation: "renewing a lease",
+            error: error.to_string(),
+            passing: error.is_passing(),
+        });
+    }
+
+    fn lose(&self, to: Option<crate::record::WorkerId>) -> KeeperExit {
+        // First the shard, then the world: nobody may still be processing when this is known.
+        self.lost.cancel();
+        self.context.events.emit(Event::LeaseLost { shard: self.tenure.lease().key.clone(), to });
+        KeeperExit::Lost
+    }
+}
+
+/// The result of sending one write.
+enum Sent {
+    Answered(Verdict),
+    /// It may have been applied, or may be later.
+    Unknown(ServiceError),
+    Fenced,
+}
+
+/// Waits for the children, if they are being made.
+fn made<'a>(
+    ending: &'a mut Option<BoxFuture<'static, BTreeSet<ShardId>>>,
+) -> Pin<Box<dyn Future<Output = BTreeSet<ShardId>> + Send + 'a>> {
+    match ending {
+        Some(ending) => Box::pin(ending.as_mut()),
+        None => Box::pin(future::pending()),
+    }
+}

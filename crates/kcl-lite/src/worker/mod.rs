@@ -1,0 +1,59 @@
+//! The facade: build a worker, start it, watch it, stop it.
+//!
+//! Its parts: [`start`] makes everything ready; the [`coordinator`] owns the leases and asks
+//! [`state`] what to do; a [`lease_keeper`] per lease writes its row; a [`shard_task`] per lease
+//! reads and processes. Control plane and data plane run on different threads by default.
+
+mod builder;
+mod children;
+mod coordinator;
+mod handle;
+mod lease_keeper;
+mod shard_task;
+mod start;
+mod state;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+pub use builder::{Worker, WorkerBuilder};
+pub use handle::WorkerHandle;
+
+use crate::position::Checkpoint;
+use crate::record::ShardId;
+
+/// What a worker did with its shards when it stopped.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The shards that were held when the stop was asked for.
+    pub shards: BTreeMap<ShardId, ShardReport>,
+}
+
+/// How one shard was left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardReport {
+    /// Whether everything delivered was acknowledged and stored, so that nothing will be repeated.
+    pub drained: bool,
+    /// The checkpoint last stored.
+    pub checkpoint: Checkpoint,
+}
+
+/// A worker at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Leases in the table that are not finished.
+    pub leases: usize,
+    /// The shards this worker holds.
+    pub shards: BTreeMap<ShardId, ShardStatus>,
+}
+
+/// A shard at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardStatus {
+    /// The checkpoint it was taken with, or left with.
+    pub checkpoint: Checkpoint,
+    /// How far the last reply was behind the tip, in milliseconds; `None` before the first.
+    pub millis_behind_latest: Option<u64>,
+    /// Time since the shard last proved life: a reply, or a batch done.
+    pub since_progress: Duration,
+}

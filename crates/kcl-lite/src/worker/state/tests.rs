@@ -1,0 +1,167 @@
+//! The coordinator's decisions, one input at a time, without a runtime.
+
+use super::*;
+use crate::error::ServiceErrorKind;
+use crate::position::Checkpoint;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn state(start: Instant) -> State {
+    State::new("me".into(), "me#1".into(), Settings::default(), start)
+}
+
+fn lease(key: &str, owner: Option<&str>, counter: u64) -> Lease {
+    Lease { owner: owner.map(Into::into), counter, ..Lease::new(key, Checkpoint::TrimHorizon) }
+}
+
+fn taken(actions: &[Action]) -> Vec<LeaseWrite> {
+    let writes = actions.iter().filter_map(|action| match action {
+        Action::Write(write, Why::Take { .. }) => Some(write.clone()),
+        _ => None,
+    });
+    writes.collect()
+}
+
+fn names(actions: &[Action]) -> String {
+    let names = actions.iter().map(|action| match action {
+        Action::Scan => "scan".to_owned(),
+        Action::List => "list".to_owned(),
+        Action::Write(write, why) => format!("{} {}", why.describe(), write.key),
+        Action::Start { lease, .. } => format!("start {}", lease.key),
+        Action::DrainAll => "drain".to_owned(),
+        Action::Emit(event) => format!("say {event}"),
+    });
+    names.collect::<Vec<_>>().join("; ")
+}
+
+#[test]
+fn a_lease_of_a_silent_worker_is_taken_at_the_instant_it_expires_without_a_scan() {
+    let start = Instant::now();
+    let mut state = state(start);
+    assert_eq!(names(&state.step(start, Input::TimeDue)), "scan");
+    let rows = vec![lease("0", Some("other"), 4)];
+    assert!(taken(&state.step(start, Input::Scanned(Ok(rows)))).is_empty());
+    state.next_scan = start + 60 * SECOND;
+    state.next_audit = start + 60 * SECOND;
+
+    assert_eq!(state.next_due(), Some(start + 10 * SECOND));
+    assert!(taken(&state.step(start + 9 * SECOND, Input::TimeDue)).is_empty());
+    let takes = taken(&state.step(start + 10 * SECOND, Input::TimeDue));
+    assert_eq!(takes.len(), 1);
+    assert_eq!(takes[0].id, write_id("me#1", 4));
+}
+
+#[test]
+fn an_expired_lease_that_falls_to_another_worker_does_not_make_the_timer_spin() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let rows = vec![
+        lease("0", Some("dead"), 4),
+        lease("1", Some("me"), 1),
+        lease("2", Some("me"), 1),
+        lease("3", Some("live"), 1),
+    ];
+    state.mine = ["1".into(), "2".into()].into();
+    state.scanning = true;
+    state.step(start, Input::Scanned(Ok(rows.clone())));
+    let mut renewed = rows;
+    renewed[3].counter = 2;
+    state.step(start + 5 * SECOND, Input::Scanned(Ok(renewed)));
+    state.next_scan = start + 60 * SECOND;
+    state.next_audit = start + 60 * SECOND;
+    let expiry = start + 10 * SECOND;
+    assert_eq!(state.next_due(), Some(expiry));
+    assert!(taken(&state.step(expiry, Input::TimeDue)).is_empty(), "`live` has less");
+    assert!(state.next_due() > Some(expiry));
+}
+
+#[test]
+fn a_take_whose_reply_was_lost_is_recognised_by_its_mark() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let takes = taken(&state.step(start, Input::Scanned(Ok(vec![lease("0", None, 0)]))));
+    let row = takes[0].apply(Some(&lease("0", None, 0))).unwrap();
+    let input = Input::Wrote {
+        write: takes[0].clone(),
+        why: Why::Take { reason: TakeReason::Unowned, from: None },
+        sent: start,
+        result: Ok(WriteOutcome::Refused(row)),
+    };
+    let actions = state.step(start + SECOND, input);
+    assert!(
+        actions.iter().any(|action| matches!(action, Action::Start { sent, .. } if *sent == start))
+    );
+}
+
+#[test]
+fn a_take_that_another_worker_won_is_dropped_quietly() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let takes = taken(&state.step(start, Input::Scanned(Ok(vec![lease("0", None, 0)]))));
+    let input = Input::Wrote {
+        write: takes[0].clone(),
+        why: Why::Take { reason: TakeReason::Unowned, from: None },
+        sent: start,
+        result: Ok(WriteOutcome::Refused(Some(lease("0", Some("other"), 1)))),
+    };
+    assert!(state.step(start, input).is_empty());
+    assert!(state.mine.is_empty());
+}
+
+#[test]
+fn a_lease_taken_while_stopping_is_given_back() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let takes = taken(&state.step(start, Input::Scanned(Ok(vec![lease("0", None, 0)]))));
+    assert_eq!(names(&state.step(start, Input::StopRequested)), "drain");
+    assert!(!state.is_finished());
+    let row = takes[0].apply(Some(&lease("0", None, 0))).unwrap();
+    let input = Input::Wrote {
+        write: takes[0].clone(),
+        why: Why::Take { reason: TakeReason::Unowned, from: None },
+        sent: start,
+        result: Ok(WriteOutcome::Done(row)),
+    };
+    let actions = state.step(start, input);
+    assert_eq!(names(&actions), "releasing a lease 0");
+}
+
+#[test]
+fn a_worker_without_leases_says_once_who_holds_them() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let rows = || vec![lease("0", Some("other"), 4)];
+    let first = state.step(start, Input::Scanned(Ok(rows())));
+    assert_eq!(names(&first), "say standing by: 1 of 1 leases are held by [other]");
+    assert_eq!(names(&state.step(start + SECOND, Input::Scanned(Ok(rows())))), "");
+}
+
+#[test]
+fn a_failed_scan_is_told_and_tried_again_later_and_later() {
+    let start = Instant::now();
+    let mut state = state(start);
+    state.step(start, Input::TimeDue);
+    let error = || ServiceError::new(ServiceErrorKind::Throttled, "Scan on table `t`: slow down");
+    let actions = state.step(start, Input::Scanned(Err(error())));
+    assert_eq!(names(&actions), "say reading the lease table failed: Scan on table `t`: slow down");
+    assert_eq!(state.next_due(), Some(start + 2 * SECOND));
+}
+
+#[test]
+fn scans_keep_to_the_read_budget_and_to_half_the_lease_duration() {
+    let interval = |rows| scan_interval(rows, 10 * SECOND);
+    assert_eq!(interval(1), SECOND);
+    assert_eq!(interval(100), SECOND);
+    assert_eq!(interval(200), 3 * SECOND);
+    assert_eq!(interval(5000), 5 * SECOND);
+}
+
+#[test]
+fn the_end_of_a_shard_is_followed_by_a_scan_at_once() {
+    let start = Instant::now();
+    let mut state = state(start);
+    state.step(start, Input::Scanned(Ok(vec![lease("0", None, 0)])));
+    let ended = Lease { checkpoint: Checkpoint::ShardEnd, ..lease("0", None, 9) };
+    let actions = state.step(start, Input::TenureEnded { key: "0".into(), row: Some(ended) });
+    assert_eq!(names(&actions), "scan");
+}
