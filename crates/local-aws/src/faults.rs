@@ -60,6 +60,8 @@ pub enum Effect {
     Delay(Duration),
     /// Never answered; not applied. The caller's own timeout ends it.
     Hang,
+    /// Applied; never answered. The caller's own timeout ends it, and leaves it in doubt.
+    HangAfter,
     /// Applied; the connection breaks in the middle of the reply.
     DropHalfReply,
     /// The connection breaks before anything happens; not applied.
@@ -209,6 +211,7 @@ impl Rule {
             | Effect::Throttle
             | Effect::Delay(_)
             | Effect::Hang
+            | Effect::HangAfter
             | Effect::DropHalfReply
             | Effect::Disconnect
             | Effect::DisconnectAfter => None,
@@ -361,9 +364,9 @@ impl Faults {
 
     /// Cuts `client` off from both services.
     ///
-    /// Its requests get no answer and are not applied; those that are being carried out are
-    /// applied and their replies lost; event streams fall silent. When the client is healed,
-    /// whatever is still waiting ends with a broken connection.
+    /// Its requests get no answer and are not applied, also those that a rule delays at this
+    /// moment; event streams fall silent. When the client is healed, whatever is still waiting
+    /// ends with a broken connection. For a reply that is lost, see [`Effect::HangAfter`].
     pub fn partition(&self, client: &str) {
         self.partitioned.send_modify(|clients| {
             clients.insert(client.to_owned());

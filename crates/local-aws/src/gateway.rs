@@ -63,7 +63,7 @@ impl Gateway {
     /// # Cancel safety
     ///
     /// Dropped before it is applied, a request does nothing; there is no await between
-    /// applying and replying but for a partition, where the reply is lost anyway.
+    /// applying and replying.
     pub(crate) async fn answer(
         &self,
         client: &str,
@@ -96,6 +96,11 @@ impl Gateway {
                 self.count(call, NO_REPLY);
                 return pending().await;
             }
+            Some(Effect::HangAfter) => {
+                drop(self.apply(call));
+                self.count(call, NO_REPLY);
+                return pending().await;
+            }
             Some(Effect::Disconnect) => {
                 self.count(call, NO_REPLY);
                 return Err(Broken);
@@ -124,7 +129,6 @@ impl Gateway {
             // `judge` adds delays up and never returns one.
             Some(Effect::Delay(_)) | None => self.apply(call),
         };
-        self.reach(call).await?;
         self.count(call, answer.outcome());
         Ok(self.body_of(call, answer))
     }

@@ -182,6 +182,21 @@ async fn a_request_that_is_under_way_when_the_partition_starts_is_not_answered()
     };
     let (result, ()) = tokio::join!(put(&left, "k"), cutting);
     assert_eq!(seen(&result), "timeout");
+    assert!(!exists(&observer, "k").await);
+}
+
+/// Goal: the case that makes a conditional write ambiguous. It is applied, and its caller only
+/// knows that it timed out.
+#[tokio::test(start_paused = true)]
+async fn a_write_can_be_applied_and_time_out() {
+    let local = LocalAws::in_memory();
+    let timeouts = TimeoutConfig::builder().operation_timeout(Duration::from_secs(5)).build();
+    let client = Client::new(&with_timeout(&local.sdk_config("faulty"), timeouts));
+    let observer = Client::new(&local.sdk_config("observer"));
+    create(&observer, "leases").await;
+    local.faults().add(Rule::new(Effect::HangAfter).client("faulty"));
+    assert_eq!(seen(&put(&client, "k").await), "timeout");
+    assert!(exists(&observer, "k").await);
 }
 
 #[tokio::test]
