@@ -45,8 +45,7 @@ impl Stored {
     /// The latest time that is written in it.
     pub(super) fn latest_ms(&self) -> i64 {
         let arrivals = self.records.iter().map(|(_, record)| record.arrival_ms);
-        let ends = self.meta.lineage.all().filter_map(|shard| shard.closed);
-        arrivals.chain(ends.map(|closed| closed.at_ms)).fold(self.meta.created_ms, i64::max)
+        arrivals.fold(self.meta.stored_ms, i64::max)
     }
 }
 

@@ -114,7 +114,9 @@ mod tests {
 
         #[test]
         fn any_text_is_read_or_refused(text in ".{0,70}") {
-            let _: Result<SequenceNumber, _> = text.parse();
+            if let Ok(sequence) = text.parse::<SequenceNumber>() {
+                prop_assert_eq!(sequence.to_string(), text);
+            }
         }
     }
 

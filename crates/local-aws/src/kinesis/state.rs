@@ -74,7 +74,7 @@ impl Service {
         name: &StreamName,
         work: impl FnOnce(&mut Meta, i64) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        self.with(|state, now_ms| state.change(name, |meta| work(meta, now_ms)))
+        self.with(|state, now_ms| state.change(name, now_ms, |meta| work(meta, now_ms)))
     }
 
     /// A phase that begins now and passes by itself.
@@ -215,12 +215,14 @@ impl State {
     pub(super) fn change<T>(
         &mut self,
         name: &StreamName,
+        now_ms: i64,
         work: impl FnOnce(&mut Meta) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
         let account = &self.account;
         let stream = self.streams.get_mut(name).ok_or_else(|| stream_not_found(name, account))?;
         let mut meta = stream.meta.clone();
         let answer = work(&mut meta)?;
+        meta.stored_ms = now_ms;
         if let Some(journal) = &mut self.journal {
             journal.save(&meta)?;
         }
@@ -294,6 +296,7 @@ impl State {
     fn trim(&mut self, now_ms: i64) -> Result<(), ApiError> {
         for stream in self.streams.values_mut() {
             if let Some(trimmed) = stream.trim(now_ms) {
+                stream.meta.stored_ms = now_ms;
                 if let Some(journal) = &mut self.journal {
                     journal.trim(&stream.meta, &trimmed)?;
                 }

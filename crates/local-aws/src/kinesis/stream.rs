@@ -124,6 +124,8 @@ pub(super) struct Meta {
     pub id: StreamId,
     pub name: StreamName,
     pub created_ms: i64,
+    /// When this was last stored; time does not go back behind it.
+    pub stored_ms: i64,
     pub mode: StreamMode,
     pub transition: Option<Transition>,
     pub retention_hours: i64,

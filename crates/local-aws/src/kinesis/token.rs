@@ -36,7 +36,7 @@ mod tests {
         let text = seal(&(7, "a"));
         assert_eq!(open::<(i32, String)>(&text), Some((7, "a".to_owned())));
         assert_eq!(open::<String>(&text), None);
-        for garbage in ["", "AAAAAAAAAAAA", "é", &text[4..], &text.replace('J', "K")] {
+        for garbage in ["", "AAAAAAAAAAAA", "é", &text[4..], &format!("X{}", &text[1..])] {
             assert_eq!(open::<(i32, String)>(garbage), None, "{garbage}");
         }
     }

@@ -56,6 +56,7 @@ pub(super) fn handle(service: &Service, request: Request) -> Result<Empty, ApiEr
             id,
             name: name.clone(),
             created_ms: now_ms,
+            stored_ms: now_ms,
             mode,
             transition: service.transition(Phase::Creating, now_ms),
             retention_hours: MIN_RETENTION_HOURS,

@@ -32,7 +32,7 @@ pub(super) fn handle(service: &Service, request: Request) -> Result<Empty, ApiEr
         let shard = shard_number(&request.shard_to_split, &name, service)?;
         state.stream(&name)?;
         require_shards(service, state, 1)?;
-        state.change(&name, |meta| {
+        state.change(&name, now_ms, |meta| {
             require_active(service, meta, now_ms)?;
             meta.lineage.split(shard, at, now_ms).map_err(|why| refused(service, &name, why))?;
             meta.transition = service.transition(Phase::Updating, now_ms);

@@ -41,7 +41,7 @@ fn set(
         )));
     }
     service.with(|state, now_ms| {
-        state.change(&name, |meta| {
+        state.change(&name, now_ms, |meta| {
             require_active(service, meta, now_ms)?;
             let current = meta.retention_hours;
             if !allowed(hours, current) {

@@ -110,7 +110,8 @@ pub(super) fn handle(
             stage: Stage::Opening,
         })
     })?;
-    Ok(Reply::EventStream(unfold(session, Session::next).boxed()))
+    // Fused, because clients may ask again after the end.
+    Ok(Reply::EventStream(unfold(session, Session::next).fuse().boxed()))
 }
 
 enum Stage {

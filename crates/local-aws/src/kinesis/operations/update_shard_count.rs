@@ -45,7 +45,7 @@ pub(super) fn handle(service: &Service, request: Request) -> Result<Response, Ap
         let current = i64::try_from(current).unwrap_or(i64::MAX);
         check_step(current, target)?;
         require_shards(service, state, target - current)?;
-        state.change(&name, |meta| {
+        state.change(&name, now_ms, |meta| {
             require_active(service, meta, now_ms)?;
             let count = u32::try_from(target).unwrap_or(u32::MAX);
             meta.lineage.resize(count, now_ms).map_err(|why| refused(service, &name, why))?;

@@ -1,1 +1,0 @@
-//! Kinesis through its one entrance, on paused time.
