@@ -323,6 +323,17 @@ async fn attributes_that_are_not_ours_survive_every_write() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_checkpoint_leaves_nothing_of_what_was_pending() {
+    let bench = Bench::new().await;
+    bench.put(rows_of_kcl_2().remove(2).0).await;
+    let checkpoint = Some(at("49680467067409085667164030489078633931469779301147082754", 0));
+    bench.write(LeaseChange::Renew { counter: 33, checkpoint }).await;
+    let mut names: Vec<_> = bench.raw(SHARD).await.unwrap().into_keys().collect();
+    names.retain(|name| name.starts_with("pending"));
+    assert_eq!(names, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_whose_condition_fails_answers_with_the_row() {
     let bench = Bench::new().await;
     let (row, lease) = rows_of_kcl_2().remove(2);
@@ -453,7 +464,9 @@ async fn a_call_that_hangs_ends_by_itself() {
 async fn a_partition_is_passing() {
     let bench = Bench::new().await;
     bench.local.faults().partition("worker");
-    assert!(bench.store.list().await.unwrap_err().is_passing());
+    let list = tokio::time::timeout(Duration::from_secs(60), bench.store.list());
+    let error = list.await.expect("the backstop is shorter").unwrap_err();
+    assert!(error.is_passing(), "{error}");
 }
 
 /// A provider chain that has looked everywhere.
@@ -562,7 +575,8 @@ async fn waiting_for_a_table_ends() {
         .http_client(http_client_fn(|_, _| SharedHttpConnector::new(ForEverCreating)))
         .build();
     let store = DynamoStore::new(&config, TABLE, CreateTable::IfMissing);
-    let error = store.prepare().await.unwrap_err();
+    let prepare = tokio::time::timeout(Duration::from_secs(3600), store.prepare());
+    let error = prepare.await.expect("an hour is too long").unwrap_err();
     assert_eq!(error.kind, ServiceErrorKind::NotReady);
     let expected = "table `wildrydes-tail` in eu-central-1 is still CREATING after 600s";
     assert_eq!(error.to_string(), expected);
