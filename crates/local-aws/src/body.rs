@@ -65,7 +65,8 @@ impl ReplyBody {
             }
             Some((Ok(frame), Some((frames, faults, client))))
         });
-        Self(Shape::Stream(Mutex::new(guarded.boxed())))
+        // A body may be polled after its end, `unfold` may not.
+        Self(Shape::Stream(Mutex::new(guarded.fuse().boxed())))
     }
 
     pub(crate) fn is_stream(&self) -> bool {
@@ -86,7 +87,7 @@ impl ReplyBody {
                     let half = frame.map(|frame| frame.slice(..frame.len() / 2));
                     stream::iter([half, Err(Broken)])
                 });
-                Self(Shape::Stream(Mutex::new(cut.boxed())))
+                Self(Shape::Stream(Mutex::new(cut.fuse().boxed())))
             }
             Shape::Half(_) => self,
         }

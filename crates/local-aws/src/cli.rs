@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Parser;
+use local_aws::{Builder, LocalAws};
 
 /// Kinesis and DynamoDB on one loopback port, without an account.
 ///
@@ -31,6 +32,18 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
 }
 
+impl Options {
+    /// The services that the flags ask for.
+    pub(crate) fn services(self) -> Builder {
+        let services = LocalAws::builder().enforce_limits(self.enforce_limits).seed(self.seed);
+        match self.data {
+            Some(dir) => services.data_dir(dir),
+            None => services,
+        }
+    }
+}
+
+/// Loopback only: there is no authentication.
 pub(crate) fn address(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use local_aws::{LocalAws, REGION};
+use local_aws::REGION;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -22,26 +22,20 @@ async fn main() -> ExitCode {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();
-    match run(options).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            cli::explain(&error);
-            ExitCode::FAILURE
-        }
+    if let Err(error) = run(options).await {
+        cli::explain(&error);
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }
 
 async fn run(options: cli::Options) -> anyhow::Result<()> {
     // Listened for before anything is promised on stdout.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("Ctrl-C cannot be handled")?;
-    let mut services =
-        LocalAws::builder().enforce_limits(options.enforce_limits).seed(options.seed);
-    if let Some(dir) = options.data {
-        services = services.data_dir(dir);
-    }
     let address = cli::address(options.port);
-    let server = services.build()?.serve_on(address).await.map_err(cli::cannot_listen(address))?;
+    let server =
+        options.services().build()?.serve_on(address).await.map_err(cli::cannot_listen(address))?;
     announce(&server.endpoint_url()).context("the endpoint cannot be printed")?;
     tokio::select! {
         biased;
@@ -54,8 +48,10 @@ async fn run(options: cli::Options) -> anyhow::Result<()> {
 
 fn announce(endpoint: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
+    // boto3 and the first AWS CLI read the second name of the region only.
     writeln!(out, "# local-aws serves Kinesis and DynamoDB at {endpoint}")?;
-    writeln!(out, "export AWS_ENDPOINT_URL={endpoint}\nexport AWS_REGION={REGION}")?;
+    writeln!(out, "export AWS_ENDPOINT_URL={endpoint}")?;
+    writeln!(out, "export AWS_REGION={REGION} AWS_DEFAULT_REGION={REGION}")?;
     writeln!(out, "export AWS_ACCESS_KEY_ID=local\nexport AWS_SECRET_ACCESS_KEY=local")?;
     out.flush()
 }

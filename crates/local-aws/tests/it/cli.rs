@@ -61,7 +61,7 @@ async fn it_prints_the_four_exports_and_ends_by_either_signal_with_code_0() {
         let expected = [
             format!("# local-aws serves Kinesis and DynamoDB at {endpoint}"),
             format!("export AWS_ENDPOINT_URL={endpoint}"),
-            "export AWS_REGION=us-east-1".to_owned(),
+            "export AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1".to_owned(),
             "export AWS_ACCESS_KEY_ID=local".to_owned(),
             "export AWS_SECRET_ACCESS_KEY=local".to_owned(),
         ];
@@ -89,10 +89,13 @@ async fn a_port_that_is_taken_is_one_clear_error() {
 async fn a_data_directory_serves_one_process_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let _first = Running::with_data(dir.path()).await;
-    let path = dir.path().to_str().unwrap();
-    let second = command(&["--port", "0", "--data", path]).output().await.unwrap();
-    assert_eq!(second.status.code(), Some(1));
-    let error = String::from_utf8(second.stderr).unwrap();
+    let args = ["--port", "0", "--data", dir.path().to_str().unwrap()];
+    let mut second = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut printed = BufReader::new(second.stdout.take().unwrap()).lines();
+    assert_eq!(printed.next_line().await.unwrap(), None, "it must not serve");
+    let output = second.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("is in use by another local-aws"), "{error}");
 }
 
