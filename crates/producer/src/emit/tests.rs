@@ -201,6 +201,15 @@ async fn endless_throttling_ends_after_ten_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn any_number_of_failures_is_waited_out_while_there_is_progress() {
+    let local = local().await;
+    let throttled = local.faults().add(rule("PutRecord", Effect::Throttle).probability(0.5));
+    let ride = ride(&local, "--count 40", None).await;
+    assert!(ride.out.ends_with("\nsent 40 records\n"), "{}", ride.notes);
+    assert!(local.faults().fired(throttled) > 20, "more than a run of ten");
+}
+
+#[tokio::test(start_paused = true)]
 async fn endless_disconnects_end_after_ten_attempts_as_unreachable() {
     let local = local().await;
     local.faults().add(rule("PutRecord", Effect::Disconnect).skip(1));
