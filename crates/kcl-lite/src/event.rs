@@ -138,20 +138,23 @@ pub enum TakeReason {
     Own,
 }
 
+/// Who receives the events.
+pub(crate) type Sink = Arc<dyn Fn(&Event) + Send + Sync>;
+
 /// Where events go. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Events {
     worker: WorkerId,
-    sink: Option<Arc<dyn Fn(&Event) + Send + Sync>>,
+    sink: Option<Sink>,
 }
 
 impl Events {
-    pub(crate) fn new(worker: WorkerId, sink: Option<Arc<dyn Fn(&Event) + Send + Sync>>) -> Self {
+    pub(crate) fn new(worker: WorkerId, sink: Option<Sink>) -> Self {
         Self { worker, sink }
     }
 
     /// Logs the event and hands it to the sink.
-    pub(crate) fn emit(&self, event: Event) {
+    pub(crate) fn emit(&self, event: &Event) {
         let worker = self.worker.as_str();
         match event.level() {
             tracing::Level::WARN => tracing::warn!(worker, "{event}"),
@@ -159,7 +162,7 @@ impl Events {
             _ => tracing::debug!(worker, "{event}"),
         }
         if let Some(sink) = &self.sink {
-            sink(&event);
+            sink(event);
         }
     }
 }

@@ -31,6 +31,11 @@ impl MemoryStore {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    /// Removes a row as if someone had deleted it by hand: for tests of what a worker does then.
+    pub fn forget(&self, key: &LeaseKey) {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
     fn apply(&self, write: &LeaseWrite) -> WriteOutcome {
         let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
         match write.apply(leases.get(&write.key)) {

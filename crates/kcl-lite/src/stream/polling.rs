@@ -169,6 +169,10 @@ impl PollingReader {
     async fn attempt(&mut self) -> Result<Read, ServiceError> {
         if matches!(self.ending, Ending::Suspected) {
             self.ending = self.look_up_end().await?;
+            if matches!(self.ending, Ending::Open) {
+                let what = "a reply of GetRecords had no iterator, but the shard is not closed";
+                return Err(self.malformed(ServiceErrorKind::Unavailable, what));
+            }
         }
         let is_cached = self.iterator.is_some();
         match self.read().await {
@@ -266,8 +270,7 @@ impl PollingReader {
         let shards = self.stream.list(ListFrom::All).await?.shards;
         let is_closed = shards.iter().any(|shard| shard.id == self.shard && !shard.is_open);
         if !is_closed {
-            let what = "a reply of GetRecords had no iterator, but the shard is not closed";
-            return Err(self.malformed(ServiceErrorKind::Unavailable, what));
+            return Ok(Ending::Open);
         }
         let children = shards.into_iter().filter(|shard| shard.parents.contains(&self.shard));
         let children = children.map(|shard| ChildShard {

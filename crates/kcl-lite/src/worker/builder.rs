@@ -18,7 +18,7 @@ use super::{Report, Status, start};
 use crate::aws;
 use crate::clock::{Clock, TokioClock};
 use crate::error::Error;
-use crate::event::{Event, Events};
+use crate::event::{Event, Events, Sink};
 use crate::lease::dynamo::DynamoStore;
 use crate::lease::store::LeaseStore;
 use crate::processor::{ErasedProcessor, Factory, RecordProcessor, ShardContext};
@@ -40,8 +40,6 @@ pub struct WorkerBuilder {
     clock: Arc<dyn Clock>,
     sink: Option<Sink>,
 }
-
-type Sink = Arc<dyn Fn(&Event) + Send + Sync>;
 
 /// One instance of an application, ready to start.
 pub struct Worker {
@@ -108,19 +106,19 @@ impl WorkerBuilder {
         let me = self.worker_id.unwrap_or_else(|| format!("worker-{nonce:016x}").into());
         let seed = self.settings.seed.unwrap_or(nonce);
         let settings = Settings { seed: Some(seed), ..self.settings };
-        let config = match (&self.store, &self.stream, self.aws_config) {
-            (Some(_), Some(_), _) => None,
-            (_, _, Some(config)) => Some(config),
-            (_, _, None) => Some(aws::config().load().await),
+        let needs_aws = self.store.is_none() || self.stream.is_none();
+        let config = match self.aws_config {
+            Some(config) => config,
+            None if needs_aws => aws::config().load().await,
+            None => aws_config::SdkConfig::builder().build(),
         };
-        let missing = || config.as_ref().expect("loaded above unless both are given");
         let store = self.store.unwrap_or_else(|| {
-            Arc::new(DynamoStore::new(missing(), self.application, settings.create_table))
+            Arc::new(DynamoStore::new(&config, self.application, settings.create_table))
         });
         let stream = self.stream.unwrap_or_else(|| {
             let clock = Arc::clone(&self.clock);
             let options = KinesisOptions { poll_interval: settings.poll_interval, clock, seed };
-            Arc::new(KinesisStream::new(missing(), self.stream_name, options))
+            Arc::new(KinesisStream::new(&config, self.stream_name, options))
         });
         Ok(Worker {
             events: Events::new(me.clone(), self.sink),
@@ -223,7 +221,7 @@ impl Worker {
             incarnation: incarnation.clone(),
         };
         let leases = start::make_ready(&keeper_context, &mut self.rng).await?;
-        self.events.emit(Event::Started { leases });
+        self.events.emit(&Event::Started { leases });
         if ready.send(()).is_err() {
             return Err(handle::ended_early());
         }

@@ -25,7 +25,7 @@ pub(crate) async fn make(
     loop {
         match try_make(&context, &parent, &named).await {
             Ok(children) => return children,
-            Err(error) => context.events.emit(Event::CoordinationFailed {
+            Err(error) => context.events.emit(&Event::CoordinationFailed {
                 operation: "creating the leases of the children",
                 error: error.to_string(),
                 passing: error.is_passing(),
@@ -51,7 +51,7 @@ async fn try_make(
         let write = create_write(lease, &context.incarnation);
         let outcome = timely(context, context.store.write(&write)).await?;
         if matches!(outcome, WriteOutcome::Done(_)) {
-            context.events.emit(Event::LeaseCreated { shard: child.id.clone(), checkpoint });
+            context.events.emit(&Event::LeaseCreated { shard: child.id.clone(), checkpoint });
         }
     }
     Ok(children.into_iter().map(|child| child.id).collect())

@@ -65,7 +65,7 @@ pub(crate) struct Held {
 
 /// What wakes the coordinator.
 enum Wake {
-    Input(Input),
+    Input(Box<Input>),
     KeeperExited(LeaseKey, KeeperExit),
     ShardExited(LeaseKey, ShardExit),
     StopDeadline,
@@ -77,7 +77,7 @@ impl Coordinator {
         let mut stopping = None;
         while !self.state.is_finished() {
             let input = match self.next_wake(stopping).await {
-                Wake::Input(input) => input,
+                Wake::Input(input) => *input,
                 Wake::KeeperExited(key, exit) => match self.keeper_exited(key, exit) {
                     Some(input) => input,
                     None => continue,
@@ -98,7 +98,7 @@ impl Coordinator {
             self.publish_status();
         }
         self.abandon_the_rest();
-        self.shard_context.events.emit(Event::Stopped);
+        self.shard_context.events.emit(&Event::Stopped);
         self.report
     }
 
@@ -123,7 +123,7 @@ impl Coordinator {
             () = deadline => Wake::StopDeadline,
             stop = self.stop.wait_for(Option::is_some), if stopping.is_none() => {
                 // An error means that the handle is gone: nobody can wait for a drain any more.
-                if stop.is_ok() { Wake::Input(Input::StopRequested) } else { Wake::StopDeadline }
+                if stop.is_ok() { Wake::Input(Box::new(Input::StopRequested)) } else { Wake::StopDeadline }
             }
             Some((key, exit)) = self.keepers.join_next() => {
                 Wake::KeeperExited(key, exit.unwrap_or(KeeperExit::Lost))
@@ -132,8 +132,8 @@ impl Coordinator {
                 // A panic outside a callback: the keeper sees the dropped line and releases.
                 Wake::ShardExited(key, exit.unwrap_or(ShardExit::Drained { clean: false }))
             }
-            Some(Ok(input)) = self.calls.join_next() => Wake::Input(input),
-            () = due => Wake::Input(Input::TimeDue),
+            Some(Ok(input)) = self.calls.join_next() => Wake::Input(Box::new(input)),
+            () = due => Wake::Input(Box::new(Input::TimeDue)),
         }
     }
 
@@ -144,7 +144,7 @@ impl Coordinator {
             Action::Write(write, why) => self.write(write, why),
             Action::Start { lease, sent } => self.start(&lease, sent),
             Action::DrainAll => self.held.values().for_each(|held| held.drain.cancel()),
-            Action::Emit(event) => self.shard_context.events.emit(event),
+            Action::Emit(event) => self.shard_context.events.emit(&event),
         }
     }
 
@@ -233,7 +233,7 @@ impl Coordinator {
         let held = self.held.get(&key)?;
         let (Some(keeper), Some(shard)) = (&held.keeper, held.shard) else { return None };
         let row = match keeper {
-            KeeperExit::Done(row) => Some(row.clone()),
+            KeeperExit::Done(row) => Some(Lease::clone(row)),
             KeeperExit::Lost => None,
         };
         let drained = row.is_some() && shard != ShardExit::Drained { clean: false };

@@ -86,7 +86,7 @@ impl KeeperLink {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum KeeperExit {
     /// The row was released or finished by us; this is how it reads now.
-    Done(Lease),
+    Done(Box<Lease>),
     /// Another worker has the lease, or we could not prove that we do.
     Lost,
 }
@@ -272,7 +272,7 @@ impl LeaseKeeper {
             checkpoint: lease.checkpoint.clone(),
             advanced: lease.checkpoint > *before,
         };
-        self.context.events.emit(event);
+        self.context.events.emit(&event);
     }
 
     fn held(&mut self, reached: bool) -> Option<KeeperExit> {
@@ -283,7 +283,7 @@ impl LeaseKeeper {
             return None;
         }
         let lease = self.tenure.lease().clone();
-        self.context.events.emit(match &self.goal {
+        self.context.events.emit(&match &self.goal {
             Goal::Finish(children) => Event::ShardEnded {
                 shard: lease.key.clone(),
                 children: children.iter().cloned().collect(),
@@ -293,12 +293,12 @@ impl LeaseKeeper {
                 checkpoint: lease.checkpoint.clone(),
             },
         });
-        Some(KeeperExit::Done(lease))
+        Some(KeeperExit::Done(Box::new(lease)))
     }
 
     fn failed(&mut self, error: &ServiceError) {
         self.next_write = self.context.clock.now() + self.retry.delay(&mut self.rng);
-        self.context.events.emit(Event::CoordinationFailed {
+        self.context.events.emit(&Event::CoordinationFailed {
             operation: "renewing a lease",
             error: error.to_string(),
             passing: error.is_passing(),
@@ -308,7 +308,7 @@ impl LeaseKeeper {
     fn lose(&self, to: Option<crate::record::WorkerId>) -> KeeperExit {
         // First the shard, then the world: nobody may still be processing when this is known.
         self.lost.cancel();
-        self.context.events.emit(Event::LeaseLost { shard: self.tenure.lease().key.clone(), to });
+        self.context.events.emit(&Event::LeaseLost { shard: self.tenure.lease().key.clone(), to });
         KeeperExit::Lost
     }
 }

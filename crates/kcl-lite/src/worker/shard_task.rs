@@ -123,7 +123,7 @@ impl ShardTask {
             shard: self.shard.shard_id.clone(),
             checkpoint: self.shard.checkpoint.clone(),
         };
-        self.context.events.emit(event);
+        self.context.events.emit(&event);
         let mut processor = None;
         let lost = self.keeper.lost.clone();
         let exit = tokio::select! {
@@ -134,8 +134,7 @@ impl ShardTask {
         if exit == ShardExit::Lost
             && let Some(mut processor) = processor
         {
-            // A callback that panics here changes nothing any more.
-            let _: Result<(), _> = AssertUnwindSafe(processor.lease_lost()).catch_unwind().await;
+            farewell(processor.lease_lost()).await;
         }
         exit
     }
@@ -168,7 +167,7 @@ impl ShardTask {
             return ShardExit::Lost;
         }
         if let Some(processor) = processor {
-            let _: Result<(), _> = AssertUnwindSafe(processor.shard_ended()).catch_unwind().await;
+            farewell(processor.shard_ended()).await;
         }
         ShardExit::Ended
     }
@@ -179,8 +178,7 @@ impl ShardTask {
         window: &AckWindow,
     ) -> ShardExit {
         if let Some(processor) = processor {
-            let _: Result<(), _> =
-                AssertUnwindSafe(processor.shutdown_requested()).catch_unwind().await;
+            farewell(processor.shutdown_requested()).await;
         }
         // Deferred acknowledgements may still come; a dropped token says that one will not.
         while window.in_flight() > 0 && !window.has_failed() {
@@ -335,7 +333,7 @@ impl ShardTask {
     /// Tells of a failure and waits before the next attempt; true if asked to stop meanwhile.
     async fn failed(&mut self, error: &str) -> bool {
         let retry_in = self.retry.delay(&mut self.rng);
-        self.context.events.emit(Event::ProcessorFailed {
+        self.context.events.emit(&Event::ProcessorFailed {
             shard: self.shard.shard_id.clone(),
             attempts: self.retry.attempts(),
             error: error.to_owned(),
@@ -375,7 +373,7 @@ async fn fetch(
         let read = match reader.next().await {
             Ok(read) => read,
             Err(error) => {
-                context.events.emit(Event::ReadFailed {
+                context.events.emit(&Event::ReadFailed {
                     shard: shard.shard_id.clone(),
                     error: error.to_string(),
                     passing: error.is_passing(),
@@ -408,6 +406,13 @@ async fn guarded(callback: impl Future<Output = Result<(), BoxError>>) -> Result
         .catch_unwind()
         .await
         .unwrap_or_else(|panic| Err(panic_message(&*panic).into()))
+}
+
+/// Runs a last callback; one that panics changes nothing any more.
+async fn farewell(callback: impl Future<Output = ()>) {
+    if let Err(panic) = AssertUnwindSafe(callback).catch_unwind().await {
+        tracing::warn!("the last callback of a processor {}", panic_message(&*panic));
+    }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

@@ -60,7 +60,7 @@ async fn wait_for_stream(
         match listing {
             Err(error) if error.kind == ServiceErrorKind::NotReady => {
                 if !std::mem::replace(&mut said, true) {
-                    context.events.emit(Event::WaitingForStream { reason: error.to_string() });
+                    context.events.emit(&Event::WaitingForStream { reason: error.to_string() });
                 }
                 sleep(&context.clock, STREAM_POLL).await;
             }
@@ -102,7 +102,7 @@ async fn create(
     let write = create_write(lease, &context.incarnation);
     let outcome = retried(context, rng, || context.store.write(&write)).await?;
     if matches!(outcome, WriteOutcome::Done(_)) {
-        context.events.emit(event);
+        context.events.emit(&event);
     }
     Ok(())
 }

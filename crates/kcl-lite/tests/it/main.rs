@@ -2,5 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a step of a test that cannot go on shall fail it")]
 
+mod aggregate;
 mod dynamo_store;
+mod fleet;
 mod polling;
+mod worker;

@@ -17,7 +17,12 @@ fn lease(key: &str, owner: Option<&str>, counter: u64) -> Lease {
 fn taken(actions: &[Action]) -> Vec<LeaseWrite> {
     let writes = actions.iter().filter_map(|action| match action {
         Action::Write(write, Why::Take { .. }) => Some(write.clone()),
-        _ => None,
+        Action::Write(..)
+        | Action::Scan
+        | Action::List
+        | Action::Start { .. }
+        | Action::DrainAll
+        | Action::Emit(_) => None,
     });
     writes.collect()
 }

@@ -158,7 +158,7 @@ impl State {
             Input::Scanned(Err(error)) => self.scan_failed(now, &error),
             Input::Listed(result) => self.listed(now, result),
             Input::Wrote { write, why, sent, result } => self.wrote(now, write, why, sent, result),
-            Input::TenureEnded { key, row } => self.tenure_ended(now, key, row),
+            Input::TenureEnded { key, row } => self.tenure_ended(now, &key, row),
             Input::StopRequested => self.stop(),
         }
     }
@@ -356,11 +356,11 @@ impl State {
         vec![Action::Emit(event), Action::Start { lease: Box::new(row), sent }]
     }
 
-    fn tenure_ended(&mut self, now: Instant, key: LeaseKey, row: Option<Lease>) -> Vec<Action> {
-        self.forget(&key);
+    fn tenure_ended(&mut self, now: Instant, key: &LeaseKey, row: Option<Lease>) -> Vec<Action> {
+        self.forget(key);
         let ended = row.as_ref().is_some_and(|row| row.checkpoint.is_shard_end());
         if let Some(row) = row {
-            self.remember(now, &key, Some(row));
+            self.remember(now, key, Some(row));
         }
         if ended && !self.stopping {
             // Its children are in the table now; whoever ended the parent can take them at once.

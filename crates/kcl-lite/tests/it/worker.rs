@@ -1,0 +1,404 @@
+//! What a worker promises, one behaviour a test, on an in-memory stream and paused time.
+
+use std::time::Duration;
+
+use kcl_lite::lease::store::LeaseStore;
+use kcl_lite::lease::{Lease, LeaseChange, LeaseWrite, WriteId};
+use kcl_lite::{
+    Checkpoint, CheckpointPolicy, Event, InitialPosition, Settings, ShardId, TakeReason,
+};
+use tokio::time::Instant;
+
+use crate::fleet::{Faults, Fleet, LEASE, Script, Seen, settings};
+
+fn numbers(range: std::ops::Range<u32>) -> Vec<String> {
+    range.map(|number| number.to_string()).collect()
+}
+
+fn put(fleet: &Fleet, range: std::ops::Range<u32>) {
+    for number in range {
+        fleet.stream.put("key", number.to_string());
+    }
+}
+
+/// Number `n` counts as delivered once; repeats are dropped.
+fn once(mut delivered: Vec<String>) -> Vec<String> {
+    let mut seen = std::collections::BTreeSet::new();
+    delivered.retain(|payload| seen.insert(payload.clone()));
+    delivered
+}
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[tokio::test(start_paused = true)]
+async fn every_record_is_delivered_in_order_and_a_stop_stores_the_last_one() {
+    let fleet = Fleet::new(1);
+    let worker = fleet.start("a").await;
+    put(&fleet, 0..50);
+    fleet.until_delivered(50).await;
+    let report = worker.shutdown(DEADLINE).await.unwrap();
+
+    assert_eq!(fleet.delivered(), numbers(0..50));
+    let lease = fleet.lease(&"shardId-000000000000".into());
+    assert_eq!(lease.owner, None, "a clean stop releases");
+    assert!(
+        report.shards.values().all(|shard| shard.drained && shard.checkpoint == lease.checkpoint)
+    );
+    assert_eq!(
+        fleet.callbacks(),
+        ["a shardId-000000000000 initialize", "a shardId-000000000000 shutdown_requested"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_resumes_after_the_last_record_without_repeats() {
+    let fleet = Fleet::new(1);
+    put(&fleet, 0..10);
+    let worker = fleet.start("a").await;
+    fleet.until_delivered(10).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    put(&fleet, 10..20);
+    let worker = fleet.start("b").await;
+    fleet.until_delivered(20).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    assert_eq!(fleet.delivered(), numbers(0..20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_worker_is_followed_at_the_end_of_its_lease_and_nothing_is_lost() {
+    let fleet = Fleet::new(1);
+    let killed = fleet.start("a").await;
+    put(&fleet, 0..10);
+    fleet.until_delivered(10).await;
+    let other = fleet.start("b").await;
+    drop(killed);
+    let died = Instant::now();
+    put(&fleet, 10..20);
+    fleet
+        .until_event("b takes over", |worker, event| {
+            worker == "b" && matches!(event, Event::LeaseTaken { reason: TakeReason::Expired, .. })
+        })
+        .await;
+    assert!(died.elapsed() <= LEASE + Duration::from_secs(2), "after {:?}", died.elapsed());
+    fleet.until("the rest", |log| {
+        log.iter().any(|seen| matches!(seen, Seen::Record(worker, _, payload) if worker == "b" && payload == "19"))
+    })
+    .await;
+    assert_eq!(once(fleet.delivered()), numbers(0..20));
+    other.shutdown(DEADLINE).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_worker_gets_its_share_and_a_third_one_too() {
+    let fleet = Fleet::new(6);
+    let _a = fleet.start("a").await;
+    fleet.until("a holds all", |_| fleet.owners().get("a") == Some(&6)).await;
+    let _b = fleet.start("b").await;
+    fleet.until("halves", |_| fleet.owners().get("b") == Some(&3)).await;
+    let c = fleet.start("c").await;
+    fleet.until("thirds", |_| fleet.owners().values().all(|held| *held == 2)).await;
+    c.shutdown(DEADLINE).await.unwrap();
+    fleet
+        .until("halves again", |_| {
+            let owners = fleet.owners();
+            owners.get("a") == Some(&3) && owners.get("b") == Some(&3)
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_with_nothing_to_do_says_who_has_it() {
+    let fleet = Fleet::new(1);
+    let _a = fleet.start("a").await;
+    fleet.until("a holds it", |_| fleet.owners().contains_key("a")).await;
+    let _b = fleet.start("b").await;
+    fleet
+        .until_event("b stands by", |worker, event| {
+            matches!(event, Event::StandingBy { leases: 1, owners } if worker == "b" && owners == &["a".into()])
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn children_start_after_their_parent_has_ended_and_the_parent_is_removed_later() {
+    let fleet = Fleet::new(1);
+    let parent: ShardId = "shardId-000000000000".into();
+    let _worker = fleet.start("a").await;
+    put(&fleet, 0..10);
+    let children = fleet.stream.split(&parent);
+    put(&fleet, 10..20);
+    fleet.until_delivered(20).await;
+    assert_eq!(fleet.delivered(), numbers(0..20));
+    for child in &children {
+        fleet.stream.put_to(child, "any", "more");
+    }
+    fleet
+        .until_event(
+            "the parent is removed",
+            |_, event| matches!(event, Event::LeaseDeleted { shard } if *shard == parent),
+        )
+        .await;
+    let ended =
+        fleet.events().into_iter().position(|(_, event)| matches!(event, Event::ShardEnded { .. }));
+    let started = fleet.events().into_iter().position(
+        |(_, event)| matches!(event, Event::ShardStarted { shard, .. } if shard == children[0]),
+    );
+    assert!(ended < started, "{ended:?} {started:?}");
+    assert!(fleet.callbacks().contains(&format!("a {parent} shard_ended")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_merge_child_starts_after_both_parents_also_when_two_workers_hold_them() {
+    let fleet = Fleet::new(2);
+    let _a = fleet.start("a").await;
+    let _b = fleet.start("b").await;
+    fleet.until("one each", |_| fleet.owners().values().all(|held| *held == 1)).await;
+    let (left, right): (ShardId, ShardId) =
+        ("shardId-000000000000".into(), "shardId-000000000001".into());
+    fleet.stream.put_to(&left, "l", "left");
+    fleet.stream.put_to(&right, "r", "right");
+    let child = fleet.stream.merge(&left, &right);
+    fleet.stream.put_to(&child, "l", "merged");
+    fleet.until("the child", |log| {
+        log.iter().any(|seen| matches!(seen, Seen::Record(_, shard, payload) if *shard == child && payload == "merged"))
+    })
+    .await;
+    assert_eq!(once(fleet.delivered()).last().map(String::as_str), Some("merged"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_fails_is_delivered_again_and_no_checkpoint_passes_it() {
+    let script = Script { failures: [("5".to_owned(), 4)].into(), ..Script::default() };
+    let fleet = Fleet::new(1).script(script);
+    put(&fleet, 0..10);
+    let eager = Settings {
+        checkpoints: CheckpointPolicy::EveryBatch,
+        initial_position: InitialPosition::TrimHorizon,
+        ..settings()
+    };
+    let worker = fleet.start_with("a", eager).await;
+    fleet
+        .until_event("the fourth failure", |_, event| {
+            matches!(event, Event::ProcessorFailed { attempts: 4, .. })
+        })
+        .await;
+    assert_eq!(fleet.lease(&"shardId-000000000000".into()).checkpoint, Checkpoint::TrimHorizon);
+    fleet
+        .until("the last record", |_| fleet.delivered().last().is_some_and(|last| last == "9"))
+        .await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    assert_eq!(once(fleet.delivered()), numbers(0..10));
+    assert!(fleet.lease(&"shardId-000000000000".into()).checkpoint > Checkpoint::TrimHorizon);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_processor_that_panics_is_made_anew_at_the_last_acknowledged_record() {
+    let fleet = Fleet::new(1).script(Script { panics: Some("3".to_owned()), ..Script::default() });
+    let worker = fleet.start("a").await;
+    put(&fleet, 0..3);
+    fleet.until_delivered(3).await;
+    put(&fleet, 3..6);
+    fleet
+        .until("the last record", |_| fleet.delivered().last().is_some_and(|last| last == "5"))
+        .await;
+    assert_eq!(fleet.delivered(), numbers(0..6));
+    let starts = fleet.callbacks().iter().filter(|call| call.ends_with("initialize")).count();
+    assert_eq!(starts, 2);
+    worker.shutdown(DEADLINE).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn deferred_acknowledgements_hold_the_checkpoint_back_and_a_dropped_one_repeats() {
+    let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
+    let shard: ShardId = "shardId-000000000000".into();
+    let worker = fleet.start("a").await;
+    put(&fleet, 0..4);
+    fleet.until_delivered(4).await;
+    let mut acks: Vec<_> = std::mem::take(&mut *fleet.acks.lock().unwrap());
+    let (first, dropped) = (acks.remove(0).1, acks.remove(0).1);
+    acks.into_iter().for_each(|(_, ack)| ack.acknowledge());
+    first.acknowledge();
+    fleet
+        .until_event("the first is stored", |_, event| {
+            matches!(event, Event::LeaseRenewed { advanced: true, .. })
+        })
+        .await;
+    assert!(matches!(fleet.lease(&shard).checkpoint, Checkpoint::At(_)));
+    fleet.script.lock().unwrap().defer = false;
+    drop(dropped);
+    fleet.until("the repeat", |_| fleet.delivered().len() >= 7).await;
+    assert_eq!(
+        fleet.delivered()[4..],
+        numbers(1..4),
+        "from the first record that is not acknowledged"
+    );
+    worker.shutdown(DEADLINE).await.unwrap();
+}
+
+/// Another worker writes itself into the row.
+async fn steal(fleet: &Fleet, shard: &ShardId) -> Lease {
+    let lease = fleet.lease(shard);
+    let write = LeaseWrite {
+        key: shard.clone(),
+        id: WriteId::new("thief#1:0"),
+        change: LeaseChange::Take {
+            counter: lease.counter,
+            from: lease.owner.clone(),
+            owner: "thief".into(),
+        },
+    };
+    fleet.store.write(&write).await.unwrap();
+    fleet.lease(shard)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stolen_lease_stops_the_shard_and_the_loser_writes_nothing_more() {
+    let fleet = Fleet::new(1);
+    let shard: ShardId = "shardId-000000000000".into();
+    let _worker = fleet.start("a").await;
+    put(&fleet, 0..5);
+    fleet.until_delivered(5).await;
+    let stolen = steal(&fleet, &shard).await;
+    fleet
+        .until_event("a notices", |_, event| {
+            matches!(event, Event::LeaseLost { to: Some(to), .. } if to.as_str() == "thief")
+        })
+        .await;
+    assert_eq!(fleet.lease(&shard), stolen, "the loser left the row alone");
+    fleet
+        .until("the callback", |_| {
+            fleet.callbacks().iter().any(|call| call.ends_with("lease_lost"))
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_cut_off_from_the_table_stops_before_anyone_may_take_over() {
+    for faults in [Faults::Down, Faults::Hang] {
+        let fleet = Fleet::new(1);
+        let _worker = fleet.start("a").await;
+        put(&fleet, 0..5);
+        fleet.until_delivered(5).await;
+        fleet.store.set(faults);
+        let cut = Instant::now();
+        fleet
+            .until_event("a fences itself", |_, event| {
+                matches!(event, Event::LeaseLost { to: None, .. })
+            })
+            .await;
+        assert!(cut.elapsed() <= LEASE - settings().fence_margin(), "after {:?}", cut.elapsed());
+        let delivered = fleet.delivered().len();
+        put(&fleet, 5..10);
+        tokio::time::advance(LEASE).await;
+        assert_eq!(fleet.delivered().len(), delivered, "nothing is processed without a lease");
+        fleet.store.set(Faults::None);
+        fleet.until_delivered(delivered + 5).await;
+        assert_eq!(once(fleet.delivered()), numbers(0..10));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_outage_of_the_table_moves_no_lease() {
+    let fleet = Fleet::new(1);
+    let worker = fleet.start("a").await;
+    put(&fleet, 0..5);
+    fleet.until_delivered(5).await;
+    fleet.store.set(Faults::Down);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    fleet.store.set(Faults::None);
+    put(&fleet, 5..10);
+    fleet.until_delivered(10).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    assert_eq!(fleet.delivered(), numbers(0..10));
+    assert!(!fleet.events().iter().any(|(_, event)| matches!(event, Event::LeaseLost { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn replies_that_are_lost_after_the_write_cost_no_lease_and_no_repeat() {
+    let fleet = Fleet::new(2);
+    fleet.store.set(Faults::LoseReplies(false));
+    let worker = fleet.start("a").await;
+    for step in 0..60 {
+        put(&fleet, step * 5..step * 5 + 5);
+        fleet.until_delivered(step as usize * 5 + 5).await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    worker.shutdown(DEADLINE).await.unwrap();
+    assert_eq!(fleet.delivered(), numbers(0..300));
+    assert!(!fleet.events().iter().any(|(_, event)| matches!(event, Event::LeaseLost { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_deleted_under_its_owner_comes_back_with_its_position() {
+    let fleet = Fleet::new(1);
+    let shard: ShardId = "shardId-000000000000".into();
+    let worker = fleet.start("a").await;
+    put(&fleet, 0..5);
+    fleet
+        .until_event("a checkpoint", |_, event| {
+            matches!(event, Event::LeaseRenewed { advanced: true, .. })
+        })
+        .await;
+    let before = fleet.lease(&shard).checkpoint;
+    fleet.store.inner.forget(&shard);
+    fleet.until("the row", |_| fleet.store.inner.snapshot().len() == 1).await;
+    assert_eq!(fleet.lease(&shard).checkpoint, before);
+    put(&fleet, 5..10);
+    fleet.until_delivered(10).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    assert_eq!(fleet.delivered(), numbers(0..10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn latest_is_resolved_once_so_a_crash_before_the_first_checkpoint_skips_nothing() {
+    let fleet = Fleet::new(1);
+    put(&fleet, 0..5);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let worker = fleet.start_with("a", settings()).await;
+    fleet.until_event("a has it", |_, event| matches!(event, Event::ShardStarted { .. })).await;
+    drop(worker);
+    put(&fleet, 5..10);
+    let worker = fleet.start_with("b", settings()).await;
+    fleet.until_delivered(5).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    assert_eq!(fleet.delivered(), numbers(5..10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_with_a_hung_processor_ends_at_its_deadline_and_says_so() {
+    let fleet = Fleet::new(1).script(Script { hangs: Some("3".to_owned()), ..Script::default() });
+    put(&fleet, 0..5);
+    let worker = fleet.start("a").await;
+    fleet.until_delivered(3).await;
+    let asked = Instant::now();
+    let report = worker.shutdown(Duration::from_secs(5)).await.unwrap();
+    assert!(asked.elapsed() <= Duration::from_secs(6), "after {:?}", asked.elapsed());
+    assert!(report.shards.values().all(|shard| !shard.drained));
+    assert_eq!(worker.shutdown(Duration::from_secs(5)).await.unwrap(), report, "twice is fine");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_the_table_is_down_still_ends_at_its_deadline() {
+    let fleet = Fleet::new(1);
+    let worker = fleet.start("a").await;
+    put(&fleet, 0..5);
+    fleet.until_delivered(5).await;
+    fleet.store.set(Faults::Hang);
+    let asked = Instant::now();
+    worker.shutdown(Duration::from_secs(5)).await.unwrap();
+    assert!(asked.elapsed() <= Duration::from_secs(6), "after {:?}", asked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_steady_worker_writes_once_per_lease_and_renewal_interval() {
+    let fleet = Fleet::new(1);
+    let _worker = fleet.start("a").await;
+    fleet.until_event("it runs", |_, event| matches!(event, Event::ShardStarted { .. })).await;
+    let before = fleet.lease(&"shardId-000000000000".into()).counter;
+    for number in 0..100 {
+        put(&fleet, number..number + 1);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let writes = fleet.lease(&"shardId-000000000000".into()).counter - before;
+    assert!((29..=31).contains(&writes), "{writes} writes in 100 s");
+}
