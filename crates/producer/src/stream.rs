@@ -31,8 +31,8 @@ impl Session<'_> {
                     self.console.note(&format!("creating the stream with {shards} shard(s)"));
                     match self.sender.create(shards).await {
                         Ok(()) => break,
-                        // Somebody else was faster, or our own lost request was.
-                        Err(failure) if failure.kind == FailureKind::Busy => break,
+                        // `Busy` if somebody else was faster, or our own lost request was: the
+                        // next look finds the stream.
                         Err(failure) => failure,
                     }
                 }
