@@ -30,7 +30,7 @@ pub enum ListFrom {
 pub struct Listing {
     /// The shards in id order.
     pub shards: Vec<Shard>,
-    /// The service's clock *before* the listing was asked for, at most a second early: the durable
+    /// The service's clock *before* the listing was asked for, a second or two early: the durable
     /// meaning of "latest".
     pub at: Timestamp,
 }

@@ -268,6 +268,34 @@ async fn every_shape_of_reply_delivers_what_was_supplied_and_ends_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_closed_shard_without_children_ends_only_when_a_fresh_iterator_finds_nothing_at_the_tip()
+{
+    let replies = [(1, 0), (1, 0), (0, 1), (1, 0), (0, 0), (0, 0)];
+    let told = Mutex::new((replies.into_iter(), 0));
+    let closed = Shape { records: 0, has_iterator: false, is_behind: false, has_children: false };
+    let stream = scripted(&LocalAws::in_memory(), move |operation, body| {
+        if operation != "GetRecords" {
+            return closed.answer(false, operation, body);
+        }
+        let (replies, number) = &mut *told.lock().unwrap();
+        let (count, behind) = replies.next().unwrap();
+        let mut records = Vec::new();
+        for _ in 0..count {
+            let text = number.to_string();
+            records.push(json!({"SequenceNumber": text, "PartitionKey": "k", "Data": ""}));
+            *number += 1;
+        }
+        Some(json!({"Records": records, "MillisBehindLatest": behind}))
+    });
+    let mut reader = stream.open(&shard(0), Cursor::Horizon);
+    let mut delivered = 0;
+    while let Read::Records { records, .. } = reader.next().await.unwrap() {
+        delivered += records.len();
+    }
+    assert_eq!(delivered, 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reply_without_an_iterator_never_ends_an_open_shard() {
     let local = LocalAws::in_memory();
     let client = create(&local, 1).await;
