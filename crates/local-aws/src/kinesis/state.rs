@@ -231,6 +231,10 @@ impl State {
     }
 
     /// Puts records in the order given, those that the rates of their shards admit.
+    ///
+    /// # Errors
+    ///
+    /// `ResourceNotFoundException` unless the stream can take records now.
     pub(super) fn append(
         &mut self,
         name: &StreamName,

@@ -46,7 +46,8 @@ pub(super) fn handle(service: &Service, request: Request) -> Result<Response, Ap
     });
     let place = place.transpose()?;
     service.read(&stream_name, |stream, now_ms| {
-        if place.as_ref().is_some_and(|place| now_ms - place.created_ms > LIFETIME_MS) {
+        if place.as_ref().is_some_and(|place| now_ms.saturating_sub(place.created_ms) > LIFETIME_MS)
+        {
             return Err(ApiError::new(
                 "ExpiredNextTokenException",
                 format!("The NextToken was given out more than {LIFETIME_MS} milliseconds ago."),

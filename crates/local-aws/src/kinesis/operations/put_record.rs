@@ -43,7 +43,7 @@ pub(super) fn handle(service: &Service, request: Request) -> Result<Response, Ap
     }
     let entry = entry(request.partition_key, request.data, request.explicit_hash_key.as_deref())?;
     service.with(|state, now_ms| {
-        let meta = &state.serving(&name, now_ms)?.meta;
+        let meta = &state.stream(&name)?.meta;
         check_size(meta, &entry, "data")?;
         let encryption_type = encryption_type(meta);
         let placed = state.append(&name, vec![entry], service.options.enforce_limits, now_ms)?;

@@ -50,7 +50,7 @@ pub(super) fn handle(service: &Service, request: Request) -> Result<Response, Ap
     let entries = entries(request.records)?;
     let account = &service.options.account;
     service.with(|state, now_ms| {
-        let meta = &state.serving(&name, now_ms)?.meta;
+        let meta = &state.stream(&name)?.meta;
         for (entry, number) in entries.iter().zip(1..) {
             check_size(meta, entry, &format!("records.{number}.member.data"))?;
         }

@@ -36,6 +36,7 @@ async fn everything_acknowledged_is_there_after_a_kill() {
     let records: Vec<_> =
         (0..20).map(|i| json!({"PartitionKey": format!("{i}"), "Data": base64("child")})).collect();
     local.ok("PutRecords", &json!({"StreamName": "s", "Records": records}));
+    let last = local.put("last");
     let iterator = local.trim_horizon(0);
 
     let copy = killed(directory.path());
@@ -48,6 +49,7 @@ async fn everything_acknowledged_is_there_after_a_kill() {
         );
     }
     assert_eq!(texts_of(&after.get(&iterator)), ["parent"], "iterators live on");
+    assert!(after.put("next") > last, "numbers go on");
     assert_eq!(
         after.ok("DescribeStream", &json!({"StreamName": "s"})),
         local.ok("DescribeStream", &json!({"StreamName": "s"})),
