@@ -1,0 +1,296 @@
+//! What a user hears on stderr: the worker's events in plain lines, without repetition.
+//!
+//! A healthy worker says nothing between its first line and its last, unless asked with `-v`.
+//! Never writes to stdout and never waits for anything but stderr.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::time::Duration;
+
+use kcl_lite::{Event, Report, ShardId, WorkerId};
+use tokio::time::Instant;
+
+use crate::failure;
+use crate::options::Verbosity;
+use crate::output::OutputEnded;
+use crate::place::Place;
+
+/// The same trouble is told once in this time.
+const REPEAT_AFTER: Duration = Duration::from_secs(30);
+
+/// Trouble that may pass is told when it happens this often within [`REPEAT_AFTER`]: a single
+/// throttled or lost call is everyday life.
+const TOLD_WHEN_PASSING: u32 = 3;
+
+/// Stderr, and what it has heard.
+#[derive(Debug)]
+pub(crate) struct Console<W> {
+    stderr: W,
+    verbosity: Verbosity,
+    place: Place,
+    standing_by: bool,
+    shards: BTreeSet<ShardId>,
+    troubles: BTreeMap<String, Trouble>,
+}
+
+/// Something that keeps failing.
+#[derive(Debug)]
+struct Trouble {
+    since: Instant,
+    seen: u32,
+}
+
+impl<W: Write> Console<W> {
+    pub(crate) fn new(stderr: W, verbosity: Verbosity, place: Place) -> Self {
+        Self {
+            stderr,
+            verbosity,
+            place,
+            standing_by: false,
+            shards: BTreeSet::new(),
+            troubles: BTreeMap::new(),
+        }
+    }
+
+    /// A line on stderr.
+    pub(crate) fn say(&mut self, line: &str) {
+        // Nobody reads stderr: no reason to stop reading the stream.
+        writeln!(self.stderr, "consumer: {line}").ok();
+    }
+
+    /// Says what `event` means for a user, if anything.
+    pub(crate) fn event(&mut self, event: &Event, now: Instant) {
+        if let Some(line) = self.line(event, now) {
+            self.say(&line);
+        }
+    }
+
+    /// The last line: what was done.
+    pub(crate) fn sum(&mut self, records: u64, elapsed: Duration) {
+        let shards = self.shards.len();
+        self.say(&format!(
+            "printed {records} record{} of {shards} shard{} in {:.1} s",
+            plural(records),
+            plural(shards as u64),
+            elapsed.as_secs_f64()
+        ));
+    }
+
+    /// What could not be finished in time.
+    pub(crate) fn undrained(&mut self, report: &Report) {
+        for (shard, left) in report.shards.iter().filter(|(_, left)| !left.drained) {
+            self.say(&format!(
+                "{shard} was left before its records were printed and stored; \
+                 the next instance goes on after checkpoint {}",
+                left.checkpoint
+            ));
+        }
+    }
+
+    fn line(&mut self, event: &Event, now: Instant) -> Option<String> {
+        match event {
+            Event::ShardStarted { shard, .. } => {
+                self.shards.insert(shard.clone());
+                self.standing_by = false;
+                self.verbose(event)
+            }
+            Event::StandingBy { leases, owners } => {
+                let first = !std::mem::replace(&mut self.standing_by, true);
+                first.then(|| standing_by(*leases, owners))
+            }
+            Event::WaitingForStream { reason } => {
+                self.first_in_a_while("waiting", now)?;
+                let place = &self.place;
+                Some(format!("waiting until {place} can be read: {reason}"))
+            }
+            // Stdout has ended, and the writer tells why.
+            Event::ProcessorFailed { error, .. } if *error == OutputEnded.to_string() => None,
+            Event::ProcessorFailed { shard, error, .. } => {
+                self.trouble(&format!("printing {shard} failed"), error, false, now)
+            }
+            Event::ReadFailed { shard, error, passing } => {
+                self.trouble(&format!("reading {shard} failed"), error, *passing, now)
+            }
+            Event::CoordinationFailed { operation, error, passing } => {
+                self.trouble(&format!("{operation} failed"), error, *passing, now)
+            }
+            Event::Started { .. }
+            | Event::LeaseTaken { .. }
+            | Event::LeaseLost { .. }
+            | Event::LeaseReleased { .. }
+            | Event::ShardEnded { .. } => self.verbose(event),
+            Event::LeaseCreated { .. }
+            | Event::LeaseRenewed { .. }
+            | Event::LeaseDeleted { .. }
+            | Event::Stopped
+            | _ => None,
+        }
+    }
+
+    fn verbose(&self, event: &Event) -> Option<String> {
+        (self.verbosity == Verbosity::Verbose).then(|| event.to_string())
+    }
+
+    fn trouble(&mut self, what: &str, why: &str, passing: bool, now: Instant) -> Option<String> {
+        let told_when = if passing { TOLD_WHEN_PASSING } else { 1 };
+        (self.seen(what, now) == told_when)
+            .then(|| failure::trouble(what, why, passing, &self.place))
+    }
+
+    fn first_in_a_while(&mut self, what: &str, now: Instant) -> Option<()> {
+        (self.seen(what, now) == 1).then_some(())
+    }
+
+    /// How often `what` has happened in its current stretch of time, now included.
+    fn seen(&mut self, what: &str, now: Instant) -> u32 {
+        self.troubles.retain(|_, trouble| now < trouble.since + REPEAT_AFTER);
+        let trouble =
+            self.troubles.entry(what.to_owned()).or_insert(Trouble { since: now, seen: 0 });
+        trouble.seen += 1;
+        trouble.seen
+    }
+}
+
+fn standing_by(leases: usize, owners: &[WorkerId]) -> String {
+    let owners = owners.iter().map(WorkerId::as_str).collect::<Vec<_>>().join(", ");
+    let is = if leases == 1 { "is" } else { "are" };
+    format!(
+        "standing by: {leases} of {leases} shards {is} held by {owners}; \
+         this instance takes over when one stops"
+    )
+}
+
+fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+#[cfg(test)]
+mod tests {
+    use kcl_lite::{Checkpoint, ShardReport};
+
+    use super::*;
+    use crate::place::tests::place;
+
+    fn said(verbosity: Verbosity, act: impl FnOnce(&mut Console<&mut Vec<u8>>)) -> String {
+        let mut stderr = Vec::new();
+        act(&mut Console::new(&mut stderr, verbosity, place()));
+        String::from_utf8(stderr).unwrap()
+    }
+
+    fn at(seconds: u64, base: Instant) -> Instant {
+        base + Duration::from_secs(seconds)
+    }
+
+    fn started(shard: &str) -> Event {
+        Event::ShardStarted { shard: ShardId::from(shard), checkpoint: Checkpoint::Latest }
+    }
+
+    fn read_failed(passing: bool) -> Event {
+        Event::ReadFailed {
+            shard: ShardId::from("shard-0"),
+            error: "GetRecords: ThroughputExceeded".into(),
+            passing,
+        }
+    }
+
+    fn standing_by(leases: usize, owners: &[&str]) -> Event {
+        let owners = owners.iter().map(|owner| WorkerId::from(*owner)).collect();
+        Event::StandingBy { leases, owners }
+    }
+
+    #[test]
+    fn standing_by_is_said_once_until_a_shard_is_held_again() {
+        let now = Instant::now();
+        let lines = said(Verbosity::Quiet, |console| {
+            console.event(&standing_by(1, &["a"]), now);
+            console.event(&standing_by(1, &["b"]), now);
+            console.event(&started("shard-0"), now);
+            console.event(&standing_by(2, &["a", "b"]), now);
+        });
+        insta::assert_snapshot!(lines, @r"
+        consumer: standing by: 1 of 1 shards is held by a; this instance takes over when one stops
+        consumer: standing by: 2 of 2 shards are held by a, b; this instance takes over when one stops
+        ");
+    }
+
+    #[test]
+    fn shards_come_and_go_silently_unless_asked() {
+        let now = Instant::now();
+        let act = |console: &mut Console<&mut Vec<u8>>| {
+            console.event(&started("shard-0"), now);
+            let shard = ShardId::from("shard-0");
+            console.event(&Event::LeaseLost { shard, to: Some(WorkerId::from("b")) }, now);
+        };
+        assert_eq!(said(Verbosity::Quiet, act), "");
+        insta::assert_snapshot!(said(Verbosity::Verbose, act), @r"
+        consumer: started shard shard-0 at LATEST
+        consumer: lost lease shard-0 to b
+        ");
+    }
+
+    #[test]
+    fn lasting_trouble_is_said_at_once_and_again_after_a_while() {
+        let base = Instant::now();
+        let lines = said(Verbosity::Quiet, |console| {
+            for second in [0, 1, 29, 30, 31] {
+                console.event(&read_failed(false), at(second, base));
+            }
+        });
+        assert_eq!(lines.lines().count(), 2, "{lines}");
+        assert!(lines.starts_with("consumer: reading shard-0 failed, will try again on stream"));
+    }
+
+    #[test]
+    fn trouble_that_may_pass_is_said_only_when_it_does_not() {
+        let base = Instant::now();
+        let count = |seconds: &[u64]| {
+            let lines = said(Verbosity::Quiet, |console| {
+                for second in seconds {
+                    console.event(&read_failed(true), at(*second, base));
+                }
+            });
+            lines.lines().count()
+        };
+        assert_eq!(count(&[0, 20, 40, 60]), 0);
+        assert_eq!(count(&[0, 1, 2, 3, 4]), 1);
+    }
+
+    #[test]
+    fn a_write_that_failed_is_left_to_the_writers_own_words() {
+        let failed = |error: &str| Event::ProcessorFailed {
+            shard: ShardId::from("shard-0"),
+            attempts: 1,
+            error: error.to_owned(),
+            retry_in: Duration::from_secs(1),
+        };
+        let lines = said(Verbosity::Verbose, |console| {
+            console.event(&failed(&OutputEnded.to_string()), Instant::now());
+        });
+        assert_eq!(lines, "");
+        let lines = said(Verbosity::Quiet, |console| {
+            console.event(&failed("panicked"), Instant::now());
+        });
+        assert!(lines.contains("printing shard-0 failed"), "{lines}");
+    }
+
+    #[test]
+    fn the_end_tells_records_shards_and_seconds_and_what_was_left() {
+        let report = |drained| Report {
+            shards: BTreeMap::from([(
+                ShardId::from("shard-0"),
+                ShardReport { drained, checkpoint: Checkpoint::TrimHorizon },
+            )]),
+        };
+        let lines = said(Verbosity::Quiet, |console| {
+            console.event(&started("shard-0"), Instant::now());
+            console.event(&started("shard-0"), Instant::now());
+            console.undrained(&report(true));
+            console.undrained(&report(false));
+            console.sum(1234, Duration::from_millis(2550));
+        });
+        insta::assert_snapshot!(lines, @r"
+        consumer: shard-0 was left before its records were printed and stored; the next instance goes on after checkpoint TRIM_HORIZON
+        consumer: printed 1234 records of 1 shard in 2.5 s
+        ");
+    }
+}

@@ -1,0 +1,23 @@
+//! Logs of the library and the AWS SDK, on stderr: warnings unless RUST_LOG asks for more.
+//!
+//! The worker's events are left out of the default: `console` says them in plain lines.
+
+use std::io;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::options::Verbosity;
+
+/// Starts logging. Only the first call in a process has an effect.
+pub(crate) fn start(verbosity: Verbosity) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default_filter(verbosity));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init().ok();
+}
+
+fn default_filter(verbosity: Verbosity) -> EnvFilter {
+    // What the SDK warns of, such as a provider that has no credentials, ends in an error of ours.
+    EnvFilter::new(match verbosity {
+        Verbosity::Quiet => "error,kcl_lite=warn,kcl_lite::event=off",
+        Verbosity::Verbose => "warn,kcl_lite=info,kcl_lite::event=off",
+    })
+}

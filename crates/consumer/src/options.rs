@@ -1,0 +1,278 @@
+//! What was asked for, checked once: names, times, bounds.
+//!
+//! Nothing behind this module checks user input again. Never reads the environment or a clock: the
+//! present time is an argument.
+
+use std::time::Duration;
+
+use jiff::{Span, SpanRelativeTo, Timestamp};
+use kcl_lite::{InitialPosition, Settings};
+
+use crate::cli::{Cli, Form};
+use crate::format::Format;
+
+/// Kinesis limits a stream name to 128 characters.
+const MAX_STREAM: usize = 128;
+
+/// DynamoDB's limits for the name of a table, which is the application's.
+const TABLE_NAME: std::ops::RangeInclusive<usize> = 3..=255;
+
+/// Far more than anyone can read in a message.
+const MAX_WORKER_ID: usize = 256;
+
+/// A checked command line.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) stream: String,
+    pub(crate) region: Option<String>,
+    pub(crate) endpoint_url: Option<String>,
+    pub(crate) sharing: Sharing,
+    pub(crate) settings: Settings,
+    pub(crate) format: Format,
+    pub(crate) verbosity: Verbosity,
+}
+
+/// With whom the shards are shared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// With nobody; leases are kept in memory.
+    Alone,
+    /// With all instances of the application; leases are in the table of that name.
+    Group { application: String, worker_id: Option<String> },
+}
+
+/// How much is told on stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verbosity {
+    /// What a user must know.
+    Quiet,
+    /// Also which shards come and go.
+    Verbose,
+}
+
+impl Options {
+    /// Checks `cli`; `now` is what `--from 5m` counts from.
+    ///
+    /// # Errors
+    ///
+    /// A line that names the flag, its value and what is allowed.
+    pub(crate) fn new(cli: Cli, now: Timestamp) -> Result<Self, String> {
+        Ok(Self {
+            settings: settings(&cli, now)?,
+            stream: checked_stream(cli.stream)?,
+            region: cli.region.map(checked_region).transpose()?,
+            endpoint_url: cli.endpoint_url.map(checked_endpoint).transpose()?,
+            sharing: sharing(cli.app, cli.worker_id)?,
+            format: format(cli.output),
+            verbosity: if cli.verbose { Verbosity::Verbose } else { Verbosity::Quiet },
+        })
+    }
+}
+
+fn require(holds: bool, message: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(message()) }
+}
+
+fn settings(cli: &Cli, now: Timestamp) -> Result<Settings, String> {
+    let mut settings = Settings { initial_position: start(&cli.from, now)?, ..Settings::default() };
+    if let Some(text) = &cli.failover {
+        settings.lease_duration = duration("--failover", text)?;
+        in_bounds("--failover", text, &settings)?;
+    }
+    if let Some(text) = &cli.poll_interval {
+        settings.poll_interval = duration("--poll-interval", text)?;
+        in_bounds("--poll-interval", text, &settings)?;
+    }
+    Ok(settings)
+}
+
+/// The library knows the bounds; the flag that broke them is named here.
+fn in_bounds(flag: &str, text: &str, settings: &Settings) -> Result<(), String> {
+    settings.validate().map_err(|error| format!("{flag} `{text}` is out of bounds: {error}"))
+}
+
+fn start(text: &str, now: Timestamp) -> Result<InitialPosition, String> {
+    let word = text.to_ascii_lowercase().replace('_', "-");
+    match word.as_str() {
+        "latest" => return Ok(InitialPosition::Latest),
+        "trim-horizon" => return Ok(InitialPosition::TrimHorizon),
+        _ => {}
+    }
+    let time = text.parse().or_else(|_| time_ago(text, now)).map_err(|_: jiff::Error| {
+        format!(
+            "--from `{text}` is not a start: write latest, trim-horizon, \
+             a time with its zone such as 2026-01-31T12:00:00Z, or how long ago, such as 5m"
+        )
+    })?;
+    let possible = Timestamp::UNIX_EPOCH..=now;
+    require(possible.contains(&time), || {
+        format!("--from `{text}` is {time}, which no record has: it must lie between 1970 and now")
+    })?;
+    Ok(InitialPosition::AtTimestamp(kcl_lite::Timestamp::from_millis(time.as_millisecond())))
+}
+
+/// `5m` and `5m ago` are the same.
+fn time_ago(text: &str, now: Timestamp) -> Result<Timestamp, jiff::Error> {
+    let span: Span = text.parse()?;
+    now.checked_sub(span.abs().to_duration(SpanRelativeTo::days_are_24_hours())?)
+}
+
+fn duration(flag: &str, text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok();
+    parsed
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .ok_or_else(|| format!("{flag} `{text}` is not a time; write 500ms, 10s or 1m"))
+}
+
+fn sharing(app: Option<String>, worker_id: Option<String>) -> Result<Sharing, String> {
+    let Some(application) = app else { return Ok(Sharing::Alone) };
+    require(TABLE_NAME.contains(&application.len()) && is_name(&application), || {
+        format!(
+            "--app `{application}` cannot name a DynamoDB table: \
+             {} to {} letters, digits, `_`, `.` and `-`",
+            TABLE_NAME.start(),
+            TABLE_NAME.end()
+        )
+    })?;
+    if let Some(id) = &worker_id {
+        let printable = !id.is_empty() && !id.chars().any(|c| c.is_control() || c.is_whitespace());
+        require(printable && id.len() <= MAX_WORKER_ID, || {
+            format!("--worker-id `{id}` must be 1 to {MAX_WORKER_ID} bytes without white space")
+        })?;
+    }
+    Ok(Sharing::Group { application, worker_id })
+}
+
+fn checked_stream(stream: String) -> Result<String, String> {
+    require((1..=MAX_STREAM).contains(&stream.len()) && is_name(&stream), || {
+        format!(
+            "--stream `{stream}` is not a stream name: \
+             1 to {MAX_STREAM} letters, digits, `_`, `.` and `-`"
+        )
+    })?;
+    Ok(stream)
+}
+
+fn is_name(text: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+}
+
+/// Catches the placeholder of the workshop's text before it becomes a host name.
+fn checked_region(region: String) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    require(!region.is_empty() && region.chars().all(allowed), || {
+        format!("--region `{region}` is not a region; one looks like us-west-2")
+    })?;
+    Ok(region)
+}
+
+fn checked_endpoint(url: String) -> Result<String, String> {
+    require(url.starts_with("http://") || url.starts_with("https://"), || {
+        format!("--endpoint-url `{url}` must begin with http:// or https://")
+    })?;
+    Ok(url)
+}
+
+fn format(form: Form) -> Format {
+    match form {
+        Form::Pretty => Format::Pretty,
+        Form::Json => Format::Json,
+        Form::Raw => Format::Raw,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    const NOW: &str = "2026-01-31T12:00:00Z";
+
+    pub(crate) fn options(flags: &[&str]) -> Result<Options, String> {
+        let cli = Cli::try_parse_from(["consumer"].iter().chain(flags)).expect("parses");
+        Options::new(cli, NOW.parse().expect("a time"))
+    }
+
+    fn from(text: &str) -> Result<InitialPosition, String> {
+        options(&["--from", text]).map(|options| options.settings.initial_position)
+    }
+
+    fn at(time: &str) -> InitialPosition {
+        let time: Timestamp = time.parse().expect("a time");
+        InitialPosition::AtTimestamp(kcl_lite::Timestamp::from_millis(time.as_millisecond()))
+    }
+
+    #[test]
+    fn a_start_is_a_word_a_time_or_how_long_ago() {
+        for word in ["trim-horizon", "TRIM_HORIZON"] {
+            assert_eq!(from(word), Ok(InitialPosition::TrimHorizon));
+        }
+        assert_eq!(from("latest"), Ok(InitialPosition::Latest));
+        for (text, time) in [
+            ("2026-01-31T11:59:30.25Z", "2026-01-31T11:59:30.25Z"),
+            ("2026-01-31T12:30:00+01:00", "2026-01-31T11:30:00Z"),
+            ("5m", "2026-01-31T11:55:00Z"),
+            ("5 minutes ago", "2026-01-31T11:55:00Z"),
+            ("1h30m", "2026-01-31T10:30:00Z"),
+            ("2d", "2026-01-29T12:00:00Z"),
+            ("1w", "2026-01-24T12:00:00Z"),
+            ("0s", NOW),
+        ] {
+            assert_eq!(from(text), Ok(at(time)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_start_that_no_record_can_have_is_refused() {
+        for text in ["", "soon", "5", "m", "2026-01-31", "2026-01-31T11:00:00", "1mo"] {
+            let message = from(text).unwrap_err();
+            assert!(message.contains("such as 5m"), "{text}: {message}");
+        }
+        for text in ["2026-01-31T12:00:01Z", "1969-12-31T00:00:00Z", "600000h"] {
+            let message = from(text).unwrap_err();
+            assert!(message.contains("between 1970 and now"), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn what_aws_or_the_library_would_refuse_is_refused_with_the_flags_name() {
+        for (flags, named) in [
+            (["--stream", ""], "--stream `` is not a stream name"),
+            (["--stream", "wild rydes"], "not a stream name"),
+            (["--region", "YOUR_REGION_HERE"], "us-west-2"),
+            (["--endpoint-url", "localhost:4566"], "http://"),
+            (["--app", "ab"], "3 to 255"),
+            (["--app", "wild/rydes"], "cannot name a DynamoDB table"),
+            (["--poll-interval", "1"], "--poll-interval `1` is not a time"),
+            (["--poll-interval", "10ms"], "out of bounds: `poll_interval` is 10ms"),
+        ] {
+            let message = options(&flags).unwrap_err();
+            assert!(message.contains(named), "{flags:?}: {message}");
+        }
+        for (flag, value, named) in [
+            ("--failover", "500ms", "--failover `500ms` is out of bounds"),
+            ("--failover", "6m", "must be from 1s to 300s"),
+            ("--failover", "-5s", "not a time"),
+            ("--worker-id", "", "--worker-id ``"),
+            ("--worker-id", "a b", "white space"),
+        ] {
+            let message = options(&["--app", "tail", &format!("{flag}={value}")]).unwrap_err();
+            assert!(message.contains(named), "{flag} {value}: {message}");
+        }
+    }
+
+    #[test]
+    fn an_application_shares_and_its_settings_are_taken() {
+        let flags = ["--app", "tail", "--worker-id", "w1", "--failover", "3s"];
+        let options = options(&flags).unwrap();
+        let worker_id = Some("w1".to_owned());
+        assert_eq!(options.sharing, Sharing::Group { application: "tail".into(), worker_id });
+        assert_eq!(options.settings.lease_duration, Duration::from_secs(3));
+    }
+
+    #[test]
+    fn without_an_application_nothing_is_shared() {
+        assert_eq!(options(&[]).unwrap().sharing, Sharing::Alone);
+    }
+}

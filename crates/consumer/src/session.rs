@@ -1,0 +1,425 @@
+//! One run of a worker: start it, tell what happens, stop it.
+//!
+//! Whoever asks for the stop is not known here; a token says so. The worker is stopped in good
+//! order whenever it has been started, also when stdout has ended.
+
+use std::future::{Future, pending};
+use std::io::{self, Write};
+use std::pin::pin;
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use kcl_lite::lease::memory::MemoryStore;
+use kcl_lite::{Error, Event, Worker, WorkerBuilder, WorkerHandle};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::console::Console;
+use crate::options::{Options, Sharing};
+use crate::output::{Output, Writer};
+use crate::print::Printer;
+
+/// Events that wait to be told. They are told at once; a burst beyond this (thousands of shards at
+/// the same moment) loses lines, never records.
+const WAITING_EVENTS: usize = 4096;
+
+/// How long a stop may take: less than the 30 s that containers are given before SIGKILL.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(25);
+
+/// Nothing can be drained into a closed stdout; this is for the leases.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// A stop that takes longer is explained.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// It was asked to.
+    Stopped,
+    /// Stdout took no more; a closed pipe or a full disk.
+    OutputEnded(io::Error),
+    /// It could not start, or not go on.
+    Failed(Error),
+}
+
+/// Why waiting for something else was given up.
+enum Interruption {
+    StopAsked,
+    OutputEnded(io::Error),
+}
+
+/// What one run needs besides the worker.
+#[derive(Debug)]
+pub(crate) struct Session<W> {
+    console: Console<W>,
+    output: Output,
+    writer: Option<Writer>,
+    events: mpsc::Receiver<Event>,
+    to_console: mpsc::Sender<Event>,
+}
+
+/// The worker that the options ask for.
+pub(crate) fn worker(options: &Options, config: SdkConfig) -> WorkerBuilder {
+    let builder = match &options.sharing {
+        // The name is never seen: without a table it names nothing.
+        Sharing::Alone => {
+            Worker::builder("consumer", &options.stream).lease_store(MemoryStore::new())
+        }
+        Sharing::Group { application, worker_id } => {
+            let builder = Worker::builder(application, &options.stream);
+            match worker_id {
+                Some(id) => builder.worker_id(id.as_str()),
+                None => builder,
+            }
+        }
+    };
+    builder.settings(options.settings.clone()).aws_config(config)
+}
+
+impl<W: Write> Session<W> {
+    /// A run that prints to `out` and tells on `console`.
+    pub(crate) fn new(console: Console<W>, out: impl Write + Send + 'static) -> Self {
+        let (output, writer) = Output::start(out);
+        let (to_console, events) = mpsc::channel(WAITING_EVENTS);
+        Self { console, output, writer: Some(writer), events, to_console }
+    }
+
+    /// Runs the worker until `stop`, until it fails, or until stdout ends; then tells the sum.
+    pub(crate) async fn run(
+        &mut self,
+        builder: WorkerBuilder,
+        options: &Options,
+        stop: &CancellationToken,
+    ) -> Ending {
+        let started = Instant::now();
+        let ending = match self.start(builder, options, stop).await {
+            Ok(handle) => self.serve(&handle, stop).await,
+            // One line says it all.
+            Err(failed @ Ending::Failed(_)) => return failed,
+            Err(ending) => ending,
+        };
+        while let Ok(event) = self.events.try_recv() {
+            self.console.event(&event, Instant::now());
+        }
+        // Who closed stdout wants to hear no more.
+        if !matches!(ending, Ending::OutputEnded(_)) {
+            self.console.sum(self.output.printed(), started.elapsed());
+        }
+        ending
+    }
+
+    /// From the start of the worker to its end.
+    async fn serve(&mut self, handle: &WorkerHandle, stop: &CancellationToken) -> Ending {
+        let mut ending = self.watch(handle, stop).await;
+        if matches!(ending, Ending::Stopped) {
+            ending = self.drain(handle).await;
+        }
+        if matches!(ending, Ending::OutputEnded(_)) {
+            // Its report would tell what the end of stdout has told already.
+            handle.shutdown(RELEASE_DEADLINE).await.ok();
+        }
+        ending
+    }
+
+    /// Where the caller's last words go.
+    pub(crate) fn console(&mut self) -> &mut Console<W> {
+        &mut self.console
+    }
+
+    async fn start(
+        &mut self,
+        builder: WorkerBuilder,
+        options: &Options,
+        stop: &CancellationToken,
+    ) -> Result<WorkerHandle, Ending> {
+        let events = self.to_console.clone();
+        let builder = builder.on_event(move |event| {
+            events.try_send(event.clone()).ok();
+        });
+        let printer = Printer { format: options.format, output: self.output.clone() };
+        let started =
+            Box::pin(async { builder.build().await?.start(move |_| printer.clone()).await });
+        match self.unless_interrupted(stop, started).await {
+            Ok(started) => started.map_err(Ending::Failed),
+            Err(interruption) => Err(interruption.into()),
+        }
+    }
+
+    async fn watch(&mut self, handle: &WorkerHandle, stop: &CancellationToken) -> Ending {
+        match self.unless_interrupted(stop, handle.stopped()).await {
+            Ok(Ok(_)) => Ending::Stopped,
+            Ok(Err(error)) => Ending::Failed(error),
+            Err(interruption) => interruption.into(),
+        }
+    }
+
+    /// Lets what has been read be printed and stored; says so if that takes long.
+    async fn drain(&mut self, handle: &WorkerHandle) -> Ending {
+        let never = CancellationToken::new();
+        let mut shutdown = pin!(handle.shutdown(DRAIN_DEADLINE));
+        let at_once = timeout(PATIENCE, shutdown.as_mut());
+        let drained = match self.unless_interrupted(&never, at_once).await {
+            Ok(Ok(report)) => Ok(report),
+            Ok(Err(_elapsed)) => {
+                self.console.say(
+                    "stopping: waiting for stdout and for the checkpoints; Ctrl-C ends at once, \
+                     and what is not stored is printed again",
+                );
+                self.unless_interrupted(&never, shutdown).await
+            }
+            Err(interruption) => Err(interruption),
+        };
+        match drained {
+            Ok(Ok(report)) => {
+                self.console.undrained(&report);
+                Ending::Stopped
+            }
+            Ok(Err(error)) => Ending::Failed(error),
+            Err(interruption) => interruption.into(),
+        }
+    }
+
+    /// Waits for `work` and tells what happens meanwhile.
+    ///
+    /// Order: a stop beats everything, the end of stdout beats what follows from it, and what
+    /// happened before `work` was done is told before.
+    async fn unless_interrupted<T>(
+        &mut self,
+        stop: &CancellationToken,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Interruption> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Err(Interruption::StopAsked),
+                error = output_ended(&mut self.writer) => {
+                    return Err(Interruption::OutputEnded(error));
+                }
+                Some(event) = self.events.recv() => self.console.event(&event, Instant::now()),
+                done = &mut work => return Ok(done),
+            }
+        }
+    }
+}
+
+impl From<Interruption> for Ending {
+    fn from(interruption: Interruption) -> Self {
+        match interruption {
+            Interruption::StopAsked => Self::Stopped,
+            Interruption::OutputEnded(error) => Self::OutputEnded(error),
+        }
+    }
+}
+
+/// Completes once, when the writer has ended.
+async fn output_ended(writer: &mut Option<Writer>) -> io::Error {
+    let Some(running) = writer else { return pending().await };
+    let ended = running.await;
+    *writer = None;
+    match ended {
+        Ok(Err(error)) => error,
+        // A session keeps an `Output`, so the writer does not end by itself.
+        Ok(Ok(())) => io::Error::other("the writer of stdout has ended"),
+        Err(panic) => io::Error::other(panic),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use aws_sdk_kinesis::Client;
+    use aws_sdk_kinesis::primitives::Blob;
+    use kcl_lite::ErrorKind;
+    use local_aws::LocalAws;
+
+    use super::*;
+    use crate::failure;
+    use crate::options::Verbosity;
+    use crate::options::tests::options;
+    use crate::output::tests::{Broken, Recorder};
+    use crate::place::tests::place;
+
+    /// `wildrydes` with one shard.
+    async fn stream() -> (LocalAws, Client) {
+        stream_that_takes(Duration::ZERO).await
+    }
+
+    /// `wildrydes` with one shard, CREATING for as long as `transition`.
+    async fn stream_that_takes(transition: Duration) -> (LocalAws, Client) {
+        let local = LocalAws::builder().transition(transition).build().unwrap();
+        let kinesis = Client::new(&local.sdk_config("producer"));
+        kinesis.create_stream().stream_name("wildrydes").shard_count(1).send().await.unwrap();
+        (local, kinesis)
+    }
+
+    async fn put(kinesis: &Client, data: &str) {
+        let record = kinesis.put_record().stream_name("wildrydes").partition_key("Shadowfax");
+        record.data(Blob::new(data)).send().await.unwrap();
+    }
+
+    /// One instance of the command against `local`, with everything it writes kept.
+    struct Instance {
+        local: LocalAws,
+        options: Options,
+        stdout: Recorder,
+        stderr: Recorder,
+        stop: CancellationToken,
+    }
+
+    impl Instance {
+        fn new(local: &LocalAws, flags: &[&str]) -> Self {
+            let flags = [flags, &["--from", "trim-horizon", "--poll-interval", "200ms"]].concat();
+            Self {
+                local: local.clone(),
+                options: options(&flags).unwrap(),
+                stdout: Recorder::default(),
+                stderr: Recorder::default(),
+                stop: CancellationToken::new(),
+            }
+        }
+
+        async fn run(&self) -> Ending {
+            self.run_into(self.stdout.clone()).await
+        }
+
+        async fn run_into(&self, stdout: impl Write + Send + 'static) -> Ending {
+            let builder = worker(&self.options, self.local.sdk_config("consumer"));
+            let console = Console::new(self.stderr.clone(), Verbosity::Quiet, place());
+            Session::new(console, stdout).run(builder, &self.options, &self.stop).await
+        }
+
+        /// Runs until `part` has been printed, then stops in good order.
+        async fn run_until_printed(&self, part: &str) -> Ending {
+            let stop = async {
+                self.stdout.until_written(part).await;
+                self.stop.cancel();
+            };
+            tokio::join!(self.run(), stop).0
+        }
+    }
+
+    #[tokio::test]
+    async fn alone_it_prints_what_comes_and_stores_nothing() {
+        let (local, kinesis) = stream().await;
+        put(&kinesis, "{\"a\":1}").await;
+        put(&kinesis, "not json").await;
+        let instance = Instance::new(&local, &[]);
+        let ending = instance.run_until_printed("not json").await;
+        assert!(matches!(ending, Ending::Stopped), "{ending:?}");
+        assert_eq!(instance.stdout.text(), "{\n    \"a\": 1\n}\nnot json\n");
+        let summary = instance.stderr.text();
+        assert!(summary.starts_with("consumer: printed 2 records of 1 shard in "), "{summary}");
+        let called = local.requests().operations("consumer");
+        assert!(called.iter().all(|call| call.starts_with("kinesis:")), "{called:?}");
+    }
+
+    #[tokio::test]
+    async fn an_application_goes_on_where_it_stopped() {
+        let (local, kinesis) = stream().await;
+        put(&kinesis, "first").await;
+        Instance::new(&local, &["--app", "tail"]).run_until_printed("first").await;
+        put(&kinesis, "second").await;
+        let restarted = Instance::new(&local, &["--app", "tail"]);
+        restarted.run_until_printed("second").await;
+        assert_eq!(restarted.stdout.text(), "second\n");
+        let other = Instance::new(&local, &["--app", "other"]);
+        other.run_until_printed("second").await;
+        assert_eq!(other.stdout.text(), "first\nsecond\n");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_being_created_is_waited_for() {
+        let (local, kinesis) = stream_that_takes(Duration::from_secs(3600)).await;
+        let instance = Instance::new(&local, &[]);
+        let create = async {
+            instance.stderr.until_written("waiting until stream `wildrydes`").await;
+            local.clock().advance(Duration::from_secs(3600));
+            put(&kinesis, "ready").await;
+        };
+        tokio::join!(instance.run_until_printed("ready"), create);
+        assert_eq!(instance.stdout.text(), "ready\n");
+    }
+
+    #[tokio::test]
+    async fn a_split_is_followed() {
+        let (local, kinesis) = stream().await;
+        put(&kinesis, "before").await;
+        let instance = Instance::new(&local, &[]);
+        let split = async {
+            instance.stdout.until_written("before").await;
+            let split = kinesis.split_shard().stream_name("wildrydes");
+            let split = split.shard_to_split("shardId-000000000000");
+            split.new_starting_hash_key((1_u128 << 127).to_string()).send().await.unwrap();
+            put(&kinesis, "after").await;
+        };
+        tokio::join!(instance.run_until_printed("after"), split);
+        assert_eq!(instance.stdout.text(), "before\nafter\n");
+    }
+
+    #[tokio::test]
+    async fn an_instance_without_a_shard_says_that_it_stands_by_and_takes_over() {
+        let (local, kinesis) = stream().await;
+        let flags = |id| ["--app", "tail", "--failover", "1s", "--worker-id", id];
+        let (first, second) =
+            (Instance::new(&local, &flags("w1")), Instance::new(&local, &flags("w2")));
+        let hand_over = async {
+            put(&kinesis, "one").await;
+            first.stdout.until_written("one").await;
+            let stop_first = async {
+                second.stderr.until_written("standing by: 1 of 1 shards is held by w1").await;
+                put(&kinesis, "two").await;
+                first.stdout.until_written("two").await;
+                first.stop.cancel();
+            };
+            let stop_second = async {
+                second.stdout.until_written("three").await;
+                second.stop.cancel();
+            };
+            tokio::join!(second.run(), stop_first, stop_second)
+        };
+        let put_three = async {
+            first.run().await;
+            put(&kinesis, "three").await;
+        };
+        tokio::join!(hand_over, put_three);
+        assert_eq!(first.stdout.text(), "one\ntwo\n");
+        assert_eq!(second.stdout.text(), "three\n");
+        assert_eq!(second.stderr.text().matches("standing by").count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_closed_stdout_ends_it_without_a_word_and_acknowledges_nothing() {
+        let (local, kinesis) = stream().await;
+        put(&kinesis, "unread").await;
+        let instance = Instance::new(&local, &["--app", "tail"]);
+        let ending = instance.run_into(Broken).await;
+        let Ending::OutputEnded(error) = ending else { panic!("{ending:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(instance.stderr.text(), "");
+        let next = Instance::new(&local, &["--app", "tail"]);
+        next.run_until_printed("unread").await;
+    }
+
+    #[tokio::test]
+    async fn a_missing_stream_is_one_line_with_stream_region_and_hint() {
+        let instance = Instance::new(&LocalAws::in_memory(), &[]);
+        let ending = instance.run().await;
+        let Ending::Failed(error) = ending else { panic!("{ending:?}") };
+        assert_eq!(error.kind(), ErrorKind::Missing);
+        insta::assert_snapshot!(failure::explained(&error, &place()), @"stream `wildrydes` in region us-west-2 (from -region, at http://127.0.0.1:9) was not found; hint: `aws kinesis list-streams --region us-west-2` shows what is there; create `wildrydes`, or name another stream with -stream or its region with -region");
+        assert_eq!(instance.stderr.text(), "");
+    }
+
+    #[tokio::test]
+    async fn a_stop_while_it_starts_ends_it_at_once() {
+        let (local, _kinesis) = stream().await;
+        let instance = Instance::new(&local, &["--app", "tail"]);
+        instance.stop.cancel();
+        assert!(matches!(instance.run().await, Ending::Stopped));
+        assert!(local.requests().operations("consumer").is_empty());
+    }
+}
