@@ -103,6 +103,10 @@ async fn a_deleted_stream_stays_deleted_after_a_kill() {
     local.settle();
     assert_eq!(local.ok("ListStreams", &json!({}))["StreamNames"], json!([]));
     let copy = killed(directory.path());
+    let file = rusqlite::Connection::open(copy.path().join("kinesis.sqlite3")).unwrap();
+    let records: i64 =
+        file.query_row("SELECT count(*) FROM records", [], |row| row.get(0)).unwrap();
+    assert_eq!(records, 0, "its records do not stay on the disk");
     let after = open(copy.path(), NOW);
     assert_eq!(after.ok("ListStreams", &json!({}))["StreamNames"], json!([]));
     after.create(1);
