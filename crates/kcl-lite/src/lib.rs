@@ -1,4 +1,7 @@
 //! A Kinesis consumer library: leases, checkpoints and resharding, one method to implement.
+//!
+//! What follows is the README, so that its example is compiled.
+#![doc = include_str!("../README.md")]
 
 pub mod aws;
 mod checkpoint;

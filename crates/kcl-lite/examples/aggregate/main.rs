@@ -1,0 +1,107 @@
+//! Module 3 of the workshop: one row per unicorn and minute, put to another stream or to stdout.
+//!
+//! ```text
+//! cargo run -p kcl-lite --example aggregate -- --stream wildrydes --output-stream wildrydes-summary
+//! ```
+//!
+//! (`wildrydes-aggregated` is the name in the workshop's first edition.) A worker that is killed
+//! loses no minute: see `processor` for how, and `tests/it/aggregate.rs` for the proof.
+//! Limits: when a shard is split or merged, its last minute comes as two rows, one of the parent
+//! and one of the child; and a shard that could not be read for half a minute across the end of
+//! a minute counts what it reads late in the minute after.
+
+mod processor;
+mod window;
+
+use std::error::Error;
+use std::io::{self, Write as _};
+use std::sync::Arc;
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::types::PutRecordsRequestEntry;
+use clap::Parser;
+use kcl_lite::{BoxError, Worker};
+
+use processor::{Aggregate, RowSink};
+use window::Row;
+
+/// The service takes at most this many records in one request.
+const MOST_RECORDS: usize = 500;
+
+/// Sum up each unicorn's minute
+#[derive(Debug, Parser)]
+struct Options {
+    /// Stream to read
+    #[arg(long, default_value = "wildrydes")]
+    stream: String,
+    /// Application: the instances of one name share the shards; names the lease table
+    #[arg(long, default_value = "wildrydes-aggregate")]
+    app: String,
+    /// Stream to put the rows to [default: stdout]
+    #[arg(long, value_name = "STREAM")]
+    output_stream: Option<String>,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let options = Options::parse();
+    let config = kcl_lite::aws::config().load().await;
+    let output = Arc::new(match options.output_stream {
+        Some(stream) => Output::Stream { client: Client::new(&config), stream },
+        None => Output::Stdout,
+    });
+    Worker::builder(options.app, options.stream)
+        .aws_config(config)
+        .on_event(|event| drop(writeln!(io::stderr(), "aggregate: {event}")))
+        .build()
+        .await?
+        .run_until(move |_shard| Aggregate::new(Arc::clone(&output)), tokio::signal::ctrl_c())
+        .await?;
+    Ok(())
+}
+
+#[derive(Debug)]
+enum Output {
+    Stdout,
+    Stream { client: Client, stream: String },
+}
+
+impl RowSink for Arc<Output> {
+    async fn put(&self, rows: &[Row]) -> Result<(), BoxError> {
+        match self.as_ref() {
+            Output::Stdout => print(rows),
+            Output::Stream { client, stream } => {
+                for rows in rows.chunks(MOST_RECORDS) {
+                    put_records(client, stream, rows).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn print(rows: &[Row]) -> Result<(), BoxError> {
+    let mut out = io::stdout().lock();
+    for row in rows {
+        writeln!(out, "{}", serde_json::to_string(row)?)?;
+    }
+    Ok(out.flush()?)
+}
+
+/// One request. If a part of it is refused, all of it is put again: rows replace their like.
+async fn put_records(client: &Client, stream: &str, rows: &[Row]) -> Result<(), BoxError> {
+    let mut entries = Vec::with_capacity(rows.len());
+    for row in rows {
+        // The newline is for Firehose, which puts records into files as they are.
+        let data = serde_json::to_string(row)? + "\n";
+        let entry = PutRecordsRequestEntry::builder().partition_key(&row.name);
+        entries.push(entry.data(Blob::new(data)).build()?);
+    }
+    let call = client.put_records().stream_name(stream).set_records(Some(entries));
+    let reply = call.send().await?;
+    match reply.failed_record_count() {
+        None | Some(0) => Ok(()),
+        Some(refused) => Err(format!("`{stream}` refused {refused} of {} rows", rows.len()).into()),
+    }
+}
