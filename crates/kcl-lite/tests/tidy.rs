@@ -92,12 +92,24 @@ fn library() -> Vec<Source> {
     .collect()
 }
 
-/// Everything before the test module, line by line, without what follows `//`.
+/// Everything but the test modules, line by line, without what follows `//`.
 fn code(text: &str) -> String {
-    let before_tests = text.split("#[cfg(test)]").next().unwrap_or_default();
-    let without_comment =
-        |line: &str| line.split("//").next().unwrap_or_default().to_owned() + "\n";
-    before_tests.lines().map(without_comment).collect()
+    let mut code = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let is_module = |next: &&str| next.contains("mod ");
+        if line == "#[cfg(test)]" && lines.peek().is_some_and(is_module) {
+            // rustfmt puts the brace that ends a module at the beginning of a line.
+            let has_body = lines.next().is_some_and(|module| module.ends_with('{'));
+            if has_body {
+                lines.by_ref().find(|line| *line == "}");
+            }
+            continue;
+        }
+        code += line.split("//").next().unwrap_or_default();
+        code.push('\n');
+    }
+    code
 }
 
 fn is_decision(path: &str) -> bool {
