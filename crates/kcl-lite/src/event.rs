@@ -42,6 +42,13 @@ pub enum Event {
         /// Where it continues.
         checkpoint: Checkpoint,
     },
+    /// This worker asked another one for a lease; it is taken when the other has let go.
+    HandoffAsked {
+        /// The shard.
+        shard: ShardId,
+        /// Who has it.
+        from: WorkerId,
+    },
     /// A durable write by this worker, with the checkpoint that is now stored.
     LeaseRenewed {
         /// The shard.
@@ -132,8 +139,11 @@ pub enum TakeReason {
     Unowned,
     /// Its owner has not renewed it for a lease duration.
     Expired,
-    /// Its owner has more than its share and this worker has less.
+    /// Its owner has more than its share and this worker has less, and could not be asked, or did
+    /// not answer.
     Balance,
+    /// Its owner handed it over on request.
+    Handoff,
     /// It was this worker's own, from before a restart with the same id.
     Own,
 }
@@ -191,6 +201,7 @@ impl Event {
             Self::WaitingForStream { .. }
             | Self::Started { .. }
             | Self::LeaseTaken { .. }
+            | Self::HandoffAsked { .. }
             | Self::LeaseLost { .. }
             | Self::LeaseReleased { .. }
             | Self::ShardStarted { .. }
@@ -213,6 +224,7 @@ impl fmt::Display for Event {
                 let from = from.as_ref().map_or("nobody", WorkerId::as_str);
                 write!(f, "took lease {shard} from {from} ({reason:?}) at {checkpoint}")
             }
+            Self::HandoffAsked { shard, from } => write!(f, "asked {from} for lease {shard}"),
             Self::LeaseRenewed { shard, checkpoint, .. } => {
                 write!(f, "renewed lease {shard} at {checkpoint}")
             }

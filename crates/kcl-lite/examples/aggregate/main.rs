@@ -21,7 +21,7 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use clap::Parser;
-use kcl_lite::{BoxError, Worker};
+use kcl_lite::{BoxError, Event, Worker};
 
 use processor::{Aggregate, RowSink};
 use window::Row;
@@ -53,12 +53,20 @@ async fn main() -> Result<(), Box<dyn Error>> {
     });
     Worker::builder(options.app, options.stream)
         .aws_config(config)
-        .on_event(|event| drop(writeln!(io::stderr(), "aggregate: {event}")))
+        .on_event(tell)
         .build()
         .await?
         .run_until(move |_shard| Aggregate::new(Arc::clone(&output)), tokio::signal::ctrl_c())
         .await?;
     Ok(())
+}
+
+/// Everything but the renewals, which come every few seconds.
+fn tell(event: &Event) {
+    if !matches!(event, Event::LeaseRenewed { .. }) {
+        // If stderr is closed there is nobody to tell.
+        writeln!(io::stderr(), "aggregate: {event}").ok();
+    }
 }
 
 #[derive(Debug)]

@@ -164,6 +164,26 @@ pub enum LeaseChange {
         /// The new owner.
         owner: WorkerId,
     },
+    /// Ask the owner to hand the lease over. Condition: the counter, the owner, and that nobody has
+    /// asked before. The counter and the mark stay the owner's; it reads the shard until it lets go.
+    AskHandoff {
+        /// The counter as observed.
+        counter: u64,
+        /// The owner, which becomes the `checkpoint_owner`.
+        from: WorkerId,
+        /// The worker that asks, and becomes the owner.
+        to: WorkerId,
+    },
+    /// Give the lease to the worker that asked, storing the newest checkpoint if there is one.
+    /// Condition: the counter.
+    HandOver {
+        /// Our counter.
+        counter: u64,
+        /// What has been acknowledged since the last write, if anything.
+        checkpoint: Option<Checkpoint>,
+        /// The worker that asked.
+        to: WorkerId,
+    },
     /// Prove life, and store the newest checkpoint if there is one. Condition: the counter.
     Renew {
         /// Our counter.
@@ -178,7 +198,8 @@ pub enum LeaseChange {
         /// The children, whose rows exist already.
         children: BTreeSet<ShardId>,
     },
-    /// Let go, storing the newest checkpoint if there is one. Condition: the counter.
+    /// Let go, storing the newest checkpoint if there is one. Condition: the counter, and that nobody
+    /// has asked for the lease: whoever has gets it by a handover instead.
     Release {
         /// Our counter.
         counter: u64,
@@ -231,8 +252,26 @@ impl LeaseWrite {
                 lease.children.clone_from(children);
                 lease.freed()
             }
+            LeaseChange::AskHandoff { counter, from, to } => {
+                let mut lease = at(*counter)?;
+                if lease.owner.as_ref() != Some(from) || lease.checkpoint_owner.is_some() {
+                    return Err(refused());
+                }
+                lease.checkpoint_owner = lease.owner.replace(to.clone());
+                return Ok(Some(lease));
+            }
+            LeaseChange::HandOver { counter, checkpoint, to } => {
+                let mut lease = at(*counter)?.renewed(checkpoint.as_ref());
+                lease.owner = Some(to.clone());
+                lease.checkpoint_owner = None;
+                lease
+            }
             LeaseChange::Release { counter, checkpoint } => {
-                at(*counter)?.renewed(checkpoint.as_ref()).freed()
+                let lease = at(*counter)?;
+                if lease.checkpoint_owner.is_some() {
+                    return Err(refused());
+                }
+                lease.renewed(checkpoint.as_ref()).freed()
             }
             LeaseChange::Delete { counter } => {
                 let lease = at(*counter)?;

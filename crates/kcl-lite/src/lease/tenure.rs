@@ -52,6 +52,8 @@ pub(crate) enum Goal {
 pub(crate) enum Verdict {
     /// The row is ours and was written; `reached` tells whether the goal was.
     Held { reached: bool },
+    /// Another worker has asked for the lease since; nothing was written.
+    Asked,
     /// The row is gone. It was not stolen: write it again.
     Vanished,
     /// Another worker has it, or it was released under us.
@@ -89,10 +91,18 @@ impl Tenure {
         let checkpoint = acknowledged.filter(|news| **news > self.lease.checkpoint).cloned();
         let change = match goal {
             Goal::Keep => LeaseChange::Renew { counter, checkpoint },
-            Goal::Release => LeaseChange::Release { counter, checkpoint },
+            Goal::Release => match self.asked_by() {
+                Some(to) => LeaseChange::HandOver { counter, checkpoint, to: to.clone() },
+                None => LeaseChange::Release { counter, checkpoint },
+            },
             Goal::Finish(children) => LeaseChange::Finish { counter, children: children.clone() },
         };
         LeaseWrite { key: self.lease.key.clone(), id: write_id(&self.incarnation, counter), change }
+    }
+
+    /// The worker that has asked for this lease, if the row says so.
+    pub(crate) fn asked_by(&self) -> Option<&WorkerId> {
+        self.lease.owner.as_ref().filter(|_| self.lease.checkpoint_owner.as_ref() == Some(&self.me))
     }
 
     /// The write that puts a vanished row back with its position.
@@ -127,6 +137,10 @@ impl Tenure {
                 let since = self.unanswered_since.unwrap_or(self.valid_from);
                 self.hold(row, since, goal)
             }
+            WriteOutcome::Refused(Some(row)) if self.is_asked_for(&row) => {
+                self.lease = row;
+                Verdict::Asked
+            }
             WriteOutcome::Refused(Some(row)) => Verdict::Lost { to: row.owner },
             WriteOutcome::Refused(None) => Verdict::Vanished,
             WriteOutcome::Done(None) => Verdict::Lost { to: None },
@@ -138,12 +152,17 @@ impl Tenure {
         self.unanswered_since = None;
         let reached = match goal {
             Goal::Keep => true,
-            Goal::Release => row.owner.is_none(),
+            Goal::Release => row.actual_owner() != Some(&self.me),
             Goal::Finish(_) => row.checkpoint.is_shard_end(),
         };
-        debug_assert!(reached || row.owner.as_ref() == Some(&self.me), "a held row is ours");
+        debug_assert!(reached || row.actual_owner() == Some(&self.me), "a held row is ours");
         self.lease = row;
         Verdict::Held { reached }
+    }
+
+    /// Asking leaves the counter alone, so a row at our counter is still ours.
+    fn is_asked_for(&self, row: &Lease) -> bool {
+        row.counter == self.lease.counter && row.checkpoint_owner.as_ref() == Some(&self.me)
     }
 
     fn is_ours(&self, row: &Lease) -> bool {
@@ -235,6 +254,60 @@ mod tests {
         let row = tenure.write_again(Some(&news)).apply(None).unwrap().unwrap();
         assert_eq!((row.counter, &row.checkpoint, row.owner.is_some()), (8, &news, true));
         let verdict = tenure.answered(start, WriteOutcome::Done(Some(row)), &Goal::Keep);
+        assert_eq!(verdict, Verdict::Held { reached: true });
+    }
+
+    #[test]
+    fn a_lease_that_was_asked_for_is_handed_to_the_one_who_asked() {
+        let start = Instant::now();
+        let mut tenure = tenure(start);
+        let ask = LeaseWrite {
+            key: tenure.lease().key.clone(),
+            id: WriteId::new("next#1:7"),
+            change: LeaseChange::AskHandoff { counter: 7, from: "me".into(), to: "next".into() },
+        };
+        let asked = applied(&tenure, &ask);
+        let renewed = tenure.write(&Goal::Keep, None).apply(Some(&asked)).unwrap().unwrap();
+        tenure.sent(start);
+        tenure.answered(start, WriteOutcome::Done(Some(renewed)), &Goal::Keep);
+        assert_eq!(tenure.asked_by(), Some(&"next".into()));
+
+        let row = applied(&tenure, &tenure.write(&Goal::Release, None));
+        assert_eq!((row.actual_owner(), row.counter), (Some(&"next".into()), 9));
+        tenure.sent(start);
+        let verdict = tenure.answered(start, WriteOutcome::Done(Some(row)), &Goal::Release);
+        assert_eq!(verdict, Verdict::Held { reached: true });
+    }
+
+    #[test]
+    fn a_release_that_did_not_know_of_a_request_becomes_a_handover() {
+        let start = Instant::now();
+        let mut tenure = tenure(start);
+        let ask = LeaseChange::AskHandoff { counter: 7, from: "me".into(), to: "next".into() };
+        let ask = LeaseWrite { key: "shardId-0".into(), id: WriteId::new("next#1:7"), change: ask };
+        let asked = applied(&tenure, &ask);
+        let refused = tenure.write(&Goal::Release, None).apply(Some(&asked)).unwrap_err();
+        tenure.sent(start + SECOND);
+        let outcome = WriteOutcome::Refused(refused.current.map(|row| *row));
+        assert_eq!(tenure.answered(start + SECOND, outcome, &Goal::Release), Verdict::Asked);
+        assert_eq!(tenure.fenced_at(), start + 9 * SECOND, "nothing was written");
+        let change = tenure.write(&Goal::Release, None).change;
+        assert!(matches!(change, LeaseChange::HandOver { counter: 7, .. }), "{change:?}");
+    }
+
+    #[test]
+    fn a_renewal_that_was_lost_is_recognised_although_another_worker_has_asked_since() {
+        let start = Instant::now();
+        let mut tenure = tenure(start);
+        let renewed = applied(&tenure, &tenure.write(&Goal::Keep, None));
+        let ask = LeaseChange::AskHandoff { counter: 8, from: "me".into(), to: "next".into() };
+        let ask =
+            LeaseWrite { key: renewed.key.clone(), id: WriteId::new("next#1:8"), change: ask };
+        let asked = ask.apply(Some(&renewed)).unwrap();
+        tenure.sent(start);
+        tenure.sent(start + SECOND);
+        let outcome = WriteOutcome::Refused(asked);
+        let verdict = tenure.answered(start + SECOND, outcome, &Goal::Keep);
         assert_eq!(verdict, Verdict::Held { reached: true });
     }
 

@@ -22,6 +22,10 @@ fn take(counter: u64, from: Option<&str>, owner: &str) -> LeaseChange {
     LeaseChange::Take { counter, from: from.map(Into::into), owner: owner.into() }
 }
 
+fn ask(counter: u64, from: &str, to: &str) -> LeaseChange {
+    LeaseChange::AskHandoff { counter, from: from.into(), to: to.into() }
+}
+
 /// One of each write that changes a row, all at the same counter.
 fn changes(counter: u64) -> [LeaseChange; 4] {
     [
@@ -86,11 +90,43 @@ fn a_take_ends_a_handoff() {
 }
 
 #[test]
-fn a_released_or_finished_lease_is_nobodys_even_during_a_handoff() {
-    let current = Lease { checkpoint_owner: Some("a".into()), ..row("shard-0", 7, Some("b")) };
+fn a_released_or_finished_lease_is_nobodys() {
     for change in changes(7).into_iter().skip(2) {
-        assert_eq!(applied(change, &current).actual_owner(), None);
+        assert_eq!(applied(change, &row("shard-0", 7, Some("a"))).actual_owner(), None);
     }
+}
+
+#[test]
+fn during_a_handoff_a_lease_is_finished_but_not_released() {
+    let current = Lease { checkpoint_owner: Some("a".into()), ..row("shard-0", 7, Some("b")) };
+    let [_, _, finish, release] = changes(7);
+    assert_eq!(applied(finish, &current).actual_owner(), None);
+    let refused = write(release).apply(Some(&current)).unwrap_err();
+    assert_eq!(refused.current.as_deref(), Some(&current));
+}
+
+#[test]
+fn asking_for_a_handoff_names_both_and_leaves_counter_and_mark_to_the_owner() {
+    let mark = Some(WriteId::new("a-1"));
+    let current = Lease { write_id: mark.clone(), ..row("shard-0", 7, Some("a")) };
+    let asked = applied(ask(7, "a", "b"), &current);
+    assert_eq!((asked.actual_owner(), &asked.owner), (Some(&"a".into()), &Some("b".into())));
+    assert_eq!((asked.counter, &asked.write_id), (7, &mark));
+    for (change, why) in
+        [(ask(8, "a", "b"), "another counter"), (ask(7, "c", "b"), "another owner")]
+    {
+        assert!(write(change).apply(Some(&current)).is_err(), "{why}");
+    }
+    assert!(write(ask(7, "b", "c")).apply(Some(&asked)).is_err(), "somebody has asked before");
+}
+
+#[test]
+fn a_handover_stores_the_checkpoint_and_gives_the_lease_to_the_one_who_asked() {
+    let asked = applied(ask(7, "a", "b"), &row("shard-0", 7, Some("a")));
+    let change = LeaseChange::HandOver { counter: 7, checkpoint: Some(at("9")), to: "b".into() };
+    let next = applied(change, &asked);
+    assert_eq!((next.owner, next.checkpoint_owner), (Some("b".into()), None));
+    assert_eq!((next.counter, next.checkpoint), (8, at("9")));
 }
 
 #[test]

@@ -143,6 +143,11 @@ impl Coordinator {
             Action::List => self.list(),
             Action::Write(write, why) => self.write(write, why),
             Action::Start { lease, sent } => self.start(&lease, sent),
+            Action::Drain(key) => {
+                if let Some(held) = self.held.get(&key) {
+                    held.drain.cancel();
+                }
+            }
             Action::DrainAll => self.held.values().for_each(|held| held.drain.cancel()),
             Action::Emit(event) => self.shard_context.events.emit(&event),
         }

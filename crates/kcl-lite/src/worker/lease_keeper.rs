@@ -216,6 +216,10 @@ impl LeaseKeeper {
         let write = self.tenure.write(&self.goal, news.as_ref());
         match self.send(&write).await {
             Sent::Answered(Verdict::Held { reached }) => self.held(reached),
+            Sent::Answered(Verdict::Asked) => {
+                self.next_write = self.context.clock.now();
+                None
+            }
             Sent::Answered(Verdict::Lost { to }) => Some(self.lose(to)),
             Sent::Answered(Verdict::Vanished) => {
                 let again = self.tenure.write_again(news.as_ref());

@@ -645,6 +645,8 @@ struct Aim {
 enum Kind {
     Create(Box<Lease>),
     Take(Option<WorkerId>, WorkerId),
+    Ask(WorkerId, WorkerId),
+    HandOver(Option<u64>, WorkerId),
     Renew(Option<u64>),
     Finish(BTreeSet<ShardId>),
     Release(Option<u64>),
@@ -657,6 +659,8 @@ fn any_aim() -> impl Strategy<Value = Aim> {
         let kind = prop_oneof![
             2 => any_lease(key).prop_map(|lease| Kind::Create(Box::new(lease))),
             3 => (prop::option::of(any_worker()), any_worker()).prop_map(|(a, b)| Kind::Take(a, b)),
+            2 => (any_worker(), any_worker()).prop_map(|(a, b)| Kind::Ask(a, b)),
+            1 => (prop::option::of(0_u64..3), any_worker()).prop_map(|(by, to)| Kind::HandOver(by, to)),
             3 => prop::option::of(0_u64..3).prop_map(Kind::Renew),
             1 => any_shards().prop_map(Kind::Finish),
             2 => prop::option::of(0_u64..3).prop_map(Kind::Release),
@@ -681,6 +685,10 @@ impl Aim {
         let change = match self.kind {
             Kind::Create(lease) => LeaseChange::Create(lease),
             Kind::Take(from, owner) => LeaseChange::Take { counter, from, owner },
+            Kind::Ask(from, to) => LeaseChange::AskHandoff { counter, from, to },
+            Kind::HandOver(by, to) => {
+                LeaseChange::HandOver { counter, checkpoint: by.map(moved), to }
+            }
             Kind::Renew(by) => LeaseChange::Renew { counter, checkpoint: by.map(moved) },
             Kind::Finish(children) => LeaseChange::Finish { counter, children },
             Kind::Release(by) => LeaseChange::Release { counter, checkpoint: by.map(moved) },

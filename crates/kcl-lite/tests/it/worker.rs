@@ -107,6 +107,56 @@ async fn a_second_worker_gets_its_share_and_a_third_one_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn shards_that_move_to_a_new_worker_are_handed_over_without_a_repeat() {
+    let fleet = Fleet::new(4);
+    let a = fleet.start("a").await;
+    fleet.until("a holds all", |_| fleet.owners().get("a") == Some(&4)).await;
+    let feed = async {
+        for number in 0..200_u32 {
+            fleet.stream.put(&format!("key-{}", number % 17), number.to_string());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let join = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        fleet.start("b").await
+    };
+    let (b, ()) = tokio::join!(join, feed);
+    fleet.until_delivered(200).await;
+    fleet.until("halves", |_| fleet.owners().get("b") == Some(&2)).await;
+    a.shutdown(DEADLINE).await.unwrap();
+    b.shutdown(DEADLINE).await.unwrap();
+    assert_eq!(fleet.delivered().len(), 200, "no repeat");
+    let handed = |(_, event): &(String, Event)| {
+        matches!(event, Event::LeaseTaken { reason: TakeReason::Handoff, .. })
+    };
+    assert!(fleet.events().iter().any(handed), "{:#?}", fleet.events());
+    assert!(!fleet.events().iter().any(|(_, event)| matches!(event, Event::LeaseLost { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hung_processor_cannot_keep_a_shard_from_the_worker_that_asked() {
+    let fleet =
+        Fleet::new(2).script(Script { hangs: Some("stuck".to_owned()), ..Script::default() });
+    let _a = fleet.start("a").await;
+    fleet.until("a holds all", |_| fleet.owners().get("a") == Some(&2)).await;
+    for shard in ["shardId-000000000000", "shardId-000000000001"] {
+        fleet.stream.put_to(&shard.into(), "key", "stuck");
+    }
+    let _b = fleet.start("b").await;
+    fleet
+        .until_event("b takes one", |worker, event| {
+            worker == "b" && matches!(event, Event::LeaseTaken { reason: TakeReason::Balance, .. })
+        })
+        .await;
+    fleet
+        .until_event("a notices", |worker, event| {
+            worker == "a" && matches!(event, Event::LeaseLost { to: Some(_), .. })
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_with_nothing_to_do_says_who_has_it() {
     let fleet = Fleet::new(1);
     let _a = fleet.start("a").await;

@@ -55,7 +55,8 @@ pub(crate) fn is_runnable(lease: &Lease, leases: &BTreeMap<LeaseKey, Lease>) -> 
 /// The leases that this worker should take now.
 pub(crate) fn leases_to_take(snapshot: &Snapshot<'_>) -> Vec<Take> {
     let world = World::of(snapshot);
-    let room = snapshot.limit.saturating_sub(snapshot.mine.len());
+    let mine = world.held.get(snapshot.me).map_or(0, Vec::len);
+    let room = snapshot.limit.saturating_sub(mine);
     let mut takes = world.orphans_for_me(snapshot);
     takes.truncate(room);
     if takes.is_empty() && world.orphans.is_empty() {
@@ -80,18 +81,15 @@ impl<'a> World<'a> {
             if !is_runnable(lease, snapshot.leases) {
                 continue;
             }
-            if snapshot.mine.contains(&lease.key) {
-                world.held.entry(snapshot.me).or_default().push(lease);
+            let is_mine = snapshot.mine.contains(&lease.key);
+            if let Some(reason) = snapshot.why_free(lease).filter(|_| !is_mine) {
+                world.orphans.push((lease, reason));
                 continue;
             }
-            match snapshot.why_free(lease) {
-                Some(reason) => world.orphans.push((lease, reason)),
-                None => {
-                    if let Some(owner) = lease.actual_owner() {
-                        world.held.entry(owner).or_default().push(lease);
-                    }
-                }
-            }
+            // A lease that is being handed over counts for the worker that will have it.
+            let is_handed_over = lease.checkpoint_owner.is_some();
+            let holder = lease.owner.as_ref().filter(|_| !is_mine || is_handed_over);
+            world.held.entry(holder.unwrap_or(snapshot.me)).or_default().push(lease);
         }
         world
     }
@@ -129,7 +127,8 @@ impl<'a> World<'a> {
         let mut surplus = ranked
             .iter()
             .enumerate()
-            .flat_map(|(rank, (_, leases))| leases.iter().skip(share(rank)).copied());
+            .flat_map(|(rank, (_, leases))| leases.iter().skip(share(rank)).copied())
+            .filter(|lease| lease.checkpoint_owner.is_none());
         let mut takes = Vec::new();
         for (rank, (worker, leases)) in ranked.iter().enumerate().rev() {
             for lease in surplus.by_ref().take(share(rank).saturating_sub(leases.len())) {
@@ -147,11 +146,15 @@ impl Snapshot<'_> {
         match lease.actual_owner() {
             None => Some(TakeReason::Unowned),
             Some(owner) if owner == self.me => Some(TakeReason::Own),
-            Some(_) if self.observations.unchanged_for(self.now, lease) >= self.lasts => {
-                Some(TakeReason::Expired)
-            }
+            Some(_) if !self.is_alive(lease) => Some(TakeReason::Expired),
             Some(_) => None,
         }
+    }
+
+    /// Whether somebody holds the lease: we do, or it was renewed within its duration.
+    fn is_alive(&self, lease: &Lease) -> bool {
+        self.mine.contains(&lease.key)
+            || self.observations.unchanged_for(self.now, lease) < self.lasts
     }
 
     fn free_for(&self, lease: &Lease, reason: TakeReason) -> Duration {

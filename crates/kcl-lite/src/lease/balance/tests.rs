@@ -27,6 +27,7 @@ impl Fixture {
             for word in words {
                 match word.split_once('=') {
                     Some(("owner", owner)) => lease.owner = Some(owner.into()),
+                    Some(("still", owner)) => lease.checkpoint_owner = Some(owner.into()),
                     Some(("idle", seconds)) => {
                         idle = seconds.trim_end_matches('s').parse().expect("seconds");
                     }
@@ -111,6 +112,15 @@ fn finished_leases_and_children_of_unfinished_parents_do_not_count() {
     check("0 end\n 1 owner=b parents=0\n 2 owner=b", "a", "", "2 Balance");
     check("0 owner=b\n 1 parents=0", "a", "", "");
     check("0 end\n 1 parents=0", "a", "", "1 Unowned");
+}
+
+#[test]
+fn a_lease_that_is_being_handed_over_counts_for_the_worker_that_will_have_it() {
+    let world = "0 owner=b\n 1 owner=b\n 2 owner=a still=b\n 3 owner=a still=b";
+    check(world, "a", "", "");
+    check(world, "b", "0,1,2,3", "");
+    check("0 owner=b\n 1 owner=a still=b idle=11s", "a", "", "1 Expired");
+    check("0 owner=b\n 1 owner=b still=a", "a", "", "1 Own");
 }
 
 #[test]

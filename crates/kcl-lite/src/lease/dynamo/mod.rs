@@ -242,13 +242,24 @@ impl DynamoStore {
         }
     }
 
+    /// An update that counts up and leaves its mark.
+    async fn marked(
+        &self,
+        write: &LeaseWrite,
+        update: Update,
+        condition: &str,
+    ) -> Result<WriteOutcome, ServiceError> {
+        let update = update.set(WRITE_ID, text(write.id.as_str()));
+        self.update(write, update, condition).await
+    }
+
     async fn update(
         &self,
         write: &LeaseWrite,
         update: Update,
+        condition: &str,
     ) -> Result<WriteOutcome, ServiceError> {
         let key = &write.key;
-        let update = update.set(WRITE_ID, text(write.id.as_str()));
         let request = self
             .client
             .update_item()
@@ -256,7 +267,7 @@ impl DynamoStore {
             .key(LEASE_KEY, text(key.as_str()))
             .update_expression(update.expression())
             // An item that does not exist has no counter, so this never makes one.
-            .condition_expression(Update::CONDITION)
+            .condition_expression(condition)
             .set_expression_attribute_names(Some(update.names))
             .set_expression_attribute_values(Some(update.values))
             .return_values(ReturnValue::AllNew)
@@ -357,16 +368,27 @@ impl LeaseStore for DynamoStore {
             LeaseChange::Delete { counter } => self.delete(&write.key, *counter).boxed(),
             LeaseChange::Take { counter, from, owner } => {
                 let taken = Update::take(*counter, from.as_ref(), owner);
-                self.update(write, taken).boxed()
+                self.marked(write, taken, Update::CONDITION).boxed()
+            }
+            LeaseChange::AskHandoff { counter, from, to } => {
+                let asked = Update::ask(*counter, from, to);
+                self.update(write, asked, Update::ASK_CONDITION).boxed()
+            }
+            LeaseChange::HandOver { counter, checkpoint, to } => {
+                let handed = Update::hand_over(*counter, checkpoint.as_ref(), to);
+                self.marked(write, handed, Update::CONDITION).boxed()
             }
             LeaseChange::Renew { counter, checkpoint } => {
-                self.update(write, Update::renew(*counter, checkpoint.as_ref())).boxed()
+                let renewed = Update::renew(*counter, checkpoint.as_ref());
+                self.marked(write, renewed, Update::CONDITION).boxed()
             }
             LeaseChange::Finish { counter, children } => {
-                self.update(write, Update::finish(*counter, children)).boxed()
+                let finished = Update::finish(*counter, children);
+                self.marked(write, finished, Update::CONDITION).boxed()
             }
             LeaseChange::Release { counter, checkpoint } => {
-                self.update(write, Update::release(*counter, checkpoint.as_ref())).boxed()
+                let released = Update::release(*counter, checkpoint.as_ref());
+                self.marked(write, released, Update::RELEASE_CONDITION).boxed()
             }
         }
     }

@@ -28,11 +28,31 @@ impl Update {
     /// The counter is the one that was seen. An item that does not exist has none, so that an
     /// update never makes an item.
     pub(super) const CONDITION: &str = "#leaseCounter = :seen";
+    /// The same for [`release`](Self::release): nobody has asked.
+    pub(super) const RELEASE_CONDITION: &str =
+        "#leaseCounter = :seen AND attribute_not_exists(#checkpointOwner)";
+    /// The same for [`ask`](Self::ask): the owner is the one that was seen, and nobody has asked.
+    pub(super) const ASK_CONDITION: &str =
+        "#leaseCounter = :seen AND #leaseOwner = :from AND attribute_not_exists(#checkpointOwner)";
 
     pub(super) fn take(seen: u64, from: Option<&WorkerId>, owner: &WorkerId) -> Self {
         let taken =
             Self::new(seen).set(LEASE_OWNER, text(owner.as_str())).remove(&[CHECKPOINT_OWNER]);
         if LeaseChange::is_switch(from, owner) { taken.add(OWNER_SWITCHES, 1) } else { taken }
+    }
+
+    /// Leaves counter and mark to the owner.
+    pub(super) fn ask(seen: u64, from: &WorkerId, to: &WorkerId) -> Self {
+        let mut update = Self::default();
+        update.values.insert(":seen".to_owned(), number(seen));
+        update.names.insert("#leaseCounter".to_owned(), LEASE_COUNTER.to_owned());
+        update.values.insert(":from".to_owned(), text(from.as_str()));
+        update.set(LEASE_OWNER, text(to.as_str())).set(CHECKPOINT_OWNER, text(from.as_str()))
+    }
+
+    pub(super) fn hand_over(seen: u64, checkpoint: Option<&Checkpoint>, to: &WorkerId) -> Self {
+        let renewed = Self::new(seen).checkpoint(checkpoint);
+        renewed.set(LEASE_OWNER, text(to.as_str())).remove(&[CHECKPOINT_OWNER])
     }
 
     pub(super) fn renew(seen: u64, checkpoint: Option<&Checkpoint>) -> Self {

@@ -47,6 +47,7 @@ pub(crate) enum Input {
 pub(crate) enum Why {
     Create,
     Take { reason: TakeReason, from: Option<WorkerId> },
+    Ask { from: WorkerId },
     Release,
     Delete,
 }
@@ -62,6 +63,8 @@ pub(crate) enum Action {
     Write(LeaseWrite, Why),
     /// Start keeper and shard task for a lease that is ours since `sent`.
     Start { lease: Box<Lease>, sent: Instant },
+    /// Let one held shard go in good order: another worker has asked for it.
+    Drain(LeaseKey),
     /// Let every held shard go in good order.
     DrainAll,
     /// Tell the world.
@@ -79,6 +82,8 @@ pub(crate) struct State {
     /// Held or being taken.
     mine: BTreeSet<LeaseKey>,
     taking: BTreeSet<LeaseKey>,
+    /// Leases that other workers were asked for.
+    asked: BTreeMap<LeaseKey, Asked>,
     /// Rows being created or deleted.
     writing: BTreeSet<LeaseKey>,
     scanning: bool,
@@ -92,11 +97,24 @@ pub(crate) struct State {
     stopping: bool,
 }
 
+/// A request for a lease that has been answered with yes.
+#[derive(Debug)]
+struct Asked {
+    since: Instant,
+    /// The owner's counter at that time.
+    counter: u64,
+}
+
 /// The read budget of scans: 5 read units per second and worker, which is 20 KiB of rows a second
 /// when read consistently.
 const SCAN_BYTES_PER_SECOND: usize = 20 * 1024;
 /// What a lease row weighs, by the rows that the KCL and this library write.
 const ROW_BYTES: usize = 400;
+
+/// How long an owner that was asked for a lease has to let go, as in the KCL; then it is taken.
+const HANDOFF_DEADLINE: Duration = Duration::from_secs(30);
+/// How soon to look again while a lease is being handed over.
+const HANDOFF_SCAN: Duration = Duration::from_millis(250);
 
 /// How long to wait between scans of a table of `rows` leases: a second for small tables, at most
 /// what the read budget allows for large ones, never slower than half the lease duration.
@@ -117,6 +135,7 @@ impl State {
             observations: Observations::default(),
             mine: BTreeSet::new(),
             taking: BTreeSet::new(),
+            asked: BTreeMap::new(),
             writing: BTreeSet::new(),
             scanning: false,
             listing: false,
@@ -188,7 +207,9 @@ impl State {
         self.next_scan = now + scan_interval(leases.len(), self.settings.lease_duration);
         self.observations.scanned(now, &leases);
         self.leases = leases.into_iter().map(|lease| (lease.key.clone(), lease)).collect();
-        let mut actions = self.take(now);
+        let mut actions = self.let_go();
+        self.follow_handoffs(now);
+        actions.extend(self.take(now));
         actions.extend(self.delete());
         actions.extend(self.stand_by());
         actions
@@ -238,12 +259,21 @@ impl State {
             patience: self.settings.lease_duration / 5,
             limit: self.settings.max_leases,
         };
-        let takes = balance::leases_to_take(&snapshot);
+        let mut takes = balance::leases_to_take(&snapshot);
+        takes.extend(self.overdue(now));
         takes.into_iter().filter_map(|take| self.begin_take(take)).collect()
     }
 
     fn begin_take(&mut self, take: Take) -> Option<Action> {
         let lease = self.leases.get(&take.key)?;
+        if take.reason == TakeReason::Balance
+            && !self.asked.contains_key(&take.key)
+            && let Some(from) = lease.owner.clone().filter(|_| understands_handoff(lease))
+        {
+            return Some(self.ask(lease.key.clone(), lease.counter, from));
+        }
+        let handed = take.reason == TakeReason::Own && self.asked.contains_key(&take.key);
+        let reason = if handed { TakeReason::Handoff } else { take.reason };
         let write = LeaseWrite {
             key: take.key.clone(),
             id: write_id(&self.incarnation, lease.counter),
@@ -253,10 +283,55 @@ impl State {
                 owner: self.me.clone(),
             },
         };
-        let from = lease.owner.clone();
+        let from = lease.actual_owner().cloned();
+        self.asked.remove(&take.key);
         self.mine.insert(take.key.clone());
         self.taking.insert(take.key);
-        Some(Action::Write(write, Why::Take { reason: take.reason, from }))
+        Some(Action::Write(write, Why::Take { reason, from }))
+    }
+
+    fn ask(&mut self, key: LeaseKey, counter: u64, from: WorkerId) -> Action {
+        let id = write_id(&self.incarnation, counter);
+        let to = self.me.clone();
+        let change = LeaseChange::AskHandoff { counter, from: from.clone(), to };
+        // Until the answer comes nothing else is tried with this lease.
+        self.mine.insert(key.clone());
+        Action::Write(LeaseWrite { key, id, change }, Why::Ask { from })
+    }
+
+    /// Shards of ours that another worker has asked for.
+    fn let_go(&self) -> Vec<Action> {
+        let asked = self.mine.iter().filter(|key| {
+            self.leases.get(*key).is_some_and(|lease| {
+                lease.checkpoint_owner.as_ref() == Some(&self.me)
+                    && lease.owner.as_ref() != Some(&self.me)
+            })
+        });
+        asked.cloned().map(Action::Drain).collect()
+    }
+
+    /// Forgets what is no longer being handed over; looks again soon at what is.
+    fn follow_handoffs(&mut self, now: Instant) {
+        let (me, leases) = (&self.me, &self.leases);
+        self.asked.retain(|key, asked| {
+            // A scan that was under way when we asked shows the row as it was before.
+            leases.get(key).is_some_and(|lease| {
+                lease.owner.as_ref() == Some(me) || lease.counter <= asked.counter
+            })
+        });
+        if !self.asked.is_empty() && self.next_scan <= now + Duration::from_secs(1) {
+            self.next_scan = now + HANDOFF_SCAN;
+        }
+    }
+
+    /// Leases whose owners were asked and have not let go in time.
+    fn overdue(&self, now: Instant) -> Vec<Take> {
+        let waiting = self.asked.iter().filter(|(key, asked)| {
+            let pending =
+                self.leases.get(*key).is_some_and(|lease| lease.checkpoint_owner.is_some());
+            pending && !self.mine.contains(*key) && now >= asked.since + HANDOFF_DEADLINE
+        });
+        waiting.map(|(key, _)| Take { key: key.clone(), reason: TakeReason::Balance }).collect()
     }
 
     fn delete(&mut self) -> Vec<Action> {
@@ -276,7 +351,8 @@ impl State {
     /// Says once that there is nothing to do, until there is.
     fn stand_by(&mut self) -> Option<Action> {
         let unfinished = self.unfinished();
-        let idle = self.mine.is_empty() && unfinished > 0 && !self.stopping;
+        let holds_nothing = self.mine.is_empty() && self.asked.is_empty();
+        let idle = holds_nothing && unfinished > 0 && !self.stopping;
         let owners: BTreeSet<_> =
             self.leases.values().filter_map(|lease| lease.owner.clone()).collect();
         if !idle || owners.is_empty() {
@@ -324,6 +400,10 @@ impl State {
             (Why::Take { reason, from }, Some(row)) if is_ours(&outcome, &write) => {
                 self.taken(row, sent, reason, from)
             }
+            (Why::Ask { from }, _) => {
+                self.forget(&write.key);
+                self.asked_for(now, write.key, from)
+            }
             (Why::Take { .. } | Why::Release, _) => {
                 self.forget(&write.key);
                 Vec::new()
@@ -354,6 +434,17 @@ impl State {
             checkpoint: row.checkpoint.clone(),
         };
         vec![Action::Emit(event), Action::Start { lease: Box::new(row), sent }]
+    }
+
+    fn asked_for(&mut self, now: Instant, key: LeaseKey, from: WorkerId) -> Vec<Action> {
+        // A refusal that shows us as the next owner is our own request, whose reply was lost.
+        let asked = self.leases.get(&key).filter(|lease| {
+            lease.owner.as_ref() == Some(&self.me) && lease.checkpoint_owner.as_ref() == Some(&from)
+        });
+        let Some(counter) = asked.map(|lease| lease.counter) else { return Vec::new() };
+        self.asked.insert(key.clone(), Asked { since: now, counter });
+        self.next_scan = self.next_scan.min(now + HANDOFF_SCAN);
+        vec![Action::Emit(Event::HandoffAsked { shard: key, from })]
     }
 
     fn tenure_ended(&mut self, now: Instant, key: &LeaseKey, row: Option<Lease>) -> Vec<Action> {
@@ -409,6 +500,7 @@ impl Why {
         match self {
             Self::Create => "creating a lease",
             Self::Take { .. } => "taking a lease",
+            Self::Ask { .. } => "asking for a lease",
             Self::Release => "releasing a lease",
             Self::Delete => "deleting a finished lease",
         }
@@ -423,6 +515,12 @@ fn is_ours(outcome: &WriteOutcome, write: &LeaseWrite) -> bool {
             row.as_ref().is_some_and(|row| row.write_id.as_ref() == Some(&write.id))
         }
     }
+}
+
+/// Whether the owner of `lease` knows what to do when it is asked: rows last written by this library
+/// carry its mark, others (Java 2.x among them) may belong to workers that do not.
+fn understands_handoff(lease: &Lease) -> bool {
+    lease.write_id.is_some()
 }
 
 /// The write that makes a new row.

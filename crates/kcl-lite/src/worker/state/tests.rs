@@ -21,6 +21,7 @@ fn taken(actions: &[Action]) -> Vec<LeaseWrite> {
         | Action::Scan
         | Action::List
         | Action::Start { .. }
+        | Action::Drain(_)
         | Action::DrainAll
         | Action::Emit(_) => None,
     });
@@ -33,6 +34,7 @@ fn names(actions: &[Action]) -> String {
         Action::List => "list".to_owned(),
         Action::Write(write, why) => format!("{} {}", why.describe(), write.key),
         Action::Start { lease, .. } => format!("start {}", lease.key),
+        Action::Drain(key) => format!("drain {key}"),
         Action::DrainAll => "drain".to_owned(),
         Action::Emit(event) => format!("say {event}"),
     });
@@ -169,4 +171,69 @@ fn the_end_of_a_shard_is_followed_by_a_scan_at_once() {
     let ended = Lease { checkpoint: Checkpoint::ShardEnd, ..lease("0", None, 9) };
     let actions = state.step(start, Input::TenureEnded { key: "0".into(), row: Some(ended) });
     assert_eq!(names(&actions), "scan");
+}
+
+/// A lease that a worker of this library holds.
+fn held_by(key: &str, owner: &str, counter: u64) -> Lease {
+    Lease { write_id: Some(write_id(owner, counter)), ..lease(key, Some(owner), counter) }
+}
+
+/// Asks `other` for one of its two leases; returns the state and the row as asked for.
+fn asked(start: Instant) -> (State, Lease) {
+    let mut state = state(start);
+    let rows = || vec![held_by("0", "other", 4), held_by("1", "other", 4)];
+    let actions = state.step(start, Input::Scanned(Ok(rows())));
+    assert_eq!(names(&actions).split(';').next(), Some("asking for a lease 1"));
+    let Some(Action::Write(write, why)) = actions.into_iter().next() else { panic!("a write") };
+    let row = write.apply(Some(&rows()[1])).unwrap();
+    let result = Ok(WriteOutcome::Done(row.clone()));
+    let actions = state.step(start, Input::Wrote { write, why, sent: start, result });
+    assert_eq!(names(&actions), "say asked other for lease 1");
+    (state, row.unwrap())
+}
+
+#[test]
+fn a_lease_is_asked_for_and_taken_as_soon_as_its_owner_has_let_go() {
+    let start = Instant::now();
+    let (mut state, row) = asked(start);
+    assert_eq!(state.next_due(), Some(start + HANDOFF_SCAN));
+    let pending = vec![held_by("0", "other", 5), Lease { counter: 5, ..row.clone() }];
+    assert!(taken(&state.step(start + SECOND, Input::Scanned(Ok(pending)))).is_empty());
+
+    let handed = Lease { counter: 6, checkpoint_owner: None, ..row };
+    let rows = vec![held_by("0", "other", 6), handed];
+    let actions = state.step(start + 2 * SECOND, Input::Scanned(Ok(rows)));
+    assert!(actions.iter().any(|action| matches!(
+        action,
+        Action::Write(_, Why::Take { reason: TakeReason::Handoff, .. })
+    )));
+}
+
+#[test]
+fn an_owner_that_does_not_let_go_in_time_is_no_longer_asked() {
+    let start = Instant::now();
+    let (mut state, row) = asked(start);
+    for second in 1..=30 {
+        let row = Lease { counter: 4 + u64::from(second), ..row.clone() };
+        let rows = vec![held_by("0", "other", row.counter), row];
+        let takes = taken(&state.step(start + second * SECOND, Input::Scanned(Ok(rows))));
+        assert_eq!(takes.len(), usize::from(second == 30), "after {second} s");
+    }
+}
+
+#[test]
+fn a_shard_that_another_worker_has_asked_for_is_drained() {
+    let start = Instant::now();
+    let mut state = state(start);
+    state.mine.insert("0".into());
+    let row = Lease { checkpoint_owner: Some("me".into()), ..lease("0", Some("other"), 4) };
+    assert_eq!(names(&state.step(start, Input::Scanned(Ok(vec![row])))), "drain 0");
+}
+
+#[test]
+fn a_row_of_a_library_that_may_not_know_handoffs_is_taken_the_plain_way() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let rows = vec![lease("0", Some("other"), 4), lease("1", Some("other"), 4)];
+    assert_eq!(taken(&state.step(start, Input::Scanned(Ok(rows)))).len(), 1);
 }
