@@ -1,0 +1,101 @@
+//! What a learner gets wrong: one clear line that says where it was tried and what to do.
+
+use anyhow::Result;
+use e2e::process::Process;
+use e2e::server::Aws;
+use e2e::workshop::Workshop;
+
+/// The three ways to start.
+const COMMANDS: [&str; 3] =
+    ["./producer -interval 1ms", "./consumer", "./consumer --app wildrydes-tail"];
+
+/// Waits for the end and checks its form: exit code 1, nothing on stdout but the producer's sum,
+/// one line on stderr after the opening, with a hint. Returns that line.
+async fn failure(mut process: Process) -> Result<String> {
+    let code = process.ended().await?.code();
+    let transcript = process.transcript();
+    let stdout = String::from_utf8_lossy(&transcript.stdout);
+    assert_eq!((code, stdout.as_ref()), (Some(1), ""), "{}", transcript.stderr);
+    let lines: Vec<_> = transcript.stderr.lines().collect();
+    let last = (*lines.last().unwrap()).to_owned();
+    assert_eq!(lines.iter().filter(|line| line.contains("hint: ")).count(), 1, "{lines:#?}");
+    for part in ["hint: ", "`wildrydes`"] {
+        assert!(last.contains(part), "{part}: {lines:#?}");
+    }
+    assert!(last.len() < 500, "{last}");
+    Ok(last)
+}
+
+#[tokio::test]
+async fn a_missing_stream_and_a_wrong_region_name_where_it_was_searched() -> Result<()> {
+    let workshop = Workshop::open().await?;
+    workshop.aws.create_stream("another", 1).await?;
+    for command in COMMANDS {
+        for region in ["us-east-1", "eu-west-1"] {
+            let process = workshop.run("learner", &format!("{command} -region {region}"))?;
+            let line = failure(process).await?;
+            assert!(line.contains(&format!("in region {region} (from -region")), "{line}");
+            assert!(line.contains("not found") || line.contains("does not exist"), "{line}");
+        }
+    }
+    let operations = workshop.aws.local.requests().operations("learner");
+    assert!(!operations.contains("dynamodb:CreateTable"), "a wrong name leaves no table behind");
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_credentials_are_told_without_a_screenful() -> Result<()> {
+    let workshop = Workshop::with_shards(1).await?;
+    for command in COMMANDS {
+        let mut shell = workshop.shell("learner", &format!("exec {command} -region us-west-2"));
+        shell.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
+        let line = failure(Process::start(command, shell)?).await?;
+        for part in ["no AWS credentials", "us-west-2", "aws configure"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_down_is_named() -> Result<()> {
+    let workshop = Workshop::open().await?;
+    let nobody = Aws::start().await?;
+    let url = nobody.endpoint_url();
+    nobody.shutdown().await;
+    let mut processes = Vec::new();
+    // At once, because each tries several times.
+    for command in COMMANDS {
+        processes.push(workshop.run("learner", &format!("{command} --endpoint-url {url}"))?);
+    }
+    for process in processes {
+        process.wait_for("the end", |t| t.is_complete().then_some(())).await?;
+        let line = failure_after_retries(process).await?;
+        for part in [url.as_str(), "us-east-1", "check the network"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
+    Ok(())
+}
+
+/// As [`failure`], with the producer's lines about its attempts before the last.
+async fn failure_after_retries(mut process: Process) -> Result<String> {
+    let code = process.ended().await?.code();
+    let transcript = process.transcript();
+    assert_eq!((code, transcript.stdout.as_slice()), (Some(1), b"".as_slice()));
+    let last = transcript.stderr.lines().last().unwrap();
+    assert!(last.contains("hint: ") && last.contains("`wildrydes`"), "{}", transcript.stderr);
+    Ok(last.to_owned())
+}
+
+#[tokio::test]
+async fn the_region_of_the_environment_is_used_and_said() -> Result<()> {
+    let workshop = Workshop::open().await?;
+    for command in COMMANDS {
+        let mut shell = workshop.shell("learner", &format!("exec {command}"));
+        shell.env("AWS_REGION", "eu-central-1");
+        let line = failure(Process::start(command, shell)?).await?;
+        assert!(line.contains("eu-central-1 (from the environment"), "{line}");
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! End-to-end tests: the real commands, run by a shell, against local-aws on a real socket.
+//!
+//! Each test has services, a directory and processes of its own. None waits for time to pass: each
+//! waits for something to be printed or called, a minute at most. What each module covers is in
+//! `tests/README.md`.
+
+#![expect(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
+
+mod demo;
+mod failures;
+mod iam;
+mod records;
+mod resharding;
+mod restarts;
+mod sharing;
+mod terminal;
+mod walkthrough;
+
+use anyhow::Result;
+use e2e::account::{Account, first_disorder};
+use e2e::group::Group;
+use e2e::process::Process;
+use e2e::workshop::Workshop;
+use rustix::process::Signal;
+
+const INT: Signal = Signal::INT;
+const TERM: Signal = Signal::TERM;
+
+/// A group member whose lease outlasts every pause of a busy machine: what it repeats was not
+/// caused by that.
+const STEADY: &str = "--poll-interval 200ms --failover 30s";
+
+/// A group member that is missed soon.
+const BRIEF: &str = "--poll-interval 200ms --failover 2s";
+
+/// Stops the producers, each in good order.
+async fn stop_producers(producers: impl IntoIterator<Item = &mut Process>) -> Result<()> {
+    for producer in producers {
+        assert_eq!(producer.stop(INT).await?, 0, "{producer:?}");
+    }
+    Ok(())
+}
+
+/// Waits until the group has printed what the stream holds, stops it, and checks what holds in
+/// every test: nothing lost, nothing made up, each unicorn in order, exit codes 0.
+async fn settled(workshop: &Workshop, group: &mut Group) -> Result<Account> {
+    let sent = workshop.aws.sent("wildrydes").await?;
+    group.account_for(&sent).await?;
+    for code in group.stop(INT).await? {
+        assert_eq!(code, 0);
+    }
+    let seen = group.seen();
+    assert_eq!(first_disorder(&seen), None);
+    // Again, because a repeat may have come with the stop.
+    let account = Account::of(&sent, &seen);
+    assert_eq!((&account.lost, &account.unknown), (&vec![], &vec![]));
+    Ok(account)
+}

@@ -1,0 +1,95 @@
+//! Stops, kills, pauses: what the next instance prints goes on where the last one was.
+
+use anyhow::Result;
+use e2e::group::Group;
+use e2e::workshop::Workshop;
+use rustix::process::Signal;
+
+use crate::{BRIEF, INT, STEADY, TERM, settled, stop_producers};
+
+#[tokio::test]
+async fn a_clean_stop_is_resumed_without_loss_and_without_repeats() -> Result<()> {
+    let workshop = Workshop::with_shards(2).await?;
+    let mut producer = workshop.run("p", "./producer -unicorns 4 -interval 20ms")?;
+    let line = format!("./consumer --app wildrydes-tail --from trim-horizon {STEADY}");
+    let mut group = Group::default();
+    for signal in [INT, TERM, INT] {
+        let number = group.add(workshop.run("c", &line)?);
+        group.member(number).wait_for_records(20).await?;
+        assert_eq!(group.member(number).stop(signal).await?, 0);
+    }
+    stop_producers([&mut producer]).await?;
+    group.add(workshop.run("c", &line)?);
+    assert_eq!(settled(&workshop, &mut group).await?.repeats, 0);
+    Ok(())
+}
+
+/// One instance killed again and again, at moments drawn from a seed: right after a start, amid a
+/// batch, between batches. It comes back under its own name, so that nobody waits for its leases.
+#[tokio::test]
+async fn kill_9_at_any_moment_loses_nothing() -> Result<()> {
+    let workshop = Workshop::with_shards(2).await?;
+    let mut producer = workshop.run("p", "./producer -unicorns 4 -interval 10ms")?;
+    let line =
+        format!("./consumer --app wildrydes-tail --from trim-horizon {STEADY} --worker-id tail");
+    let mut rng = fastrand::Rng::with_seed(2017);
+    let mut group = Group::default();
+    for _ in 0..8 {
+        let number = group.add(workshop.run("c", &line)?);
+        group.member(number).wait_for_records(rng.usize(1..200)).await?;
+        group.member(number).kill().await?;
+    }
+    stop_producers([&mut producer]).await?;
+    group.add(workshop.run("c", &line)?);
+    settled(&workshop, &mut group).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_other_instance_takes_over_from_a_killed_one() -> Result<()> {
+    let workshop = Workshop::with_shards(2).await?;
+    let mut producer = workshop.run("p", "./producer -unicorns 2 -interval 50ms")?;
+    let unicorns = ["Shadowfax", "Bucephalus"];
+    let line = format!("./consumer --app wildrydes-tail --from trim-horizon {BRIEF}");
+    let mut group = Group::default();
+    for client in ["first", "second"] {
+        group.add(workshop.run(client, &line)?);
+    }
+    let apart = |group: &Group| {
+        let printed = group.printed();
+        let by = |number| printed.iter().any(|printed| printed.by == number);
+        (by(0) && by(1)).then_some(())
+    };
+    group.wait_for("both print", apart).await?;
+    let owners = group.at_rest(&unicorns, 10).await?;
+    let (dead, alive) = (owners[0], 1 - owners[0]);
+    group.member(dead).kill().await?;
+    assert_eq!(group.at_rest(&unicorns, 10).await?, [alive, alive]);
+    stop_producers([&mut producer]).await?;
+    settled(&workshop, &mut group).await?;
+    Ok(())
+}
+
+/// A laptop that sleeps for longer than its leases last, and wakes up: the other has taken over
+/// meanwhile, and the sleeper must not disturb it.
+#[tokio::test]
+async fn a_paused_instance_loses_its_shards_and_comes_back_in_good_order() -> Result<()> {
+    let workshop = Workshop::with_shards(1).await?;
+    let mut producer = workshop.run("p", "./producer -interval 20ms")?;
+    let line = format!("./consumer --app wildrydes-tail --from trim-horizon {BRIEF}");
+    let mut group = Group::default();
+    let sleeper = group.add(workshop.run("sleeper", &line)?);
+    group.member(sleeper).wait_for_records(10).await?;
+    let other = group.add(workshop.run("other", &line)?);
+    group.member(other).wait_for_stderr("standing by").await?;
+
+    group.member(sleeper).signal(Signal::STOP)?;
+    group.member(other).wait_for_records(10).await?;
+    group.member(sleeper).signal(Signal::CONT)?;
+    group.member(sleeper).wait_for_stderr("standing by").await?;
+    let other_has = group.member(other).transcript().documents.len();
+    group.member(other).wait_for_records(other_has + 10).await?;
+    stop_producers([&mut producer]).await?;
+    settled(&workshop, &mut group).await?;
+    Ok(())
+}

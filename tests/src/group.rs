@@ -1,0 +1,182 @@
+//! Several consumers watched as one: what was printed by whom, in the order it was read.
+//!
+//! Keeps those that have ended, so that what they printed still counts.
+
+use std::collections::BTreeSet;
+use std::future::{Future, poll_fn};
+use std::task::Poll;
+
+use anyhow::{Context as _, Result, anyhow};
+use rustix::process::Signal;
+use tokio::time::{Instant, timeout};
+
+use crate::account::{Account, RecordId};
+use crate::process::{PATIENCE, Process};
+
+/// One record, printed.
+#[derive(Debug, Clone)]
+pub struct Printed {
+    /// When its last byte was read.
+    pub at: Instant,
+    /// The number of the process in its group.
+    pub by: usize,
+    /// Which record.
+    pub id: RecordId,
+}
+
+/// Consumers, running and ended.
+#[derive(Debug, Default)]
+pub struct Group {
+    members: Vec<Process>,
+}
+
+impl Group {
+    /// Adds a consumer and returns its number.
+    pub fn add(&mut self, process: Process) -> usize {
+        self.members.push(process);
+        self.members.len() - 1
+    }
+
+    /// The consumer of that number.
+    ///
+    /// # Panics
+    ///
+    /// There is none.
+    pub fn member(&mut self, number: usize) -> &mut Process {
+        &mut self.members[number]
+    }
+
+    /// All records printed so far, in the order read.
+    #[must_use]
+    pub fn printed(&self) -> Vec<Printed> {
+        let mut all = Vec::new();
+        for (by, process) in self.members.iter().enumerate() {
+            let transcript = process.transcript();
+            let printed = transcript.documents.iter().filter_map(|document| {
+                Some(Printed { at: document.at, by, id: document.id.clone()? })
+            });
+            all.extend(printed);
+        }
+        // Stable: what one process printed at one instant stays in order.
+        all.sort_by_key(|printed| printed.at);
+        all
+    }
+
+    /// The names of all records printed so far, in the order read.
+    #[must_use]
+    pub fn seen(&self) -> Vec<RecordId> {
+        self.printed().into_iter().map(|printed| printed.id).collect()
+    }
+
+    /// Waits until `find` finds what it looks for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Only waits.
+    ///
+    /// # Errors
+    ///
+    /// All have ended without it, or a minute passes; the error carries the last lines of each.
+    pub async fn wait_for<T>(
+        &mut self,
+        what: &str,
+        mut find: impl FnMut(&Self) -> Option<T>,
+    ) -> Result<T> {
+        let waiting = async {
+            loop {
+                if let Some(found) = find(self) {
+                    return Some(found);
+                }
+                if !self.any_printed().await {
+                    return find(self);
+                }
+            }
+        };
+        match timeout(PATIENCE, waiting).await {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => Err(self.complaint(&format!("all ended before this: {what}"))),
+            Err(_) => Err(self.complaint(&format!("this takes too long: {what}"))),
+        }
+    }
+
+    /// Waits until every record of `sent` has been printed, and settles the account.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_for`](Self::wait_for).
+    pub async fn account_for(&mut self, sent: &[RecordId]) -> Result<Account> {
+        let account = |group: &Self| Account::of(sent, &group.seen());
+        let complete = |group: &Self| account(group).lost.is_empty().then_some(());
+        let waited = self.wait_for("every record of the stream is printed", complete).await;
+        waited.with_context(|| format!("lost: {:?}", account(self).lost))?;
+        Ok(account(self))
+    }
+
+    /// Waits, from now on, for a stretch of `count` records of each of `unicorns` in which each
+    /// unicorn is printed by one process only; returns who prints whom, in the order of `unicorns`.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_for`](Self::wait_for).
+    pub async fn at_rest(&mut self, unicorns: &[&str], count: usize) -> Result<Vec<usize>> {
+        let since = Instant::now();
+        self.wait_for("each unicorn is printed by one process only", |group| {
+            let mut printed = group.printed();
+            printed.retain(|printed| printed.at > since);
+            unicorns.iter().map(|unicorn| owner(&printed, unicorn, count)).collect()
+        })
+        .await
+    }
+
+    /// Ends all that run with `signal`, and returns their exit codes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Process::stop`].
+    pub async fn stop(&mut self, signal: Signal) -> Result<Vec<i32>> {
+        let mut codes = Vec::new();
+        for process in &mut self.members {
+            if !process.transcript().is_complete() {
+                codes.push(process.stop(signal).await?);
+            }
+        }
+        Ok(codes)
+    }
+
+    /// Waits until one of them prints; false when none ever will.
+    async fn any_printed(&mut self) -> bool {
+        let running = self.members.iter_mut().filter(|p| !p.transcript().is_complete());
+        let mut waits: Vec<_> = running.map(|process| Box::pin(process.printed())).collect();
+        if waits.is_empty() {
+            return false;
+        }
+        poll_fn(|context| {
+            let mut ready = false;
+            for wait in &mut waits {
+                ready |= wait.as_mut().poll(context).is_ready();
+            }
+            if ready { Poll::Ready(true) } else { Poll::Pending }
+        })
+        .await
+    }
+
+    fn complaint(&self, what: &str) -> anyhow::Error {
+        let mut text = what.to_owned();
+        for process in &self.members {
+            let transcript = process.transcript();
+            let records = transcript.documents.len();
+            let name = process.name();
+            text += &format!("\n--- {name}: {records} records; stderr:\n{}", transcript.stderr);
+        }
+        anyhow!(text)
+    }
+}
+
+/// Who alone has printed the last `count` records of `unicorn`, each of them once.
+fn owner(printed: &[Printed], unicorn: &str, count: usize) -> Option<usize> {
+    let theirs: Vec<_> = printed.iter().filter(|printed| printed.id.unicorn == unicorn).collect();
+    let last = theirs.get(theirs.len().checked_sub(count)?..)?;
+    let owners: BTreeSet<_> = last.iter().map(|printed| printed.by).collect();
+    let ids: BTreeSet<_> = last.iter().map(|printed| &printed.id).collect();
+    (owners.len() == 1 && ids.len() == count).then(|| last[0].by)
+}

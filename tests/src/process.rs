@@ -1,0 +1,319 @@
+//! A running command: what it prints, as it prints it, and the signals it is sent.
+//!
+//! Two tasks read stdout and stderr into one [`Transcript`]; whoever waits, waits for a change of
+//! it. A process that is dropped is killed, by its own id.
+
+use std::fmt;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use crate::account::RecordId;
+
+/// Ends a wait that would never end. Nothing here takes a tenth of it on an idle machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One record as printed: a JSON object over several lines, or any other line.
+#[derive(Debug, Clone)]
+pub struct Document {
+    /// When its last line was read.
+    pub at: Instant,
+    /// Its text with the final newline.
+    pub text: String,
+    /// Which record it is, if it is a producer's.
+    pub id: Option<RecordId>,
+}
+
+/// Everything a process has printed so far.
+#[derive(Debug, Default)]
+pub struct Transcript {
+    /// Stdout, to the byte.
+    pub stdout: Vec<u8>,
+    /// Stdout by records. What follows the last newline is not a record yet.
+    pub documents: Vec<Document>,
+    /// Stderr.
+    pub stderr: String,
+    /// Where the first line after the last document begins.
+    parsed: usize,
+    open_outputs: u8,
+}
+
+impl Transcript {
+    /// The producers' records, in the order printed.
+    pub fn ids(&self) -> impl Iterator<Item = &RecordId> {
+        self.documents.iter().filter_map(|document| document.id.as_ref())
+    }
+
+    /// How many records of `unicorn` were printed.
+    #[must_use]
+    pub fn count(&self, unicorn: &str) -> usize {
+        self.ids().filter(|id| id.unicorn == unicorn).count()
+    }
+
+    /// Whether both outputs are closed, which a process does by ending.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.open_outputs == 0
+    }
+
+    fn heard(&mut self, bytes: &[u8], at: Instant) {
+        self.stdout.extend_from_slice(bytes);
+        let mut line_start = self.parsed;
+        while let Some(length) = self.stdout[line_start..].iter().position(|b| *b == b'\n') {
+            let line = &self.stdout[line_start..line_start + length];
+            let begins = line_start == self.parsed;
+            line_start += length + 1;
+            // An object of several lines begins with a brace alone and ends with one.
+            let goes_on = if begins { line == b"{" } else { line != b"}" };
+            if !goes_on {
+                let bytes = &self.stdout[self.parsed..line_start];
+                let text = String::from_utf8_lossy(bytes).into_owned();
+                self.documents.push(Document { at, id: RecordId::of(bytes), text });
+                self.parsed = line_start;
+            }
+        }
+    }
+}
+
+/// A command that was started.
+pub struct Process {
+    name: String,
+    pid: Pid,
+    child: Child,
+    transcript: watch::Receiver<Transcript>,
+    _readers: JoinSet<()>,
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process").field("name", &self.name).field("pid", &self.pid).finish()
+    }
+}
+
+impl Process {
+    /// Starts `command`; `name` is what errors call it.
+    ///
+    /// It gets a process group of its own: Ctrl-C in a terminal reaches the demo, which then
+    /// decides.
+    ///
+    /// # Errors
+    ///
+    /// The system cannot start it.
+    pub fn start(name: &str, mut command: Command) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("{name} cannot be started"))?;
+        let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        let pid = pid.context("a process that was just started has an id")?;
+        let (heard, transcript) =
+            watch::channel(Transcript { open_outputs: 2, ..Transcript::default() });
+        let stdout = child.stdout.take().context("stdout is piped")?;
+        let stderr = child.stderr.take().context("stderr is piped")?;
+        let mut readers = JoinSet::new();
+        readers.spawn(read(stdout, heard.clone(), Transcript::heard));
+        readers.spawn(read(stderr, heard, |transcript, bytes, _| {
+            transcript.stderr.push_str(&String::from_utf8_lossy(bytes));
+        }));
+        Ok(Self { name: name.to_owned(), pid, child, transcript, _readers: readers })
+    }
+
+    /// What errors call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// What it has printed so far. Not to be held while waiting for more.
+    #[must_use]
+    pub fn transcript(&self) -> watch::Ref<'_, Transcript> {
+        self.transcript.borrow()
+    }
+
+    /// Returns when it prints something new, or at once if it never will again.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it has heard nothing.
+    pub async fn printed(&mut self) {
+        self.transcript.changed().await.ok();
+    }
+
+    /// Waits until `find` finds what it looks for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Only waits.
+    ///
+    /// # Errors
+    ///
+    /// The process ends without it, or a minute passes; the error carries the transcript.
+    pub async fn wait_for<T>(
+        &self,
+        what: &str,
+        mut find: impl FnMut(&Transcript) -> Option<T>,
+    ) -> Result<T> {
+        let mut found = None;
+        let mut transcript = self.transcript.clone();
+        let waiting = transcript.wait_for(|transcript| {
+            found = find(transcript);
+            found.is_some() || transcript.is_complete()
+        });
+        // The reference that comes back must not outlive this line: readers would wait for it.
+        let in_time = timeout(PATIENCE, waiting).await.is_ok();
+        found.ok_or_else(|| {
+            let why = if in_time { "ended before" } else { "took too long for" };
+            self.complaint(&format!("{why} this: {what}"))
+        })
+    }
+
+    /// Waits until `count` records have been printed in all.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_for`](Self::wait_for).
+    pub async fn wait_for_records(&self, count: usize) -> Result<()> {
+        self.wait_for(&format!("{count} records"), |t| (t.documents.len() >= count).then_some(()))
+            .await
+    }
+
+    /// Waits until stderr contains `text`.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_for`](Self::wait_for).
+    pub async fn wait_for_stderr(&self, text: &str) -> Result<()> {
+        self.wait_for(text, |t| t.stderr.contains(text).then_some(())).await
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    ///
+    /// The process has ended and was waited for.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        // Once it has been reaped its id may be another's.
+        self.child.id().with_context(|| format!("{} has ended", self.name))?;
+        kill_process(self.pid, signal)
+            .with_context(|| format!("{} cannot be sent {signal:?}", self.name))
+    }
+
+    /// Waits until it has ended and everything it printed is in the transcript.
+    ///
+    /// # Errors
+    ///
+    /// It does not end within a minute; the error carries the transcript.
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
+        let mut transcript = self.transcript.clone();
+        let child = &mut self.child;
+        let ending = async {
+            let status = child.wait().await?;
+            transcript.wait_for(Transcript::is_complete).await.ok();
+            Ok::<_, std::io::Error>(status)
+        };
+        match timeout(PATIENCE, ending).await {
+            Ok(status) => Ok(status?),
+            Err(_) => Err(self.complaint("does not end")),
+        }
+    }
+
+    /// Sends `signal`, waits for the end, and returns the exit code.
+    ///
+    /// # Errors
+    ///
+    /// As [`signal`](Self::signal) and [`ended`](Self::ended), or a signal killed it.
+    pub async fn stop(&mut self, signal: Signal) -> Result<i32> {
+        self.signal(signal)?;
+        let status = self.ended().await?;
+        status.code().ok_or_else(|| self.complaint(&format!("died by {status}")))
+    }
+
+    /// Kills it as `kill -9` does, and waits until it is dead.
+    ///
+    /// # Errors
+    ///
+    /// As [`signal`](Self::signal) and [`ended`](Self::ended).
+    pub async fn kill(&mut self) -> Result<()> {
+        self.signal(Signal::KILL)?;
+        self.ended().await.map(drop)
+    }
+
+    fn complaint(&self, what: &str) -> anyhow::Error {
+        let transcript = self.transcript.borrow();
+        anyhow!(
+            "{} {what}\n--- its stdout:\n{}\n--- its stderr:\n{}",
+            self.name,
+            String::from_utf8_lossy(&transcript.stdout),
+            transcript.stderr
+        )
+    }
+}
+
+/// Reads to the end, noting every piece as it comes.
+async fn read(
+    mut from: impl AsyncRead + Unpin,
+    heard: watch::Sender<Transcript>,
+    note: impl Fn(&mut Transcript, &[u8], Instant),
+) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        // An error is an end, too: nothing more can be read.
+        let length = from.read(&mut buffer).await.unwrap_or(0);
+        if length == 0 {
+            break heard.send_modify(|transcript| transcript.open_outputs -= 1);
+        }
+        heard.send_modify(|transcript| note(transcript, &buffer[..length], Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn documents(pieces: &[&str]) -> Vec<String> {
+        let mut transcript = Transcript::default();
+        for piece in pieces {
+            transcript.heard(piece.as_bytes(), Instant::now());
+        }
+        transcript.documents.into_iter().map(|document| document.text).collect()
+    }
+
+    #[test]
+    fn a_record_is_complete_with_its_last_line_wherever_reads_cut_it() {
+        let text = "{\n    \"a\": {\n        \"b\": 1\n    }\n}\nouch\n{\"c\":1}\n{\n";
+        let whole = documents(&[text]);
+        assert_eq!(whole.len(), 3, "{whole:?}");
+        assert_eq!(whole.concat() + "{\n", text);
+        for cut in 1..text.len() {
+            assert_eq!(documents(&[&text[..cut], &text[cut..]]), whole, "{cut}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_too_early_tells_what_it_has_printed() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "echo out; echo err >&2; exit 3"]);
+        let mut process = Process::start("the script", command).unwrap();
+        let error = process.wait_for_records(2).await.unwrap_err().to_string();
+        for part in ["the script ended before this: 2 records", "out\n", "err\n"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert_eq!(process.ended().await.unwrap().code(), Some(3));
+        assert!(process.signal(Signal::KILL).is_err(), "its id may be another's by now");
+    }
+}

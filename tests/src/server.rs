@@ -1,0 +1,218 @@
+//! local-aws in this process, on a real loopback port, and what its stream holds.
+//!
+//! The commands reach it over the socket; the harness itself calls it without one, as client
+//! `harness`, so that faults aimed at a command never hit the observer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::types::{Shard, ShardIteratorType};
+use local_aws::{LocalAws, Server};
+
+use crate::account::RecordId;
+
+/// The name under which the harness calls the services.
+const HARNESS: &str = "harness";
+
+/// A row of a lease table.
+type Row = std::collections::HashMap<String, AttributeValue>;
+
+/// A running local-aws.
+#[derive(Debug)]
+pub struct Aws {
+    /// The services: faults, request log, clock.
+    pub local: LocalAws,
+    /// Kinesis, called without a socket.
+    pub kinesis: aws_sdk_kinesis::Client,
+    /// DynamoDB, called without a socket.
+    pub dynamo: aws_sdk_dynamodb::Client,
+    server: Server,
+}
+
+impl Aws {
+    /// Starts the services; streams and shards change at once.
+    ///
+    /// # Errors
+    ///
+    /// No port is free.
+    pub async fn start() -> Result<Self> {
+        Self::with_transition(Duration::ZERO).await
+    }
+
+    /// Starts the services; a stream stays CREATING, UPDATING or DELETING for `transition`.
+    ///
+    /// # Errors
+    ///
+    /// No port is free.
+    pub async fn with_transition(transition: Duration) -> Result<Self> {
+        let local = LocalAws::builder().transition(transition).build()?;
+        let server = local.serve().await.context("local-aws finds no free port on 127.0.0.1")?;
+        let config = local.sdk_config(HARNESS);
+        Ok(Self {
+            kinesis: aws_sdk_kinesis::Client::new(&config),
+            dynamo: aws_sdk_dynamodb::Client::new(&config),
+            local,
+            server,
+        })
+    }
+
+    /// What an SDK is given as endpoint URL.
+    #[must_use]
+    pub fn endpoint_url(&self) -> String {
+        self.server.endpoint_url()
+    }
+
+    /// Creates a stream.
+    ///
+    /// # Errors
+    ///
+    /// The service refuses.
+    pub async fn create_stream(&self, stream: &str, shards: i32) -> Result<()> {
+        self.kinesis.create_stream().stream_name(stream).shard_count(shards).send().await?;
+        Ok(())
+    }
+
+    /// Stores one record.
+    ///
+    /// # Errors
+    ///
+    /// The service refuses.
+    pub async fn put(&self, stream: &str, key: &str, data: &[u8]) -> Result<()> {
+        let put = self.kinesis.put_record().stream_name(stream).partition_key(key);
+        put.data(Blob::new(data)).send().await?;
+        Ok(())
+    }
+
+    /// All shards of a stream, closed ones too.
+    ///
+    /// # Errors
+    ///
+    /// The service refuses.
+    pub async fn shards(&self, stream: &str) -> Result<Vec<Shard>> {
+        let listing = self.kinesis.list_shards().stream_name(stream).send().await?;
+        Ok(listing.shards().to_vec())
+    }
+
+    /// The open shards, as id and hash range.
+    ///
+    /// # Errors
+    ///
+    /// The service refuses, or its reply lacks what every shard has.
+    pub async fn open_shards(&self, stream: &str) -> Result<Vec<(String, u128, u128)>> {
+        let is_open = |shard: &Shard| {
+            shard.sequence_number_range().is_some_and(|r| r.ending_sequence_number().is_none())
+        };
+        let hashed = |shard: Shard| {
+            let range = shard.hash_key_range().context("a shard has a hash range")?;
+            let (first, last) = (range.starting_hash_key().parse()?, range.ending_hash_key());
+            Ok((shard.shard_id().to_owned(), first, last.parse()?))
+        };
+        self.shards(stream).await?.into_iter().filter(is_open).map(hashed).collect()
+    }
+
+    /// Splits one shard into halves.
+    ///
+    /// # Errors
+    ///
+    /// There is no such open shard, or the service refuses.
+    pub async fn split(&self, stream: &str, shard: &str) -> Result<()> {
+        let open = self.open_shards(stream).await?;
+        let (id, first, last) =
+            open.iter().find(|(id, ..)| id == shard).context("the shard is not open")?;
+        let middle = first + (last - first) / 2 + 1;
+        let split = self.kinesis.split_shard().stream_name(stream).shard_to_split(id);
+        split.new_starting_hash_key(middle.to_string()).send().await?;
+        Ok(())
+    }
+
+    /// Merges the two open shards with the lowest hash ranges.
+    ///
+    /// # Errors
+    ///
+    /// There are fewer than two, or the service refuses.
+    pub async fn merge_lowest(&self, stream: &str) -> Result<()> {
+        let mut open = self.open_shards(stream).await?;
+        open.sort_by_key(|(_, first, _)| *first);
+        let [(one, ..), (other, ..), ..] = open.as_slice() else {
+            anyhow::bail!("a merge needs two open shards")
+        };
+        let merge = self.kinesis.merge_shards().stream_name(stream);
+        merge.shard_to_merge(one).adjacent_shard_to_merge(other).send().await?;
+        Ok(())
+    }
+
+    /// The data of everything a stream holds, shard by shard, read with the SDK.
+    ///
+    /// # Errors
+    ///
+    /// The service refuses.
+    pub async fn stored(&self, stream: &str) -> Result<BTreeMap<String, Vec<Vec<u8>>>> {
+        let mut stored = BTreeMap::new();
+        for shard in self.shards(stream).await? {
+            let records = self.stored_in(stream, shard.shard_id()).await?;
+            stored.insert(shard.shard_id().to_owned(), records);
+        }
+        Ok(stored)
+    }
+
+    async fn stored_in(&self, stream: &str, shard: &str) -> Result<Vec<Vec<u8>>> {
+        let start = self.kinesis.get_shard_iterator().stream_name(stream).shard_id(shard);
+        let start = start.shard_iterator_type(ShardIteratorType::TrimHorizon).send().await?;
+        let mut next = start.shard_iterator().map(str::to_owned);
+        let mut data = Vec::new();
+        while let Some(iterator) = next {
+            let reply = self.kinesis.get_records().shard_iterator(iterator).send().await?;
+            data.extend(reply.records().iter().map(|record| record.data().as_ref().to_vec()));
+            let more = !reply.records().is_empty() || reply.millis_behind_latest() > Some(0);
+            next = reply.next_shard_iterator().filter(|_| more).map(str::to_owned);
+        }
+        Ok(data)
+    }
+
+    /// The producers' records that a stream holds.
+    ///
+    /// # Errors
+    ///
+    /// The service refuses.
+    pub async fn sent(&self, stream: &str) -> Result<Vec<RecordId>> {
+        let stored = self.stored(stream).await?;
+        Ok(stored.values().flatten().filter_map(|data| RecordId::of(data)).collect())
+    }
+
+    /// The open shard that holds the newest record of `unicorn`.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or the service refuses.
+    pub async fn shard_of(&self, stream: &str, unicorn: &str) -> Result<String> {
+        let open: BTreeSet<_> =
+            self.open_shards(stream).await?.into_iter().map(|(id, ..)| id).collect();
+        let stored = self.stored(stream).await?;
+        let holds = |data: &Vec<u8>| RecordId::of(data).is_some_and(|id| id.unicorn == unicorn);
+        let mut shards = stored.into_iter().filter(|(id, _)| open.contains(id));
+        let found = shards.find(|(_, records)| records.iter().any(holds));
+        found.map(|(id, _)| id).with_context(|| format!("no open shard holds {unicorn}"))
+    }
+
+    /// Who holds which unfinished shard, from the application's lease table; nothing before it
+    /// exists.
+    pub async fn owners(&self, application: &str) -> BTreeMap<String, String> {
+        let Ok(rows) = self.dynamo.scan().table_name(application).send().await else {
+            return BTreeMap::new();
+        };
+        let owned = |row: &Row| {
+            let text = |name| row.get(name)?.as_s().ok().cloned();
+            let unfinished = text("checkpoint").is_none_or(|at| at != "SHARD_END");
+            unfinished.then_some((text("leaseKey")?, text("leaseOwner")?))
+        };
+        rows.items().iter().filter_map(owned).collect()
+    }
+
+    /// Ends the services; commands that still run find nobody.
+    pub async fn shutdown(self) {
+        self.server.shutdown().await;
+    }
+}

@@ -1,0 +1,91 @@
+//! A learner's desk: a directory with `./producer` and `./consumer`, and a shell to type in.
+//!
+//! Command lines are run by a shell, exactly as a page prints them. The environment is empty but for
+//! what points at local-aws, so that no profile or key of this machine can interfere.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::binaries::Binaries;
+use crate::process::Process;
+use crate::server::Aws;
+
+/// The desk, and the services that its commands reach.
+#[derive(Debug)]
+pub struct Workshop {
+    /// The services.
+    pub aws: Aws,
+    directory: TempDir,
+}
+
+impl Workshop {
+    /// A desk before services that change streams at once.
+    ///
+    /// # Errors
+    ///
+    /// The commands cannot be built, or the services not be started.
+    pub async fn open() -> Result<Self> {
+        Self::with(Aws::start().await?)
+    }
+
+    /// A desk before a stream `wildrydes` with so many shards.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub async fn with_shards(shards: i32) -> Result<Self> {
+        let workshop = Self::open().await?;
+        workshop.aws.create_stream("wildrydes", shards).await?;
+        Ok(workshop)
+    }
+
+    /// A desk before these services.
+    ///
+    /// # Errors
+    ///
+    /// The commands cannot be built.
+    pub fn with(aws: Aws) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let binaries = Binaries::built()?;
+        for name in ["producer", "consumer"] {
+            link(&binaries.path(name), &directory.path().join(name))?;
+        }
+        Ok(Self { aws, directory })
+    }
+
+    /// The shell that runs `line`, as access key `client`, which names it for faults and the
+    /// request log.
+    #[must_use]
+    pub fn shell(&self, client: &str, line: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(line).current_dir(self.directory.path()).env_clear();
+        command.env("PATH", "/usr/local/bin:/usr/bin:/bin");
+        command.env("AWS_ENDPOINT_URL", self.aws.endpoint_url());
+        command.env("AWS_ACCESS_KEY_ID", client).env("AWS_SECRET_ACCESS_KEY", "not-a-secret");
+        command.env("AWS_EC2_METADATA_DISABLED", "true");
+        // The SDK would find the user's home directory without HOME, too.
+        for file in ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"] {
+            command.env(file, "/dev/null");
+        }
+        command
+    }
+
+    /// Types `line`, one command such as `./producer -region us-east-1`, as access key `client`.
+    ///
+    /// # Errors
+    ///
+    /// The shell cannot be started.
+    pub fn run(&self, client: &str, line: &str) -> Result<Process> {
+        // `exec`: signals are for the command, not for the shell.
+        let name = format!("`{line}` ({client})");
+        Process::start(&name, self.shell(client, &format!("exec {line}")))
+    }
+}
+
+fn link(from: &Path, to: &Path) -> Result<()> {
+    std::os::unix::fs::symlink(from, to)
+        .with_context(|| format!("`{}` cannot be linked to", from.display()))
+}
