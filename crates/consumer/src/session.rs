@@ -392,16 +392,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_closed_stdout_ends_it_without_a_word_and_acknowledges_nothing() {
+    async fn a_closed_stdout_ends_it_silently_and_leaves_records_and_shard_to_the_next() {
         let (local, kinesis) = stream().await;
         put(&kinesis, "unread").await;
-        let instance = Instance::new(&local, &["--app", "tail"]);
+        // So long that a shard which was not released would not be taken in this test.
+        let flags = ["--app", "tail", "--failover", "5m"];
+        let instance = Instance::new(&local, &flags);
         let ending = instance.run_into(Broken).await;
         let Ending::OutputEnded(error) = ending else { panic!("{ending:?}") };
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         assert_eq!(instance.stderr.text(), "");
-        let next = Instance::new(&local, &["--app", "tail"]);
-        next.run_until_printed("unread").await;
+        put(&kinesis, "last").await;
+        let next = Instance::new(&local, &flags);
+        let stop = async {
+            tokio::select! {
+                biased;
+                () = next.stdout.until_written("last") => {}
+                () = next.stderr.until_written("standing by") => {}
+            }
+            next.stop.cancel();
+        };
+        tokio::join!(next.run(), stop);
+        assert_eq!(next.stdout.text(), "unread\nlast\n");
     }
 
     #[tokio::test]
