@@ -66,6 +66,9 @@ impl WorkerBuilder {
     }
 
     /// Region, credentials, endpoints; without it the shared AWS configuration is loaded.
+    ///
+    /// Its HTTP client is used for the lease table too. If your processors block whole threads, do
+    /// not use the same client for DynamoDB calls of your own: see `DESIGN.md`.
     pub fn aws_config(mut self, config: aws_config::SdkConfig) -> Self {
         self.aws_config = Some(config);
         self
@@ -106,14 +109,22 @@ impl WorkerBuilder {
         let me = self.worker_id.unwrap_or_else(|| format!("worker-{nonce:016x}").into());
         let seed = self.settings.seed.unwrap_or(nonce);
         let settings = Settings { seed: Some(seed), ..self.settings };
-        let needs_aws = self.store.is_none() || self.stream.is_none();
-        let config = match self.aws_config {
-            Some(config) => config,
-            None if needs_aws => aws::config().load().await,
-            None => aws_config::SdkConfig::builder().build(),
+        let (config, lease_config) = match self.aws_config {
+            Some(config) => (config.clone(), config),
+            None if self.store.is_some() && self.stream.is_some() => {
+                let none = aws_config::SdkConfig::builder().build();
+                (none.clone(), none)
+            }
+            None => {
+                let config = aws::config().load().await;
+                // Connections are driven by the runtime that opened them: renewals get their own,
+                // so that a processor that blocks the user's runtime cannot hold them up.
+                let own = config.to_builder().http_client(aws::https_client()).build();
+                (config, own)
+            }
         };
         let store = self.store.unwrap_or_else(|| {
-            Arc::new(DynamoStore::new(&config, self.application, settings.create_table))
+            Arc::new(DynamoStore::new(&lease_config, self.application, settings.create_table))
         });
         let stream = self.stream.unwrap_or_else(|| {
             let clock = Arc::clone(&self.clock);
@@ -248,7 +259,7 @@ impl Worker {
             shards: JoinMap::new(),
             report: Report::default(),
         };
-        Ok(coordinator.run().await)
+        coordinator.run().await
     }
 }
 

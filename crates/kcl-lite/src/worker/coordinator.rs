@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::future;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::JoinMap;
@@ -21,7 +21,7 @@ use super::shard_task::{Progress, ShardExit, ShardTask, ShardTaskContext};
 use super::state::{Action, Input, State, Why};
 use super::{Report, ShardReport, ShardStatus, Status};
 use crate::clock::{self, within};
-use crate::error::{ServiceError, ServiceErrorKind};
+use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::store::WriteOutcome;
 use crate::lease::tenure::Tenure;
@@ -69,12 +69,18 @@ enum Wake {
     KeeperExited(LeaseKey, KeeperExit),
     ShardExited(LeaseKey, ShardExit),
     StopDeadline,
+    /// A call panicked: a bug in a store or stream, and what it was for is unknown.
+    CallPanicked(JoinError),
 }
 
 impl Coordinator {
     /// Runs until a stop is asked for and done, or its deadline has passed.
-    pub(crate) async fn run(mut self) -> Report {
+    ///
+    /// # Errors
+    /// Kind `Internal` when a store or stream panicked.
+    pub(crate) async fn run(mut self) -> Result<Report, Error> {
         let mut stopping = None;
+        let mut failure = None;
         while !self.state.is_finished() {
             let input = match self.next_wake(stopping).await {
                 Wake::Input(input) => *input,
@@ -87,6 +93,11 @@ impl Coordinator {
                     None => continue,
                 },
                 Wake::StopDeadline => break,
+                Wake::CallPanicked(panic) => {
+                    let context = "a lease store or stream panicked";
+                    failure = Some(Error::new(ErrorKind::Internal, format!("{context}: {panic}")));
+                    break;
+                }
             };
             if matches!(input, Input::StopRequested) {
                 stopping = *self.stop.borrow_and_update();
@@ -99,7 +110,7 @@ impl Coordinator {
         }
         self.abandon_the_rest();
         self.shard_context.events.emit(&Event::Stopped);
-        self.report
+        failure.map_or(Ok(self.report), Err)
     }
 
     /// The only select. In this order: the deadline of a stop, the stop, finished tasks, finished
@@ -132,7 +143,10 @@ impl Coordinator {
                 // A panic outside a callback: the keeper sees the dropped line and releases.
                 Wake::ShardExited(key, exit.unwrap_or(ShardExit::Drained { clean: false }))
             }
-            Some(Ok(input)) = self.calls.join_next() => Wake::Input(Box::new(input)),
+            Some(input) = self.calls.join_next() => match input {
+                Ok(input) => Wake::Input(Box::new(input)),
+                Err(panic) => Wake::CallPanicked(panic),
+            },
             () = due => Wake::Input(Box::new(Input::TimeDue)),
         }
     }

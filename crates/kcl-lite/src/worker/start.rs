@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::Lease;
 use crate::lease::store::WriteOutcome;
+use crate::position::InitialPosition;
 use crate::retry::Retry;
 use crate::shard::plan;
 use crate::stream::{ListFrom, Listing};
@@ -76,6 +77,9 @@ async fn first_leases(
     rng: &mut fastrand::Rng,
 ) -> Result<Vec<Lease>, Error> {
     let position = context.settings.initial_position;
+    if position == InitialPosition::Latest {
+        listing = listing_as_of(context, listing).await;
+    }
     for _ in 0..ATTEMPTS {
         if let Some(leases) = plan::first_leases(&listing, position) {
             return Ok(leases);
@@ -90,6 +94,20 @@ async fn first_leases(
         ErrorKind::Unavailable,
         "the shard listing does not cover the whole hash space; try again when the reshard is over",
     ))
+}
+
+/// The shards that were open when "latest" was, rather than those that are open now: one that closed
+/// in between still has records to deliver, and its children come when it ends.
+async fn listing_as_of(context: &KeeperContext, now: Listing) -> Listing {
+    let then = ListFrom::Start(InitialPosition::AtTimestamp(now.at));
+    let listing = within(&context.clock, CALL_LIMIT, context.stream.list(then)).await;
+    match listing {
+        Some(Ok(then)) if plan::covers_everything(then.shards.iter().map(|it| it.hash_range)) => {
+            Listing { at: now.at, ..then }
+        }
+        // The stream may be younger than that.
+        Some(_) | None => now,
+    }
 }
 
 async fn create(

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use kcl_lite::lease::memory::MemoryStore;
 use kcl_lite::lease::store::{LeaseStore, WriteOutcome};
 use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite};
+use kcl_lite::stream::Stream;
 use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::{
     Ack, Batch, BoxError, ControlPlane, Event, InitialPosition, RecordProcessor, ServiceError,
@@ -161,12 +162,22 @@ impl Fleet {
     }
 
     pub(crate) async fn start_with(&self, name: &str, settings: Settings) -> WorkerHandle {
+        self.start_on(name, self.stream.clone(), settings).await
+    }
+
+    /// Starts a worker on another view of the stream.
+    pub(crate) async fn start_on(
+        &self,
+        name: &str,
+        stream: impl Stream + 'static,
+        settings: Settings,
+    ) -> WorkerHandle {
         let (fleet, worker) = (self.clone(), name.to_owned());
         let (events, id) = (self.clone(), name.to_owned());
         Worker::builder("test", "stream")
             .worker_id(name)
             .settings(settings)
-            .stream(self.stream.clone())
+            .stream(stream)
             .lease_store(self.store.clone())
             .on_event(move |event| events.note(Seen::Event(id.clone(), event.clone())))
             .build()

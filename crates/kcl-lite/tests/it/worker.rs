@@ -1,11 +1,16 @@
 //! What a worker promises, one behaviour a test, on an in-memory stream and paused time.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use kcl_lite::lease::store::LeaseStore;
 use kcl_lite::lease::{Lease, LeaseChange, LeaseWrite, WriteId};
+use kcl_lite::stream::memory::MemoryStream;
+use kcl_lite::stream::{ListFrom, Listing, ShardReader, Stream};
 use kcl_lite::{
-    Checkpoint, CheckpointPolicy, Event, InitialPosition, Settings, ShardId, TakeReason,
+    Checkpoint, CheckpointPolicy, Cursor, Event, InitialPosition, ServiceError, Settings, ShardId,
+    TakeReason,
 };
 use tokio::time::Instant;
 
@@ -412,6 +417,43 @@ async fn latest_is_resolved_once_so_a_crash_before_the_first_checkpoint_skips_no
     fleet.until_delivered(5).await;
     worker.shutdown(DEADLINE).await.unwrap();
     assert_eq!(fleet.delivered(), numbers(5..10));
+}
+
+/// Puts a record and splits its shard right after the first listing was answered.
+#[derive(Debug)]
+struct SplitsBehindTheListing {
+    inner: MemoryStream,
+    listed: AtomicBool,
+}
+
+impl Stream for SplitsBehindTheListing {
+    fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
+        Box::pin(async move {
+            let before = self.inner.now();
+            if !self.listed.swap(true, Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                self.inner.put("key", "in between");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                self.inner.split(&"shardId-000000000000".into());
+            }
+            Ok(Listing { at: before, ..self.inner.list(from).await? })
+        })
+    }
+
+    fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
+        self.inner.open(shard, cursor)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_closes_while_the_worker_asks_for_the_tip_is_read_to_its_end() {
+    let fleet = Fleet::new(1);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let stream = SplitsBehindTheListing { inner: fleet.stream.clone(), listed: false.into() };
+    let worker = fleet.start_on("a", stream, settings()).await;
+    fleet.until_delivered(1).await;
+    assert_eq!(fleet.delivered(), ["in between"]);
+    worker.shutdown(DEADLINE).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
