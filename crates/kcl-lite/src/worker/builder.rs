@@ -187,7 +187,8 @@ impl Worker {
         let me = self.me.clone();
         let control = self.settings.control_plane;
         let clock = Arc::clone(&self.clock);
-        let run = self.run(factory, Handle::current(), ready, asked, status);
+        // Boxed, because it is large and the caller's future would carry it.
+        let run = Box::pin(self.run(factory, Handle::current(), ready, asked, status));
         let handle = handle::spawn(control, me, clock, stop, seen, run)?;
         match is_ready.await {
             Ok(()) => Ok(handle),

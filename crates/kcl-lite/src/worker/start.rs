@@ -164,6 +164,11 @@ async fn pause(
     if !error.is_passing() || retry.attempts() + 1 >= ATTEMPTS {
         return Err(error);
     }
+    context.events.emit(&Event::CoordinationFailed {
+        operation: "starting",
+        error: error.to_string(),
+        passing: true,
+    });
     sleep(&context.clock, retry.delay(rng)).await;
     Ok(())
 }
