@@ -66,12 +66,14 @@ pub(crate) fn leases_to_create(
             planner.planned.insert(shard.id.clone(), position.checkpoint());
         }
     }
+    // The first start resolved "latest"; a lease that it did not get to starts at the same time.
+    let at = leases.values().filter_map(|lease| lease.anchor).min().unwrap_or(listing.at);
     let planned = std::mem::take(&mut planner.planned);
     planned
         .into_iter()
         .filter_map(|(id, checkpoint)| {
             let shard = planner.shards.get(&id)?;
-            Some(new_lease(shard, checkpoint, position, listing.at))
+            Some(new_lease(shard, checkpoint, position, at))
         })
         .collect()
 }

@@ -123,6 +123,14 @@ fn a_new_lease_at_the_tip_carries_the_time_that_the_tip_was_resolved_to() {
 }
 
 #[test]
+fn a_lease_that_the_first_start_did_not_get_to_starts_when_that_start_was() {
+    let mut leases = leases("4");
+    leases.get_mut("4").expect("in the fixture").anchor = Some(Timestamp::from_millis(400));
+    let made = leases_to_create(&listing(A), &leases, InitialPosition::Latest);
+    assert!(made.iter().all(|lease| lease.anchor == Some(Timestamp::from_millis(400))));
+}
+
+#[test]
 fn first_leases_wait_for_a_listing_that_covers_the_whole_hash_space() {
     let half = HashRange { start: 0, end: u128::MAX / 2 };
     let rest = HashRange { start: u128::MAX / 2 + 1, end: u128::MAX };

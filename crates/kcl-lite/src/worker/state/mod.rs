@@ -90,6 +90,8 @@ pub(crate) struct State {
     listing: bool,
     next_scan: Instant,
     next_audit: Instant,
+    /// When the shards were last listed.
+    listed_at: Instant,
     /// When takes were last decided.
     decided_at: Instant,
     failed_scans: u32,
@@ -111,6 +113,8 @@ const SCAN_BYTES_PER_SECOND: usize = 20 * 1024;
 /// What a lease row weighs, by the rows that the KCL and this library write.
 const ROW_BYTES: usize = 400;
 
+/// Time between two listings that are made because of a hole.
+const HOLE_PAUSE: Duration = Duration::from_secs(5);
 /// How long an owner that was asked for a lease has to let go, as in the KCL; then it is taken.
 const HANDOFF_DEADLINE: Duration = Duration::from_secs(30);
 /// How soon to look again while a lease is being handed over.
@@ -141,6 +145,8 @@ impl State {
             listing: false,
             next_scan: now,
             next_audit: now + audit,
+            // The start has just listed them, but before it saw the leases.
+            listed_at: now.checked_sub(HOLE_PAUSE).unwrap_or(now),
             decided_at: now,
             failed_scans: 0,
             standing_by: false,
@@ -207,6 +213,7 @@ impl State {
         self.next_scan = now + scan_interval(leases.len(), self.settings.lease_duration);
         self.observations.scanned(now, &leases);
         self.leases = leases.into_iter().map(|lease| (lease.key.clone(), lease)).collect();
+        self.look_into_holes(now);
         let mut actions = self.let_go();
         self.follow_handoffs(now);
         actions.extend(self.take(now));
@@ -226,6 +233,7 @@ impl State {
     fn listed(&mut self, now: Instant, result: Result<Listing, ServiceError>) -> Vec<Action> {
         self.listing = false;
         self.next_audit = now + self.settings.audit_interval;
+        self.listed_at = now;
         match result {
             Ok(listing) => self.create(&listing),
             Err(error) => vec![failure("listing the shards", &error)],
@@ -297,6 +305,18 @@ impl State {
         // Until the answer comes nothing else is tried with this lease.
         self.mine.insert(key.clone());
         Action::Write(LeaseWrite { key, id, change }, Why::Ask { from })
+    }
+
+    /// Unfinished leases that leave a part of the hash space to nobody ask for a listing soon: a worker
+    /// died between two leases that belong together.
+    fn look_into_holes(&mut self, now: Instant) {
+        let unfinished = self.leases.values().filter(|lease| !lease.checkpoint.is_shard_end());
+        let ranges: Option<Vec<_>> = unfinished.map(|lease| lease.hash_range).collect();
+        // Rows of an older library may not say what they serve; then only the audit can tell.
+        let has_hole = ranges.is_some_and(|ranges| !plan::covers_everything(ranges.into_iter()));
+        if has_hole && !self.listing {
+            self.next_audit = self.next_audit.min(now.max(self.listed_at + HOLE_PAUSE));
+        }
     }
 
     /// Shards of ours that another worker has asked for.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::error::ServiceErrorKind;
 use crate::position::Checkpoint;
+use crate::shard::HashRange;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -236,4 +237,24 @@ fn a_row_of_a_library_that_may_not_know_handoffs_is_taken_the_plain_way() {
     let mut state = state(start);
     let rows = vec![lease("0", Some("other"), 4), lease("1", Some("other"), 4)];
     assert_eq!(taken(&state.step(start, Input::Scanned(Ok(rows)))).len(), 1);
+}
+
+#[test]
+fn leases_that_leave_a_hole_ask_for_a_listing_at_once_and_then_now_and_again() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let half = HashRange { start: 0, end: u128::MAX / 2 };
+    let rows = || vec![Lease { hash_range: Some(half), ..lease("0", Some("other"), 1) }];
+    state.step(start, Input::Scanned(Ok(rows())));
+    assert_eq!(names(&state.step(start, Input::TimeDue)), "list");
+    let error = ServiceError::new(ServiceErrorKind::Unavailable, "down");
+    state.step(start, Input::Listed(Err(error)));
+    state.step(start + SECOND, Input::Scanned(Ok(rows())));
+    assert_eq!(state.next_audit, start + HOLE_PAUSE);
+
+    let all = vec![Lease { hash_range: Some(HashRange::ALL), ..lease("0", Some("other"), 1) }];
+    let mut state = self::state(start);
+    let audit = state.next_audit;
+    state.step(start, Input::Scanned(Ok(all)));
+    assert_eq!(state.next_audit, audit);
 }
