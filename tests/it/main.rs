@@ -30,6 +30,10 @@ const TERM: Signal = Signal::TERM;
 /// caused by that.
 const STEADY: &str = "--poll-interval 200ms --failover 30s";
 
+/// A group member that stores its checkpoint three times a second, comes back under its own name and
+/// thus need not wait for its own leases to run out.
+const HASTY: &str = "--poll-interval 200ms --failover 1s --worker-id tail";
+
 /// A group member that is missed soon.
 const BRIEF: &str = "--poll-interval 200ms --failover 2s";
 

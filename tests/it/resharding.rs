@@ -7,7 +7,7 @@ use e2e::account::RecordId;
 use e2e::group::Group;
 use e2e::workshop::Workshop;
 
-use crate::{INT, STEADY, settled, stop_producers};
+use crate::{HASTY, INT, STEADY, settled, stop_producers};
 
 const STREAM: &str = "wildrydes";
 
@@ -61,8 +61,7 @@ async fn a_group_follows_splits_and_merges_while_it_runs() -> Result<()> {
 async fn a_kill_amid_a_reshard_loses_nothing() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;
     let mut producer = workshop.run("p", "./producer -unicorns 16 -interval 50ms")?;
-    let line =
-        format!("./consumer --app wildrydes-tail --from trim-horizon {STEADY} --worker-id tail");
+    let line = format!("./consumer --app wildrydes-tail --from trim-horizon {HASTY}");
     let mut group = Group::default();
     let number = group.add(workshop.run("c", &line)?);
     follow(&workshop, &mut group).await?;

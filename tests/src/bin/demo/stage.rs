@@ -56,11 +56,18 @@ impl Consumer {
         documents.find(|document| document.id.as_ref().is_some_and(of_theirs)).map(|d| d.at)
     }
 
-    /// Whose records it printed after `since`.
-    pub(crate) fn unicorns_since(&self, since: Instant) -> BTreeSet<String> {
+    /// When it printed its newest record of `unicorn`.
+    pub(crate) fn last_of(&self, unicorn: &str) -> Option<Instant> {
         let transcript = self.process.transcript();
-        let documents = transcript.documents.iter().filter(|document| document.at > since);
-        documents.filter_map(|document| Some(document.id.as_ref()?.unicorn.clone())).collect()
+        let is_theirs = |id: &RecordId| id.unicorn == unicorn;
+        let mut documents = transcript.documents.iter();
+        let last = documents.rfind(|document| document.id.as_ref().is_some_and(is_theirs));
+        last.map(|document| document.at)
+    }
+
+    /// Whether it printed anything after `since`.
+    pub(crate) fn prints_since(&self, since: Instant) -> bool {
+        self.process.transcript().documents.last().is_some_and(|document| document.at > since)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Each act begins at its part of the whole time, or when the act before it is over. Dropping the
 //! story half-way leaves the stage as it is, for the table.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use e2e::account::RecordId;
@@ -43,7 +43,7 @@ async fn share(stage: &mut Stage) -> Result<()> {
     let since = Instant::now();
     let shared = stage.show_until(PATIENCE, |stage| {
         let owners: BTreeSet<_> = stage.owners.values().collect();
-        let all_print = stage.running().all(|c| !c.unicorns_since(since).is_empty());
+        let all_print = stage.running().all(|c| c.prints_since(since));
         (owners.len() == LABELS.len() && all_print).then_some(())
     });
     if shared.await?.is_none() {
@@ -128,16 +128,17 @@ async fn stop_one(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// One of the running consumers, and the unicorns it prints. Drawn among those that print, as far
-/// as there are any.
+/// One of the running consumers, and the unicorns whose newest record it has printed. Drawn among
+/// those that have any.
 fn choose(stage: &mut Stage) -> (&'static str, BTreeSet<String>) {
-    let recently = Instant::now() - stage.settings.interval * 20;
-    let printing: Vec<_> = stage
-        .running()
-        .map(|consumer| (consumer.label, consumer.unicorns_since(recently)))
-        .filter(|(_, unicorns)| !unicorns.is_empty())
-        .collect();
-    stage.rng.choice(printing).unwrap_or((LABELS[0], BTreeSet::new()))
+    let mut theirs: BTreeMap<&'static str, BTreeSet<String>> = BTreeMap::new();
+    for unicorn in UNICORNS {
+        let newest = stage.running().filter_map(|c| Some((c.last_of(unicorn)?, c.label)));
+        if let Some((_, label)) = newest.max() {
+            theirs.entry(label).or_default().insert(unicorn.to_owned());
+        }
+    }
+    stage.rng.choice(theirs).unwrap_or((LABELS[0], BTreeSet::new()))
 }
 
 /// Waits until another consumer prints one of `unicorns`; tells and returns how long it took since

@@ -113,6 +113,9 @@ impl Verdict {
         for lost in self.total.lost.iter().take(NAMED) {
             screen.bad(&format!("lost: {lost}"));
         }
+        if let Some(more @ 1..) = self.total.lost.len().checked_sub(NAMED) {
+            screen.bad(&format!("and {more} more"));
+        }
         for unknown in self.total.unknown.iter().take(NAMED) {
             screen.bad(&format!("printed, but not in the stream: {unknown}"));
         }
