@@ -3,6 +3,7 @@
 use anyhow::Result;
 use e2e::group::Group;
 use e2e::workshop::Workshop;
+use local_aws::{Effect, Rule, Service};
 use rustix::process::Signal;
 
 use crate::{BRIEF, HASTY, INT, STEADY, TERM, settled, stop_producers};
@@ -41,6 +42,25 @@ async fn kill_9_at_any_moment_loses_nothing() -> Result<()> {
     stop_producers([&mut producer]).await?;
     group.add(workshop.run("c", &line)?);
     settled(&workshop, &mut group).await?;
+    Ok(())
+}
+
+/// Killed when it has made the lease of one shard and not yet that of the other: who comes next must
+/// see that one is missing, at once and not at some later audit.
+#[tokio::test]
+async fn a_start_that_died_half_way_is_completed_by_the_next() -> Result<()> {
+    let workshop = Workshop::with_shards(2).await?;
+    let mut producer = workshop.run("p", "./producer -unicorns 4 -count 80 -interval 5ms")?;
+    assert_eq!(producer.ended().await?.code(), Some(0));
+    let line = format!("./consumer --app wildrydes-tail --from trim-horizon {STEADY}");
+    let second_lease = Rule::new(Effect::Hang).client("dies").containing("shardId-000000000001");
+    workshop.aws.local.faults().add(second_lease.service(Service::DynamoDb));
+    let mut group = Group::default();
+    let dies = group.add(workshop.run("dies", &line)?);
+    workshop.aws.local.requests().wait_for("dies", "PutItem", 1).await;
+    group.member(dies).kill().await?;
+    group.add(workshop.run("next", &line)?);
+    assert_eq!(settled(&workshop, &mut group).await?.sent, 80);
     Ok(())
 }
 
