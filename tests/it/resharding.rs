@@ -6,6 +6,7 @@ use anyhow::Result;
 use e2e::account::RecordId;
 use e2e::group::Group;
 use e2e::workshop::Workshop;
+use rustix::process::Signal;
 
 use crate::{HASTY, INT, STEADY, settled, stop_producers};
 
@@ -76,6 +77,36 @@ async fn a_kill_amid_a_reshard_loses_nothing() -> Result<()> {
     follow(&workshop, &mut group).await?;
     stop_producers([&mut producer]).await?;
     settled(&workshop, &mut group).await?;
+    Ok(())
+}
+
+/// Two shards are merged while the instance that reads one of them is paused. The other finishes its
+/// own, and must not go on with the child before the paused one has finished, too.
+#[tokio::test]
+async fn a_merged_child_waits_for_the_slower_parent() -> Result<()> {
+    let workshop = Workshop::with_shards(2).await?;
+    let mut producer = workshop.run("p", "./producer -unicorns 16 -interval 50ms")?;
+    let line = format!("./consumer --app wildrydes-tail --from trim-horizon -v {STEADY}");
+    let mut group = Group::default();
+    let fast = group.add(workshop.run("fast", &line)?);
+    let slow = group.add(workshop.run("slow", &line)?);
+    let both = |group: &Group| {
+        let printed = group.printed();
+        [fast, slow].iter().all(|by| printed.iter().any(|p| p.by == *by)).then_some(())
+    };
+    group.wait_for("both print", both).await?;
+
+    group.member(slow).signal(Signal::STOP)?;
+    workshop.aws.merge_lowest(STREAM).await?;
+    group.member(fast).wait_for_stderr("finished shard").await?;
+    // Time for several looks at the table, in which the child must not be taken.
+    let requests = workshop.aws.local.requests();
+    let looks = requests.count("fast", "Scan");
+    requests.wait_for("fast", "Scan", looks + 3).await;
+    group.member(slow).signal(Signal::CONT)?;
+    follow(&workshop, &mut group).await?;
+    stop_producers([&mut producer]).await?;
+    assert_eq!(settled(&workshop, &mut group).await?.repeats, 0);
     Ok(())
 }
 
