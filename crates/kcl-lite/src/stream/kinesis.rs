@@ -1,7 +1,7 @@
 //! The stream of the service: listing its shards, and opening readers.
 //!
 //! Owns the Kinesis clients and what an error code means to us. Only this file and
-//! [`polling`](super::polling) name the Kinesis SDK. The SDK never retries here: what is tried
+//! `polling` name the Kinesis SDK. The SDK never retries here: what is tried
 //! again, and how often, is decided where it is known what the call was for. Never reads the wall
 //! clock for a listing's time: that is the service's own, from the `Date` header of its replies.
 
