@@ -5,5 +5,6 @@
 mod aggregate;
 mod dynamo_store;
 mod fleet;
+mod own_thread;
 mod polling;
 mod worker;
