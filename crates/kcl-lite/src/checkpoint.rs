@@ -101,6 +101,7 @@ impl AckWindow {
             records: records.len(),
             generation: 0,
             deferred: false,
+            failed: false,
             parts: vec![Part::open(Position::of(last))],
         });
         Delivered(state.first + state.entries.len() as u64 - 1)
@@ -112,6 +113,7 @@ impl AckWindow {
         let entry = state.entry(delivered.0).expect("an attempt is made at an open batch");
         entry.generation += 1;
         entry.deferred = false;
+        entry.failed = false;
         if let Some(last) = entry.parts.pop() {
             entry.parts = vec![Part::open(last.position)];
         }
@@ -142,7 +144,8 @@ impl AckWindow {
 
     /// Whether a token was dropped.
     pub(crate) fn has_failed(&self) -> bool {
-        self.lock().failed
+        let state = self.lock();
+        state.failed || state.entries.iter().any(|entry| entry.failed)
     }
 
     /// What is not acknowledged now never will be.
@@ -170,13 +173,12 @@ impl AckWindow {
         }
         if let Some(entry) = state.entry(entry)
             && entry.generation == generation
-            && let Some(part) = entry.parts.get_mut(part)
         {
-            if acknowledged {
+            if !acknowledged {
+                entry.failed = true;
+            } else if let Some(part) = entry.parts.get_mut(part) {
                 part.acknowledged = true;
                 state.advance();
-            } else {
-                state.failed = true;
             }
         }
         drop(state);
@@ -204,6 +206,8 @@ struct Entry {
     records: usize,
     generation: u32,
     deferred: bool,
+    /// A token of the present attempt was dropped.
+    failed: bool,
     parts: Vec<Part>,
 }
 
@@ -316,6 +320,19 @@ mod tests {
         drop(ack);
         assert!(window.has_failed());
         assert_eq!(watermark(&window), None);
+    }
+
+    #[test]
+    fn a_token_dropped_by_a_failed_attempt_does_not_fail_the_next_one() {
+        let window = AckWindow::default();
+        let delivered = window.deliver(&records(1..2));
+        drop(window.attempt(delivered).whole());
+        assert!(window.has_failed());
+        let second = window.attempt(delivered).whole();
+        assert!(!window.has_failed());
+        window.succeeded(delivered);
+        second.acknowledge();
+        assert_eq!(watermark(&window).as_deref(), Some("1"));
     }
 
     #[test]

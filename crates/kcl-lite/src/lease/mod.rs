@@ -36,6 +36,11 @@ impl WriteId {
         Self(text.into())
     }
 
+    /// The counter at which the write was made, if this library made it.
+    pub(crate) fn counter(&self) -> Option<u64> {
+        self.0.rsplit_once(':').and_then(|(_, counter)| counter.parse().ok())
+    }
+
     /// The text as it stands in the row.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -22,6 +22,12 @@ pub(crate) fn write_id(incarnation: &str, counter: u64) -> WriteId {
     WriteId::new(format!("{incarnation}:{counter}"))
 }
 
+/// The mark of this worker's take at `counter`: a mark of its own, so that a late renewal or release
+/// of an earlier tenure is not mistaken for it.
+pub(crate) fn take_id(incarnation: &str, counter: u64) -> WriteId {
+    WriteId::new(format!("{incarnation}:take:{counter}"))
+}
+
 /// A lease that this worker has taken.
 #[derive(Debug)]
 pub(crate) struct Tenure {
@@ -77,6 +83,11 @@ impl Tenure {
     /// The row as last known.
     pub(crate) fn lease(&self) -> &Lease {
         &self.lease
+    }
+
+    /// When the write that proves our hold was sent.
+    pub(crate) fn valid_from(&self) -> Instant {
+        self.valid_from
     }
 
     /// When this worker must have stopped, unless a write is confirmed before: a margin earlier than

@@ -22,7 +22,7 @@ use crate::error::{ServiceError, ServiceErrorKind};
 use crate::position::Cursor;
 use crate::record::{Record, SequenceNumber, ShardId, Timestamp};
 use crate::retry::Retry;
-use crate::shard::ChildShard;
+use crate::shard::{ChildShard, Shard};
 
 /// The service lets an iterator live for five minutes; one minute is for the call and for clocks
 /// that differ.
@@ -176,6 +176,12 @@ impl PollingReader {
         }
         let is_cached = self.iterator.is_some();
         match self.read().await {
+            Err(error) if error.kind == ServiceErrorKind::Missing => {
+                // The service may have forgotten the shard, with everything in it.
+                let Some(children) = self.look_up_forgotten().await else { return Err(error) };
+                self.ending = Ending::Certain(children.clone());
+                Ok(Read::End { children })
+            }
             // Not an error: the cursor is what counts, the iterator only a cache of it.
             Err(error) if error.kind == ServiceErrorKind::Expired && is_cached => self.read().await,
             result => result,
@@ -272,13 +278,21 @@ impl PollingReader {
         if !is_closed {
             return Ok(Ending::Open);
         }
-        let children = shards.into_iter().filter(|shard| shard.parents.contains(&self.shard));
-        let children = children.map(|shard| ChildShard {
-            id: shard.id,
-            parents: shard.parents,
-            hash_range: Some(shard.hash_range),
-        });
-        Ok(Ending::Closed(children.collect()))
+        Ok(Ending::Closed(children_of(&self.shard, shards)))
+    }
+
+    /// The children of this shard, if a complete listing shows the stream and no longer this shard.
+    ///
+    /// Only when a listed shard names it as a parent, or all listed shards are younger: a listing that
+    /// is behind may lack a shard that has just been made.
+    async fn look_up_forgotten(&self) -> Option<Vec<ChildShard>> {
+        let shards = self.stream.list(ListFrom::All).await.ok()?.shards;
+        if shards.iter().any(|shard| shard.id == self.shard) {
+            return None;
+        }
+        let is_older = shards.iter().all(|shard| shard.id > self.shard);
+        let children = children_of(&self.shard, shards);
+        (is_older || !children.is_empty()).then_some(children)
     }
 
     fn record(&self, record: types::Record) -> Result<Record, ServiceError> {
@@ -325,6 +339,17 @@ impl ShardReader for PollingReader {
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
         Box::pin(self.step())
     }
+}
+
+/// The shards of a listing that continue `parent`.
+fn children_of(parent: &ShardId, shards: Vec<Shard>) -> Vec<ChildShard> {
+    let children = shards.into_iter().filter(|shard| shard.parents.contains(parent));
+    let children = children.map(|shard| ChildShard {
+        id: shard.id,
+        parents: shard.parents,
+        hash_range: Some(shard.hash_range),
+    });
+    children.collect()
 }
 
 #[cfg(test)]

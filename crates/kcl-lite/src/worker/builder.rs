@@ -50,6 +50,8 @@ pub struct Worker {
     clock: Arc<dyn Clock>,
     events: Events,
     rng: fastrand::Rng,
+    /// Tells this start from every other one, also of the same id and seed: its writes carry it.
+    nonce: u64,
 }
 
 impl WorkerBuilder {
@@ -139,6 +141,7 @@ impl WorkerBuilder {
             stream,
             clock: self.clock,
             rng: fastrand::Rng::with_seed(seed),
+            nonce,
         })
     }
 }
@@ -223,7 +226,7 @@ impl Worker {
         stop: watch::Receiver<Option<tokio::time::Instant>>,
         status: watch::Sender<Status>,
     ) -> Result<Report, Error> {
-        let incarnation = format!("{}#{:016x}", self.me, self.rng.u64(..));
+        let incarnation = format!("{}#{:016x}", self.me, self.nonce);
         let keeper_context = KeeperContext {
             store: self.store,
             stream: Arc::clone(&self.stream),

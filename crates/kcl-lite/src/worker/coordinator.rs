@@ -198,7 +198,7 @@ impl Coordinator {
         let tenure = Tenure::new(lease.clone(), sent, self.me.clone(), incarnation, lasts, margin);
         let now = context.clock.now();
         let (keeper, link) = LeaseKeeper::new(context, tenure, self.rng.fork());
-        let held = Held {
+        let mut held = Held {
             drain: CancellationToken::new(),
             lost: link.lost.clone(),
             progress: Arc::new(Mutex::new(Progress { at: now, millis_behind_latest: None })),
@@ -222,8 +222,11 @@ impl Coordinator {
             self.rng.fork(),
         );
         // A lease at its end has no reader; dropping the line lets the keeper release it.
-        if let Some(task) = task {
-            self.shards.spawn_on(lease.key.clone(), task.run(), &self.data_plane);
+        match task {
+            Some(task) => {
+                self.shards.spawn_on(lease.key.clone(), task.run(), &self.data_plane);
+            }
+            None => held.shard = Some(ShardExit::Ended),
         }
         self.keepers.spawn(lease.key.clone(), keeper.run());
         self.held.insert(lease.key.clone(), held);

@@ -48,6 +48,8 @@ enum Request {
 pub(crate) struct KeeperLink {
     acknowledged: watch::Sender<Option<Checkpoint>>,
     requests: mpsc::Sender<Request>,
+    /// Until when the lease is proven to be ours.
+    fence: watch::Receiver<Instant>,
     /// Cancelled when the shard must stop at once, because it is no longer ours.
     pub(crate) lost: CancellationToken,
 }
@@ -62,6 +64,21 @@ impl KeeperLink {
             }
             news
         });
+    }
+
+    /// Completes at once while the lease is proven, and never when it is not: the keeper may not have
+    /// been able to say so yet, for instance when the whole process was stopped for a while.
+    pub(crate) async fn still_ours(&self, clock: &Arc<dyn Clock>) {
+        let fence = *self.fence.borrow();
+        if clock.now() >= fence {
+            // A renewal may be under way: then the fence moves.
+            let mut moved = self.fence.clone();
+            while clock.now() >= *moved.borrow_and_update() {
+                if moved.changed().await.is_err() {
+                    future::pending::<()>().await;
+                }
+            }
+        }
     }
 
     /// Asks for the end of the shard; `lost` tells if that is not to be. The keeper ends after it.
@@ -107,6 +124,7 @@ pub(crate) struct LeaseKeeper {
     context: KeeperContext,
     tenure: Tenure,
     acknowledged: watch::Receiver<Option<Checkpoint>>,
+    fenced_at: watch::Sender<Instant>,
     requests: mpsc::Receiver<Request>,
     lost: CancellationToken,
     goal: Goal,
@@ -136,13 +154,16 @@ impl LeaseKeeper {
         let (acknowledged, acknowledgements) = watch::channel(None);
         let (requests, asked) = mpsc::channel(REQUESTS);
         let lost = CancellationToken::new();
-        let link = KeeperLink { acknowledged, requests, lost: lost.clone() };
-        let next_write = context.clock.now() + context.settings.renew_interval();
+        let (fenced_at, fence) = watch::channel(tenure.fenced_at());
+        let link = KeeperLink { acknowledged, requests, fence, lost: lost.clone() };
+        // From the proof, not from now: a take that was answered late is renewed early.
+        let next_write = tenure.valid_from() + context.settings.renew_interval();
         let most = context.settings.lease_duration / 10;
         let keeper = Self {
             context,
             tenure,
             acknowledged: acknowledgements,
+            fenced_at,
             requests: asked,
             lost,
             goal: Goal::Keep,
@@ -257,6 +278,7 @@ impl LeaseKeeper {
             Some(Ok(outcome)) => {
                 let verdict = self.tenure.answered(sent, outcome, &self.goal);
                 if matches!(verdict, Verdict::Held { .. }) {
+                    self.fenced_at.send_replace(self.tenure.fenced_at());
                     self.renewed(&before);
                 }
                 Sent::Answered(verdict)
@@ -281,8 +303,8 @@ impl LeaseKeeper {
 
     fn held(&mut self, reached: bool) -> Option<KeeperExit> {
         self.retry.succeeded();
-        let now = self.context.clock.now();
-        self.next_write = if reached { now + self.context.settings.renew_interval() } else { now };
+        let renewal = self.tenure.valid_from() + self.context.settings.renew_interval();
+        self.next_write = if reached { renewal } else { self.context.clock.now() };
         if !reached || self.goal == Goal::Keep {
             return None;
         }
@@ -332,5 +354,50 @@ fn made<'a>(
     match ending {
         Some(ending) => Box::pin(ending.as_mut()),
         None => Box::pin(future::pending()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::TokioClock;
+    use crate::lease::memory::MemoryStore;
+    use crate::stream::memory::MemoryStream;
+
+    /// A keeper of a lease that was proven `before` now.
+    fn keeper(before: Duration) -> (LeaseKeeper, KeeperLink) {
+        let settings = Settings::default();
+        let (lasts, margin) = (settings.lease_duration, settings.fence_margin());
+        let context = KeeperContext {
+            store: Arc::new(MemoryStore::new()),
+            stream: Arc::new(MemoryStream::new(1)),
+            clock: Arc::new(TokioClock),
+            settings,
+            events: Events::new("me".into(), None),
+            incarnation: "me#1".to_owned(),
+        };
+        let mut lease = Lease::new("shardId-0", Checkpoint::TrimHorizon);
+        lease.owner = Some("me".into());
+        let sent = Instant::now() - before;
+        let tenure = Tenure::new(lease, sent, "me".into(), "me#1".to_owned(), lasts, margin);
+        LeaseKeeper::new(context, tenure, fastrand::Rng::with_seed(7))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_take_that_was_answered_late_is_renewed_before_its_fence() {
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let (keeper, _link) = keeper(Duration::from_secs(6));
+        assert!(keeper.next_write < keeper.tenure.fenced_at());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_delivered_past_the_fence_until_a_renewal_moves_it() {
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let clock: Arc<dyn Clock> = Arc::new(TokioClock);
+        let (keeper, link) = keeper(Duration::from_secs(9));
+        let blocked = within(&clock, Duration::from_secs(3600), link.still_ours(&clock)).await;
+        assert_eq!(blocked, None, "the lease is not proven");
+        keeper.fenced_at.send_replace(clock.now() + Duration::from_secs(9));
+        link.still_ours(&clock).await;
     }
 }

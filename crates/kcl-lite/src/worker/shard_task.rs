@@ -44,6 +44,10 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// One batch is processed, one waits: enough to hide the time of a read behind the processor.
 const BATCHES_AHEAD: usize = 1;
 
+/// How long a drain waits for deferred acknowledgements. Shorter than the time that a worker which
+/// asked for the shard waits, so that it gets what is acknowledged.
+const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+
 /// How a shard task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ShardExit {
@@ -150,6 +154,7 @@ impl ShardTask {
                 }
                 Pass::Drained => return self.drained(processor, &window).await,
                 Pass::Failed(error) => {
+                    self.publish(&window);
                     // Tokens that the dying processor drops must not count as new failures.
                     window.close();
                     *processor = None;
@@ -181,9 +186,14 @@ impl ShardTask {
             farewell(processor.shutdown_requested()).await;
         }
         // Deferred acknowledgements may still come; a dropped token says that one will not.
-        while window.in_flight() > 0 && !window.has_failed() {
-            window.changed().await;
-        }
+        let clock = Arc::clone(&self.context.clock);
+        let settled = async {
+            while window.in_flight() > 0 && !window.has_failed() {
+                window.changed().await;
+                self.publish(window);
+            }
+        };
+        clock::within(&clock, DRAIN_LIMIT, settled).await;
         self.publish(window);
         self.keeper.release().await;
         if self.keeper.lost.is_cancelled() {
@@ -291,6 +301,7 @@ impl ShardTask {
         let records: Arc<[Record]> = records.into();
         let delivered = window.deliver(&records);
         loop {
+            self.keeper.still_ours(&self.context.clock).await;
             let deferral = window.attempt(delivered);
             let batch = Batch::new(
                 Arc::clone(&self.shard),
@@ -319,9 +330,14 @@ impl ShardTask {
 
     /// Whether a record lies at or before the checkpoint: the first read starts *at* it.
     fn is_done(&self, record: &Record) -> bool {
-        let place = (&record.sequence_number, record.sub_sequence_number);
         let done = |position: &Position| {
-            place <= (&position.sequence_number, position.sub_sequence_number)
+            let place = (&record.sequence_number, record.sub_sequence_number);
+            // Another library stopped inside an aggregate, which is delivered whole here: repeat its
+            // beginning rather than lose its end.
+            let is_packed = position.sub_sequence_number > 0 && record.sub_sequence_number == 0;
+            let is_same = record.sequence_number == position.sequence_number;
+            !(is_packed && is_same)
+                && place <= (&position.sequence_number, position.sub_sequence_number)
         };
         match (&self.acknowledged, &self.shard.checkpoint) {
             (Some(position), _) => done(position),

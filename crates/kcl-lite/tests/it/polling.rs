@@ -348,6 +348,23 @@ async fn a_split_parent_gives_its_records_and_then_its_two_children() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shard_that_the_service_has_forgotten_ends_with_the_children_that_are_listed() {
+    let (local, client, mut reader) = with_shard().await;
+    put(&client, 0..3).await;
+    let split = client.split_shard().stream_name(STREAM).shard_to_split(shard(0).as_str());
+    split.new_starting_hash_key((1_u128 << 127).to_string()).send().await.unwrap();
+    local.clock().advance(Duration::from_secs(25 * 3600));
+    let children = loop {
+        match reader.next().await {
+            Ok(Read::End { children }) => break children,
+            Ok(Read::Records { records, .. }) => assert!(records.is_empty(), "they are trimmed"),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!(children.iter().map(|child| &child.id).collect::<Vec<_>>(), [&shard(1), &shard(2)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_missing_stream_is_an_error_and_never_the_end_of_a_shard() {
     let (local, client, mut reader) = with_shard().await;
     put(&client, 0..3).await;

@@ -385,8 +385,8 @@ async fn replies_that_are_lost_after_the_write_cost_no_lease_and_no_repeat() {
 
 #[tokio::test(start_paused = true)]
 async fn a_row_deleted_under_its_owner_comes_back_with_its_position() {
-    let fleet = Fleet::new(1);
-    let shard: ShardId = "shardId-000000000000".into();
+    let fleet = Fleet::new(2);
+    let shard = fleet.stream.shard_of("key");
     let worker = fleet.start("a").await;
     put(&fleet, 0..5);
     fleet
@@ -394,14 +394,102 @@ async fn a_row_deleted_under_its_owner_comes_back_with_its_position() {
             matches!(event, Event::LeaseRenewed { advanced: true, .. })
         })
         .await;
-    let before = fleet.lease(&shard).checkpoint;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let before = fleet.lease(&shard);
     fleet.store.inner.forget(&shard);
-    fleet.until("the row", |_| fleet.store.inner.snapshot().len() == 1).await;
-    assert_eq!(fleet.lease(&shard).checkpoint, before);
+    fleet.until("the row", |_| fleet.store.inner.snapshot().len() == 2).await;
+    let after = fleet.lease(&shard);
+    assert_eq!(after.checkpoint, before.checkpoint);
+    assert!(after.counter > before.counter, "{} then {}", before.counter, after.counter);
     put(&fleet, 5..10);
     fleet.until_delivered(10).await;
     worker.shutdown(DEADLINE).await.unwrap();
     assert_eq!(fleet.delivered(), numbers(0..10));
+}
+
+/// A worker asks for the lease of `shard`, and is never heard of again.
+async fn ask_and_die(fleet: &Fleet, shard: &ShardId) {
+    let row = fleet.lease(shard);
+    let from = row.owner.expect("somebody has it");
+    let change = LeaseChange::AskHandoff { counter: row.counter, from, to: "ghost".into() };
+    let ask = LeaseWrite { key: shard.clone(), id: WriteId::new("ghost#1:take:9"), change };
+    fleet.store.write(&ask).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_asked_for_by_a_worker_that_died_is_read_on_although_tokens_are_kept() {
+    let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
+    let _a = fleet.start("a").await;
+    put(&fleet, 0..5);
+    fleet.until_delivered(5).await;
+    ask_and_die(&fleet, &"shardId-000000000000".into()).await;
+    let asked = Instant::now();
+    put(&fleet, 5..10);
+    fleet.until("the rest", |_| fleet.delivered().contains(&"9".to_owned())).await;
+    assert!(asked.elapsed() <= Duration::from_secs(60), "after {:?}", asked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn acknowledgements_that_come_during_a_drain_are_stored_though_one_never_comes() {
+    let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
+    let worker = fleet.start("a").await;
+    put(&fleet, 0..5);
+    fleet.until_delivered(5).await;
+    let acknowledge = async {
+        fleet
+            .until("the stop", |_| fleet.callbacks().iter().any(|it| it.ends_with("requested")))
+            .await;
+        for (_, ack) in fleet.acks.lock().unwrap().drain(..4) {
+            ack.acknowledge();
+        }
+    };
+    let (report, ()) = tokio::join!(worker.shutdown(DEADLINE), acknowledge);
+    assert!(report.unwrap().shards.values().all(|shard| !shard.drained));
+    fleet.script.lock().unwrap().defer = false;
+    let worker = fleet.start("b").await;
+    fleet.until_delivered(6).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    assert_eq!(fleet.delivered()[5..], ["4"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_workers_with_one_id_and_one_seed_only_the_newer_goes_on() {
+    let fleet = Fleet::new(1);
+    let _older = fleet.start("a").await;
+    fleet.until_event("it has it", |_, event| matches!(event, Event::ShardStarted { .. })).await;
+    let _newer = fleet.start("a").await;
+    fleet.until_event("one gives up", |_, event| matches!(event, Event::LeaseLost { .. })).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_finds_its_own_shard_finished_stops_without_delay() {
+    let fleet = Fleet::new(1);
+    let shard: ShardId = "shardId-000000000000".into();
+    let worker = fleet.start("a").await;
+    put(&fleet, 0..3);
+    fleet
+        .until_event("a checkpoint", |_, event| {
+            matches!(event, Event::LeaseRenewed { advanced: true, .. })
+        })
+        .await;
+    // The end of the shard is applied, its reply is lost, and the fence falls before another try.
+    fleet.store.set(Faults::Down);
+    let row = fleet.lease(&shard);
+    let mark = row.write_id.clone().unwrap();
+    let incarnation = mark.as_str().split_once(':').unwrap().0.to_owned();
+    let finish = LeaseWrite {
+        key: shard.clone(),
+        id: WriteId::new(format!("{incarnation}:{}", row.counter)),
+        change: LeaseChange::Finish { counter: row.counter, children: Default::default() },
+    };
+    fleet.store.inner.write(&finish).await.unwrap();
+    fleet.until_event("it is lost", |_, event| matches!(event, Event::LeaseLost { .. })).await;
+    fleet.store.set(Faults::None);
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let asked = Instant::now();
+    worker.shutdown(DEADLINE).await.unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(5), "after {:?}", asked.elapsed());
+    assert!(fleet.lease(&shard).checkpoint.is_shard_end());
 }
 
 #[tokio::test(start_paused = true)]

@@ -111,10 +111,13 @@ impl<'a> Planner<'a> {
             .iter()
             .map(|parent| self.visit(parent) || self.planned.contains_key(&parent.id))
             .collect();
-        let is_descendant = covered.iter().any(|covered| *covered);
+        // A parent that is no longer listed leads here too if it has a lease.
+        let unlisted = shard.parents.iter().filter(|id| !self.shards.contains_key(id));
+        let leased_before = unlisted.into_iter().any(|id| self.leases.contains_key(id));
+        let is_descendant = leased_before || covered.iter().any(|covered| *covered);
         if is_descendant {
             self.plan_parents(&parents, &covered);
-            self.plan_after_ended_parents(shard, &parents);
+            self.plan_after_ended_parents(shard);
         } else if !matches!(self.position, InitialPosition::Latest) {
             self.planned.insert(shard.id.clone(), self.position.checkpoint());
         }
@@ -138,12 +141,13 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Parents that are listed all have leases and all ended: nobody else will make this child.
-    fn plan_after_ended_parents(&mut self, shard: &Shard, parents: &[&Shard]) {
-        let ended = |parent: &&Shard| {
-            self.leases.get(&parent.id).is_some_and(|lease| lease.checkpoint.is_shard_end())
-        };
-        if !parents.is_empty() && parents.iter().all(ended) {
+    /// All parents have ended, or are gone without a trace: nobody else will make this child.
+    fn plan_after_ended_parents(&mut self, shard: &Shard) {
+        let ended =
+            |id: &ShardId| self.leases.get(id).is_some_and(|lease| lease.checkpoint.is_shard_end());
+        let gone = |id: &ShardId| !self.shards.contains_key(id) && !self.leases.contains_key(id);
+        let is_next = shard.parents.iter().all(|id| ended(id) || gone(id));
+        if is_next && shard.parents.iter().any(ended) {
             self.planned.insert(shard.id.clone(), Checkpoint::TrimHorizon);
         }
     }

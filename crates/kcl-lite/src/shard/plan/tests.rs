@@ -103,6 +103,17 @@ fn a_child_of_ended_parents_is_made_at_its_own_beginning_whatever_the_position()
 }
 
 #[test]
+fn a_child_of_a_leased_parent_that_is_no_longer_listed_waits_for_it_and_starts_at_its_beginning() {
+    let graph = "1 parents=0 open\n 2 parents=0 open";
+    let mut leases = leases("0");
+    assert!(leases_to_create(&listing(graph), &leases, InitialPosition::Latest).is_empty());
+    leases.get_mut("0").expect("in the fixture").checkpoint = Checkpoint::ShardEnd;
+    let made = leases_to_create(&listing(graph), &leases, InitialPosition::Latest);
+    assert_eq!(made.len(), 2);
+    assert!(made.iter().all(|lease| lease.checkpoint == Checkpoint::TrimHorizon));
+}
+
+#[test]
 fn a_merge_child_waits_until_both_parents_have_ended() {
     let graph = "0\n 1\n 2 parents=0,1 open";
     let mut leases = leases("0,1");

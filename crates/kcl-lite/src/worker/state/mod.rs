@@ -18,7 +18,7 @@ use crate::event::{Event, TakeReason};
 use crate::lease::balance::{self, Snapshot, Take};
 use crate::lease::expiry::Observations;
 use crate::lease::store::WriteOutcome;
-use crate::lease::tenure::write_id;
+use crate::lease::tenure::{take_id, write_id};
 use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite};
 use crate::record::WorkerId;
 use crate::settings::Settings;
@@ -82,6 +82,8 @@ pub(crate) struct State {
     /// Held or being taken.
     mine: BTreeSet<LeaseKey>,
     taking: BTreeSet<LeaseKey>,
+    /// Rows that were there and are not: deleted by hand, or finished and removed.
+    vanished: BTreeMap<LeaseKey, Vanished>,
     /// Leases that other workers were asked for.
     asked: BTreeMap<LeaseKey, Asked>,
     /// Rows being created or deleted.
@@ -105,6 +107,13 @@ struct Asked {
     since: Instant,
     /// The owner's counter at that time.
     counter: u64,
+}
+
+/// A row that is no longer in the table, as it was last seen.
+#[derive(Debug)]
+struct Vanished {
+    since: Instant,
+    row: Lease,
 }
 
 /// The read budget of scans: 5 read units per second and worker, which is 20 KiB of rows a second
@@ -140,6 +149,7 @@ impl State {
             mine: BTreeSet::new(),
             taking: BTreeSet::new(),
             asked: BTreeMap::new(),
+            vanished: BTreeMap::new(),
             writing: BTreeSet::new(),
             scanning: false,
             listing: false,
@@ -157,7 +167,9 @@ impl State {
 
     /// Whether the worker has stopped: asked to, and holding nothing.
     pub(crate) fn is_finished(&self) -> bool {
-        self.stopping && self.mine.is_empty() && self.writing.is_empty()
+        // What was asked for comes even now; it has to be given back.
+        let settled = self.mine.is_empty() && self.writing.is_empty() && self.asked.is_empty();
+        self.stopping && settled
     }
 
     /// Unfinished leases in the table.
@@ -168,7 +180,7 @@ impl State {
     /// When [`Input::TimeDue`] should come at the latest.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         if self.stopping {
-            return None;
+            return (!self.asked.is_empty() && !self.scanning).then_some(self.next_scan);
         }
         let scan = (!self.scanning).then_some(self.next_scan);
         let audit = (!self.listing).then_some(self.next_audit);
@@ -190,14 +202,14 @@ impl State {
 
     fn time_due(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
-        if self.stopping {
+        if self.stopping && self.asked.is_empty() {
             return actions;
         }
         if !self.scanning && now >= self.next_scan {
             self.scanning = true;
             actions.push(Action::Scan);
         }
-        if !self.listing && now >= self.next_audit {
+        if !self.listing && !self.stopping && now >= self.next_audit {
             self.listing = true;
             actions.push(Action::List);
         }
@@ -212,6 +224,7 @@ impl State {
         self.failed_scans = 0;
         self.next_scan = now + scan_interval(leases.len(), self.settings.lease_duration);
         self.observations.scanned(now, &leases);
+        self.note_vanished(now, &leases);
         self.leases = leases.into_iter().map(|lease| (lease.key.clone(), lease)).collect();
         self.look_into_holes(now);
         let mut actions = self.let_go();
@@ -235,18 +248,41 @@ impl State {
         self.next_audit = now + self.settings.audit_interval;
         self.listed_at = now;
         match result {
-            Ok(listing) => self.create(&listing),
+            Ok(listing) => self.create(now, &listing),
             Err(error) => vec![failure("listing the shards", &error)],
         }
     }
 
+    fn note_vanished(&mut self, now: Instant, scanned: &[Lease]) {
+        for lease in scanned {
+            self.leases.remove(&lease.key);
+            self.vanished.remove(&lease.key);
+        }
+        let gone = std::mem::take(&mut self.leases).into_iter();
+        let gone = gone.filter(|(_, row)| !row.checkpoint.is_shard_end());
+        self.vanished.extend(gone.map(|(key, row)| (key, Vanished { since: now, row })));
+    }
+
     /// Creates what a listing shows to be missing.
-    pub(crate) fn create(&mut self, listing: &Listing) -> Vec<Action> {
+    fn create(&mut self, now: Instant, listing: &Listing) -> Vec<Action> {
         if self.stopping || self.leases.is_empty() {
             return Vec::new();
         }
         let missing = plan::leases_to_create(listing, &self.leases, self.settings.initial_position);
-        let missing = missing.into_iter().filter(|lease| self.writing.insert(lease.key.clone()));
+        // The owner of a row that was deleted knows its position and writes it again; only when it
+        // has not, within a lease duration, is the row made again as it was last seen.
+        let missing = missing.into_iter().filter_map(|lease| match self.vanished.get(&lease.key) {
+            _ if self.mine.contains(&lease.key) => None,
+            Some(gone) if now < gone.since + self.settings.lease_duration => None,
+            Some(gone) => {
+                let counter = gone.row.counter + 1;
+                Some(Lease { owner: None, checkpoint_owner: None, counter, ..gone.row.clone() })
+            }
+            None => Some(lease),
+        });
+        let missing: Vec<_> = missing.filter(|lease| !self.writing.contains(&lease.key)).collect();
+        self.writing.extend(missing.iter().map(|lease| lease.key.clone()));
+        let missing = missing.into_iter();
         missing
             .map(|lease| Action::Write(create_write(lease, &self.incarnation), Why::Create))
             .collect()
@@ -254,7 +290,7 @@ impl State {
 
     fn take(&mut self, now: Instant) -> Vec<Action> {
         if self.stopping {
-            return Vec::new();
+            return self.take_what_was_asked_for();
         }
         self.decided_at = now;
         let snapshot = Snapshot {
@@ -272,7 +308,23 @@ impl State {
         takes.into_iter().filter_map(|take| self.begin_take(take)).collect()
     }
 
+    /// While stopping: leases that were handed over to us are taken, and `taken` gives them back.
+    fn take_what_was_asked_for(&mut self) -> Vec<Action> {
+        let handed = self.asked.keys().filter(|key| {
+            self.leases.get(*key).is_some_and(|lease| {
+                lease.owner.as_ref() == Some(&self.me) && lease.checkpoint_owner.is_none()
+            })
+        });
+        let handed: Vec<_> = handed.cloned().collect();
+        let takes = handed.into_iter().map(|key| Take { key, reason: TakeReason::Own });
+        takes.filter_map(|take| self.begin_take(take)).collect()
+    }
+
     fn begin_take(&mut self, take: Take) -> Option<Action> {
+        if self.mine.contains(&take.key) {
+            // Expired and overdue at once: one of the two is under way.
+            return None;
+        }
         let lease = self.leases.get(&take.key)?;
         if take.reason == TakeReason::Balance
             && !self.asked.contains_key(&take.key)
@@ -284,7 +336,7 @@ impl State {
         let reason = if handed { TakeReason::Handoff } else { take.reason };
         let write = LeaseWrite {
             key: take.key.clone(),
-            id: write_id(&self.incarnation, lease.counter),
+            id: take_id(&self.incarnation, lease.counter),
             change: LeaseChange::Take {
                 counter: lease.counter,
                 from: lease.owner.clone(),
@@ -332,13 +384,23 @@ impl State {
 
     /// Forgets what is no longer being handed over; looks again soon at what is.
     fn follow_handoffs(&mut self, now: Instant) {
-        let (me, leases) = (&self.me, &self.leases);
+        let (me, leases, observations) = (&self.me, &self.leases, &self.observations);
         self.asked.retain(|key, asked| {
             // A scan that was under way when we asked shows the row as it was before.
             leases.get(key).is_some_and(|lease| {
-                lease.owner.as_ref() == Some(me) || lease.counter <= asked.counter
+                // A worker that stops does not wait for an owner that died.
+                let is_dead = self.stopping
+                    && observations.unchanged_for(now, lease) >= self.settings.lease_duration;
+                !is_dead && (lease.owner.as_ref() == Some(me) || lease.counter <= asked.counter)
             })
         });
+        // Asked for in an earlier life, or by a request whose every reply was lost.
+        for lease in self.leases.values().filter(|lease| lease.owner.as_ref() == Some(me)) {
+            if lease.checkpoint_owner.as_ref().is_some_and(|owner| owner != me) {
+                let asked = Asked { since: now, counter: lease.counter };
+                self.asked.entry(lease.key.clone()).or_insert(asked);
+            }
+        }
         if !self.asked.is_empty() && self.next_scan <= now + Duration::from_secs(1) {
             self.next_scan = now + HANDOFF_SCAN;
         }
@@ -417,7 +479,7 @@ impl State {
                 })]
             }
             (Why::Delete, None) => vec![Action::Emit(Event::LeaseDeleted { shard: write.key })],
-            (Why::Take { reason, from }, Some(row)) if is_ours(&outcome, &write) => {
+            (Why::Take { reason, from }, Some(row)) if self.is_ours(&outcome, &write, &row) => {
                 self.taken(row, sent, reason, from)
             }
             (Why::Ask { from }, _) => {
@@ -485,6 +547,15 @@ impl State {
         vec![Action::DrainAll]
     }
 
+    /// A take succeeded if it was applied now, or if the row is as an earlier attempt of it left it.
+    fn is_ours(&self, outcome: &WriteOutcome, write: &LeaseWrite, row: &Lease) -> bool {
+        let is_as_taken = row.owner.as_ref() == Some(&self.me) && row.checkpoint_owner.is_none();
+        match outcome {
+            WriteOutcome::Done(_) => true,
+            WriteOutcome::Refused(_) => is_as_taken && row.write_id.as_ref() == Some(&write.id),
+        }
+    }
+
     fn forget(&mut self, key: &LeaseKey) {
         self.mine.remove(key);
         self.taking.remove(key);
@@ -527,20 +598,10 @@ impl Why {
     }
 }
 
-/// A take succeeded if it was applied now, or if the row shows that an earlier attempt of it was.
-fn is_ours(outcome: &WriteOutcome, write: &LeaseWrite) -> bool {
-    match outcome {
-        WriteOutcome::Done(_) => true,
-        WriteOutcome::Refused(row) => {
-            row.as_ref().is_some_and(|row| row.write_id.as_ref() == Some(&write.id))
-        }
-    }
-}
-
-/// Whether the owner of `lease` knows what to do when it is asked: rows last written by this library
-/// carry its mark, others (Java 2.x among them) may belong to workers that do not.
+/// Whether the owner of `lease` knows what to do when it is asked: the last write was this library's,
+/// by the counter in its mark. Others (Java 2.x among them) leave an older mark where it is.
 fn understands_handoff(lease: &Lease) -> bool {
-    lease.write_id.is_some()
+    lease.write_id.as_ref().is_some_and(|id| id.counter() == lease.counter.checked_sub(1))
 }
 
 /// The write that makes a new row.

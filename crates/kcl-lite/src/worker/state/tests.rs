@@ -3,7 +3,8 @@
 use super::*;
 use crate::error::ServiceErrorKind;
 use crate::position::Checkpoint;
-use crate::shard::HashRange;
+use crate::record::Timestamp;
+use crate::shard::{HashRange, Shard};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -56,7 +57,7 @@ fn a_lease_of_a_silent_worker_is_taken_at_the_instant_it_expires_without_a_scan(
     assert!(taken(&state.step(start + 9 * SECOND, Input::TimeDue)).is_empty());
     let takes = taken(&state.step(start + 10 * SECOND, Input::TimeDue));
     assert_eq!(takes.len(), 1);
-    assert_eq!(takes[0].id, write_id("me#1", 4));
+    assert_eq!(takes[0].id, take_id("me#1", 4));
 }
 
 #[test]
@@ -176,7 +177,7 @@ fn the_end_of_a_shard_is_followed_by_a_scan_at_once() {
 
 /// A lease that a worker of this library holds.
 fn held_by(key: &str, owner: &str, counter: u64) -> Lease {
-    Lease { write_id: Some(write_id(owner, counter)), ..lease(key, Some(owner), counter) }
+    Lease { write_id: Some(write_id(owner, counter - 1)), ..lease(key, Some(owner), counter) }
 }
 
 /// Asks `other` for one of its two leases; returns the state and the row as asked for.
@@ -257,4 +258,105 @@ fn leases_that_leave_a_hole_ask_for_a_listing_at_once_and_then_now_and_again() {
     let audit = state.next_audit;
     state.step(start, Input::Scanned(Ok(all)));
     assert_eq!(state.next_audit, audit);
+}
+
+#[test]
+fn a_lease_that_is_expired_and_overdue_at_once_is_taken_once() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let row = Lease { checkpoint_owner: Some("w".into()), ..lease("0", Some("me"), 7) };
+    state.asked.insert("0".into(), Asked { since: start, counter: 7 });
+    state.step(start, Input::Scanned(Ok(vec![row.clone()])));
+    let actions = state.step(start + 40 * SECOND, Input::Scanned(Ok(vec![row])));
+    assert_eq!(names(&actions), "taking a lease 0");
+}
+
+#[test]
+fn a_late_write_of_an_earlier_tenure_is_not_taken_for_a_take() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let mine = lease("0", Some("me"), 7);
+    let takes = taken(&state.step(start, Input::Scanned(Ok(vec![mine.clone()]))));
+    for change in [
+        LeaseChange::Release { counter: 7, checkpoint: None },
+        LeaseChange::Finish { counter: 7, children: BTreeSet::new() },
+        LeaseChange::Renew { counter: 7, checkpoint: None },
+    ] {
+        let late = LeaseWrite { key: "0".into(), id: write_id("me#1", 7), change };
+        let input = Input::Wrote {
+            write: takes[0].clone(),
+            why: Why::Take { reason: TakeReason::Own, from: None },
+            sent: start,
+            result: Ok(WriteOutcome::Refused(late.apply(Some(&mine)).unwrap())),
+        };
+        assert_eq!(names(&state.step(start + SECOND, input)), "", "{late:?}");
+    }
+}
+
+#[test]
+fn a_request_of_an_earlier_life_is_remembered_from_the_row() {
+    let start = Instant::now();
+    let mut state = state(start);
+    for second in 0..=30 {
+        let row = Lease {
+            checkpoint_owner: Some("other".into()),
+            ..lease("0", Some("me"), 4 + u64::from(second))
+        };
+        let takes = taken(&state.step(start + second * SECOND, Input::Scanned(Ok(vec![row]))));
+        assert_eq!(takes.len(), usize::from(second == 30), "after {second} s");
+    }
+}
+
+#[test]
+fn a_mark_that_the_counter_has_left_behind_does_not_promise_a_handoff() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let stolen = |key| Lease { write_id: Some(write_id("us", 4)), ..lease(key, Some("java"), 9) };
+    let rows = vec![stolen("0"), stolen("1")];
+    assert_eq!(taken(&state.step(start, Input::Scanned(Ok(rows)))).len(), 1);
+}
+
+#[test]
+fn a_row_that_vanished_is_left_to_its_owner_and_then_made_as_it_was_last_seen() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let range = |start, end| Some(HashRange { start, end });
+    let half = u128::MAX / 2;
+    let rows = || {
+        let checkpoint = Checkpoint::parse("55", 0).unwrap();
+        let left = Lease { hash_range: range(0, half), ..lease("0", Some("other"), 4) };
+        let right = lease("1", Some("another"), 4);
+        vec![left, Lease { hash_range: range(half + 1, u128::MAX), checkpoint, ..right }]
+    };
+    let shards = rows().into_iter().map(|row| Shard {
+        id: row.key,
+        parents: BTreeSet::new(),
+        hash_range: row.hash_range.unwrap(),
+        is_open: true,
+    });
+    let listing = Listing { shards: shards.collect(), at: Timestamp::from_millis(0) };
+    state.step(start, Input::Scanned(Ok(rows())));
+    state.step(start + SECOND, Input::Scanned(Ok(vec![rows().remove(0)])));
+    assert_eq!(names(&state.step(start + SECOND, Input::Listed(Ok(listing.clone())))), "");
+    let actions = state.step(start + 11 * SECOND, Input::Listed(Ok(listing)));
+    let [Action::Write(write, Why::Create)] = &actions[..] else { panic!("{actions:?}") };
+    let LeaseChange::Create(made) = &write.change else { panic!("{write:?}") };
+    assert_eq!((&made.checkpoint, made.counter, &made.owner), (&rows()[1].checkpoint, 5, &None));
+}
+
+#[test]
+fn a_worker_that_stops_waits_for_what_it_asked_for_and_gives_it_back() {
+    let start = Instant::now();
+    let (mut state, row) = asked(start);
+    state.step(start, Input::StopRequested);
+    assert!(!state.is_finished());
+    assert_eq!(state.next_due(), Some(start + HANDOFF_SCAN));
+    let handed = Lease { counter: 5, checkpoint_owner: None, ..row };
+    let rows = vec![held_by("0", "other", 5), handed.clone()];
+    let actions = state.step(start + SECOND, Input::Scanned(Ok(rows)));
+    let takes = taken(&actions);
+    let result = Ok(WriteOutcome::Done(takes[0].apply(Some(&handed)).unwrap()));
+    let why = Why::Take { reason: TakeReason::Handoff, from: None };
+    let input = Input::Wrote { write: takes[0].clone(), why, sent: start + SECOND, result };
+    assert_eq!(names(&state.step(start + SECOND, input)), "releasing a lease 1");
 }
