@@ -424,6 +424,8 @@ async fn a_shard_asked_for_by_a_worker_that_died_is_read_on_although_tokens_are_
     fleet.until_delivered(5).await;
     ask_and_die(&fleet, &"shardId-000000000000".into()).await;
     let asked = Instant::now();
+    let draining = |call: &String| call.ends_with("shutdown_requested");
+    fleet.until("the drain", |_| fleet.callbacks().iter().any(draining)).await;
     put(&fleet, 5..10);
     fleet.until("the rest", |_| fleet.delivered().contains(&"9".to_owned())).await;
     assert!(asked.elapsed() <= Duration::from_secs(60), "after {:?}", asked.elapsed());
@@ -443,13 +445,27 @@ async fn acknowledgements_that_come_during_a_drain_are_stored_though_one_never_c
             ack.acknowledge();
         }
     };
-    let (report, ()) = tokio::join!(worker.shutdown(DEADLINE), acknowledge);
+    let (report, ()) = tokio::join!(worker.shutdown(Duration::from_secs(10)), acknowledge);
     assert!(report.unwrap().shards.values().all(|shard| !shard.drained));
     fleet.script.lock().unwrap().defer = false;
     let worker = fleet.start("b").await;
     fleet.until_delivered(6).await;
     worker.shutdown(DEADLINE).await.unwrap();
     assert_eq!(fleet.delivered()[5..], ["4"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_marks_of_two_starts_differ_also_with_one_id_and_one_seed() {
+    let fleet = Fleet::new(1);
+    let mut incarnations = Vec::new();
+    for _ in 0..2 {
+        let worker = fleet.start("a").await;
+        fleet.until("it has it", |_| fleet.owners().contains_key("a")).await;
+        let mark = fleet.lease(&"shardId-000000000000".into()).write_id.unwrap();
+        incarnations.push(mark.as_str().split_once(':').unwrap().0.to_owned());
+        worker.shutdown(DEADLINE).await.unwrap();
+    }
+    assert_ne!(incarnations[0], incarnations[1]);
 }
 
 #[tokio::test(start_paused = true)]
