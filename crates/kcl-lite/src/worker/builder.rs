@@ -202,7 +202,7 @@ impl Worker {
     /// Starts, runs until `shutdown` completes, then stops in good order within 30 seconds.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// As [`start`](Self::start); and `Missing` when the stream is deleted while it runs.
     pub async fn run_until<P, F>(self, factory: F, shutdown: impl Future) -> Result<Report, Error>
     where
         P: RecordProcessor,
@@ -262,6 +262,7 @@ impl Worker {
             keepers: JoinMap::new(),
             shards: JoinMap::new(),
             report: Report::default(),
+            gone: None,
         };
         coordinator.run().await
     }

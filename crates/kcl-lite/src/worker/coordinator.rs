@@ -31,6 +31,8 @@ use crate::processor::ShardContext;
 use crate::record::WorkerId;
 use crate::stream::ListFrom;
 
+/// How long shards of a stream that is gone may take to be let go.
+const GONE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a write whose answer is unknown is sent again before a scan has to settle it.
 const WRITE_ATTEMPTS: u32 = 3;
 
@@ -50,6 +52,8 @@ pub(crate) struct Coordinator {
     pub(crate) keepers: JoinMap<LeaseKey, KeeperExit>,
     pub(crate) shards: JoinMap<LeaseKey, ShardExit>,
     pub(crate) report: Report,
+    /// The stream does not exist any more.
+    pub(crate) gone: Option<Error>,
 }
 
 /// One held lease, as the coordinator sees it.
@@ -102,15 +106,31 @@ impl Coordinator {
             if matches!(input, Input::StopRequested) {
                 stopping = *self.stop.borrow_and_update();
             }
-            let now = self.keeper_context.clock.now();
-            for action in self.state.step(now, input) {
-                self.perform(action);
+            self.step(input);
+            if stopping.is_none() && self.readers_miss_something() {
+                self.step(Input::ReaderMissesShard);
+            }
+            if stopping.is_none() && self.gone.is_some() {
+                stopping = Some(self.keeper_context.clock.now() + GONE_DEADLINE);
+                self.step(Input::StopRequested);
             }
             self.publish_status();
         }
         self.abandon_the_rest();
         self.shard_context.events.emit(&Event::Stopped);
-        failure.map_or(Ok(self.report), Err)
+        failure.or(self.gone).map_or(Ok(self.report), Err)
+    }
+
+    fn step(&mut self, input: Input) {
+        let now = self.keeper_context.clock.now();
+        for action in self.state.step(now, input) {
+            self.perform(action);
+        }
+    }
+
+    fn readers_miss_something(&self) -> bool {
+        let mut progress = self.held.values().map(|held| &held.progress);
+        progress.any(|it| it.lock().unwrap_or_else(PoisonError::into_inner).is_missing)
     }
 
     /// The only select. In this order: the deadline of a stop, the stop, finished tasks, finished
@@ -164,6 +184,7 @@ impl Coordinator {
             }
             Action::DrainAll => self.held.values().for_each(|held| held.drain.cancel()),
             Action::Emit(event) => self.shard_context.events.emit(&event),
+            Action::StreamGone(error) => self.gone = Some(error.into()),
         }
     }
 
@@ -201,7 +222,11 @@ impl Coordinator {
         let mut held = Held {
             drain: CancellationToken::new(),
             lost: link.lost.clone(),
-            progress: Arc::new(Mutex::new(Progress { at: now, millis_behind_latest: None })),
+            progress: Arc::new(Mutex::new(Progress {
+                at: now,
+                millis_behind_latest: None,
+                is_missing: false,
+            })),
             checkpoint: lease.checkpoint.clone(),
             keeper: None,
             shard: None,

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::lease_keeper::KeeperLink;
 use crate::checkpoint::AckWindow;
 use crate::clock::{self, Clock};
-use crate::error::BoxError;
+use crate::error::{BoxError, ServiceErrorKind};
 use crate::event::{Event, Events};
 use crate::lease::Lease;
 use crate::position::{Checkpoint, Cursor, Position};
@@ -44,6 +44,8 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// One batch is processed, one waits: enough to hide the time of a read behind the processor.
 const BATCHES_AHEAD: usize = 1;
 
+/// The least time between two failed reads.
+const READ_FAILURE_PAUSE: Duration = Duration::from_millis(200);
 /// How long a drain waits for deferred acknowledgements. Shorter than the time that a worker which
 /// asked for the shard waits, so that it gets what is acknowledged.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
@@ -74,6 +76,8 @@ pub(crate) struct ShardTaskContext {
 pub(crate) struct Progress {
     pub(crate) at: Instant,
     pub(crate) millis_behind_latest: Option<u64>,
+    /// The service said that the shard or stream does not exist.
+    pub(crate) is_missing: bool,
 }
 
 /// The task of one shard.
@@ -389,17 +393,22 @@ async fn fetch(
         let read = match reader.next().await {
             Ok(read) => read,
             Err(error) => {
+                progress.lock().unwrap_or_else(PoisonError::into_inner).is_missing =
+                    error.kind == ServiceErrorKind::Missing;
                 context.events.emit(&Event::ReadFailed {
                     shard: shard.shard_id.clone(),
                     error: error.to_string(),
                     passing: error.is_passing(),
                 });
+                // Readers wait longer and longer by themselves; one that does not must not spin.
+                clock::sleep(&context.clock, READ_FAILURE_PAUSE).await;
                 continue;
             }
         };
         {
             let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
             progress.at = context.clock.now();
+            progress.is_missing = false;
             if let Read::Records { millis_behind_latest, .. } = &read {
                 progress.millis_behind_latest = Some(*millis_behind_latest);
             }

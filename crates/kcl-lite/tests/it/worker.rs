@@ -9,8 +9,8 @@ use kcl_lite::lease::{Lease, LeaseChange, LeaseWrite, WriteId};
 use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::stream::{ListFrom, Listing, ShardReader, Stream};
 use kcl_lite::{
-    Checkpoint, CheckpointPolicy, Cursor, Event, InitialPosition, ServiceError, Settings, ShardId,
-    TakeReason,
+    Checkpoint, CheckpointPolicy, Cursor, ErrorKind, Event, InitialPosition, ServiceError,
+    Settings, ShardId, TakeReason,
 };
 use tokio::time::Instant;
 
@@ -583,6 +583,24 @@ async fn a_stop_while_the_table_is_down_still_ends_at_its_deadline() {
     let asked = Instant::now();
     worker.shutdown(Duration::from_secs(5)).await.unwrap();
     assert!(asked.elapsed() <= Duration::from_secs(6), "after {:?}", asked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn s20_a_worker_whose_stream_is_deleted_stops_by_itself_and_says_why() {
+    let fleet = Fleet::new(2);
+    let worker = fleet.start("a").await;
+    put(&fleet, 0..5);
+    fleet.until_delivered(5).await;
+    let shard = fleet.stream.shard_of("key");
+    fleet.stream.delete();
+    let deleted = Instant::now();
+    let error = worker.stopped().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Missing, "{error}");
+    assert!(deleted.elapsed() <= Duration::from_secs(60), "after {:?}", deleted.elapsed());
+    let lease = fleet.lease(&shard);
+    assert_eq!(lease.owner, None, "the row is kept, and released");
+    assert!(matches!(lease.checkpoint, Checkpoint::At(_)), "{}", lease.checkpoint);
+    assert!(fleet.callbacks().iter().any(|call| call.ends_with("shutdown_requested")));
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::error::ServiceError;
+use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::{Event, TakeReason};
 use crate::lease::balance::{self, Snapshot, Take};
 use crate::lease::expiry::Observations;
@@ -38,6 +38,8 @@ pub(crate) enum Input {
     Wrote { write: LeaseWrite, why: Why, sent: Instant, result: Result<WriteOutcome, ServiceError> },
     /// Keeper and shard task of a lease are both gone; the row as the keeper last knew it.
     TenureEnded { key: LeaseKey, row: Option<Lease> },
+    /// A reader was told that its shard or stream does not exist.
+    ReaderMissesShard,
     /// The user wants to stop.
     StopRequested,
 }
@@ -69,6 +71,8 @@ pub(crate) enum Action {
     DrainAll,
     /// Tell the world.
     Emit(Event),
+    /// Stop in good order, because the stream does not exist any more.
+    StreamGone(ServiceError),
 }
 
 /// What a worker knows and has under way.
@@ -97,6 +101,8 @@ pub(crate) struct State {
     /// When takes were last decided.
     decided_at: Instant,
     failed_scans: u32,
+    /// Listings in a row that said that the stream does not exist.
+    missing_listings: u32,
     standing_by: bool,
     stopping: bool,
 }
@@ -122,7 +128,7 @@ const SCAN_BYTES_PER_SECOND: usize = 20 * 1024;
 /// What a lease row weighs, by the rows that the KCL and this library write.
 const ROW_BYTES: usize = 400;
 
-/// Time between two listings that are made because of a hole.
+/// Time between two listings that are made because of a hole, or of a stream that seems gone.
 const HOLE_PAUSE: Duration = Duration::from_secs(5);
 /// How long an owner that was asked for a lease has to let go, as in the KCL; then it is taken.
 const HANDOFF_DEADLINE: Duration = Duration::from_secs(30);
@@ -159,6 +165,7 @@ impl State {
             listed_at: now.checked_sub(HOLE_PAUSE).unwrap_or(now),
             decided_at: now,
             failed_scans: 0,
+            missing_listings: 0,
             standing_by: false,
             stopping: false,
             settings,
@@ -196,6 +203,10 @@ impl State {
             Input::Listed(result) => self.listed(now, result),
             Input::Wrote { write, why, sent, result } => self.wrote(now, write, why, sent, result),
             Input::TenureEnded { key, row } => self.tenure_ended(now, &key, row),
+            Input::ReaderMissesShard => {
+                self.list_soon(now);
+                Vec::new()
+            }
             Input::StopRequested => self.stop(),
         }
     }
@@ -248,8 +259,29 @@ impl State {
         self.next_audit = now + self.settings.audit_interval;
         self.listed_at = now;
         match result {
-            Ok(listing) => self.create(now, &listing),
+            Ok(listing) => {
+                self.missing_listings = 0;
+                self.create(now, &listing)
+            }
+            Err(error) if error.kind == ServiceErrorKind::Missing => self.missing(now, error),
             Err(error) => vec![failure("listing the shards", &error)],
+        }
+    }
+
+    /// One listing may be wrong; two in a row, some seconds apart, are believed.
+    fn missing(&mut self, now: Instant, error: ServiceError) -> Vec<Action> {
+        self.missing_listings += 1;
+        if self.missing_listings > 1 && !self.stopping {
+            return vec![Action::StreamGone(error)];
+        }
+        self.list_soon(now);
+        vec![failure("listing the shards", &error)]
+    }
+
+    /// Lists before the next audit is due, but not at every occasion.
+    fn list_soon(&mut self, now: Instant) {
+        if !self.listing {
+            self.next_audit = self.next_audit.min(now.max(self.listed_at + HOLE_PAUSE));
         }
     }
 
@@ -366,8 +398,8 @@ impl State {
         let ranges: Option<Vec<_>> = unfinished.map(|lease| lease.hash_range).collect();
         // Rows of an older library may not say what they serve; then only the audit can tell.
         let has_hole = ranges.is_some_and(|ranges| !plan::covers_everything(ranges.into_iter()));
-        if has_hole && !self.listing {
-            self.next_audit = self.next_audit.min(now.max(self.listed_at + HOLE_PAUSE));
+        if has_hole {
+            self.list_soon(now);
         }
     }
 

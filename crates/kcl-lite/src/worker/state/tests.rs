@@ -1,7 +1,6 @@
 //! The coordinator's decisions, one input at a time, without a runtime.
 
 use super::*;
-use crate::error::ServiceErrorKind;
 use crate::position::Checkpoint;
 use crate::record::Timestamp;
 use crate::shard::{HashRange, Shard};
@@ -25,6 +24,7 @@ fn taken(actions: &[Action]) -> Vec<LeaseWrite> {
         | Action::Start { .. }
         | Action::Drain(_)
         | Action::DrainAll
+        | Action::StreamGone(_)
         | Action::Emit(_) => None,
     });
     writes.collect()
@@ -38,6 +38,7 @@ fn names(actions: &[Action]) -> String {
         Action::Start { lease, .. } => format!("start {}", lease.key),
         Action::Drain(key) => format!("drain {key}"),
         Action::DrainAll => "drain".to_owned(),
+        Action::StreamGone(error) => format!("gone: {error}"),
         Action::Emit(event) => format!("say {event}"),
     });
     names.collect::<Vec<_>>().join("; ")
@@ -359,4 +360,20 @@ fn a_worker_that_stops_waits_for_what_it_asked_for_and_gives_it_back() {
     let why = Why::Take { reason: TakeReason::Handoff, from: None };
     let input = Input::Wrote { write: takes[0].clone(), why, sent: start + SECOND, result };
     assert_eq!(names(&state.step(start + SECOND, input)), "releasing a lease 1");
+}
+
+#[test]
+fn a_stream_is_gone_when_two_listings_say_so_some_seconds_apart() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let gone = || ServiceError::new(ServiceErrorKind::Missing, "no such stream");
+    assert!(state.step(start, Input::ReaderMissesShard).is_empty());
+    assert_eq!(names(&state.step(start, Input::TimeDue)), "scan; list");
+    let said = state.step(start, Input::Listed(Err(gone())));
+    assert_eq!(names(&said), "say listing the shards failed: no such stream");
+    assert_eq!(state.next_audit, start + HOLE_PAUSE);
+    let listing = Listing { shards: Vec::new(), at: Timestamp::from_millis(0) };
+    state.step(start, Input::Listed(Ok(listing)));
+    assert_ne!(names(&state.step(start, Input::Listed(Err(gone())))), "gone: no such stream");
+    assert_eq!(names(&state.step(start, Input::Listed(Err(gone())))), "gone: no such stream");
 }
