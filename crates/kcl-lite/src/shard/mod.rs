@@ -59,3 +59,16 @@ pub struct ChildShard {
     /// What it serves, if the reply said so.
     pub hash_range: Option<HashRange>,
 }
+
+impl ChildShard {
+    /// The shards of a listing that continue `parent`.
+    pub(crate) fn of(parent: &ShardId, shards: Vec<Shard>) -> Vec<Self> {
+        let children = shards.into_iter().filter(|shard| shard.parents.contains(parent));
+        let children = children.map(|shard| Self {
+            id: shard.id,
+            parents: shard.parents,
+            hash_range: Some(shard.hash_range),
+        });
+        children.collect()
+    }
+}

@@ -22,7 +22,7 @@ use crate::error::{ServiceError, ServiceErrorKind};
 use crate::position::Cursor;
 use crate::record::{Record, SequenceNumber, ShardId, Timestamp};
 use crate::retry::Retry;
-use crate::shard::{ChildShard, Shard};
+use crate::shard::ChildShard;
 
 /// The service lets an iterator live for five minutes; one minute is for the call and for clocks
 /// that differ.
@@ -278,7 +278,7 @@ impl PollingReader {
         if !is_closed {
             return Ok(Ending::Open);
         }
-        Ok(Ending::Closed(children_of(&self.shard, shards)))
+        Ok(Ending::Closed(ChildShard::of(&self.shard, shards)))
     }
 
     /// The children of this shard, if a complete listing shows the stream and no longer this shard.
@@ -291,7 +291,7 @@ impl PollingReader {
             return None;
         }
         let is_older = shards.iter().all(|shard| shard.id > self.shard);
-        let children = children_of(&self.shard, shards);
+        let children = ChildShard::of(&self.shard, shards);
         (is_older || !children.is_empty()).then_some(children)
     }
 
@@ -339,17 +339,6 @@ impl ShardReader for PollingReader {
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
         Box::pin(self.step())
     }
-}
-
-/// The shards of a listing that continue `parent`.
-fn children_of(parent: &ShardId, shards: Vec<Shard>) -> Vec<ChildShard> {
-    let children = shards.into_iter().filter(|shard| shard.parents.contains(parent));
-    let children = children.map(|shard| ChildShard {
-        id: shard.id,
-        parents: shard.parents,
-        hash_range: Some(shard.hash_range),
-    });
-    children.collect()
 }
 
 #[cfg(test)]

@@ -40,8 +40,11 @@ async fn try_make(
     parent: &ShardId,
     named: &[ChildShard],
 ) -> Result<BTreeSet<ShardId>, ServiceError> {
-    let children =
-        if named.is_empty() { listed_children(context, parent).await? } else { named.to_vec() };
+    let children = if named.is_empty() {
+        ChildShard::of(parent, listed(context).await?)
+    } else {
+        named.to_vec()
+    };
     for child in &children {
         for other in child.parents.iter().filter(|id| *id != parent) {
             other_parent_is_known(context, &child.id, other).await?;
@@ -73,21 +76,6 @@ async fn other_parent_is_known(
         ));
     }
     Ok(())
-}
-
-async fn listed_children(
-    context: &KeeperContext,
-    parent: &ShardId,
-) -> Result<Vec<ChildShard>, ServiceError> {
-    let children =
-        listed(context).await?.into_iter().filter(|shard| shard.parents.contains(parent));
-    Ok(children
-        .map(|shard| ChildShard {
-            id: shard.id,
-            parents: shard.parents,
-            hash_range: Some(shard.hash_range),
-        })
-        .collect())
 }
 
 async fn listed(context: &KeeperContext) -> Result<Vec<Shard>, ServiceError> {
