@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::Duration;
 
-use kcl_lite::{Event, Report, ShardId, WorkerId};
+use kcl_lite::{Event, LeaseKey, Report, WorkerId};
 use tokio::time::Instant;
 
 use crate::failure;
@@ -29,7 +29,7 @@ pub(crate) struct Console<W> {
     verbosity: Verbosity,
     place: Place,
     standing_by: bool,
-    shards: BTreeSet<ShardId>,
+    shards: BTreeSet<LeaseKey>,
     troubles: BTreeMap<String, Trouble>,
 }
 
@@ -182,12 +182,12 @@ mod tests {
     }
 
     fn started(shard: &str) -> Event {
-        Event::ShardStarted { shard: ShardId::from(shard), checkpoint: Checkpoint::Latest }
+        Event::ShardStarted { shard: LeaseKey::from(shard), checkpoint: Checkpoint::Latest }
     }
 
     fn read_failed(passing: bool) -> Event {
         Event::ReadFailed {
-            shard: ShardId::from("shard-0"),
+            shard: LeaseKey::from("shard-0"),
             error: "GetRecords: ThroughputExceeded".into(),
             passing,
         }
@@ -218,7 +218,7 @@ mod tests {
         let now = Instant::now();
         let act = |console: &mut Console<&mut Vec<u8>>| {
             console.event(&started("shard-0"), now);
-            let shard = ShardId::from("shard-0");
+            let shard = LeaseKey::from("shard-0");
             console.event(&Event::LeaseLost { shard, to: Some(WorkerId::from("b")) }, now);
         };
         assert_eq!(said(Verbosity::Quiet, act), "");
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn a_write_that_failed_is_left_to_the_writers_own_words() {
         let failed = |error: &str| Event::ProcessorFailed {
-            shard: ShardId::from("shard-0"),
+            shard: LeaseKey::from("shard-0"),
             attempts: 1,
             error: error.to_owned(),
             retry_in: Duration::from_secs(1),
@@ -277,7 +277,7 @@ mod tests {
     fn the_end_tells_records_shards_and_seconds_and_what_was_left() {
         let report = |drained| Report {
             shards: BTreeMap::from([(
-                ShardId::from("shard-0"),
+                LeaseKey::from("shard-0"),
                 ShardReport { drained, checkpoint: Checkpoint::TrimHorizon },
             )]),
         };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::position::Checkpoint;
-use crate::record::{ShardId, WorkerId};
+use crate::record::{LeaseKey, ShardId, WorkerId};
 
 /// Something that happened to a worker. Past tense; a healthy hour has few of them.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,14 +27,14 @@ pub enum Event {
     /// A lease row was made.
     LeaseCreated {
         /// The shard.
-        shard: ShardId,
+        shard: LeaseKey,
         /// Where it starts.
         checkpoint: Checkpoint,
     },
     /// This worker became the owner of a lease.
     LeaseTaken {
         /// The shard.
-        shard: ShardId,
+        shard: LeaseKey,
         /// Who had it before.
         from: Option<WorkerId>,
         /// Why it was taken.
@@ -45,14 +45,14 @@ pub enum Event {
     /// This worker asked another one for a lease; it is taken when the other has let go.
     HandoffAsked {
         /// The shard.
-        shard: ShardId,
+        shard: LeaseKey,
         /// Who has it.
         from: WorkerId,
     },
     /// A durable write by this worker, with the checkpoint that is now stored.
     LeaseRenewed {
         /// The shard.
-        shard: ShardId,
+        shard: LeaseKey,
         /// What the row now says.
         checkpoint: Checkpoint,
         /// Whether this write moved the checkpoint.
@@ -61,33 +61,33 @@ pub enum Event {
     /// This worker stopped a shard because it no longer owns it, or cannot prove that it does.
     LeaseLost {
         /// The shard.
-        shard: ShardId,
+        shard: LeaseKey,
         /// Who has it now, if known. `None`: the lease could not be renewed in time.
         to: Option<WorkerId>,
     },
     /// This worker let a shard go in good order.
     LeaseReleased {
         /// The shard.
-        shard: ShardId,
+        shard: LeaseKey,
         /// What is stored.
         checkpoint: Checkpoint,
     },
     /// A finished lease was removed.
     LeaseDeleted {
         /// The shard.
-        shard: ShardId,
+        shard: LeaseKey,
     },
     /// A shard is being read and processed by this worker.
     ShardStarted {
         /// The shard.
-        shard: ShardId,
+        shard: LeaseKey,
         /// Where it starts.
         checkpoint: Checkpoint,
     },
     /// A shard is finished: everything acknowledged, `SHARD_END` stored.
     ShardEnded {
         /// The shard.
-        shard: ShardId,
+        shard: LeaseKey,
         /// The shards that continue it.
         children: Vec<ShardId>,
     },
@@ -101,7 +101,7 @@ pub enum Event {
     /// A processor returned an error or panicked; the batch is tried again.
     ProcessorFailed {
         /// The shard.
-        shard: ShardId,
+        shard: LeaseKey,
         /// Failures of this batch so far.
         attempts: u32,
         /// The error, or the message of the panic.
@@ -112,7 +112,7 @@ pub enum Event {
     /// Reading a shard failed; it is tried again.
     ReadFailed {
         /// The shard.
-        shard: ShardId,
+        shard: LeaseKey,
         /// The call and the service's words.
         error: String,
         /// Whether it may pass without anyone changing anything.

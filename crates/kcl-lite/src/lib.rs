@@ -23,7 +23,9 @@ pub use error::{BoxError, Error, ErrorKind, ServiceError, ServiceErrorKind};
 pub use event::{Event, TakeReason};
 pub use position::{Checkpoint, Cursor, InitialPosition, InvalidCheckpoint, Position};
 pub use processor::{Batch, RecordProcessor, ShardContext};
-pub use record::{InvalidSequenceNumber, Record, SequenceNumber, ShardId, Timestamp, WorkerId};
+pub use record::{
+    InvalidSequenceNumber, LeaseKey, Record, SequenceNumber, ShardId, Timestamp, WorkerId,
+};
 pub use settings::{CheckpointPolicy, ControlPlane, CreateTable, Settings};
 pub use shard::{ChildShard, HashRange, Shard};
 pub use worker::{Report, ShardReport, ShardStatus, Status, Worker, WorkerBuilder, WorkerHandle};

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use crate::checkpoint::{Ack, Deferral};
 use crate::error::BoxError;
 use crate::position::Checkpoint;
-use crate::record::{Record, ShardId, WorkerId};
+use crate::record::{LeaseKey, Record, ShardId, WorkerId};
 
 /// Processes the records of one shard. One value is made per shard and per tenure.
 ///
@@ -73,6 +73,8 @@ pub trait RecordProcessor: Send + 'static {
 /// The shard that a processor works on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardContext {
+    /// The key of the shard's lease, by which events and status name it.
+    pub lease_key: LeaseKey,
     /// The shard.
     pub shard_id: ShardId,
     /// The worker that holds its lease.

@@ -53,6 +53,11 @@ name! {
     ShardId
 }
 name! {
+    /// The key of a lease row: the shard's id, or `account:stream:epoch:shardId` when a worker reads
+    /// several streams, as in the Java KCL. Cheap to clone.
+    LeaseKey
+}
+name! {
     /// The id of a worker: one running instance of an application. Cheap to clone.
     WorkerId
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-use super::store::{LeaseStore, WriteOutcome};
+use super::store::{LeaseStore, Table, WriteOutcome};
 use super::{Lease, LeaseKey, LeaseWrite};
 use crate::error::ServiceError;
 
@@ -57,8 +57,8 @@ impl LeaseStore for MemoryStore {
         async { Ok(()) }.boxed()
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Lease>, ServiceError>> {
-        async { Ok(self.snapshot()) }.boxed()
+    fn list(&self) -> BoxFuture<'_, Result<Table, ServiceError>> {
+        async { Ok(self.snapshot().into()) }.boxed()
     }
 
     fn get<'a>(&'a self, key: &'a LeaseKey) -> BoxFuture<'a, Result<Option<Lease>, ServiceError>> {

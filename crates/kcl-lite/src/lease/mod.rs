@@ -8,6 +8,7 @@
 pub(crate) mod balance;
 pub mod dynamo;
 pub(crate) mod expiry;
+mod key;
 pub mod memory;
 pub mod store;
 pub(crate) mod tenure;
@@ -15,12 +16,10 @@ pub(crate) mod tenure;
 use std::collections::BTreeSet;
 use std::fmt;
 
+pub use self::key::{LeaseKey, StreamKey};
 use crate::position::{Checkpoint, Cursor};
 use crate::record::{ShardId, Timestamp, WorkerId};
 use crate::shard::HashRange;
-
-/// The key of a lease row. For a single stream it is the shard id, as in the Java KCL.
-pub type LeaseKey = ShardId;
 
 /// A mark on a row that tells a worker whether the last write was its own.
 ///
@@ -63,6 +62,44 @@ pub struct PendingCheckpoint {
     pub state: Option<Vec<u8>>,
 }
 
+/// Which stream a row is about: a stream that is deleted and made again under its old name is another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamIdentity {
+    /// The ARN.
+    pub arn: String,
+    /// When the stream was made.
+    pub created: Timestamp,
+}
+
+impl fmt::Display for StreamIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (created at {} ms)", self.arn, self.created.as_millis())
+    }
+}
+
+/// What a write stores besides proving life or letting go.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct News {
+    /// What has been acknowledged since the last write, if anything.
+    pub checkpoint: Option<Checkpoint>,
+    /// What becomes of the prepared checkpoint.
+    pub pending: PendingChange,
+    /// The newest time up to which everything that arrived is acknowledged, if it moved.
+    pub read_until: Option<Timestamp>,
+}
+
+/// What a write does to a prepared checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum PendingChange {
+    /// Leaves it as it is.
+    #[default]
+    Keep,
+    /// Prepares this one.
+    Prepare(PendingCheckpoint),
+    /// Removes it: the checkpoint has reached it, or it was given up.
+    Clear,
+}
+
 /// One lease row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lease {
@@ -90,6 +127,11 @@ pub struct Lease {
     pub write_id: Option<WriteId>,
     /// Our own fact: the time that `LATEST` or `AT_TIMESTAMP` was resolved to when the row was made.
     pub anchor: Option<Timestamp>,
+    /// Our own fact: everything that arrived up to this time of the service is acknowledged. It moves
+    /// also while nothing arrives, so it tells a quiet shard from a gap.
+    pub read_until: Option<Timestamp>,
+    /// Our own fact: which stream the row was made for.
+    pub stream: Option<StreamIdentity>,
 }
 
 impl Lease {
@@ -109,13 +151,25 @@ impl Lease {
             checkpoint_owner: None,
             write_id: None,
             anchor: None,
+            read_until: None,
+            stream: None,
         }
     }
 
     /// The shard this lease is for.
     #[must_use]
-    pub fn shard_id(&self) -> &ShardId {
-        &self.key
+    pub fn shard(&self) -> ShardId {
+        self.key.shard()
+    }
+
+    /// The keys of the leases of its parents.
+    pub(crate) fn parent_keys(&self) -> impl Iterator<Item = LeaseKey> {
+        self.parents.iter().map(|parent| self.key.sibling(parent))
+    }
+
+    /// The keys of the leases of its children.
+    pub(crate) fn child_keys(&self) -> impl Iterator<Item = LeaseKey> {
+        self.children.iter().map(|child| self.key.sibling(child))
     }
 
     /// Who is reading the shard now: during a handoff the old owner still is.
@@ -184,8 +238,8 @@ pub enum LeaseChange {
     HandOver {
         /// Our counter.
         counter: u64,
-        /// What has been acknowledged since the last write, if anything.
-        checkpoint: Option<Checkpoint>,
+        /// What to store.
+        news: News,
         /// The worker that asked.
         to: WorkerId,
     },
@@ -193,8 +247,8 @@ pub enum LeaseChange {
     Renew {
         /// Our counter.
         counter: u64,
-        /// What has been acknowledged since the last write, if anything.
-        checkpoint: Option<Checkpoint>,
+        /// What to store.
+        news: News,
     },
     /// End the shard: `SHARD_END`, its children, no owner. Condition: the counter.
     Finish {
@@ -208,11 +262,28 @@ pub enum LeaseChange {
     Release {
         /// Our counter.
         counter: u64,
-        /// What has been acknowledged since the last write, if anything.
-        checkpoint: Option<Checkpoint>,
+        /// What to store.
+        news: News,
     },
     /// Remove a finished lease. Condition: the counter, and `SHARD_END`.
     Delete {
+        /// The counter as observed.
+        counter: u64,
+    },
+    /// Start a shard again from another place, whoever owns it: the only write that may move a
+    /// checkpoint back. Its owner, if there is one, is fenced by the counter and stops. Condition:
+    /// the counter.
+    Reset {
+        /// The counter as observed.
+        counter: u64,
+        /// The new place; symbolic, or a position.
+        checkpoint: Checkpoint,
+        /// What a symbolic place by time means.
+        anchor: Option<Timestamp>,
+    },
+    /// Remove a lease that is not finished: its shard belongs to a stream that does not exist any
+    /// more. Condition: the counter.
+    Discard {
         /// The counter as observed.
         counter: u64,
     },
@@ -249,11 +320,9 @@ impl LeaseWrite {
                 lease.checkpoint_owner = None;
                 lease
             }
-            LeaseChange::Renew { counter, checkpoint } => {
-                at(*counter)?.renewed(checkpoint.as_ref())
-            }
+            LeaseChange::Renew { counter, news } => at(*counter)?.renewed(news),
             LeaseChange::Finish { counter, children } => {
-                let mut lease = at(*counter)?.renewed(Some(&Checkpoint::ShardEnd));
+                let mut lease = at(*counter)?.renewed(&News::shard_end());
                 lease.children.clone_from(children);
                 lease.freed()
             }
@@ -265,23 +334,33 @@ impl LeaseWrite {
                 lease.checkpoint_owner = lease.owner.replace(to.clone());
                 return Ok(Some(lease));
             }
-            LeaseChange::HandOver { counter, checkpoint, to } => {
-                let mut lease = at(*counter)?.renewed(checkpoint.as_ref());
+            LeaseChange::HandOver { counter, news, to } => {
+                let mut lease = at(*counter)?.renewed(news);
                 lease.owner = Some(to.clone());
                 lease.checkpoint_owner = None;
                 lease
             }
-            LeaseChange::Release { counter, checkpoint } => {
+            LeaseChange::Release { counter, news } => {
                 let lease = at(*counter)?;
                 if lease.checkpoint_owner.is_some() {
                     return Err(refused());
                 }
-                lease.renewed(checkpoint.as_ref()).freed()
+                lease.renewed(news).freed()
             }
             LeaseChange::Delete { counter } => {
                 let lease = at(*counter)?;
                 return if lease.checkpoint.is_shard_end() { Ok(None) } else { Err(refused()) };
             }
+            LeaseChange::Reset { counter, checkpoint, anchor } => {
+                let mut lease = at(*counter)?;
+                lease.counter += 1;
+                lease.checkpoint = checkpoint.clone();
+                lease.anchor = *anchor;
+                (lease.pending, lease.read_until, lease.owner_switches) = (None, None, 0);
+                lease.children = BTreeSet::new();
+                lease.freed()
+            }
+            LeaseChange::Discard { counter } => return at(*counter).map(|_| None),
         };
         next.write_id = Some(self.id.clone());
         Ok(Some(next))
@@ -305,15 +384,33 @@ impl Lease {
         self
     }
 
-    fn renewed(mut self, checkpoint: Option<&Checkpoint>) -> Self {
+    fn renewed(mut self, news: &News) -> Self {
         self.counter += 1;
-        if let Some(checkpoint) = checkpoint {
+        if let Some(checkpoint) = &news.checkpoint {
             debug_assert!(*checkpoint >= self.checkpoint, "a durable checkpoint never moves back");
             self.checkpoint = checkpoint.clone();
             self.owner_switches = 0;
-            self.pending = None;
         }
+        match &news.pending {
+            PendingChange::Keep => {}
+            PendingChange::Prepare(pending) => self.pending = Some(pending.clone()),
+            PendingChange::Clear => self.pending = None,
+        }
+        self.read_until = news.read_until.or(self.read_until);
         self
+    }
+}
+
+impl News {
+    /// News of a checkpoint alone.
+    #[must_use]
+    pub fn of(checkpoint: Option<Checkpoint>) -> Self {
+        Self { checkpoint, ..Self::default() }
+    }
+
+    /// Everything is acknowledged, so nothing can be pending.
+    pub(crate) fn shard_end() -> Self {
+        Self { pending: PendingChange::Clear, ..Self::of(Some(Checkpoint::ShardEnd)) }
     }
 }
 

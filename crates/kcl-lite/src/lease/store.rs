@@ -6,6 +6,7 @@
 //! [`WriteOutcome::Refused`] with a row that carries the caller's own
 //! [`WriteId`](super::WriteId), and that settles it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use futures_util::future::BoxFuture;
@@ -22,6 +23,22 @@ pub enum WriteOutcome {
     Refused(Option<Lease>),
 }
 
+/// All rows of a lease table at one time.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Table {
+    /// The leases in key order.
+    pub leases: Vec<Lease>,
+    /// Rows that are there but cannot be read, and why. They are neither free nor finished: nobody
+    /// takes them, and the children of such a shard wait.
+    pub unreadable: BTreeMap<LeaseKey, String>,
+}
+
+impl From<Vec<Lease>> for Table {
+    fn from(leases: Vec<Lease>) -> Self {
+        Self { leases, unreadable: BTreeMap::new() }
+    }
+}
+
 /// Where leases are kept.
 ///
 /// All workers of an application use one store. Implementations: the DynamoDB table
@@ -34,12 +51,12 @@ pub trait LeaseStore: Send + Sync + fmt::Debug {
     /// When the table is missing and may not be created, or the service refuses or cannot be reached.
     fn prepare(&self) -> BoxFuture<'_, Result<(), ServiceError>>;
 
-    /// All leases, fully paged, in key order. A row that cannot be read is left out, so that one
-    /// damaged row stops one shard and not all; [`get`](Self::get) of its key is the error.
+    /// All leases, fully paged. A row that cannot be read is listed apart, so that one damaged row
+    /// stops one shard and not all; [`get`](Self::get) of its key is the error.
     ///
     /// # Errors
     /// When the table cannot be read.
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Lease>, ServiceError>>;
+    fn list(&self) -> BoxFuture<'_, Result<Table, ServiceError>>;
 
     /// One lease, read consistently.
     ///

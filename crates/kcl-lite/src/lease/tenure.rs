@@ -11,8 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::store::WriteOutcome;
-use super::{Lease, LeaseChange, LeaseWrite, WriteId};
-use crate::position::Checkpoint;
+use super::{Lease, LeaseChange, LeaseWrite, News, PendingChange, WriteId};
 use crate::record::{ShardId, WorkerId};
 
 /// The mark of this worker's write at `counter`.
@@ -96,19 +95,32 @@ impl Tenure {
         self.valid_from + self.lasts - self.margin
     }
 
-    /// The next write towards `goal`, storing `acknowledged` if it is news.
-    pub(crate) fn write(&self, goal: &Goal, acknowledged: Option<&Checkpoint>) -> LeaseWrite {
+    /// The next write towards `goal`, storing what of `told` is news.
+    pub(crate) fn write(&self, goal: &Goal, told: &News) -> LeaseWrite {
         let counter = self.lease.counter;
-        let checkpoint = acknowledged.filter(|news| **news > self.lease.checkpoint).cloned();
+        let news = self.news(told);
         let change = match goal {
-            Goal::Keep => LeaseChange::Renew { counter, checkpoint },
+            Goal::Keep => LeaseChange::Renew { counter, news },
             Goal::Release => match self.asked_by() {
-                Some(to) => LeaseChange::HandOver { counter, checkpoint, to: to.clone() },
-                None => LeaseChange::Release { counter, checkpoint },
+                Some(to) => LeaseChange::HandOver { counter, news, to: to.clone() },
+                None => LeaseChange::Release { counter, news },
             },
             Goal::Finish(children) => LeaseChange::Finish { counter, children: children.clone() },
         };
         LeaseWrite { key: self.lease.key.clone(), id: write_id(&self.incarnation, counter), change }
+    }
+
+    /// Nothing durable moves back, and a prepared checkpoint stays until the checkpoint has reached it.
+    fn news(&self, told: &News) -> News {
+        let checkpoint = told.checkpoint.clone().filter(|news| *news > self.lease.checkpoint);
+        let newest = checkpoint.as_ref().unwrap_or(&self.lease.checkpoint);
+        let reached = self.lease.pending.as_ref().is_some_and(|it| it.checkpoint <= *newest);
+        let pending = match &told.pending {
+            PendingChange::Keep if reached => PendingChange::Clear,
+            told => told.clone(),
+        };
+        let read_until = told.read_until.filter(|news| Some(*news) > self.lease.read_until);
+        News { checkpoint, pending, read_until }
     }
 
     /// The worker that has asked for this lease, if the row says so.
@@ -117,11 +129,11 @@ impl Tenure {
     }
 
     /// The write that puts a vanished row back with its position.
-    pub(crate) fn write_again(&self, acknowledged: Option<&Checkpoint>) -> LeaseWrite {
+    pub(crate) fn write_again(&self, told: &News) -> LeaseWrite {
         let mut lease = self.lease.clone();
         lease.counter += 1;
-        if let Some(news) = acknowledged.filter(|news| **news > lease.checkpoint) {
-            lease.checkpoint = news.clone();
+        if let Some(news) = self.news(told).checkpoint {
+            lease.checkpoint = news;
         }
         LeaseWrite {
             key: lease.key.clone(),
@@ -185,6 +197,7 @@ impl Tenure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::position::Checkpoint;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -206,7 +219,7 @@ mod tests {
         let start = Instant::now();
         let mut tenure = tenure(start);
         assert_eq!(tenure.fenced_at(), start + 9 * SECOND);
-        let row = applied(&tenure, &tenure.write(&Goal::Keep, None));
+        let row = applied(&tenure, &tenure.write(&Goal::Keep, &News::default()));
         tenure.sent(start + 3 * SECOND);
         let verdict =
             tenure.answered(start + 3 * SECOND, WriteOutcome::Done(Some(row)), &Goal::Keep);
@@ -218,7 +231,7 @@ mod tests {
     fn a_write_recognised_later_extends_validity_only_from_the_oldest_unanswered_one() {
         let start = Instant::now();
         let mut tenure = tenure(start);
-        let row = applied(&tenure, &tenure.write(&Goal::Keep, None));
+        let row = applied(&tenure, &tenure.write(&Goal::Keep, &News::default()));
         tenure.sent(start + 3 * SECOND); // applied, reply lost
         tenure.sent(start + 6 * SECOND);
         let verdict =
@@ -231,7 +244,7 @@ mod tests {
     fn a_row_with_another_mark_is_lost_even_with_the_expected_counter() {
         let start = Instant::now();
         let mut tenure = tenure(start);
-        let mut row = applied(&tenure, &tenure.write(&Goal::Keep, None));
+        let mut row = applied(&tenure, &tenure.write(&Goal::Keep, &News::default()));
         row.write_id = Some(WriteId::new("other#1:7"));
         row.owner = Some("other".into());
         tenure.sent(start);
@@ -243,7 +256,7 @@ mod tests {
     fn a_release_that_finds_its_own_lost_renewal_has_not_released_yet() {
         let start = Instant::now();
         let mut tenure = tenure(start);
-        let renewed = applied(&tenure, &tenure.write(&Goal::Keep, None));
+        let renewed = applied(&tenure, &tenure.write(&Goal::Keep, &News::default()));
         tenure.sent(start);
         tenure.sent(start + SECOND);
         let outcome = WriteOutcome::Refused(Some(renewed));
@@ -262,7 +275,7 @@ mod tests {
             Verdict::Vanished
         );
         let news = Checkpoint::parse("55", 0).unwrap();
-        let row = tenure.write_again(Some(&news)).apply(None).unwrap().unwrap();
+        let row = tenure.write_again(&News::of(Some(news.clone()))).apply(None).unwrap().unwrap();
         assert_eq!((row.counter, &row.checkpoint, row.owner.is_some()), (8, &news, true));
         let verdict = tenure.answered(start, WriteOutcome::Done(Some(row)), &Goal::Keep);
         assert_eq!(verdict, Verdict::Held { reached: true });
@@ -278,12 +291,13 @@ mod tests {
             change: LeaseChange::AskHandoff { counter: 7, from: "me".into(), to: "next".into() },
         };
         let asked = applied(&tenure, &ask);
-        let renewed = tenure.write(&Goal::Keep, None).apply(Some(&asked)).unwrap().unwrap();
+        let renewed =
+            tenure.write(&Goal::Keep, &News::default()).apply(Some(&asked)).unwrap().unwrap();
         tenure.sent(start);
         tenure.answered(start, WriteOutcome::Done(Some(renewed)), &Goal::Keep);
         assert_eq!(tenure.asked_by(), Some(&"next".into()));
 
-        let row = applied(&tenure, &tenure.write(&Goal::Release, None));
+        let row = applied(&tenure, &tenure.write(&Goal::Release, &News::default()));
         assert_eq!((row.actual_owner(), row.counter), (Some(&"next".into()), 9));
         tenure.sent(start);
         let verdict = tenure.answered(start, WriteOutcome::Done(Some(row)), &Goal::Release);
@@ -297,12 +311,13 @@ mod tests {
         let ask = LeaseChange::AskHandoff { counter: 7, from: "me".into(), to: "next".into() };
         let ask = LeaseWrite { key: "shardId-0".into(), id: WriteId::new("next#1:7"), change: ask };
         let asked = applied(&tenure, &ask);
-        let refused = tenure.write(&Goal::Release, None).apply(Some(&asked)).unwrap_err();
+        let refused =
+            tenure.write(&Goal::Release, &News::default()).apply(Some(&asked)).unwrap_err();
         tenure.sent(start + SECOND);
         let outcome = WriteOutcome::Refused(refused.current.map(|row| *row));
         assert_eq!(tenure.answered(start + SECOND, outcome, &Goal::Release), Verdict::Asked);
         assert_eq!(tenure.fenced_at(), start + 9 * SECOND, "nothing was written");
-        let change = tenure.write(&Goal::Release, None).change;
+        let change = tenure.write(&Goal::Release, &News::default()).change;
         assert!(matches!(change, LeaseChange::HandOver { counter: 7, .. }), "{change:?}");
     }
 
@@ -310,7 +325,7 @@ mod tests {
     fn a_renewal_that_was_lost_is_recognised_although_another_worker_has_asked_since() {
         let start = Instant::now();
         let mut tenure = tenure(start);
-        let renewed = applied(&tenure, &tenure.write(&Goal::Keep, None));
+        let renewed = applied(&tenure, &tenure.write(&Goal::Keep, &News::default()));
         let ask = LeaseChange::AskHandoff { counter: 8, from: "me".into(), to: "next".into() };
         let ask =
             LeaseWrite { key: renewed.key.clone(), id: WriteId::new("next#1:8"), change: ask };
@@ -325,7 +340,7 @@ mod tests {
     #[test]
     fn an_acknowledgement_that_is_no_news_is_not_written() {
         let tenure = tenure(Instant::now());
-        let write = tenure.write(&Goal::Keep, Some(&Checkpoint::TrimHorizon));
-        assert_eq!(write.change, LeaseChange::Renew { counter: 7, checkpoint: None });
+        let write = tenure.write(&Goal::Keep, &News::of(Some(Checkpoint::TrimHorizon)));
+        assert_eq!(write.change, LeaseChange::Renew { counter: 7, news: News::default() });
     }
 }

@@ -30,9 +30,9 @@ fn ask(counter: u64, from: &str, to: &str) -> LeaseChange {
 fn changes(counter: u64) -> [LeaseChange; 4] {
     [
         take(counter, None, "b"),
-        LeaseChange::Renew { counter, checkpoint: None },
+        LeaseChange::Renew { counter, news: News::default() },
         LeaseChange::Finish { counter, children: BTreeSet::new() },
-        LeaseChange::Release { counter, checkpoint: None },
+        LeaseChange::Release { counter, news: News::default() },
     ]
 }
 
@@ -123,7 +123,8 @@ fn asking_for_a_handoff_names_both_and_leaves_counter_and_mark_to_the_owner() {
 #[test]
 fn a_handover_stores_the_checkpoint_and_gives_the_lease_to_the_one_who_asked() {
     let asked = applied(ask(7, "a", "b"), &row("shard-0", 7, Some("a")));
-    let change = LeaseChange::HandOver { counter: 7, checkpoint: Some(at("9")), to: "b".into() };
+    let change =
+        LeaseChange::HandOver { counter: 7, news: News::of(Some(at("9"))), to: "b".into() };
     let next = applied(change, &asked);
     assert_eq!((next.owner, next.checkpoint_owner), (Some("b".into()), None));
     assert_eq!((next.counter, next.checkpoint), (8, at("9")));
@@ -134,7 +135,7 @@ fn a_renewal_without_progress_keeps_checkpoint_switches_and_pending() {
     let pending = Some(PendingCheckpoint { checkpoint: at("9"), state: None });
     let current =
         Lease { checkpoint: at("5"), owner_switches: 2, pending, ..row("shard-0", 7, Some("a")) };
-    let next = applied(LeaseChange::Renew { counter: 7, checkpoint: None }, &current);
+    let next = applied(LeaseChange::Renew { counter: 7, news: News::default() }, &current);
     assert_eq!(next, Lease { counter: 8, write_id: Some(WriteId::new("me-1")), ..current });
 }
 
@@ -142,7 +143,8 @@ fn a_renewal_without_progress_keeps_checkpoint_switches_and_pending() {
 fn a_checkpoint_forgets_switches_and_what_was_pending() {
     let pending = Some(PendingCheckpoint { checkpoint: at("9"), state: Some(vec![1]) });
     let current = Lease { owner_switches: 2, pending, ..row("shard-0", 7, Some("a")) };
-    let next = applied(LeaseChange::Renew { counter: 7, checkpoint: Some(at("9")) }, &current);
+    let news = News { pending: PendingChange::Clear, ..News::of(Some(at("9"))) };
+    let next = applied(LeaseChange::Renew { counter: 7, news }, &current);
     assert_eq!((next.checkpoint, next.owner_switches, next.pending), (at("9"), 0, None));
     assert_eq!(next.owner, Some("a".into()));
 }
@@ -153,6 +155,37 @@ fn a_finished_shard_names_its_children() {
     let finish = LeaseChange::Finish { counter: 7, children: children.clone() };
     let next = applied(finish, &row("shard-0", 7, Some("a")));
     assert_eq!((next.checkpoint, next.children), (Checkpoint::ShardEnd, children));
+}
+
+#[test]
+fn a_reset_moves_back_fences_the_owner_and_forgets_what_was_pending() {
+    let pending = Some(PendingCheckpoint { checkpoint: at("9"), state: None });
+    let then = Some(Timestamp::from_millis(1_000));
+    let current = Lease {
+        checkpoint: Checkpoint::ShardEnd,
+        children: ["shard-1".into()].into(),
+        read_until: then,
+        pending,
+        ..row("shard-0", 7, Some("a"))
+    };
+    let reset =
+        LeaseChange::Reset { counter: 7, checkpoint: Checkpoint::AtTimestamp, anchor: then };
+    let next = applied(reset, &current);
+    let expected = Lease {
+        checkpoint: Checkpoint::AtTimestamp,
+        anchor: then,
+        write_id: Some(WriteId::new("me-1")),
+        ..row("shard-0", 8, None)
+    };
+    assert_eq!(next, expected);
+}
+
+#[test]
+fn a_lease_is_discarded_only_at_its_counter() {
+    let current = row("shard-0", 7, Some("a"));
+    let discard = |counter| write(LeaseChange::Discard { counter });
+    assert!(discard(6).apply(Some(&current)).is_err());
+    assert_eq!(discard(7).apply(Some(&current)), Ok(None));
 }
 
 #[test]

@@ -8,10 +8,12 @@ pub mod memory;
 mod polling;
 
 use std::fmt;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
 use crate::error::ServiceError;
+use crate::lease::StreamIdentity;
 use crate::position::{Cursor, InitialPosition};
 use crate::record::{Record, ShardId, Timestamp};
 use crate::shard::{ChildShard, Shard};
@@ -35,6 +37,15 @@ pub struct Listing {
     pub at: Timestamp,
 }
 
+/// What a service knows of a stream beside its shards.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Description {
+    /// Which stream it is, if that can be told.
+    pub identity: Option<StreamIdentity>,
+    /// For how long records are kept, if not for ever.
+    pub retention: Option<Duration>,
+}
+
 /// A stream.
 ///
 /// # Cancel safety
@@ -46,6 +57,14 @@ pub trait Stream: Send + Sync + fmt::Debug {
     /// `Missing` when the stream does not exist (the message names the stream and the region),
     /// `NotReady` while it is being created, and the other kinds by their meaning.
     fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>>;
+
+    /// Describes the stream. A stream that never expires and is never made again knows nothing.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    fn describe(&self) -> BoxFuture<'_, Result<Description, ServiceError>> {
+        Box::pin(async { Ok(Description::default()) })
+    }
 
     /// A reader of one shard that starts at `cursor`.
     fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader>;

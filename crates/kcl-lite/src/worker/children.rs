@@ -12,6 +12,7 @@ use crate::clock;
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::store::WriteOutcome;
+use crate::lease::{Lease, LeaseKey};
 use crate::record::ShardId;
 use crate::shard::{ChildShard, Shard, plan};
 use crate::stream::ListFrom;
@@ -19,7 +20,7 @@ use crate::stream::ListFrom;
 /// Makes the leases of the children of `parent`; returns their ids.
 pub(crate) async fn make(
     context: KeeperContext,
-    parent: ShardId,
+    parent: Lease,
     named: Vec<ChildShard>,
 ) -> BTreeSet<ShardId> {
     loop {
@@ -37,24 +38,24 @@ pub(crate) async fn make(
 
 async fn try_make(
     context: &KeeperContext,
-    parent: &ShardId,
+    parent: &Lease,
     named: &[ChildShard],
 ) -> Result<BTreeSet<ShardId>, ServiceError> {
     let children = if named.is_empty() {
-        ChildShard::of(parent, listed(context).await?)
+        ChildShard::of(&parent.shard(), listed(context).await?)
     } else {
         named.to_vec()
     };
     for child in &children {
-        for other in child.parents.iter().filter(|id| *id != parent) {
-            other_parent_is_known(context, &child.id, other).await?;
+        for other in child.parents.iter().filter(|id| parent.shard() != **id) {
+            other_parent_is_known(context, &child.id, &parent.key.sibling(other)).await?;
         }
-        let lease = plan::child_lease(&child.id, &child.parents, child.hash_range);
-        let checkpoint = lease.checkpoint.clone();
+        let lease = plan::child_lease(parent, child);
+        let (shard, checkpoint) = (lease.key.clone(), lease.checkpoint.clone());
         let write = create_write(lease, &context.incarnation);
         let outcome = timely(context, context.store.write(&write)).await?;
         if matches!(outcome, WriteOutcome::Done(_)) {
-            context.events.emit(&Event::LeaseCreated { shard: child.id.clone(), checkpoint });
+            context.events.emit(&Event::LeaseCreated { shard, checkpoint });
         }
     }
     Ok(children.into_iter().map(|child| child.id).collect())
@@ -64,12 +65,12 @@ async fn try_make(
 async fn other_parent_is_known(
     context: &KeeperContext,
     child: &ShardId,
-    other: &ShardId,
+    other: &LeaseKey,
 ) -> Result<(), ServiceError> {
     if timely(context, context.store.get(other)).await?.is_some() {
         return Ok(());
     }
-    if listed(context).await?.iter().any(|shard| shard.id == *other) {
+    if listed(context).await?.iter().any(|shard| shard.id == other.shard()) {
         return Err(ServiceError::new(
             ServiceErrorKind::NotReady,
             format!("{child} waits: its other parent {other} has no lease yet"),

@@ -232,7 +232,8 @@ impl Coordinator {
             shard: None,
         };
         let shard = ShardContext {
-            shard_id: lease.key.clone(),
+            lease_key: lease.key.clone(),
+            shard_id: lease.shard(),
             worker_id: self.me.clone(),
             checkpoint: lease.checkpoint.clone(),
             fencing_token: lease.counter,

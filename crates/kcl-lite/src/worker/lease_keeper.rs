@@ -20,9 +20,9 @@ use super::children;
 use crate::clock::{Clock, within};
 use crate::error::ServiceError;
 use crate::event::{Event, Events};
-use crate::lease::Lease;
 use crate::lease::store::LeaseStore;
 use crate::lease::tenure::{Goal, Tenure, Verdict};
+use crate::lease::{Lease, News};
 use crate::position::Checkpoint;
 use crate::record::ShardId;
 use crate::retry::Retry;
@@ -220,7 +220,7 @@ impl LeaseKeeper {
     fn requested(&mut self, request: Option<Request>) {
         match request {
             Some(Request::Finish(children)) => {
-                let parent = self.tenure.lease().key.clone();
+                let parent = self.tenure.lease().clone();
                 self.ending =
                     Some(Box::pin(children::make(self.context.clone(), parent, children)));
             }
@@ -233,8 +233,8 @@ impl LeaseKeeper {
     }
 
     async fn write(&mut self) -> Option<KeeperExit> {
-        let news = self.acknowledged.borrow_and_update().clone();
-        let write = self.tenure.write(&self.goal, news.as_ref());
+        let news = News::of(self.acknowledged.borrow_and_update().clone());
+        let write = self.tenure.write(&self.goal, &news);
         match self.send(&write).await {
             Sent::Answered(Verdict::Held { reached }) => self.held(reached),
             Sent::Answered(Verdict::Asked) => {
@@ -243,7 +243,7 @@ impl LeaseKeeper {
             }
             Sent::Answered(Verdict::Lost { to }) => Some(self.lose(to)),
             Sent::Answered(Verdict::Vanished) => {
-                let again = self.tenure.write_again(news.as_ref());
+                let again = self.tenure.write_again(&news);
                 if let Sent::Answered(Verdict::Lost { to }) = self.send(&again).await {
                     return Some(self.lose(to));
                 }

@@ -20,13 +20,13 @@ pub use builder::{Worker, WorkerBuilder};
 pub use handle::WorkerHandle;
 
 use crate::position::Checkpoint;
-use crate::record::ShardId;
+use crate::record::LeaseKey;
 
 /// What a worker did with its shards when it stopped.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// The shards that were held when the stop was asked for.
-    pub shards: BTreeMap<ShardId, ShardReport>,
+    pub shards: BTreeMap<LeaseKey, ShardReport>,
 }
 
 /// How one shard was left.
@@ -44,7 +44,7 @@ pub struct Status {
     /// Leases in the table that are not finished.
     pub leases: usize,
     /// The shards this worker holds.
-    pub shards: BTreeMap<ShardId, ShardStatus>,
+    pub shards: BTreeMap<LeaseKey, ShardStatus>,
 }
 
 /// A shard at one moment.

@@ -128,7 +128,7 @@ impl ShardTask {
     /// Works on the shard until it ends, is let go, or is lost.
     pub(crate) async fn run(mut self) -> ShardExit {
         let event = Event::ShardStarted {
-            shard: self.shard.shard_id.clone(),
+            shard: self.shard.lease_key.clone(),
             checkpoint: self.shard.checkpoint.clone(),
         };
         self.context.events.emit(&event);
@@ -354,7 +354,7 @@ impl ShardTask {
     async fn failed(&mut self, error: &str) -> bool {
         let retry_in = self.retry.delay(&mut self.rng);
         self.context.events.emit(&Event::ProcessorFailed {
-            shard: self.shard.shard_id.clone(),
+            shard: self.shard.lease_key.clone(),
             attempts: self.retry.attempts(),
             error: error.to_owned(),
             retry_in,
@@ -396,7 +396,7 @@ async fn fetch(
                 progress.lock().unwrap_or_else(PoisonError::into_inner).is_missing =
                     error.kind == ServiceErrorKind::Missing;
                 context.events.emit(&Event::ReadFailed {
-                    shard: shard.shard_id.clone(),
+                    shard: shard.lease_key.clone(),
                     error: error.to_string(),
                     passing: error.is_passing(),
                 });

@@ -15,7 +15,7 @@ use crate::lease::Lease;
 use crate::lease::store::WriteOutcome;
 use crate::position::InitialPosition;
 use crate::retry::Retry;
-use crate::shard::plan;
+use crate::shard::plan::{self, Source};
 use crate::stream::{ListFrom, Listing};
 
 /// How often a call that fails for a passing reason is tried before `start` gives up.
@@ -39,8 +39,9 @@ pub(crate) async fn make_ready(
         pause(context, &mut retry, rng, error).await?;
     }
     let leases = retried(context, rng, || context.store.list()).await?;
-    if !leases.is_empty() {
-        return Ok(leases.len());
+    let rows = leases.leases.len() + leases.unreadable.len();
+    if rows > 0 {
+        return Ok(rows);
     }
     let wanted = first_leases(context, first, rng).await?;
     let count = wanted.len();
@@ -77,11 +78,12 @@ async fn first_leases(
     rng: &mut fastrand::Rng,
 ) -> Result<Vec<Lease>, Error> {
     let position = context.settings.initial_position;
+    let source = Source { position, ..Source::default() };
     if position == InitialPosition::Latest {
         listing = listing_as_of(context, listing).await;
     }
     for _ in 0..ATTEMPTS {
-        if let Some(leases) = plan::first_leases(&listing, position) {
+        if let Some(leases) = plan::first_leases(&listing, &source) {
             return Ok(leases);
         }
         sleep(&context.clock, STREAM_POLL).await;

@@ -20,7 +20,9 @@ use aws_smithy_types::body::SdkBody;
 use kcl_lite::lease::dynamo::DynamoStore;
 use kcl_lite::lease::memory::MemoryStore;
 use kcl_lite::lease::store::{LeaseStore, WriteOutcome};
-use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, PendingCheckpoint, WriteId};
+use kcl_lite::lease::{
+    Lease, LeaseChange, LeaseKey, LeaseWrite, News, PendingChange, PendingCheckpoint, WriteId,
+};
 use kcl_lite::{
     Checkpoint, CreateTable, HashRange, Position, ServiceErrorKind, ShardId, Timestamp, WorkerId,
 };
@@ -114,7 +116,7 @@ fn take(counter: u64) -> LeaseChange {
 }
 
 fn renew(counter: u64) -> LeaseChange {
-    LeaseChange::Renew { counter, checkpoint: None }
+    LeaseChange::Renew { counter, news: News::default() }
 }
 
 /// The lower half of the hash keys, and what follows it.
@@ -253,7 +255,7 @@ async fn items_that_are_not_leases_are_passed_over() {
     bench.put("leaseKey S Leader; entityType S LEADER; ownerName S w1").await;
     bench.put("leaseKey S Migration3.0; entityType S CLIENT_VERSION_MIGRATION").await;
     bench.put(&bare(SHARD)).await;
-    let leases = bench.store.list().await.unwrap();
+    let leases = bench.store.list().await.unwrap().leases;
     assert_eq!(leases, [Lease::new(SHARD, Checkpoint::TrimHorizon)]);
     assert_eq!(bench.store.get(&"Leader".into()).await.unwrap(), None);
 }
@@ -279,7 +281,7 @@ async fn one_damaged_row_is_left_out_of_the_list_and_named_when_asked_for() {
         ),
     ] {
         bench.put(&format!("{key}; {row}")).await;
-        let listed: Vec<_> = bench.store.list().await.unwrap();
+        let listed: Vec<_> = bench.store.list().await.unwrap().leases;
         assert_eq!(listed, [Lease::new("shardId-000000000009", Checkpoint::TrimHorizon)]);
         let error = bench.store.get(&SHARD.into()).await.unwrap_err();
         assert_eq!(error.kind, ServiceErrorKind::Invalid);
@@ -307,7 +309,7 @@ async fn attributes_that_are_not_ours_survive_every_write() {
     bench.put(&format!("{}; {foreign}", bare(SHARD))).await;
     bench.write(take(0)).await;
     bench.write(renew(1)).await;
-    bench.write(LeaseChange::Release { counter: 2, checkpoint: Some(at("7", 0)) }).await;
+    bench.write(LeaseChange::Release { counter: 2, news: News::of(Some(at("7", 0))) }).await;
     bench.write(LeaseChange::Finish { counter: 3, children: shards([2]) }).await;
     let raw = bench.raw(SHARD).await.unwrap();
     assert_eq!(raw["leaseCounter"], AttributeValue::N("4".into()));
@@ -327,7 +329,12 @@ async fn a_checkpoint_leaves_nothing_of_what_was_pending() {
     let bench = Bench::new().await;
     bench.put(rows_of_kcl_2().remove(2).0).await;
     let checkpoint = Some(at("49680467067409085667164030489078633931469779301147082754", 0));
-    bench.write(LeaseChange::Renew { counter: 33, checkpoint }).await;
+    bench
+        .write(LeaseChange::Renew {
+            counter: 33,
+            news: News { pending: PendingChange::Clear, ..News::of(checkpoint) },
+        })
+        .await;
     let mut names: Vec<_> = bench.raw(SHARD).await.unwrap().into_keys().collect();
     names.retain(|name| name.starts_with("pending"));
     assert_eq!(names, [""; 0]);
@@ -344,7 +351,7 @@ async fn a_write_whose_condition_fails_answers_with_the_row() {
         take(stale),
         renew(stale),
         LeaseChange::Finish { counter: stale, children: shards([2]) },
-        LeaseChange::Release { counter: stale, checkpoint: None },
+        LeaseChange::Release { counter: stale, news: News::default() },
         LeaseChange::Delete { counter: stale },
         // The counter is right, but the shard is not at its end.
         LeaseChange::Delete { counter: 33 },
@@ -362,7 +369,7 @@ async fn a_row_that_is_gone_is_not_made_by_a_change() {
         take(0),
         renew(0),
         LeaseChange::Finish { counter: 0, children: shards([2]) },
-        LeaseChange::Release { counter: 0, checkpoint: None },
+        LeaseChange::Release { counter: 0, news: News::default() },
         LeaseChange::Delete { counter: 0 },
     ] {
         assert_eq!(bench.write(change).await, WriteOutcome::Refused(None));
@@ -392,7 +399,8 @@ async fn a_list_is_complete_over_many_pages_and_in_key_order() {
     for number in (0..9).rev() {
         bench.put(&format!("{}; bulk S {bulk}", bare(&format!("shard-{number}")))).await;
     }
-    let keys: Vec<_> = bench.store.list().await.unwrap().into_iter().map(|row| row.key).collect();
+    let keys: Vec<_> =
+        bench.store.list().await.unwrap().leases.into_iter().map(|row| row.key).collect();
     let expected: Vec<LeaseKey> = (0..9).map(|number| format!("shard-{number}").into()).collect();
     assert_eq!(keys, expected);
     assert!(bench.local.requests().count("worker", "Scan") >= 3, "pages hold 1 MB");
@@ -405,7 +413,7 @@ async fn every_read_is_consistent() {
         .client("worker")
         .containing("\"ConsistentRead\":true");
     let rule = bench.local.faults().add(consistent);
-    bench.store.list().await.unwrap();
+    bench.store.list().await.unwrap().leases;
     bench.store.get(&SHARD.into()).await.unwrap();
     assert_eq!(bench.local.faults().fired(rule), 2);
 }
@@ -687,11 +695,11 @@ impl Aim {
             Kind::Take(from, owner) => LeaseChange::Take { counter, from, owner },
             Kind::Ask(from, to) => LeaseChange::AskHandoff { counter, from, to },
             Kind::HandOver(by, to) => {
-                LeaseChange::HandOver { counter, checkpoint: by.map(moved), to }
+                LeaseChange::HandOver { counter, news: News::of(by.map(moved)), to }
             }
-            Kind::Renew(by) => LeaseChange::Renew { counter, checkpoint: by.map(moved) },
+            Kind::Renew(by) => LeaseChange::Renew { counter, news: News::of(by.map(moved)) },
             Kind::Finish(children) => LeaseChange::Finish { counter, children },
-            Kind::Release(by) => LeaseChange::Release { counter, checkpoint: by.map(moved) },
+            Kind::Release(by) => LeaseChange::Release { counter, news: News::of(by.map(moved)) },
             Kind::Delete => LeaseChange::Delete { counter },
         };
         LeaseWrite { key: self.key.into(), id: WriteId::new(format!("w/{number}")), change }
@@ -735,7 +743,7 @@ proptest! {
                 let ruled = memory.write(&write).await.unwrap();
                 let done = bench.store.write(&write).await.unwrap();
                 prop_assert_eq!(done, ruled, "{:?}", write);
-                prop_assert_eq!(bench.store.list().await.unwrap(), memory.snapshot());
+                prop_assert_eq!(bench.store.list().await.unwrap().leases, memory.snapshot());
             }
             Ok(())
         })?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use kcl_lite::lease::memory::MemoryStore;
-use kcl_lite::lease::store::{LeaseStore, WriteOutcome};
+use kcl_lite::lease::store::{LeaseStore, Table, WriteOutcome};
 use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite};
 use kcl_lite::stream::Stream;
 use kcl_lite::stream::memory::MemoryStream;
@@ -84,7 +84,7 @@ impl LeaseStore for FaultyStore {
         Box::pin(self.fault())
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Lease>, ServiceError>> {
+    fn list(&self) -> BoxFuture<'_, Result<Table, ServiceError>> {
         Box::pin(async {
             self.fault().await?;
             self.inner.list().await

@@ -294,7 +294,7 @@ async fn deferred_acknowledgements_hold_the_checkpoint_back_and_a_dropped_one_re
 async fn steal(fleet: &Fleet, shard: &ShardId) -> Lease {
     let lease = fleet.lease(shard);
     let write = LeaseWrite {
-        key: shard.clone(),
+        key: shard.clone().into(),
         id: WriteId::new("thief#1:0"),
         change: LeaseChange::Take {
             counter: lease.counter,
@@ -396,7 +396,7 @@ async fn a_row_deleted_under_its_owner_comes_back_with_its_position() {
         .await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     let before = fleet.lease(&shard);
-    fleet.store.inner.forget(&shard);
+    fleet.store.inner.forget(&shard.clone().into());
     fleet.until("the row", |_| fleet.store.inner.snapshot().len() == 2).await;
     let after = fleet.lease(&shard);
     assert_eq!(after.checkpoint, before.checkpoint);
@@ -412,7 +412,7 @@ async fn ask_and_die(fleet: &Fleet, shard: &ShardId) {
     let row = fleet.lease(shard);
     let from = row.owner.expect("somebody has it");
     let change = LeaseChange::AskHandoff { counter: row.counter, from, to: "ghost".into() };
-    let ask = LeaseWrite { key: shard.clone(), id: WriteId::new("ghost#1:take:9"), change };
+    let ask = LeaseWrite { key: shard.clone().into(), id: WriteId::new("ghost#1:take:9"), change };
     fleet.store.write(&ask).await.unwrap();
 }
 
@@ -494,7 +494,7 @@ async fn a_worker_that_finds_its_own_shard_finished_stops_without_delay() {
     let mark = row.write_id.clone().unwrap();
     let incarnation = mark.as_str().split_once(':').unwrap().0.to_owned();
     let finish = LeaseWrite {
-        key: shard.clone(),
+        key: shard.clone().into(),
         id: WriteId::new(format!("{incarnation}:{}", row.counter)),
         change: LeaseChange::Finish { counter: row.counter, children: Default::default() },
     };

@@ -47,9 +47,8 @@ pub(crate) struct Take {
 pub(crate) fn is_runnable(lease: &Lease, leases: &BTreeMap<LeaseKey, Lease>) -> bool {
     !lease.checkpoint.is_shard_end()
         && lease
-            .parents
-            .iter()
-            .all(|parent| leases.get(parent).is_none_or(|parent| parent.checkpoint.is_shard_end()))
+            .parent_keys()
+            .all(|parent| leases.get(&parent).is_none_or(|parent| parent.checkpoint.is_shard_end()))
 }
 
 /// The leases that this worker should take now.

@@ -10,7 +10,7 @@
 mod row;
 mod update;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -39,7 +39,7 @@ use tokio::time::Instant;
 
 use self::row::{CHECKPOINT, Item, LEASE_COUNTER, LEASE_KEY, Row, WRITE_ID, item_of, number, text};
 use self::update::Update;
-use super::store::{LeaseStore, WriteOutcome};
+use super::store::{LeaseStore, Table, WriteOutcome};
 use super::{Lease, LeaseChange, LeaseKey, LeaseWrite};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::position::Checkpoint;
@@ -60,7 +60,7 @@ pub struct DynamoStore {
     has_region: bool,
     create: CreateTable,
     /// Keys of rows that the last listing could not read: each is reported once.
-    unreadable: Mutex<BTreeSet<String>>,
+    unreadable: Mutex<BTreeSet<LeaseKey>>,
 }
 
 impl fmt::Debug for DynamoStore {
@@ -185,30 +185,30 @@ impl DynamoStore {
     /// Consistent, at twice the price: a listing that lags shows ends that have not come and
     /// owners that have gone, so children start late, takes are refused, and whoever would resume
     /// from a checkpoint in it repeats records.
-    async fn scan(&self) -> Result<Vec<Lease>, ServiceError> {
+    async fn scan(&self) -> Result<Table, ServiceError> {
         let scan = self.client.scan().table_name(&self.table).consistent_read(true);
         let mut items = scan.into_paginator().items().send();
-        let mut leases = Vec::new();
-        let mut unreadable = BTreeSet::new();
+        let mut table = Table::default();
         while let Some(item) = items.next().await {
             let item = item.map_err(|error| self.failed("Scan", error))?;
             match Row(&item).lease() {
-                Ok(lease) => leases.extend(lease),
-                Err(fault) => self.warn_once(&item, &fault, &mut unreadable),
+                Ok(lease) => table.leases.extend(lease),
+                Err(fault) => {
+                    table.unreadable.insert(Row(&item).key().into(), fault);
+                }
             }
         }
-        *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = unreadable;
-        leases.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(leases)
+        self.warn_once(&table.unreadable);
+        table.leases.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(table)
     }
 
-    fn warn_once(&self, item: &Item, fault: &str, unreadable: &mut BTreeSet<String>) {
-        let key = Row(item).key().to_owned();
-        let known = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).contains(&key);
-        if !known {
-            tracing::warn!(key, "row in {} cannot be read: {fault}", self.place);
+    fn warn_once(&self, unreadable: &BTreeMap<LeaseKey, String>) {
+        let mut known = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        for (key, fault) in unreadable.iter().filter(|(key, _)| !known.contains(*key)) {
+            tracing::warn!(%key, "row in {} cannot be read: {fault}", self.place);
         }
-        unreadable.insert(key);
+        *known = unreadable.keys().cloned().collect();
     }
 
     async fn read(&self, key: &LeaseKey) -> Result<Option<Lease>, ServiceError> {
@@ -286,18 +286,28 @@ impl DynamoStore {
         }
     }
 
-    async fn delete(&self, key: &LeaseKey, counter: u64) -> Result<WriteOutcome, ServiceError> {
-        let request = self
+    /// Removes a row at this counter; with `finished`, only at its end.
+    async fn delete(
+        &self,
+        key: &LeaseKey,
+        counter: u64,
+        finished: bool,
+    ) -> Result<WriteOutcome, ServiceError> {
+        let mut request = self
             .client
             .delete_item()
             .table_name(&self.table)
             .key(LEASE_KEY, text(key.as_str()))
-            .condition_expression("#counter = :seen AND #checkpoint = :end")
+            .condition_expression("#counter = :seen")
             .expression_attribute_names("#counter", LEASE_COUNTER)
-            .expression_attribute_names("#checkpoint", CHECKPOINT)
             .expression_attribute_values(":seen", number(counter))
-            .expression_attribute_values(":end", text(Checkpoint::ShardEnd.as_str()))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        if finished {
+            request = request
+                .condition_expression("#counter = :seen AND #checkpoint = :end")
+                .expression_attribute_names("#checkpoint", CHECKPOINT)
+                .expression_attribute_values(":end", text(Checkpoint::ShardEnd.as_str()));
+        }
         match request.send().await {
             Ok(_) => Ok(WriteOutcome::Done(None)),
             Err(error) => match error.as_service_error() {
@@ -351,7 +361,7 @@ impl LeaseStore for DynamoStore {
         self.make_ready().boxed()
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Lease>, ServiceError>> {
+    fn list(&self) -> BoxFuture<'_, Result<Table, ServiceError>> {
         self.scan().boxed()
     }
 
@@ -365,7 +375,12 @@ impl LeaseStore for DynamoStore {
     ) -> BoxFuture<'a, Result<WriteOutcome, ServiceError>> {
         match &write.change {
             LeaseChange::Create(_) => self.create(write).boxed(),
-            LeaseChange::Delete { counter } => self.delete(&write.key, *counter).boxed(),
+            LeaseChange::Delete { counter } => self.delete(&write.key, *counter, true).boxed(),
+            LeaseChange::Discard { counter } => self.delete(&write.key, *counter, false).boxed(),
+            LeaseChange::Reset { counter, checkpoint, anchor } => {
+                let reset = Update::reset(*counter, checkpoint, *anchor);
+                self.marked(write, reset, Update::CONDITION).boxed()
+            }
             LeaseChange::Take { counter, from, owner } => {
                 let taken = Update::take(*counter, from.as_ref(), owner);
                 self.marked(write, taken, Update::CONDITION).boxed()
@@ -374,20 +389,20 @@ impl LeaseStore for DynamoStore {
                 let asked = Update::ask(*counter, from, to);
                 self.update(write, asked, Update::ASK_CONDITION).boxed()
             }
-            LeaseChange::HandOver { counter, checkpoint, to } => {
-                let handed = Update::hand_over(*counter, checkpoint.as_ref(), to);
+            LeaseChange::HandOver { counter, news, to } => {
+                let handed = Update::hand_over(*counter, news, to);
                 self.marked(write, handed, Update::CONDITION).boxed()
             }
-            LeaseChange::Renew { counter, checkpoint } => {
-                let renewed = Update::renew(*counter, checkpoint.as_ref());
+            LeaseChange::Renew { counter, news } => {
+                let renewed = Update::renew(*counter, news);
                 self.marked(write, renewed, Update::CONDITION).boxed()
             }
             LeaseChange::Finish { counter, children } => {
                 let finished = Update::finish(*counter, children);
                 self.marked(write, finished, Update::CONDITION).boxed()
             }
-            LeaseChange::Release { counter, checkpoint } => {
-                let released = Update::release(*counter, checkpoint.as_ref());
+            LeaseChange::Release { counter, news } => {
+                let released = Update::release(*counter, news);
                 self.marked(write, released, Update::RELEASE_CONDITION).boxed()
             }
         }

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use crate::lease::{Lease, PendingCheckpoint, WriteId};
+use crate::lease::{Lease, PendingCheckpoint, StreamIdentity, WriteId};
 use crate::position::Checkpoint;
 use crate::record::{ShardId, Timestamp};
 use crate::shard::HashRange;
@@ -34,8 +34,15 @@ pub(super) const CHECKPOINT_OWNER: &str = "checkpointOwner";
 const ENTITY_TYPE: &str = "entityType";
 // Our own attributes.
 pub(super) const WRITE_ID: &str = "klWriteId";
-/// Milliseconds since the epoch.
-const ANCHOR: &str = "klAnchor";
+/// Milliseconds since the epoch, as all our times.
+pub(super) const ANCHOR: &str = "klAnchor";
+pub(super) const READ_UNTIL: &str = "klReadUntil";
+const STREAM_ARN: &str = "klStreamArn";
+const STREAM_CREATED: &str = "klStreamCreated";
+// Only in rows of a worker with several streams.
+/// `account:stream:epoch`, in spite of its name.
+const STREAM_NAME: &str = "streamName";
+const SHARD_ID: &str = "shardId";
 
 pub(super) type Item = HashMap<String, AttributeValue>;
 
@@ -70,7 +77,9 @@ impl<'a> Row<'a> {
             hash_range: self.hash_range()?,
             checkpoint_owner: self.text(CHECKPOINT_OWNER)?.map(Into::into),
             write_id: self.text(WRITE_ID)?.map(WriteId::new),
-            anchor: self.number(ANCHOR)?.map(Timestamp::from_millis),
+            anchor: self.time(ANCHOR)?,
+            read_until: self.time(READ_UNTIL)?,
+            stream: self.stream()?,
         }))
     }
 
@@ -84,6 +93,18 @@ impl<'a> Row<'a> {
         let Some(value) = self.0.get(attribute) else { return Ok(None) };
         let number = value.as_n().ok().and_then(|digits| digits.parse().ok());
         number.map(Some).ok_or_else(|| format!("`{attribute}` is not a whole number in range"))
+    }
+
+    fn time(self, attribute: &str) -> Result<Option<Timestamp>, String> {
+        Ok(self.number(attribute)?.map(Timestamp::from_millis))
+    }
+
+    fn stream(self) -> Result<Option<StreamIdentity>, String> {
+        let (Some(arn), Some(created)) = (self.text(STREAM_ARN)?, self.time(STREAM_CREATED)?)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(StreamIdentity { arn: arn.to_owned(), created }))
     }
 
     fn shards(self, attribute: &str) -> Result<BTreeSet<ShardId>, String> {
@@ -122,6 +143,9 @@ pub(super) fn item_of(lease: &Lease) -> Item {
     let pending = lease.pending.as_ref();
     let pending_sub = pending.map(|pending| number(pending.checkpoint.sub_sequence_number()));
     let state = pending.and_then(|pending| pending.state.clone());
+    let several = lease.key.stream();
+    let several = several.as_str();
+    let stream = lease.stream.as_ref();
     [
         (LEASE_KEY, Some(text(lease.key.as_str()))),
         (LEASE_COUNTER, Some(number(lease.counter))),
@@ -131,7 +155,7 @@ pub(super) fn item_of(lease: &Lease) -> Item {
         (LEASE_OWNER, lease.owner.as_ref().map(|owner| text(owner.as_str()))),
         (PENDING, pending.map(|pending| text(pending.checkpoint.as_str()))),
         (PENDING_SUB, pending_sub),
-        (PENDING_STATE, state.map(|state| AttributeValue::B(Blob::new(state)))),
+        (PENDING_STATE, state.map(bytes)),
         (PARENTS, shard_set(&lease.parents)),
         (CHILDREN, shard_set(&lease.children)),
         (HASH_START, lease.hash_range.map(|range| text(range.start.to_string()))),
@@ -139,6 +163,11 @@ pub(super) fn item_of(lease: &Lease) -> Item {
         (CHECKPOINT_OWNER, lease.checkpoint_owner.as_ref().map(|owner| text(owner.as_str()))),
         (WRITE_ID, lease.write_id.as_ref().map(|id| text(id.as_str()))),
         (ANCHOR, lease.anchor.map(|anchor| number(anchor.as_millis()))),
+        (READ_UNTIL, lease.read_until.map(|time| number(time.as_millis()))),
+        (STREAM_ARN, stream.map(|stream| text(stream.arn.as_str()))),
+        (STREAM_CREATED, stream.map(|stream| number(stream.created.as_millis()))),
+        (STREAM_NAME, several.map(text)),
+        (SHARD_ID, several.map(|_| text(lease.shard().as_str()))),
     ]
     .into_iter()
     .filter_map(|(attribute, value)| Some((attribute.to_owned(), value?)))
@@ -151,6 +180,10 @@ pub(super) fn text(text: impl Into<String>) -> AttributeValue {
 
 pub(super) fn number(number: impl Into<i128>) -> AttributeValue {
     AttributeValue::N(number.into().to_string())
+}
+
+pub(super) fn bytes(bytes: Vec<u8>) -> AttributeValue {
+    AttributeValue::B(Blob::new(bytes))
 }
 
 pub(super) fn shard_set(shards: &BTreeSet<ShardId>) -> Option<AttributeValue> {

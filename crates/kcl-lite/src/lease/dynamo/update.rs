@@ -7,12 +7,13 @@ use std::collections::{BTreeSet, HashMap};
 use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::row::{
-    CHECKPOINT, CHECKPOINT_OWNER, CHECKPOINT_SUB, CHILDREN, Item, LEASE_COUNTER, LEASE_OWNER,
-    OWNER_SWITCHES, PENDING, PENDING_STATE, PENDING_SUB, number, shard_set, text,
+    ANCHOR, CHECKPOINT, CHECKPOINT_OWNER, CHECKPOINT_SUB, CHILDREN, Item, LEASE_COUNTER,
+    LEASE_OWNER, OWNER_SWITCHES, PENDING, PENDING_STATE, PENDING_SUB, READ_UNTIL, bytes, number,
+    shard_set, text,
 };
-use crate::lease::LeaseChange;
+use crate::lease::{LeaseChange, News, PendingChange};
 use crate::position::Checkpoint;
-use crate::record::{ShardId, WorkerId};
+use crate::record::{ShardId, Timestamp, WorkerId};
 
 /// An `UpdateItem` in the making. Attributes go by placeholders, which cannot be reserved words.
 #[derive(Default)]
@@ -50,25 +51,34 @@ impl Update {
         update.set(LEASE_OWNER, text(to.as_str())).set(CHECKPOINT_OWNER, text(from.as_str()))
     }
 
-    pub(super) fn hand_over(seen: u64, checkpoint: Option<&Checkpoint>, to: &WorkerId) -> Self {
-        let renewed = Self::new(seen).checkpoint(checkpoint);
+    pub(super) fn hand_over(seen: u64, news: &News, to: &WorkerId) -> Self {
+        let renewed = Self::new(seen).news(news);
         renewed.set(LEASE_OWNER, text(to.as_str())).remove(&[CHECKPOINT_OWNER])
     }
 
-    pub(super) fn renew(seen: u64, checkpoint: Option<&Checkpoint>) -> Self {
-        Self::new(seen).checkpoint(checkpoint)
+    pub(super) fn renew(seen: u64, news: &News) -> Self {
+        Self::new(seen).news(news)
     }
 
     pub(super) fn finish(seen: u64, children: &BTreeSet<ShardId>) -> Self {
-        let finished = Self::new(seen).checkpoint(Some(&Checkpoint::ShardEnd)).freed();
+        let finished = Self::new(seen).news(&News::shard_end()).freed();
         match shard_set(children) {
             Some(children) => finished.set(CHILDREN, children),
             None => finished.remove(&[CHILDREN]),
         }
     }
 
-    pub(super) fn release(seen: u64, checkpoint: Option<&Checkpoint>) -> Self {
-        Self::new(seen).checkpoint(checkpoint).freed()
+    pub(super) fn release(seen: u64, news: &News) -> Self {
+        Self::new(seen).news(news).freed()
+    }
+
+    pub(super) fn reset(seen: u64, checkpoint: &Checkpoint, anchor: Option<Timestamp>) -> Self {
+        let reset = Self::new(seen).checkpoint(checkpoint).freed();
+        let reset = reset.remove(&[CHILDREN, PENDING, PENDING_SUB, PENDING_STATE, READ_UNTIL]);
+        match anchor {
+            Some(anchor) => reset.set(ANCHOR, number(anchor.as_millis())),
+            None => reset.remove(&[ANCHOR]),
+        }
     }
 
     fn new(seen: u64) -> Self {
@@ -103,12 +113,34 @@ impl Update {
         self
     }
 
-    fn checkpoint(self, checkpoint: Option<&Checkpoint>) -> Self {
-        let Some(checkpoint) = checkpoint else { return self };
+    fn checkpoint(self, checkpoint: &Checkpoint) -> Self {
         self.set(CHECKPOINT, text(checkpoint.as_str()))
             .set(CHECKPOINT_SUB, number(checkpoint.sub_sequence_number()))
             .set(OWNER_SWITCHES, number(0))
-            .remove(&[PENDING, PENDING_SUB, PENDING_STATE])
+    }
+
+    fn news(mut self, news: &News) -> Self {
+        if let Some(checkpoint) = &news.checkpoint {
+            self = self.checkpoint(checkpoint);
+        }
+        self = match &news.pending {
+            PendingChange::Keep => self,
+            PendingChange::Clear => self.remove(&[PENDING, PENDING_SUB, PENDING_STATE]),
+            PendingChange::Prepare(pending) => {
+                let sub = pending.checkpoint.sub_sequence_number();
+                let update = self
+                    .set(PENDING, text(pending.checkpoint.as_str()))
+                    .set(PENDING_SUB, number(sub));
+                match &pending.state {
+                    Some(state) => update.set(PENDING_STATE, bytes(state.clone())),
+                    None => update.remove(&[PENDING_STATE]),
+                }
+            }
+        };
+        match news.read_until {
+            Some(time) => self.set(READ_UNTIL, number(time.as_millis())),
+            None => self,
+        }
     }
 
     pub(super) fn expression(&self) -> String {

@@ -3,25 +3,40 @@
 //! Pure. The listing is a hint: it may be behind, and shards in it that contradict each other are
 //! left for a later listing. Never creates a second lease for work that a child or parent covers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use super::{HashRange, Shard};
-use crate::lease::{Lease, LeaseKey};
+use super::{ChildShard, HashRange, Shard};
+use crate::lease::{Lease, LeaseKey, StreamIdentity, StreamKey};
 use crate::position::{Checkpoint, InitialPosition};
 use crate::record::{ShardId, Timestamp};
 use crate::stream::Listing;
 
-/// The leases of an application that has none: one for each shard of the listing that was asked for
+/// A stream, as far as new leases depend on it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Source {
+    /// Which of the worker's streams.
+    pub(crate) key: StreamKey,
+    /// Which stream exactly, if it is known.
+    pub(crate) identity: Option<StreamIdentity>,
+    /// Where to start in it.
+    pub(crate) position: InitialPosition,
+}
+
+/// The leases of one stream by shard.
+pub(crate) fn leases_of<'a>(
+    source: &Source,
+    leases: &'a BTreeMap<LeaseKey, Lease>,
+) -> BTreeMap<ShardId, &'a Lease> {
+    let of_stream = leases.values().filter(|lease| lease.key.stream() == source.key);
+    of_stream.map(|lease| (lease.shard(), lease)).collect()
+}
+
+/// The leases of a stream that has none: one for each shard of the listing that was asked for
 /// the initial position. `None` while the listing does not cover the whole hash space.
-pub(crate) fn first_leases(listing: &Listing, position: InitialPosition) -> Option<Vec<Lease>> {
+pub(crate) fn first_leases(listing: &Listing, source: &Source) -> Option<Vec<Lease>> {
     let ranges = listing.shards.iter().map(|shard| shard.hash_range);
-    covers_everything(ranges).then(|| {
-        listing
-            .shards
-            .iter()
-            .map(|shard| new_lease(shard, position.checkpoint(), position, listing.at))
-            .collect()
-    })
+    let first = |shard| source.new_lease(shard, source.position.checkpoint(), listing.at);
+    covers_everything(ranges).then(|| listing.shards.iter().map(first).collect())
 }
 
 /// Whether the ranges together cover the hash space; overlaps are allowed.
@@ -51,12 +66,18 @@ pub(crate) fn covers_everything(ranges: impl Iterator<Item = HashRange>) -> bool
 pub(crate) fn leases_to_create(
     listing: &Listing,
     leases: &BTreeMap<LeaseKey, Lease>,
-    position: InitialPosition,
+    source: &Source,
 ) -> Vec<Lease> {
+    let (position, leases) = (source.position, leases_of(source, leases));
     let shards: BTreeMap<&ShardId, &Shard> =
         listing.shards.iter().map(|shard| (&shard.id, shard)).collect();
-    let mut planner =
-        Planner { shards, leases, position, visited: BTreeMap::new(), planned: BTreeMap::new() };
+    let mut planner = Planner {
+        shards,
+        leases: &leases,
+        position,
+        visited: BTreeMap::new(),
+        planned: BTreeMap::new(),
+    };
     for shard in &listing.shards {
         if shard.is_open
             && !leases.contains_key(&shard.id)
@@ -73,14 +94,14 @@ pub(crate) fn leases_to_create(
         .into_iter()
         .filter_map(|(id, checkpoint)| {
             let shard = planner.shards.get(&id)?;
-            Some(new_lease(shard, checkpoint, position, at))
+            Some(source.new_lease(shard, checkpoint, at))
         })
         .collect()
 }
 
 struct Planner<'a> {
     shards: BTreeMap<&'a ShardId, &'a Shard>,
-    leases: &'a BTreeMap<LeaseKey, Lease>,
+    leases: &'a BTreeMap<ShardId, &'a Lease>,
     position: InitialPosition,
     /// Whether a shard is covered by its own lease or an ancestor's.
     visited: BTreeMap<ShardId, bool>,
@@ -153,35 +174,30 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The lease of a child that its parent's last reply named: it starts at its own beginning.
-pub(crate) fn child_lease(
-    id: &ShardId,
-    parents: &BTreeSet<ShardId>,
-    hash_range: Option<HashRange>,
-) -> Lease {
+/// The lease of a child that the last reply of `parent` named: it starts at its own beginning.
+pub(crate) fn child_lease(parent: &Lease, child: &ChildShard) -> Lease {
     Lease {
-        parents: parents.clone(),
-        hash_range,
-        ..Lease::new(id.clone(), Checkpoint::TrimHorizon)
+        parents: child.parents.clone(),
+        hash_range: child.hash_range,
+        stream: parent.stream.clone(),
+        ..Lease::new(parent.key.sibling(&child.id), Checkpoint::TrimHorizon)
     }
 }
 
-fn new_lease(
-    shard: &Shard,
-    checkpoint: Checkpoint,
-    position: InitialPosition,
-    at: Timestamp,
-) -> Lease {
-    let anchor = match (&checkpoint, position) {
-        (Checkpoint::Latest, _) => Some(at),
-        (Checkpoint::AtTimestamp, InitialPosition::AtTimestamp(time)) => Some(time),
-        _ => None,
-    };
-    Lease {
-        parents: shard.parents.clone(),
-        hash_range: Some(shard.hash_range),
-        anchor,
-        ..Lease::new(shard.id.clone(), checkpoint)
+impl Source {
+    fn new_lease(&self, shard: &Shard, checkpoint: Checkpoint, at: Timestamp) -> Lease {
+        let anchor = match (&checkpoint, self.position) {
+            (Checkpoint::Latest, _) => Some(at),
+            (Checkpoint::AtTimestamp, InitialPosition::AtTimestamp(time)) => Some(time),
+            _ => None,
+        };
+        Lease {
+            parents: shard.parents.clone(),
+            hash_range: Some(shard.hash_range),
+            anchor,
+            stream: self.identity.clone(),
+            ..Lease::new(self.key.lease(&shard.id), checkpoint)
+        }
     }
 }
 
@@ -191,10 +207,10 @@ pub(crate) fn leases_to_delete(leases: &BTreeMap<LeaseKey, Lease>) -> Vec<&Lease
     leases
         .values()
         .filter(|lease| {
-            let parents_gone = lease.parents.iter().all(|parent| !leases.contains_key(parent));
+            let parents_gone = lease.parent_keys().all(|parent| !leases.contains_key(&parent));
             let children_moved = !lease.children.is_empty()
-                && lease.children.iter().all(|child| {
-                    leases.get(child).is_some_and(|child| child.checkpoint.has_progress())
+                && lease.child_keys().all(|child| {
+                    leases.get(&child).is_some_and(|child| child.checkpoint.has_progress())
                 });
             lease.checkpoint.is_shard_end() && parents_gone && children_moved
         })

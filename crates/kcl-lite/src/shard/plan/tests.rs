@@ -26,8 +26,12 @@ fn leases(ids: &str) -> BTreeMap<LeaseKey, Lease> {
     ids.map(|id| (id.into(), Lease::new(id, Checkpoint::TrimHorizon))).collect()
 }
 
+fn from(position: InitialPosition) -> Source {
+    Source { position, ..Source::default() }
+}
+
 fn created(graph: &str, existing: &str, position: InitialPosition) -> String {
-    let mut ids: Vec<u32> = leases_to_create(&listing(graph), &leases(existing), position)
+    let mut ids: Vec<u32> = leases_to_create(&listing(graph), &leases(existing), &from(position))
         .iter()
         .map(|lease| lease.key.as_str().parse().expect("the ids of the graphs are numbers"))
         .collect();
@@ -95,9 +99,9 @@ fn the_reference_graphs_of_the_java_library_give_its_leases() {
 fn a_child_of_ended_parents_is_made_at_its_own_beginning_whatever_the_position() {
     let graph = "0\n 1 parents=0 open\n 2 parents=0 open";
     let mut leases = leases("0");
-    assert!(leases_to_create(&listing(graph), &leases, InitialPosition::Latest).is_empty());
+    assert!(leases_to_create(&listing(graph), &leases, &from(InitialPosition::Latest)).is_empty());
     leases.get_mut("0").expect("in the fixture").checkpoint = Checkpoint::ShardEnd;
-    let made = leases_to_create(&listing(graph), &leases, InitialPosition::Latest);
+    let made = leases_to_create(&listing(graph), &leases, &from(InitialPosition::Latest));
     assert_eq!(made.len(), 2);
     assert!(made.iter().all(|lease| lease.checkpoint == Checkpoint::TrimHorizon));
 }
@@ -106,9 +110,9 @@ fn a_child_of_ended_parents_is_made_at_its_own_beginning_whatever_the_position()
 fn a_child_of_a_leased_parent_that_is_no_longer_listed_waits_for_it_and_starts_at_its_beginning() {
     let graph = "1 parents=0 open\n 2 parents=0 open";
     let mut leases = leases("0");
-    assert!(leases_to_create(&listing(graph), &leases, InitialPosition::Latest).is_empty());
+    assert!(leases_to_create(&listing(graph), &leases, &from(InitialPosition::Latest)).is_empty());
     leases.get_mut("0").expect("in the fixture").checkpoint = Checkpoint::ShardEnd;
-    let made = leases_to_create(&listing(graph), &leases, InitialPosition::Latest);
+    let made = leases_to_create(&listing(graph), &leases, &from(InitialPosition::Latest));
     assert_eq!(made.len(), 2);
     assert!(made.iter().all(|lease| lease.checkpoint == Checkpoint::TrimHorizon));
 }
@@ -118,7 +122,9 @@ fn a_merge_child_waits_until_both_parents_have_ended() {
     let graph = "0\n 1\n 2 parents=0,1 open";
     let mut leases = leases("0,1");
     leases.get_mut("0").expect("in the fixture").checkpoint = Checkpoint::ShardEnd;
-    assert!(leases_to_create(&listing(graph), &leases, InitialPosition::TrimHorizon).is_empty());
+    assert!(
+        leases_to_create(&listing(graph), &leases, &from(InitialPosition::TrimHorizon)).is_empty()
+    );
 }
 
 #[test]
@@ -129,7 +135,7 @@ fn a_child_listed_beside_its_open_parent_is_left_for_a_later_listing() {
 
 #[test]
 fn a_new_lease_at_the_tip_carries_the_time_that_the_tip_was_resolved_to() {
-    let made = leases_to_create(&listing(A), &leases(""), InitialPosition::Latest);
+    let made = leases_to_create(&listing(A), &leases(""), &from(InitialPosition::Latest));
     assert!(made.iter().all(|lease| lease.anchor == Some(Timestamp::from_millis(1000))));
 }
 
@@ -137,7 +143,7 @@ fn a_new_lease_at_the_tip_carries_the_time_that_the_tip_was_resolved_to() {
 fn a_lease_that_the_first_start_did_not_get_to_starts_when_that_start_was() {
     let mut leases = leases("4");
     leases.get_mut("4").expect("in the fixture").anchor = Some(Timestamp::from_millis(400));
-    let made = leases_to_create(&listing(A), &leases, InitialPosition::Latest);
+    let made = leases_to_create(&listing(A), &leases, &from(InitialPosition::Latest));
     assert!(made.iter().all(|lease| lease.anchor == Some(Timestamp::from_millis(400))));
 }
 
@@ -148,9 +154,12 @@ fn first_leases_wait_for_a_listing_that_covers_the_whole_hash_space() {
     let mut listing = listing("0 open\n 1 open");
     listing.shards[0].hash_range = half;
     listing.shards[1].hash_range = half;
-    assert_eq!(first_leases(&listing, InitialPosition::Latest), None);
+    assert_eq!(first_leases(&listing, &from(InitialPosition::Latest)), None);
     listing.shards[1].hash_range = rest;
-    assert_eq!(first_leases(&listing, InitialPosition::Latest).map(|leases| leases.len()), Some(2));
+    assert_eq!(
+        first_leases(&listing, &from(InitialPosition::Latest)).map(|leases| leases.len()),
+        Some(2)
+    );
 }
 
 #[test]

@@ -17,12 +17,12 @@ use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::{Event, TakeReason};
 use crate::lease::balance::{self, Snapshot, Take};
 use crate::lease::expiry::Observations;
-use crate::lease::store::WriteOutcome;
+use crate::lease::store::{Table, WriteOutcome};
 use crate::lease::tenure::{take_id, write_id};
-use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite};
+use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, News};
 use crate::record::WorkerId;
 use crate::settings::Settings;
-use crate::shard::plan;
+use crate::shard::plan::{self, Source};
 use crate::stream::Listing;
 
 /// Everything that can happen to a coordinator.
@@ -31,7 +31,7 @@ pub(crate) enum Input {
     /// A timer of [`State::next_due`] is due.
     TimeDue,
     /// The scan came back.
-    Scanned(Result<Vec<Lease>, ServiceError>),
+    Scanned(Result<Table, ServiceError>),
     /// The listing came back.
     Listed(Result<Listing, ServiceError>),
     /// A create, take or delete came back; its first attempt was sent at `sent`.
@@ -198,7 +198,7 @@ impl State {
     pub(crate) fn step(&mut self, now: Instant, input: Input) -> Vec<Action> {
         match input {
             Input::TimeDue => self.time_due(now),
-            Input::Scanned(Ok(leases)) => self.scanned(now, leases),
+            Input::Scanned(Ok(table)) => self.scanned(now, table.leases),
             Input::Scanned(Err(error)) => self.scan_failed(now, &error),
             Input::Listed(result) => self.listed(now, result),
             Input::Wrote { write, why, sent, result } => self.wrote(now, write, why, sent, result),
@@ -300,7 +300,9 @@ impl State {
         if self.stopping || self.leases.is_empty() {
             return Vec::new();
         }
-        let missing = plan::leases_to_create(listing, &self.leases, self.settings.initial_position);
+        let position = self.settings.initial_position;
+        let source = Source { position, ..Source::default() };
+        let missing = plan::leases_to_create(listing, &self.leases, &source);
         // The owner of a row that was deleted knows its position and writes it again; only when it
         // has not, within a lease duration, is the row made again as it was last seen.
         let missing = missing.into_iter().filter_map(|lease| match self.vanished.get(&lease.key) {
@@ -536,7 +538,7 @@ impl State {
         self.taking.remove(&row.key);
         if self.stopping {
             // Taken while we were asked to stop: give it back at once.
-            let change = LeaseChange::Release { counter: row.counter, checkpoint: None };
+            let change = LeaseChange::Release { counter: row.counter, news: News::default() };
             let id = write_id(&self.incarnation, row.counter);
             return vec![Action::Write(LeaseWrite { key: row.key, id, change }, Why::Release)];
         }

@@ -15,6 +15,10 @@ fn lease(key: &str, owner: Option<&str>, counter: u64) -> Lease {
     Lease { owner: owner.map(Into::into), counter, ..Lease::new(key, Checkpoint::TrimHorizon) }
 }
 
+fn scanned(rows: Vec<Lease>) -> Input {
+    Input::Scanned(Ok(rows.into()))
+}
+
 fn taken(actions: &[Action]) -> Vec<LeaseWrite> {
     let writes = actions.iter().filter_map(|action| match action {
         Action::Write(write, Why::Take { .. }) => Some(write.clone()),
@@ -50,7 +54,7 @@ fn a_lease_of_a_silent_worker_is_taken_at_the_instant_it_expires_without_a_scan(
     let mut state = state(start);
     assert_eq!(names(&state.step(start, Input::TimeDue)), "scan");
     let rows = vec![lease("0", Some("other"), 4)];
-    assert!(taken(&state.step(start, Input::Scanned(Ok(rows)))).is_empty());
+    assert!(taken(&state.step(start, scanned(rows))).is_empty());
     state.next_scan = start + 60 * SECOND;
     state.next_audit = start + 60 * SECOND;
 
@@ -73,10 +77,10 @@ fn an_expired_lease_that_falls_to_another_worker_does_not_make_the_timer_spin() 
     ];
     state.mine = ["1".into(), "2".into()].into();
     state.scanning = true;
-    state.step(start, Input::Scanned(Ok(rows.clone())));
+    state.step(start, scanned(rows.clone()));
     let mut renewed = rows;
     renewed[3].counter = 2;
-    state.step(start + 5 * SECOND, Input::Scanned(Ok(renewed)));
+    state.step(start + 5 * SECOND, scanned(renewed));
     state.next_scan = start + 60 * SECOND;
     state.next_audit = start + 60 * SECOND;
     let expiry = start + 10 * SECOND;
@@ -89,7 +93,7 @@ fn an_expired_lease_that_falls_to_another_worker_does_not_make_the_timer_spin() 
 fn a_take_whose_reply_was_lost_is_recognised_by_its_mark() {
     let start = Instant::now();
     let mut state = state(start);
-    let takes = taken(&state.step(start, Input::Scanned(Ok(vec![lease("0", None, 0)]))));
+    let takes = taken(&state.step(start, scanned(vec![lease("0", None, 0)])));
     let row = takes[0].apply(Some(&lease("0", None, 0))).unwrap();
     let input = Input::Wrote {
         write: takes[0].clone(),
@@ -107,7 +111,7 @@ fn a_take_whose_reply_was_lost_is_recognised_by_its_mark() {
 fn a_take_that_another_worker_won_is_dropped_quietly() {
     let start = Instant::now();
     let mut state = state(start);
-    let takes = taken(&state.step(start, Input::Scanned(Ok(vec![lease("0", None, 0)]))));
+    let takes = taken(&state.step(start, scanned(vec![lease("0", None, 0)])));
     let input = Input::Wrote {
         write: takes[0].clone(),
         why: Why::Take { reason: TakeReason::Unowned, from: None },
@@ -122,7 +126,7 @@ fn a_take_that_another_worker_won_is_dropped_quietly() {
 fn a_lease_taken_while_stopping_is_given_back() {
     let start = Instant::now();
     let mut state = state(start);
-    let takes = taken(&state.step(start, Input::Scanned(Ok(vec![lease("0", None, 0)]))));
+    let takes = taken(&state.step(start, scanned(vec![lease("0", None, 0)])));
     assert_eq!(names(&state.step(start, Input::StopRequested)), "drain");
     assert!(!state.is_finished());
     let row = takes[0].apply(Some(&lease("0", None, 0))).unwrap();
@@ -141,9 +145,9 @@ fn a_worker_without_leases_says_once_who_holds_them() {
     let start = Instant::now();
     let mut state = state(start);
     let rows = || vec![lease("0", Some("other"), 4)];
-    let first = state.step(start, Input::Scanned(Ok(rows())));
+    let first = state.step(start, scanned(rows()));
     assert_eq!(names(&first), "say standing by: 1 of 1 leases are held by [other]");
-    assert_eq!(names(&state.step(start + SECOND, Input::Scanned(Ok(rows())))), "");
+    assert_eq!(names(&state.step(start + SECOND, scanned(rows()))), "");
 }
 
 #[test]
@@ -170,7 +174,7 @@ fn scans_keep_to_the_read_budget_and_to_half_the_lease_duration() {
 fn the_end_of_a_shard_is_followed_by_a_scan_at_once() {
     let start = Instant::now();
     let mut state = state(start);
-    state.step(start, Input::Scanned(Ok(vec![lease("0", None, 0)])));
+    state.step(start, scanned(vec![lease("0", None, 0)]));
     let ended = Lease { checkpoint: Checkpoint::ShardEnd, ..lease("0", None, 9) };
     let actions = state.step(start, Input::TenureEnded { key: "0".into(), row: Some(ended) });
     assert_eq!(names(&actions), "scan");
@@ -185,7 +189,7 @@ fn held_by(key: &str, owner: &str, counter: u64) -> Lease {
 fn asked(start: Instant) -> (State, Lease) {
     let mut state = state(start);
     let rows = || vec![held_by("0", "other", 4), held_by("1", "other", 4)];
-    let actions = state.step(start, Input::Scanned(Ok(rows())));
+    let actions = state.step(start, scanned(rows()));
     assert_eq!(names(&actions).split(';').next(), Some("asking for a lease 1"));
     let Some(Action::Write(write, why)) = actions.into_iter().next() else { panic!("a write") };
     let row = write.apply(Some(&rows()[1])).unwrap();
@@ -201,11 +205,11 @@ fn a_lease_is_asked_for_and_taken_as_soon_as_its_owner_has_let_go() {
     let (mut state, row) = asked(start);
     assert_eq!(state.next_due(), Some(start + HANDOFF_SCAN));
     let pending = vec![held_by("0", "other", 5), Lease { counter: 5, ..row.clone() }];
-    assert!(taken(&state.step(start + SECOND, Input::Scanned(Ok(pending)))).is_empty());
+    assert!(taken(&state.step(start + SECOND, scanned(pending))).is_empty());
 
     let handed = Lease { counter: 6, checkpoint_owner: None, ..row };
     let rows = vec![held_by("0", "other", 6), handed];
-    let actions = state.step(start + 2 * SECOND, Input::Scanned(Ok(rows)));
+    let actions = state.step(start + 2 * SECOND, scanned(rows));
     assert!(actions.iter().any(|action| matches!(
         action,
         Action::Write(_, Why::Take { reason: TakeReason::Handoff, .. })
@@ -219,7 +223,7 @@ fn an_owner_that_does_not_let_go_in_time_is_no_longer_asked() {
     for second in 1..=30 {
         let row = Lease { counter: 4 + u64::from(second), ..row.clone() };
         let rows = vec![held_by("0", "other", row.counter), row];
-        let takes = taken(&state.step(start + second * SECOND, Input::Scanned(Ok(rows))));
+        let takes = taken(&state.step(start + second * SECOND, scanned(rows)));
         assert_eq!(takes.len(), usize::from(second == 30), "after {second} s");
     }
 }
@@ -230,7 +234,7 @@ fn a_shard_that_another_worker_has_asked_for_is_drained() {
     let mut state = state(start);
     state.mine.insert("0".into());
     let row = Lease { checkpoint_owner: Some("me".into()), ..lease("0", Some("other"), 4) };
-    assert_eq!(names(&state.step(start, Input::Scanned(Ok(vec![row])))), "drain 0");
+    assert_eq!(names(&state.step(start, scanned(vec![row]))), "drain 0");
 }
 
 #[test]
@@ -238,7 +242,7 @@ fn a_row_of_a_library_that_may_not_know_handoffs_is_taken_the_plain_way() {
     let start = Instant::now();
     let mut state = state(start);
     let rows = vec![lease("0", Some("other"), 4), lease("1", Some("other"), 4)];
-    assert_eq!(taken(&state.step(start, Input::Scanned(Ok(rows)))).len(), 1);
+    assert_eq!(taken(&state.step(start, scanned(rows))).len(), 1);
 }
 
 #[test]
@@ -247,17 +251,17 @@ fn leases_that_leave_a_hole_ask_for_a_listing_at_once_and_then_now_and_again() {
     let mut state = state(start);
     let half = HashRange { start: 0, end: u128::MAX / 2 };
     let rows = || vec![Lease { hash_range: Some(half), ..lease("0", Some("other"), 1) }];
-    state.step(start, Input::Scanned(Ok(rows())));
+    state.step(start, scanned(rows()));
     assert_eq!(names(&state.step(start, Input::TimeDue)), "list");
     let error = ServiceError::new(ServiceErrorKind::Unavailable, "down");
     state.step(start, Input::Listed(Err(error)));
-    state.step(start + SECOND, Input::Scanned(Ok(rows())));
+    state.step(start + SECOND, scanned(rows()));
     assert_eq!(state.next_audit, start + HOLE_PAUSE);
 
     let all = vec![Lease { hash_range: Some(HashRange::ALL), ..lease("0", Some("other"), 1) }];
     let mut state = self::state(start);
     let audit = state.next_audit;
-    state.step(start, Input::Scanned(Ok(all)));
+    state.step(start, scanned(all));
     assert_eq!(state.next_audit, audit);
 }
 
@@ -267,8 +271,8 @@ fn a_lease_that_is_expired_and_overdue_at_once_is_taken_once() {
     let mut state = state(start);
     let row = Lease { checkpoint_owner: Some("w".into()), ..lease("0", Some("me"), 7) };
     state.asked.insert("0".into(), Asked { since: start, counter: 7 });
-    state.step(start, Input::Scanned(Ok(vec![row.clone()])));
-    let actions = state.step(start + 40 * SECOND, Input::Scanned(Ok(vec![row])));
+    state.step(start, scanned(vec![row.clone()]));
+    let actions = state.step(start + 40 * SECOND, scanned(vec![row]));
     assert_eq!(names(&actions), "taking a lease 0");
 }
 
@@ -277,11 +281,11 @@ fn a_late_write_of_an_earlier_tenure_is_not_taken_for_a_take() {
     let start = Instant::now();
     let mut state = state(start);
     let mine = lease("0", Some("me"), 7);
-    let takes = taken(&state.step(start, Input::Scanned(Ok(vec![mine.clone()]))));
+    let takes = taken(&state.step(start, scanned(vec![mine.clone()])));
     for change in [
-        LeaseChange::Release { counter: 7, checkpoint: None },
+        LeaseChange::Release { counter: 7, news: News::default() },
         LeaseChange::Finish { counter: 7, children: BTreeSet::new() },
-        LeaseChange::Renew { counter: 7, checkpoint: None },
+        LeaseChange::Renew { counter: 7, news: News::default() },
     ] {
         let late = LeaseWrite { key: "0".into(), id: write_id("me#1", 7), change };
         let input = Input::Wrote {
@@ -303,7 +307,7 @@ fn a_request_of_an_earlier_life_is_remembered_from_the_row() {
             checkpoint_owner: Some("other".into()),
             ..lease("0", Some("me"), 4 + u64::from(second))
         };
-        let takes = taken(&state.step(start + second * SECOND, Input::Scanned(Ok(vec![row]))));
+        let takes = taken(&state.step(start + second * SECOND, scanned(vec![row])));
         assert_eq!(takes.len(), usize::from(second == 30), "after {second} s");
     }
 }
@@ -314,7 +318,7 @@ fn a_mark_that_the_counter_has_left_behind_does_not_promise_a_handoff() {
     let mut state = state(start);
     let stolen = |key| Lease { write_id: Some(write_id("us", 4)), ..lease(key, Some("java"), 9) };
     let rows = vec![stolen("0"), stolen("1")];
-    assert_eq!(taken(&state.step(start, Input::Scanned(Ok(rows)))).len(), 1);
+    assert_eq!(taken(&state.step(start, scanned(rows))).len(), 1);
 }
 
 #[test]
@@ -330,14 +334,14 @@ fn a_row_that_vanished_is_left_to_its_owner_and_then_made_as_it_was_last_seen() 
         vec![left, Lease { hash_range: range(half + 1, u128::MAX), checkpoint, ..right }]
     };
     let shards = rows().into_iter().map(|row| Shard {
-        id: row.key,
+        id: row.key.shard(),
         parents: BTreeSet::new(),
         hash_range: row.hash_range.unwrap(),
         is_open: true,
     });
     let listing = Listing { shards: shards.collect(), at: Timestamp::from_millis(0) };
-    state.step(start, Input::Scanned(Ok(rows())));
-    state.step(start + SECOND, Input::Scanned(Ok(vec![rows().remove(0)])));
+    state.step(start, scanned(rows()));
+    state.step(start + SECOND, scanned(vec![rows().remove(0)]));
     assert_eq!(names(&state.step(start + SECOND, Input::Listed(Ok(listing.clone())))), "");
     let actions = state.step(start + 11 * SECOND, Input::Listed(Ok(listing)));
     let [Action::Write(write, Why::Create)] = &actions[..] else { panic!("{actions:?}") };
@@ -354,7 +358,7 @@ fn a_worker_that_stops_waits_for_what_it_asked_for_and_gives_it_back() {
     assert_eq!(state.next_due(), Some(start + HANDOFF_SCAN));
     let handed = Lease { counter: 5, checkpoint_owner: None, ..row };
     let rows = vec![held_by("0", "other", 5), handed.clone()];
-    let actions = state.step(start + SECOND, Input::Scanned(Ok(rows)));
+    let actions = state.step(start + SECOND, scanned(rows));
     let takes = taken(&actions);
     let result = Ok(WriteOutcome::Done(takes[0].apply(Some(&handed)).unwrap()));
     let why = Why::Take { reason: TakeReason::Handoff, from: None };
