@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::error::{ServiceError, ServiceErrorKind};
+
 /// A monotonic clock and the wait that belongs to it.
 pub trait Clock: Send + Sync + fmt::Debug {
     /// The present instant.
@@ -35,6 +37,19 @@ impl Clock for TokioClock {
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(tokio::time::sleep_until(deadline))
     }
+}
+
+/// Makes a call to a service, or an error of kind `Unavailable` after `limit`.
+pub(crate) async fn timely<T>(
+    clock: &Arc<dyn Clock>,
+    limit: Duration,
+    what: &str,
+    call: impl Future<Output = Result<T, ServiceError>>,
+) -> Result<T, ServiceError> {
+    within(clock, limit, call).await.unwrap_or_else(|| {
+        let context = format!("{what}: no answer within {limit:?}");
+        Err(ServiceError::new(ServiceErrorKind::Unavailable, context))
+    })
 }
 
 /// Waits for `duration` on `clock`.

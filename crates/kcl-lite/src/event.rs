@@ -91,6 +91,11 @@ pub enum Event {
         /// The shards that continue it.
         children: Vec<ShardId>,
     },
+    /// One of several streams does not exist any more; its shards are let go, its leases stay.
+    StreamGone {
+        /// The service's words, with the stream.
+        error: String,
+    },
     /// The worker holds nothing, because others hold all leases.
     StandingBy {
         /// Leases that could be held at all.
@@ -187,7 +192,7 @@ impl Event {
     /// A warning asks someone to act; information tells of a change; the rest is routine.
     fn level(&self) -> tracing::Level {
         match self {
-            Self::ProcessorFailed { .. } => tracing::Level::WARN,
+            Self::ProcessorFailed { .. } | Self::StreamGone { .. } => tracing::Level::WARN,
             Self::ReadFailed { passing, .. } | Self::CoordinationFailed { passing, .. } => {
                 if *passing {
                     tracing::Level::DEBUG
@@ -216,6 +221,7 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WaitingForStream { reason } => write!(f, "waiting for the stream: {reason}"),
+            Self::StreamGone { error } => write!(f, "a stream is gone: {error}"),
             Self::Started { leases } => write!(f, "started; the table has {leases} leases"),
             Self::LeaseCreated { shard, checkpoint } => {
                 write!(f, "created lease {shard} at {checkpoint}")

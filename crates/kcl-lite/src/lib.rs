@@ -21,11 +21,14 @@ mod worker;
 pub use checkpoint::Ack;
 pub use error::{BoxError, Error, ErrorKind, ServiceError, ServiceErrorKind};
 pub use event::{Event, TakeReason};
+pub use lease::balance::{Explanation, Intent};
 pub use position::{Checkpoint, Cursor, InitialPosition, InvalidCheckpoint, Position};
 pub use processor::{Batch, RecordProcessor, ShardContext};
 pub use record::{
     InvalidSequenceNumber, LeaseKey, Record, SequenceNumber, ShardId, Timestamp, WorkerId,
 };
-pub use settings::{CheckpointPolicy, ControlPlane, CreateTable, Settings};
+pub use settings::{CheckpointPolicy, ControlPlane, CreateTable, Settings, StreamRecreated};
 pub use shard::{ChildShard, HashRange, Shard};
-pub use worker::{Report, ShardReport, ShardStatus, Status, Worker, WorkerBuilder, WorkerHandle};
+pub use worker::{
+    Report, ShardReport, ShardStatus, Status, StreamSource, Worker, WorkerBuilder, WorkerHandle,
+};

@@ -77,6 +77,8 @@ pub struct ShardContext {
     pub lease_key: LeaseKey,
     /// The shard.
     pub shard_id: ShardId,
+    /// The stream, by the name or ARN that the worker was given.
+    pub stream: Arc<str>,
     /// The worker that holds its lease.
     pub worker_id: WorkerId,
     /// What earlier owners have processed.

@@ -35,6 +35,9 @@ pub struct Settings {
     pub max_unacknowledged: usize,
     /// How often the shards of the stream are listed to find holes. Default 60 s, from 1 s to 1 h.
     pub audit_interval: Duration,
+    /// What to do at the start when the leases were made for another stream of the same name. Default
+    /// `Refuse`.
+    pub stream_recreated: StreamRecreated,
     /// Whether the lease table may be created. Default `IfMissing`.
     pub create_table: CreateTable,
     /// Where leases are kept alive. Default [`ControlPlane::OwnThread`].
@@ -53,6 +56,7 @@ impl Default for Settings {
             checkpoints: CheckpointPolicy::OnRenewal,
             max_unacknowledged: 100_000,
             audit_interval: Duration::from_secs(60),
+            stream_recreated: StreamRecreated::Refuse,
             create_table: CreateTable::IfMissing,
             control_plane: ControlPlane::OwnThread,
             seed: None,
@@ -79,6 +83,17 @@ pub enum CreateTable {
     IfMissing,
     /// Never; needs no permission for `CreateTable`.
     Never,
+}
+
+/// What a worker does when its leases belong to a stream that was deleted and made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum StreamRecreated {
+    /// `start` returns an error that names both streams; nothing is written.
+    #[default]
+    Refuse,
+    /// Starts over: the old leases are removed, the new stream is read from its beginning.
+    Adopt,
 }
 
 /// Where a worker's control plane (scans, renewals, takes) runs.

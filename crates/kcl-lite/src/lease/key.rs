@@ -32,6 +32,12 @@ impl StreamKey {
         self.0.as_deref()
     }
 
+    /// Whether both are several streams' keys that differ in the time of creation at most.
+    pub(crate) fn is_same_name(&self, other: &Self) -> bool {
+        let name = |key: &Self| Some(key.as_str()?.rsplit_once(':')?.0.to_owned());
+        name(self).is_some_and(|own| name(other) == Some(own))
+    }
+
     /// The key of the lease of one of this stream's shards.
     #[must_use]
     pub fn lease(&self, shard: &ShardId) -> LeaseKey {

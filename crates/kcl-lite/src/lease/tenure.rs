@@ -27,6 +27,14 @@ pub(crate) fn take_id(incarnation: &str, counter: u64) -> WriteId {
     WriteId::new(format!("{incarnation}:take:{counter}"))
 }
 
+/// Whether `mark` was left by another life of the worker `me`: the same id, another start.
+pub(crate) fn is_by_other_life(mark: &WriteId, me: &WorkerId, incarnation: &str) -> bool {
+    let starts = |with: &str, sign| {
+        mark.as_str().strip_prefix(with).is_some_and(|rest| rest.starts_with(sign))
+    };
+    starts(me.as_str(), '#') && !starts(incarnation, ':')
+}
+
 /// A lease that this worker has taken.
 #[derive(Debug)]
 pub(crate) struct Tenure {

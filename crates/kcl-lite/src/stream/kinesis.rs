@@ -20,7 +20,7 @@ use aws_sdk_kinesis::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
 use aws_sdk_kinesis::primitives::DateTime;
-use aws_sdk_kinesis::types::{self, ShardFilter, ShardFilterType};
+use aws_sdk_kinesis::types::{self, ShardFilter, ShardFilterType, StreamStatus};
 use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextRef;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::date_time::Format;
@@ -28,9 +28,10 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::polling::PollingReader;
-use super::{ListFrom, Listing, ShardReader, Stream};
+use super::{Description, ListFrom, Listing, ShardReader, Stream};
 use crate::clock::{self, Clock, TokioClock};
 use crate::error::{BoxError, ServiceError, ServiceErrorKind};
+use crate::lease::StreamIdentity;
 use crate::position::{Cursor, InitialPosition};
 use crate::record::{ShardId, Timestamp};
 use crate::retry::Retry;
@@ -300,7 +301,46 @@ impl fmt::Debug for KinesisStream {
     }
 }
 
+impl KinesisStream {
+    /// Asks what the stream is; while it is being created, "latest" counts from the first question.
+    async fn description(&self) -> Result<Description, ServiceError> {
+        let asked = self.options.clock.now();
+        let date = ServiceDate::new(self.options.clock.clone());
+        let call = self.calls.describe_stream_summary();
+        let call = call.set_stream_name(self.name()).set_stream_arn(self.arn());
+        let reply = call.customize().interceptor(date.clone()).send().await;
+        let reply = reply.map_err(|error| self.failure("DescribeStreamSummary", "", error))?;
+        let Some(summary) = reply.stream_description_summary else {
+            let context =
+                format!("DescribeStreamSummary of stream `{}` is empty", self.name_or_arn);
+            return Err(ServiceError::new(ServiceErrorKind::Unavailable, context));
+        };
+        if matches!(summary.stream_status, StreamStatus::Creating | StreamStatus::Deleting) {
+            let mut waiting =
+                self.shared.waiting_since.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.get_or_insert(asked);
+            let context =
+                format!("stream `{}` is {}", self.name_or_arn, summary.stream_status.as_str());
+            return Err(ServiceError::new(ServiceErrorKind::NotReady, context));
+        }
+        let created = summary.stream_creation_timestamp.to_millis().unwrap_or(0);
+        let hours = u64::try_from(summary.retention_period_hours).unwrap_or(24);
+        Ok(Description {
+            identity: Some(StreamIdentity {
+                arn: summary.stream_arn,
+                created: Timestamp::from_millis(created),
+            }),
+            retention: Some(Duration::from_secs(hours * 3_600)),
+            at: date.take().map(|seen| seen.when(asked)),
+        })
+    }
+}
+
 impl Stream for KinesisStream {
+    fn describe(&self) -> BoxFuture<'_, Result<Description, ServiceError>> {
+        Box::pin(self.description())
+    }
+
     fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
         Box::pin(self.complete_listing(from))
     }

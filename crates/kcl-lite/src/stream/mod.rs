@@ -44,6 +44,8 @@ pub struct Description {
     pub identity: Option<StreamIdentity>,
     /// For how long records are kept, if not for ever.
     pub retention: Option<Duration>,
+    /// The service's clock, a second or two early, if it told.
+    pub at: Option<Timestamp>,
 }
 
 /// A stream.

@@ -1,42 +1,90 @@
 //! From names, settings and components to a running worker.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::JoinMap;
 
-use super::coordinator::Coordinator;
+use super::coordinator::{Command, Coordinator};
 use super::handle::{self, WorkerHandle};
 use super::lease_keeper::KeeperContext;
+use super::service_clock::ServiceClock;
 use super::shard_task::ShardTaskContext;
+use super::start::GivenStream;
 use super::state::State;
 use super::{Report, Status, start};
 use crate::aws;
 use crate::clock::{Clock, TokioClock};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Events, Sink};
 use crate::lease::dynamo::DynamoStore;
 use crate::lease::store::LeaseStore;
+use crate::position::InitialPosition;
 use crate::processor::{ErasedProcessor, Factory, RecordProcessor, ShardContext};
 use crate::record::WorkerId;
 use crate::settings::Settings;
 use crate::stream::Stream;
 use crate::stream::kinesis::{KinesisOptions, KinesisStream};
 
+/// One of the streams of a worker.
+#[derive(Debug, Clone)]
+pub struct StreamSource {
+    name_or_arn: Arc<str>,
+    position: Option<InitialPosition>,
+    aws_config: Option<aws_config::SdkConfig>,
+    stream: Option<Arc<dyn Stream>>,
+}
+
+impl StreamSource {
+    /// The Kinesis stream of that name or ARN.
+    #[must_use]
+    pub fn new(name_or_arn: impl Into<Arc<str>>) -> Self {
+        Self { name_or_arn: name_or_arn.into(), position: None, aws_config: None, stream: None }
+    }
+
+    /// Another initial position than that of the settings.
+    #[must_use]
+    pub fn initial_position(mut self, position: InitialPosition) -> Self {
+        self.position = Some(position);
+        self
+    }
+
+    /// Another region, account or endpoint than the worker's.
+    #[must_use]
+    pub fn aws_config(mut self, config: aws_config::SdkConfig) -> Self {
+        self.aws_config = Some(config);
+        self
+    }
+
+    /// Another stream than the Kinesis stream of that name.
+    #[must_use]
+    pub fn stream(mut self, stream: impl Stream + 'static) -> Self {
+        self.stream = Some(Arc::new(stream));
+        self
+    }
+}
+
+impl<T: Into<Arc<str>>> From<T> for StreamSource {
+    fn from(name_or_arn: T) -> Self {
+        Self::new(name_or_arn)
+    }
+}
+
 /// Builds a [`Worker`]: names first, then settings and components.
 #[must_use]
 pub struct WorkerBuilder {
     application: String,
-    stream_name: String,
+    streams: Vec<StreamSource>,
     worker_id: Option<WorkerId>,
     settings: Settings,
     aws_config: Option<aws_config::SdkConfig>,
+    lease_aws_config: Option<aws_config::SdkConfig>,
     store: Option<Arc<dyn LeaseStore>>,
-    stream: Option<Arc<dyn Stream>>,
     clock: Arc<dyn Clock>,
     sink: Option<Sink>,
 }
@@ -46,7 +94,7 @@ pub struct Worker {
     me: WorkerId,
     settings: Settings,
     store: Arc<dyn LeaseStore>,
-    stream: Arc<dyn Stream>,
+    streams: Vec<GivenStream>,
     clock: Arc<dyn Clock>,
     events: Events,
     rng: fastrand::Rng,
@@ -76,15 +124,28 @@ impl WorkerBuilder {
         self
     }
 
+    /// Another region, account or endpoint for the lease table than for the streams.
+    pub fn lease_aws_config(mut self, config: aws_config::SdkConfig) -> Self {
+        self.lease_aws_config = Some(config);
+        self
+    }
+
+    /// One more stream. All streams share the lease table and the workers; leases are then keyed by
+    /// stream, as in the Java KCL.
+    pub fn and_stream(mut self, stream: impl Into<StreamSource>) -> Self {
+        self.streams.push(stream.into());
+        self
+    }
+
     /// Another lease store than the DynamoDB table named after the application.
     pub fn lease_store(mut self, store: impl LeaseStore + 'static) -> Self {
         self.store = Some(Arc::new(store));
         self
     }
 
-    /// Another stream than the Kinesis stream of that name.
+    /// Another stream than the Kinesis stream of that name, for the first stream.
     pub fn stream(mut self, stream: impl Stream + 'static) -> Self {
-        self.stream = Some(Arc::new(stream));
+        self.streams[0].stream = Some(Arc::new(stream));
         self
     }
 
@@ -103,9 +164,11 @@ impl WorkerBuilder {
     /// Checks the settings and loads what was not given.
     ///
     /// # Errors
-    /// Kind `Config` when settings are out of bounds.
+    /// Kind `Config` when settings are out of bounds, or a stream is given twice.
     pub async fn build(self) -> Result<Worker, Error> {
         self.settings.validate()?;
+        self.no_stream_twice()?;
+        let needs_no_service = self.needs_no_service();
         // The only chance in the library that is not seeded: names must differ between processes.
         let nonce = fastrand::u64(..);
         let me = self.worker_id.unwrap_or_else(|| format!("worker-{nonce:016x}").into());
@@ -113,7 +176,7 @@ impl WorkerBuilder {
         let settings = Settings { seed: Some(seed), ..self.settings };
         let (config, lease_config) = match self.aws_config {
             Some(config) => (config.clone(), config),
-            None if self.store.is_some() && self.stream.is_some() => {
+            None if needs_no_service => {
                 let none = aws_config::SdkConfig::builder().build();
                 (none.clone(), none)
             }
@@ -125,20 +188,27 @@ impl WorkerBuilder {
                 (config, own)
             }
         };
+        let lease_config = self.lease_aws_config.unwrap_or(lease_config);
         let store = self.store.unwrap_or_else(|| {
             Arc::new(DynamoStore::new(&lease_config, self.application, settings.create_table))
         });
-        let stream = self.stream.unwrap_or_else(|| {
-            let clock = Arc::clone(&self.clock);
-            let options = KinesisOptions { poll_interval: settings.poll_interval, clock, seed };
-            Arc::new(KinesisStream::new(&config, self.stream_name, options))
-        });
+        let given = |source: StreamSource| GivenStream {
+            stream: source.stream.unwrap_or_else(|| {
+                let clock = Arc::clone(&self.clock);
+                let options = KinesisOptions { poll_interval: settings.poll_interval, clock, seed };
+                let config = source.aws_config.as_ref().unwrap_or(&config);
+                Arc::new(KinesisStream::new(config, &*source.name_or_arn, options))
+            }),
+            name: source.name_or_arn,
+            position: source.position.unwrap_or(settings.initial_position),
+        };
+        let streams = self.streams.into_iter().map(given).collect();
         Ok(Worker {
             events: Events::new(me.clone(), self.sink),
             me,
             settings,
             store,
-            stream,
+            streams,
             clock: self.clock,
             rng: fastrand::Rng::with_seed(seed),
             nonce,
@@ -146,17 +216,37 @@ impl WorkerBuilder {
     }
 }
 
+impl WorkerBuilder {
+    fn needs_no_service(&self) -> bool {
+        self.store.is_some() && self.streams.iter().all(|source| source.stream.is_some())
+    }
+
+    fn no_stream_twice(&self) -> Result<(), Error> {
+        let mut names = BTreeSet::new();
+        match self.streams.iter().find(|source| !names.insert(&source.name_or_arn)) {
+            None => Ok(()),
+            Some(twice) => Err(Error::new(
+                ErrorKind::Config,
+                format!("stream `{}` is given twice", twice.name_or_arn),
+            )),
+        }
+    }
+}
+
 impl Worker {
     /// A worker of `application`, which names the lease table, on the stream `stream` (name or ARN).
-    pub fn builder(application: impl Into<String>, stream: impl Into<String>) -> WorkerBuilder {
+    pub fn builder(
+        application: impl Into<String>,
+        stream: impl Into<StreamSource>,
+    ) -> WorkerBuilder {
         WorkerBuilder {
             application: application.into(),
-            stream_name: stream.into(),
+            streams: vec![stream.into()],
             worker_id: None,
             settings: Settings::default(),
             aws_config: None,
+            lease_aws_config: None,
             store: None,
-            stream: None,
             clock: Arc::new(TokioClock),
             sink: None,
         }
@@ -187,12 +277,13 @@ impl Worker {
         let (ready, is_ready) = oneshot::channel();
         let (stop, asked) = watch::channel(None);
         let (status, seen) = watch::channel(Status::default());
+        let (commands, asked_for) = mpsc::channel(1);
         let me = self.me.clone();
         let control = self.settings.control_plane;
         let clock = Arc::clone(&self.clock);
         // Boxed, because it is large and the caller's future would carry it.
-        let run = Box::pin(self.run(factory, Handle::current(), ready, asked, status));
-        let handle = handle::spawn(control, me, clock, stop, seen, run)?;
+        let run = Box::pin(self.run(factory, Handle::current(), ready, asked, asked_for, status));
+        let handle = handle::spawn(control, me, clock, stop, seen, commands, run)?;
         match is_ready.await {
             Ok(()) => Ok(handle),
             Err(_) => Err(handle.stopped().await.err().unwrap_or_else(handle::ended_early)),
@@ -224,34 +315,46 @@ impl Worker {
         data_plane: Handle,
         ready: oneshot::Sender<()>,
         stop: watch::Receiver<Option<tokio::time::Instant>>,
+        commands: mpsc::Receiver<Command>,
         status: watch::Sender<Status>,
     ) -> Result<Report, Error> {
         let incarnation = format!("{}#{:016x}", self.me, self.nonce);
         let keeper_context = KeeperContext {
             store: self.store,
-            stream: Arc::clone(&self.stream),
+            stream: Arc::clone(&self.streams[0].stream),
             clock: Arc::clone(&self.clock),
             settings: self.settings.clone(),
             events: self.events.clone(),
             incarnation: incarnation.clone(),
+            several_streams: self.streams.len() > 1,
         };
-        let leases = start::make_ready(&keeper_context, &mut self.rng).await?;
+        let (streams, leases) =
+            start::make_ready(&keeper_context, &self.streams, &mut self.rng).await?;
         self.events.emit(&Event::Started { leases });
         if ready.send(()).is_err() {
             return Err(handle::ended_early());
         }
-        let state =
-            State::new(self.me.clone(), incarnation, self.settings.clone(), self.clock.now());
+        let sources = streams.values().map(|stream| stream.source.clone()).collect();
+        let state = State::new(
+            self.me.clone(),
+            incarnation,
+            self.settings.clone(),
+            sources,
+            self.clock.now(),
+        );
         let coordinator = Coordinator {
             me: self.me,
-            keeper_context,
             shard_context: ShardTaskContext {
-                stream: self.stream,
+                stream: Arc::clone(&keeper_context.stream),
                 clock: self.clock,
                 settings: self.settings,
                 events: self.events,
                 factory,
+                service_clock: ServiceClock::new(Arc::clone(&keeper_context.clock)),
             },
+            keeper_context,
+            streams,
+            commands,
             data_plane,
             state,
             stop,
@@ -262,7 +365,7 @@ impl Worker {
             keepers: JoinMap::new(),
             shards: JoinMap::new(),
             report: Report::default(),
-            gone: None,
+            failure: None,
         };
         coordinator.run().await
     }
@@ -272,7 +375,7 @@ impl fmt::Debug for WorkerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkerBuilder")
             .field("application", &self.application)
-            .field("stream", &self.stream_name)
+            .field("streams", &self.streams)
             .finish_non_exhaustive()
     }
 }

@@ -88,12 +88,5 @@ async fn timely<T>(
     context: &KeeperContext,
     call: impl Future<Output = Result<T, ServiceError>>,
 ) -> Result<T, ServiceError> {
-    clock::within(&context.clock, context.settings.lease_duration, call).await.unwrap_or_else(
-        || {
-            Err(ServiceError::new(
-                ServiceErrorKind::Unavailable,
-                "no answer within a lease duration",
-            ))
-        },
-    )
+    clock::timely(&context.clock, context.settings.lease_duration, "ending a shard", call).await
 }

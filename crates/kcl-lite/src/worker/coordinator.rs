@@ -4,13 +4,13 @@
 //! store or a processor. Spawns calls and keepers here, and shard tasks on the user's runtime.
 //! Never decides anything: [`State::step`] does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,21 +18,23 @@ use tokio_util::task::JoinMap;
 
 use super::lease_keeper::{KeeperContext, KeeperExit, LeaseKeeper};
 use super::shard_task::{Progress, ShardExit, ShardTask, ShardTaskContext};
-use super::state::{Action, Input, State, Why};
+use super::start::ReadyStream;
+use super::state::{Action, Ending, Input, State, Why};
 use super::{Report, ShardReport, ShardStatus, Status};
-use crate::clock::{self, within};
+use crate::clock::{self, timely};
 use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
+use crate::lease::balance::Explanation;
 use crate::lease::store::WriteOutcome;
 use crate::lease::tenure::Tenure;
-use crate::lease::{Lease, LeaseKey, LeaseWrite};
+use crate::lease::{Lease, LeaseKey, LeaseWrite, StreamKey};
 use crate::position::Checkpoint;
 use crate::processor::ShardContext;
 use crate::record::WorkerId;
-use crate::stream::ListFrom;
+use crate::stream::{ListFrom, Listing};
 
-/// How long shards of a stream that is gone may take to be let go.
-const GONE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long shards may take to be let go when the worker stops by itself.
+const FAILURE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a write whose answer is unknown is sent again before a scan has to settle it.
 const WRITE_ATTEMPTS: u32 = 3;
 
@@ -41,6 +43,7 @@ pub(crate) struct Coordinator {
     pub(crate) me: WorkerId,
     pub(crate) keeper_context: KeeperContext,
     pub(crate) shard_context: ShardTaskContext,
+    pub(crate) streams: BTreeMap<StreamKey, ReadyStream>,
     pub(crate) data_plane: Handle,
     pub(crate) state: State,
     /// Set to the deadline when a stop is asked for.
@@ -51,9 +54,20 @@ pub(crate) struct Coordinator {
     pub(crate) calls: JoinSet<Input>,
     pub(crate) keepers: JoinMap<LeaseKey, KeeperExit>,
     pub(crate) shards: JoinMap<LeaseKey, ShardExit>,
+    /// What the user asks of a running worker.
+    pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) report: Report,
-    /// The stream does not exist any more.
-    pub(crate) gone: Option<Error>,
+    /// Why the worker stops by itself.
+    pub(crate) failure: Option<Error>,
+}
+
+/// A request of the handle.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Hold nothing, or take part again.
+    Drain(bool),
+    /// Say what would be done with every lease, and why.
+    Explain(oneshot::Sender<Vec<Explanation>>),
 }
 
 /// One held lease, as the coordinator sees it.
@@ -73,6 +87,7 @@ enum Wake {
     KeeperExited(LeaseKey, KeeperExit),
     ShardExited(LeaseKey, ShardExit),
     StopDeadline,
+    Command(Command),
     /// A call panicked: a bug in a store or stream, and what it was for is unknown.
     CallPanicked(JoinError),
 }
@@ -84,7 +99,6 @@ impl Coordinator {
     /// Kind `Internal` when a store or stream panicked.
     pub(crate) async fn run(mut self) -> Result<Report, Error> {
         let mut stopping = None;
-        let mut failure = None;
         while !self.state.is_finished() {
             let input = match self.next_wake(stopping).await {
                 Wake::Input(input) => *input,
@@ -96,10 +110,15 @@ impl Coordinator {
                     Some(input) => input,
                     None => continue,
                 },
+                Wake::Command(command) => match self.command(command) {
+                    Some(input) => input,
+                    None => continue,
+                },
                 Wake::StopDeadline => break,
                 Wake::CallPanicked(panic) => {
                     let context = "a lease store or stream panicked";
-                    failure = Some(Error::new(ErrorKind::Internal, format!("{context}: {panic}")));
+                    self.failure =
+                        Some(Error::new(ErrorKind::Internal, format!("{context}: {panic}")));
                     break;
                 }
             };
@@ -107,18 +126,18 @@ impl Coordinator {
                 stopping = *self.stop.borrow_and_update();
             }
             self.step(input);
-            if stopping.is_none() && self.readers_miss_something() {
-                self.step(Input::ReaderMissesShard);
+            for stream in self.streams_that_readers_miss() {
+                self.step(Input::ReaderMissesShard(stream));
             }
-            if stopping.is_none() && self.gone.is_some() {
-                stopping = Some(self.keeper_context.clock.now() + GONE_DEADLINE);
+            if stopping.is_none() && self.failure.is_some() {
+                stopping = Some(self.keeper_context.clock.now() + FAILURE_DEADLINE);
                 self.step(Input::StopRequested);
             }
             self.publish_status();
         }
         self.abandon_the_rest();
         self.shard_context.events.emit(&Event::Stopped);
-        failure.or(self.gone).map_or(Ok(self.report), Err)
+        self.failure.map_or(Ok(self.report), Err)
     }
 
     fn step(&mut self, input: Input) {
@@ -128,9 +147,22 @@ impl Coordinator {
         }
     }
 
-    fn readers_miss_something(&self) -> bool {
-        let mut progress = self.held.values().map(|held| &held.progress);
-        progress.any(|it| it.lock().unwrap_or_else(PoisonError::into_inner).is_missing)
+    fn streams_that_readers_miss(&self) -> BTreeSet<StreamKey> {
+        let missing = self.held.iter().filter(|(_, held)| {
+            held.progress.lock().unwrap_or_else(PoisonError::into_inner).is_missing
+        });
+        missing.map(|(key, _)| key.stream()).collect()
+    }
+
+    fn command(&self, command: Command) -> Option<Input> {
+        match command {
+            Command::Drain(drain) => Some(Input::DrainRequested(drain)),
+            Command::Explain(answer) => {
+                // Whoever asked may be gone.
+                let _unheard = answer.send(self.state.explain(self.keeper_context.clock.now()));
+                None
+            }
+        }
     }
 
     /// The only select. In this order: the deadline of a stop, the stop, finished tasks, finished
@@ -156,6 +188,7 @@ impl Coordinator {
                 // An error means that the handle is gone: nobody can wait for a drain any more.
                 if stop.is_ok() { Wake::Input(Box::new(Input::StopRequested)) } else { Wake::StopDeadline }
             }
+            Some(command) = self.commands.recv() => Wake::Command(command),
             Some((key, exit)) = self.keepers.join_next() => {
                 Wake::KeeperExited(key, exit.unwrap_or(KeeperExit::Lost))
             }
@@ -174,7 +207,7 @@ impl Coordinator {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Scan => self.scan(),
-            Action::List => self.list(),
+            Action::List { stream, verify } => self.list(stream, verify),
             Action::Write(write, why) => self.write(write, why),
             Action::Start { lease, sent } => self.start(&lease, sent),
             Action::Drain(key) => {
@@ -184,22 +217,31 @@ impl Coordinator {
             }
             Action::DrainAll => self.held.values().for_each(|held| held.drain.cancel()),
             Action::Emit(event) => self.shard_context.events.emit(&event),
-            Action::StreamGone(error) => self.gone = Some(error.into()),
+            Action::Fail(error) => {
+                self.failure.get_or_insert(error);
+            }
         }
     }
 
     fn scan(&mut self) {
         let context = self.keeper_context.clone();
         self.calls.spawn(async move {
-            Input::Scanned(timely(&context, context.store.list(), "reading the lease table").await)
+            let (limit, what) = (call_limit(&context), "reading the lease table");
+            Input::Scanned(timely(&context.clock, limit, what, context.store.list()).await)
         });
     }
 
-    fn list(&mut self) {
+    fn list(&mut self, key: StreamKey, verify: bool) {
+        let Some(stream) = self.streams.get(&key).cloned() else { return };
         let context = self.keeper_context.clone();
         self.calls.spawn(async move {
-            let call = context.stream.list(ListFrom::All);
-            Input::Listed(timely(&context, call, "listing the shards").await)
+            let call = listing(&stream, verify);
+            let (limit, what) = (context.settings.lease_duration, "listing the shards");
+            let result = timely(&context.clock, limit, what, call).await;
+            if let Ok(listing) = &result {
+                stream.service_clock.set(listing.at);
+            }
+            Input::Listed { stream: key, result }
         });
     }
 
@@ -213,7 +255,9 @@ impl Coordinator {
     }
 
     fn start(&mut self, lease: &Lease, sent: Instant) {
-        let context = self.keeper_context.clone();
+        let Some(stream) = self.streams.get(&lease.key.stream()).cloned() else { return };
+        let context =
+            KeeperContext { stream: Arc::clone(&stream.stream), ..self.keeper_context.clone() };
         let (lasts, margin) = (context.settings.lease_duration, context.settings.fence_margin());
         let incarnation = context.incarnation.clone();
         let tenure = Tenure::new(lease.clone(), sent, self.me.clone(), incarnation, lasts, margin);
@@ -234,12 +278,17 @@ impl Coordinator {
         let shard = ShardContext {
             lease_key: lease.key.clone(),
             shard_id: lease.shard(),
+            stream: Arc::clone(&stream.name),
             worker_id: self.me.clone(),
             checkpoint: lease.checkpoint.clone(),
             fencing_token: lease.counter,
         };
         let task = ShardTask::new(
-            self.shard_context.clone(),
+            ShardTaskContext {
+                stream: stream.stream,
+                service_clock: stream.service_clock,
+                ..self.shard_context.clone()
+            },
             shard,
             lease,
             link,
@@ -290,7 +339,7 @@ impl Coordinator {
         if self.stop.borrow().is_some() {
             self.report.shards.insert(key.clone(), report);
         }
-        Some(Input::TenureEnded { key, row })
+        Some(Input::TenureEnded { key, row, how: Ending::Usual })
     }
 
     /// The deadline has passed: stop what is left without a word. Their leases expire.
@@ -329,7 +378,8 @@ async fn write_until_answered(
 ) -> Result<WriteOutcome, ServiceError> {
     let mut attempt = 1;
     loop {
-        let result = timely(context, context.store.write(write), "writing a lease").await;
+        let (limit, what) = (call_limit(context), "writing a lease");
+        let result = timely(&context.clock, limit, what, context.store.write(write)).await;
         if result.is_ok() || attempt == WRITE_ATTEMPTS {
             return result;
         }
@@ -338,17 +388,19 @@ async fn write_until_answered(
     }
 }
 
-/// A call that hangs is given up after a quarter of the lease duration.
-async fn timely<T>(
-    context: &KeeperContext,
-    call: impl Future<Output = Result<T, ServiceError>>,
-    what: &str,
-) -> Result<T, ServiceError> {
-    let limit = context.settings.lease_duration / 4;
-    within(&context.clock, limit, call).await.unwrap_or_else(|| {
-        Err(ServiceError::new(
-            ServiceErrorKind::Unavailable,
-            format!("{what}: no answer in {limit:?}"),
-        ))
-    })
+/// A call to the lease table that hangs is given up after this time.
+fn call_limit(context: &KeeperContext) -> Duration {
+    context.settings.lease_duration / 4
+}
+
+/// Lists the shards; when asked, also looks whether it is still the stream that the leases are for.
+async fn listing(stream: &ReadyStream, verify: bool) -> Result<Listing, ServiceError> {
+    if verify && let Some(was) = &stream.source.identity {
+        let description = stream.stream.describe().await?;
+        if let Some(is) = description.identity.filter(|is| is != was) {
+            let context = format!("{was} was deleted, and a stream of that name made again: {is}");
+            return Err(ServiceError::new(ServiceErrorKind::Missing, context));
+        }
+    }
+    stream.stream.list(ListFrom::All).await
 }

@@ -7,14 +7,16 @@ use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::coordinator::Command;
 use super::{Report, Status};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
+use crate::lease::balance::Explanation;
 use crate::record::WorkerId;
 use crate::settings::ControlPlane;
 
@@ -26,6 +28,7 @@ pub struct WorkerHandle {
     clock: Arc<dyn Clock>,
     stop: watch::Sender<Option<Instant>>,
     status: watch::Receiver<Status>,
+    commands: mpsc::Sender<Command>,
     outcome: watch::Receiver<Option<Outcome>>,
     _end: DropGuard,
     /// The control plane when it runs on the caller's runtime.
@@ -43,6 +46,38 @@ impl WorkerHandle {
     #[must_use]
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
+    }
+
+    /// Lets go of every shard in good order and takes no other, but keeps running: for maintenance.
+    /// [`resume`](Self::resume) ends it.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may take the request back.
+    pub async fn drain(&self) {
+        self.command(Command::Drain(true)).await;
+    }
+
+    /// Takes part again after [`drain`](Self::drain).
+    ///
+    /// # Cancel safety
+    /// Dropping the future may take the request back.
+    pub async fn resume(&self) {
+        self.command(Command::Drain(false)).await;
+    }
+
+    /// What this worker would do now with every lease, and why. Empty once it has stopped.
+    ///
+    /// # Cancel safety
+    /// May be dropped.
+    pub async fn explain(&self) -> Vec<Explanation> {
+        let (answer, answered) = oneshot::channel();
+        self.command(Command::Explain(answer)).await;
+        answered.await.unwrap_or_default()
+    }
+
+    /// A worker that has stopped has nothing left to do.
+    async fn command(&self, command: Command) {
+        let _stopped = self.commands.send(command).await;
     }
 
     /// Stops in good order: no new shards, every shard drained and its checkpoint stored, leases
@@ -92,6 +127,7 @@ pub(super) fn spawn(
     clock: Arc<dyn Clock>,
     stop: watch::Sender<Option<Instant>>,
     status: watch::Receiver<Status>,
+    commands: mpsc::Sender<Command>,
     run: impl Future<Output = Outcome> + Send + 'static,
 ) -> Result<WorkerHandle, Error> {
     let end = CancellationToken::new();
@@ -118,6 +154,7 @@ pub(super) fn spawn(
         clock,
         stop,
         status,
+        commands,
         outcome,
         _end: end.drop_guard(),
         _inline: Mutex::new(inline),

@@ -117,6 +117,8 @@ pub(crate) struct KeeperContext {
     pub(crate) settings: Settings,
     pub(crate) events: Events,
     pub(crate) incarnation: String,
+    /// Whether the worker reads more than one stream.
+    pub(crate) several_streams: bool,
 }
 
 /// The keeper of one lease.
@@ -375,6 +377,7 @@ mod tests {
             settings,
             events: Events::new("me".into(), None),
             incarnation: "me#1".to_owned(),
+            several_streams: false,
         };
         let mut lease = Lease::new("shardId-0", Checkpoint::TrimHorizon);
         lease.owner = Some("me".into());

@@ -9,6 +9,7 @@ mod children;
 mod coordinator;
 mod handle;
 mod lease_keeper;
+mod service_clock;
 mod shard_task;
 mod start;
 mod state;
@@ -16,7 +17,7 @@ mod state;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use builder::{Worker, WorkerBuilder};
+pub use builder::{StreamSource, Worker, WorkerBuilder};
 pub use handle::WorkerHandle;
 
 use crate::position::Checkpoint;

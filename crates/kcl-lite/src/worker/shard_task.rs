@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::lease_keeper::KeeperLink;
+use super::service_clock::ServiceClock;
 use crate::checkpoint::AckWindow;
 use crate::clock::{self, Clock};
 use crate::error::{BoxError, ServiceErrorKind};
@@ -69,6 +70,7 @@ pub(crate) struct ShardTaskContext {
     pub(crate) settings: Settings,
     pub(crate) events: Events,
     pub(crate) factory: Factory,
+    pub(crate) service_clock: ServiceClock,
 }
 
 /// What others may look at while the task runs.

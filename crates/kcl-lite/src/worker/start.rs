@@ -1,22 +1,27 @@
-//! What has to be true before a worker is ready: the table exists, the stream is there, its shards
-//! have leases.
+//! What has to be true before a worker is ready: its streams are there, the table exists, and every
+//! stream has leases that were made for it.
 //!
 //! Every step can be repeated. Passing failures are tried again, others are the typed error that
 //! `start` returns. Never takes a lease.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::lease_keeper::KeeperContext;
+use super::service_clock::ServiceClock;
 use super::state::create_write;
-use crate::clock::{sleep, within};
+use crate::clock::{sleep, timely, within};
 use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
-use crate::lease::Lease;
-use crate::lease::store::WriteOutcome;
+use crate::lease::store::{Table, WriteOutcome};
+use crate::lease::tenure::write_id;
+use crate::lease::{Lease, LeaseChange, LeaseWrite, StreamIdentity, StreamKey};
 use crate::position::InitialPosition;
 use crate::retry::Retry;
+use crate::settings::StreamRecreated;
 use crate::shard::plan::{self, Source};
-use crate::stream::{ListFrom, Listing};
+use crate::stream::{Description, ListFrom, Listing, Stream};
 
 /// How often a call that fails for a passing reason is tried before `start` gives up.
 const ATTEMPTS: u32 = 5;
@@ -25,25 +30,178 @@ const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// Time between looks at a stream that is being created.
 const STREAM_POLL: Duration = Duration::from_secs(1);
 
-/// Makes everything ready; returns how many leases there are.
+/// A stream that a worker is given.
+#[derive(Debug, Clone)]
+pub(crate) struct GivenStream {
+    /// The name or ARN by which the user knows it.
+    pub(crate) name: Arc<str>,
+    pub(crate) stream: Arc<dyn Stream>,
+    pub(crate) position: InitialPosition,
+}
+
+/// A stream that is ready to be read.
+#[derive(Debug, Clone)]
+pub(crate) struct ReadyStream {
+    pub(crate) name: Arc<str>,
+    pub(crate) stream: Arc<dyn Stream>,
+    pub(crate) source: Source,
+    pub(crate) retention: Option<Duration>,
+    pub(crate) service_clock: ServiceClock,
+}
+
+/// Makes everything ready; returns the streams, and how many leases there are.
 pub(crate) async fn make_ready(
     context: &KeeperContext,
+    given: &[GivenStream],
     rng: &mut fastrand::Rng,
-) -> Result<usize, Error> {
-    // First the stream: a wrong name must not leave a table behind.
-    let from = ListFrom::Start(context.settings.initial_position);
-    let first = wait_for_stream(context, from, rng).await?;
-    // The store bounds its own wait for a new table.
+) -> Result<(BTreeMap<StreamKey, ReadyStream>, usize), Error> {
+    // First the streams: a wrong name must not leave a table behind.
+    let mut described = Vec::new();
+    for given in given {
+        described.push(describe(context, given, rng).await?);
+    }
+    let (mut table, is_new) = match retried(context, rng, || context.store.list()).await {
+        Err(error) if error.kind == ServiceErrorKind::Missing => (Table::default(), true),
+        table => (table?, false),
+    };
+    if !is_new {
+        prepare(context, rng).await?;
+    }
+    let mut streams = BTreeMap::new();
+    let mut leases = 0;
+    for (given, description) in given.iter().zip(described) {
+        let mut ready = ready(context, given, &description, &table)?;
+        drop_former(context, &mut ready.source, &mut table, rng).await?;
+        let rows = table.leases.iter().filter(|lease| lease.key.stream() == ready.source.key);
+        let rows = rows.count() + table.unreadable.len();
+        leases += if rows > 0 { rows } else { create_first(context, &ready, rng).await? };
+        streams.insert(ready.source.key.clone(), ready);
+    }
+    Ok((streams, leases))
+}
+
+/// The store bounds its own wait for a new table.
+async fn prepare(context: &KeeperContext, rng: &mut fastrand::Rng) -> Result<(), Error> {
     let mut retry = attempts();
     while let Err(error) = context.store.prepare().await {
         pause(context, &mut retry, rng, error).await?;
     }
-    let leases = retried(context, rng, || context.store.list()).await?;
-    let rows = leases.leases.len() + leases.unreadable.len();
-    if rows > 0 {
-        return Ok(rows);
+    Ok(())
+}
+
+/// Asks what the stream is. Permission to ask is not needed to read it.
+async fn describe(
+    context: &KeeperContext,
+    given: &GivenStream,
+    rng: &mut fastrand::Rng,
+) -> Result<Description, Error> {
+    let describe = || given.stream.describe();
+    match wait_until_ready(context, rng, describe).await {
+        Err(error) if error.kind == ServiceErrorKind::Denied => {
+            // The listing says whether anything at all is allowed, and names the call.
+            let from = ListFrom::Start(given.position);
+            retried(context, rng, || given.stream.list(from)).await?;
+            tracing::info!("the stream cannot be told from one of the same name: {error}");
+            Ok(Description::default())
+        }
+        description => Ok(description?),
     }
-    let wanted = first_leases(context, first, rng).await?;
+}
+
+fn ready(
+    context: &KeeperContext,
+    given: &GivenStream,
+    description: &Description,
+    table: &Table,
+) -> Result<ReadyStream, Error> {
+    let identity = description.identity.clone();
+    let several = context.several_streams;
+    let key = if several { key_of(&identity, &given.name, table)? } else { StreamKey::ONLY };
+    let service_clock = ServiceClock::new(Arc::clone(&context.clock));
+    if let Some(at) = description.at {
+        service_clock.set(at);
+    }
+    Ok(ReadyStream {
+        name: Arc::clone(&given.name),
+        stream: Arc::clone(&given.stream),
+        source: Source { key, identity, position: given.position },
+        retention: description.retention,
+        service_clock,
+    })
+}
+
+/// One of several streams keeps the rows that it has from when it was the only one.
+fn key_of(
+    identity: &Option<StreamIdentity>,
+    name: &str,
+    table: &Table,
+) -> Result<StreamKey, Error> {
+    let Some(identity) = identity else {
+        return Err(Error::new(
+            ErrorKind::Denied,
+            format!(
+                "a worker of several streams has to know the account and the age of `{name}`: allow \
+                 `kinesis:DescribeStreamSummary`"
+            ),
+        ));
+    };
+    let mut only = table.leases.iter().filter(|row| row.key.stream() == StreamKey::ONLY);
+    if only.any(|row| row.stream.as_ref() == Some(identity)) {
+        return Ok(StreamKey::ONLY);
+    }
+    let parts: Vec<_> = identity.arn.splitn(6, ':').collect();
+    let (account, name) = (parts.get(4).unwrap_or(&""), parts.get(5).unwrap_or(&name));
+    let name = name.strip_prefix("stream/").unwrap_or(name);
+    Ok(StreamKey::of_several(account, name, identity.created))
+}
+
+/// Rows of a stream that was deleted and made again: an error that names both, or, if it was told to,
+/// a new beginning.
+async fn drop_former(
+    context: &KeeperContext,
+    source: &mut Source,
+    table: &mut Table,
+    rng: &mut fastrand::Rng,
+) -> Result<(), Error> {
+    let former = plan::former_rows(&table.leases, source);
+    let Some(row) = former.first() else { return Ok(()) };
+    if context.settings.stream_recreated == StreamRecreated::Refuse {
+        let was = row.stream.as_ref().map_or_else(|| row.key.to_string(), ToString::to_string);
+        let is = source.identity.as_ref().map_or_else(String::new, ToString::to_string);
+        return Err(Error::new(
+            ErrorKind::Config,
+            format!(
+                "the leases belong to another stream: they were made for {was}, the stream of that \
+                 name is now {is}; use another application name, or set `stream_recreated` to `Adopt` \
+                 to start over with the new stream from its beginning"
+            ),
+        ));
+    }
+    for row in &former {
+        let change = LeaseChange::Discard { counter: row.counter };
+        let id = write_id(&context.incarnation, row.counter);
+        let write = LeaseWrite { key: row.key.clone(), id, change };
+        // A refusal means that another worker is adopting it too.
+        retried(context, rng, || context.store.write(&write)).await?;
+    }
+    let is_former = |lease: &Lease| former.iter().any(|row| row.key == lease.key);
+    table.leases.retain(|lease| !is_former(lease));
+    // Nothing of the new stream has been read.
+    source.position = InitialPosition::TrimHorizon;
+    Ok(())
+}
+
+/// Makes the first leases of a stream that has none, and the table before them.
+async fn create_first(
+    context: &KeeperContext,
+    ready: &ReadyStream,
+    rng: &mut fastrand::Rng,
+) -> Result<usize, Error> {
+    let from = ListFrom::Start(ready.source.position);
+    let first = wait_until_ready(context, rng, || ready.stream.list(from)).await?;
+    ready.service_clock.set(first.at);
+    prepare(context, rng).await?;
+    let wanted = first_leases(context, ready, first, rng).await?;
     let count = wanted.len();
     for lease in wanted {
         create(context, lease, rng).await?;
@@ -51,22 +209,24 @@ pub(crate) async fn make_ready(
     Ok(count)
 }
 
-async fn wait_for_stream(
+async fn wait_until_ready<T, F>(
     context: &KeeperContext,
-    from: ListFrom,
     rng: &mut fastrand::Rng,
-) -> Result<Listing, Error> {
+    call: impl Fn() -> F,
+) -> Result<T, ServiceError>
+where
+    F: Future<Output = Result<T, ServiceError>>,
+{
     let mut said = false;
     loop {
-        let listing = retried(context, rng, || context.stream.list(from)).await;
-        match listing {
+        match retried(context, rng, &call).await {
             Err(error) if error.kind == ServiceErrorKind::NotReady => {
                 if !std::mem::replace(&mut said, true) {
                     context.events.emit(&Event::WaitingForStream { reason: error.to_string() });
                 }
                 sleep(&context.clock, STREAM_POLL).await;
             }
-            other => return Ok(other?),
+            other => return other,
         }
     }
 }
@@ -74,21 +234,22 @@ async fn wait_for_stream(
 /// The listing may be caught in the middle of a reshard: ask again until it covers everything.
 async fn first_leases(
     context: &KeeperContext,
+    ready: &ReadyStream,
     mut listing: Listing,
     rng: &mut fastrand::Rng,
 ) -> Result<Vec<Lease>, Error> {
-    let position = context.settings.initial_position;
-    let source = Source { position, ..Source::default() };
+    let position = ready.source.position;
     if position == InitialPosition::Latest {
-        listing = listing_as_of(context, listing).await;
+        listing = listing_as_of(context, &ready.stream, listing).await;
     }
     for _ in 0..ATTEMPTS {
-        if let Some(leases) = plan::first_leases(&listing, &source) {
+        if let Some(leases) = plan::first_leases(&listing, &ready.source) {
             return Ok(leases);
         }
         sleep(&context.clock, STREAM_POLL).await;
         let at = listing.at;
-        listing = wait_for_stream(context, ListFrom::Start(position), rng).await?;
+        let from = ListFrom::Start(position);
+        listing = wait_until_ready(context, rng, || ready.stream.list(from)).await?;
         // "Latest" is when the worker first asked.
         listing.at = at;
     }
@@ -100,9 +261,9 @@ async fn first_leases(
 
 /// The shards that were open when "latest" was, rather than those that are open now: one that closed
 /// in between still has records to deliver, and its children come when it ends.
-async fn listing_as_of(context: &KeeperContext, now: Listing) -> Listing {
+async fn listing_as_of(context: &KeeperContext, stream: &Arc<dyn Stream>, now: Listing) -> Listing {
     let then = ListFrom::Start(InitialPosition::AtTimestamp(now.at));
-    let listing = within(&context.clock, CALL_LIMIT, context.stream.list(then)).await;
+    let listing = within(&context.clock, CALL_LIMIT, stream.list(then)).await;
     match listing {
         Some(Ok(then)) if plan::covers_everything(then.shards.iter().map(|it| it.hash_range)) => {
             Listing { at: now.at, ..then }
@@ -138,13 +299,7 @@ where
 {
     let mut retry = attempts();
     loop {
-        let result = within(&context.clock, CALL_LIMIT, call()).await.unwrap_or_else(|| {
-            Err(ServiceError::new(
-                ServiceErrorKind::Unavailable,
-                format!("no answer within {CALL_LIMIT:?}"),
-            ))
-        });
-        match result {
+        match timely(&context.clock, CALL_LIMIT, "starting", call()).await {
             Err(error) if error.kind != ServiceErrorKind::NotReady => {
                 pause(context, &mut retry, rng, error).await?;
             }

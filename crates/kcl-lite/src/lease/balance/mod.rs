@@ -6,6 +6,7 @@
 //! special. Never draws chance and never reads a clock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -22,6 +23,12 @@ pub(crate) struct Snapshot<'a> {
     pub(crate) me: &'a WorkerId,
     /// All leases in key order.
     pub(crate) leases: &'a BTreeMap<LeaseKey, Lease>,
+    /// Rows that cannot be read: neither free nor finished.
+    pub(crate) unreadable: &'a BTreeMap<LeaseKey, String>,
+    /// Leases that made no progress here, left to others for a while.
+    pub(crate) avoided: &'a BTreeMap<LeaseKey, Instant>,
+    /// Leases of another living worker that has our id.
+    pub(crate) doubles: &'a BTreeMap<LeaseKey, String>,
     /// Leases this worker holds or is taking.
     pub(crate) mine: &'a BTreeSet<LeaseKey>,
     /// What it has seen of the counters.
@@ -44,11 +51,16 @@ pub(crate) struct Take {
 }
 
 /// Whether a lease may be read now: not finished, and every parent that has a lease is.
-pub(crate) fn is_runnable(lease: &Lease, leases: &BTreeMap<LeaseKey, Lease>) -> bool {
+pub(crate) fn is_runnable(
+    lease: &Lease,
+    leases: &BTreeMap<LeaseKey, Lease>,
+    unreadable: &BTreeMap<LeaseKey, String>,
+) -> bool {
     !lease.checkpoint.is_shard_end()
-        && lease
-            .parent_keys()
-            .all(|parent| leases.get(&parent).is_none_or(|parent| parent.checkpoint.is_shard_end()))
+        && lease.parent_keys().all(|parent| {
+            let is_done = |parent: &Lease| parent.checkpoint.is_shard_end();
+            leases.get(&parent).is_none_or(is_done) && !unreadable.contains_key(&parent)
+        })
 }
 
 /// The leases that this worker should take now.
@@ -65,6 +77,81 @@ pub(crate) fn leases_to_take(snapshot: &Snapshot<'_>) -> Vec<Take> {
     takes
 }
 
+/// What a worker would do with one lease, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// The shard.
+    pub shard: LeaseKey,
+    /// Who has it.
+    pub owner: Option<WorkerId>,
+    /// What this worker would do.
+    pub intent: Intent,
+}
+
+/// What a worker would do with a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Intent {
+    /// Nothing: the shard is finished.
+    Finished,
+    /// Nothing: a parent is not finished.
+    WaitForParents,
+    /// Keep it.
+    Keep,
+    /// Leave it to its owner, who renews it and has no more than its share.
+    LeaveToOwner,
+    /// Take it, or ask its owner for it.
+    Take(TakeReason),
+    /// It is free, and falls to a worker that has less; it is taken here if that one does not come.
+    LeaveToOther,
+    /// It is free, and made no progress here: others go first.
+    LeaveAfterTrouble,
+    /// It is free, but this worker holds as many as it may.
+    AtLimit,
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.shard)?;
+        match (&self.intent, &self.owner) {
+            (Intent::Finished, _) => f.write_str("finished"),
+            (Intent::WaitForParents, _) => f.write_str("waits for its parents"),
+            (Intent::Keep, _) => f.write_str("held here"),
+            (Intent::LeaveToOwner, Some(owner)) => write!(f, "left to {owner}"),
+            (Intent::LeaveToOwner, None) => f.write_str("left alone"),
+            (Intent::Take(reason), _) => write!(f, "to be taken ({reason:?})"),
+            (Intent::LeaveToOther, _) => f.write_str("free, left to a worker that has less"),
+            (Intent::LeaveAfterTrouble, _) => {
+                f.write_str("free, made no progress here, left to others for a while")
+            }
+            (Intent::AtLimit, _) => f.write_str("free, but this worker holds as many as it may"),
+        }
+    }
+}
+
+/// The plan, lease by lease.
+pub(crate) fn explain(snapshot: &Snapshot<'_>) -> Vec<Explanation> {
+    let takes = leases_to_take(snapshot).into_iter().map(|take| (take.key, take.reason));
+    let takes: BTreeMap<_, _> = takes.collect();
+    let held = World::of(snapshot).held.get(snapshot.me).map_or(0, Vec::len);
+    let intent = |lease: &Lease| match takes.get(&lease.key) {
+        Some(reason) => Intent::Take(*reason),
+        None if lease.checkpoint.is_shard_end() => Intent::Finished,
+        None if snapshot.mine.contains(&lease.key) => Intent::Keep,
+        None if !is_runnable(lease, snapshot.leases, snapshot.unreadable) => Intent::WaitForParents,
+        None if snapshot.why_free(lease).is_none() => Intent::LeaveToOwner,
+        None if snapshot.avoided.contains_key(&lease.key) => Intent::LeaveAfterTrouble,
+        None if held >= snapshot.limit => Intent::AtLimit,
+        None => Intent::LeaveToOther,
+    };
+    let explain = |lease: &Lease| Explanation {
+        shard: lease.key.clone(),
+        owner: lease.actual_owner().cloned(),
+        intent: intent(lease),
+    };
+    snapshot.leases.values().map(explain).collect()
+}
+
 /// The snapshot, sorted into what is free and who is loaded how.
 struct World<'a> {
     orphans: Vec<(&'a Lease, TakeReason)>,
@@ -77,7 +164,7 @@ impl<'a> World<'a> {
         let mut world = Self { orphans: Vec::new(), held: BTreeMap::new() };
         world.held.insert(snapshot.me, Vec::new());
         for lease in snapshot.leases.values() {
-            if !is_runnable(lease, snapshot.leases) {
+            if !is_runnable(lease, snapshot.leases, snapshot.unreadable) {
                 continue;
             }
             let is_mine = snapshot.mine.contains(&lease.key);
@@ -107,7 +194,9 @@ impl<'a> World<'a> {
                 .unwrap_or(snapshot.me);
             *loads.entry(least).or_default() += 1;
             let waited = snapshot.free_for(lease, *reason) >= snapshot.patience;
-            if least == snapshot.me || waited || *reason == TakeReason::Own {
+            let is_avoided = snapshot.avoided.contains_key(&lease.key);
+            let is_for_me = least == snapshot.me || waited || *reason == TakeReason::Own;
+            if is_for_me && !is_avoided {
                 takes.push(Take { key: lease.key.clone(), reason: *reason });
             }
         }
@@ -144,7 +233,9 @@ impl Snapshot<'_> {
     fn why_free(&self, lease: &Lease) -> Option<TakeReason> {
         match lease.actual_owner() {
             None => Some(TakeReason::Unowned),
-            Some(owner) if owner == self.me => Some(TakeReason::Own),
+            Some(owner) if owner == self.me && !self.doubles.contains_key(&lease.key) => {
+                Some(TakeReason::Own)
+            }
             Some(_) if !self.is_alive(lease) => Some(TakeReason::Expired),
             Some(_) => None,
         }

@@ -201,6 +201,18 @@ impl Source {
     }
 }
 
+/// The rows of a former stream of the same name: those that say that they were made for another one.
+pub(crate) fn former_rows(leases: &[Lease], source: &Source) -> Vec<Lease> {
+    let Some(identity) = &source.identity else { return Vec::new() };
+    let is_former = |row: &&Lease| {
+        let has_its_key = row.key.stream() == source.key;
+        let has_its_name = source.key.is_same_name(&row.key.stream());
+        let is_other = row.stream.as_ref().is_some_and(|stream| stream != identity);
+        (has_its_key && is_other) || (has_its_name && !has_its_key)
+    };
+    leases.iter().filter(is_former).cloned().collect()
+}
+
 /// The finished leases that nobody needs any more: all parents' leases are gone, and every child has
 /// made progress, so that no listing can bring the shard back.
 pub(crate) fn leases_to_delete(leases: &BTreeMap<LeaseKey, Lease>) -> Vec<&Lease> {

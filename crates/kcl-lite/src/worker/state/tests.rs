@@ -1,6 +1,9 @@
 //! The coordinator's decisions, one input at a time, without a runtime.
 
+use super::handoff::HANDOFF_SCAN;
+use super::streams::HOLE_PAUSE;
 use super::*;
+use crate::error::ServiceErrorKind;
 use crate::position::Checkpoint;
 use crate::record::Timestamp;
 use crate::shard::{HashRange, Shard};
@@ -8,7 +11,7 @@ use crate::shard::{HashRange, Shard};
 const SECOND: Duration = Duration::from_secs(1);
 
 fn state(start: Instant) -> State {
-    State::new("me".into(), "me#1".into(), Settings::default(), start)
+    State::new("me".into(), "me#1".into(), Settings::default(), vec![Source::default()], start)
 }
 
 fn lease(key: &str, owner: Option<&str>, counter: u64) -> Lease {
@@ -19,16 +22,20 @@ fn scanned(rows: Vec<Lease>) -> Input {
     Input::Scanned(Ok(rows.into()))
 }
 
+fn listed(result: Result<Listing, ServiceError>) -> Input {
+    Input::Listed { stream: StreamKey::ONLY, result }
+}
+
 fn taken(actions: &[Action]) -> Vec<LeaseWrite> {
     let writes = actions.iter().filter_map(|action| match action {
         Action::Write(write, Why::Take { .. }) => Some(write.clone()),
         Action::Write(..)
         | Action::Scan
-        | Action::List
+        | Action::List { .. }
         | Action::Start { .. }
         | Action::Drain(_)
         | Action::DrainAll
-        | Action::StreamGone(_)
+        | Action::Fail(_)
         | Action::Emit(_) => None,
     });
     writes.collect()
@@ -37,12 +44,12 @@ fn taken(actions: &[Action]) -> Vec<LeaseWrite> {
 fn names(actions: &[Action]) -> String {
     let names = actions.iter().map(|action| match action {
         Action::Scan => "scan".to_owned(),
-        Action::List => "list".to_owned(),
+        Action::List { .. } => "list".to_owned(),
         Action::Write(write, why) => format!("{} {}", why.describe(), write.key),
         Action::Start { lease, .. } => format!("start {}", lease.key),
         Action::Drain(key) => format!("drain {key}"),
         Action::DrainAll => "drain".to_owned(),
-        Action::StreamGone(error) => format!("gone: {error}"),
+        Action::Fail(error) => format!("fail: {error}"),
         Action::Emit(event) => format!("say {event}"),
     });
     names.collect::<Vec<_>>().join("; ")
@@ -56,7 +63,7 @@ fn a_lease_of_a_silent_worker_is_taken_at_the_instant_it_expires_without_a_scan(
     let rows = vec![lease("0", Some("other"), 4)];
     assert!(taken(&state.step(start, scanned(rows))).is_empty());
     state.next_scan = start + 60 * SECOND;
-    state.next_audit = start + 60 * SECOND;
+    state.audit_at(start + 60 * SECOND);
 
     assert_eq!(state.next_due(), Some(start + 10 * SECOND));
     assert!(taken(&state.step(start + 9 * SECOND, Input::TimeDue)).is_empty());
@@ -82,7 +89,7 @@ fn an_expired_lease_that_falls_to_another_worker_does_not_make_the_timer_spin() 
     renewed[3].counter = 2;
     state.step(start + 5 * SECOND, scanned(renewed));
     state.next_scan = start + 60 * SECOND;
-    state.next_audit = start + 60 * SECOND;
+    state.audit_at(start + 60 * SECOND);
     let expiry = start + 10 * SECOND;
     assert_eq!(state.next_due(), Some(expiry));
     assert!(taken(&state.step(expiry, Input::TimeDue)).is_empty(), "`live` has less");
@@ -176,7 +183,8 @@ fn the_end_of_a_shard_is_followed_by_a_scan_at_once() {
     let mut state = state(start);
     state.step(start, scanned(vec![lease("0", None, 0)]));
     let ended = Lease { checkpoint: Checkpoint::ShardEnd, ..lease("0", None, 9) };
-    let actions = state.step(start, Input::TenureEnded { key: "0".into(), row: Some(ended) });
+    let actions = state
+        .step(start, Input::TenureEnded { key: "0".into(), row: Some(ended), how: Ending::Usual });
     assert_eq!(names(&actions), "scan");
 }
 
@@ -254,15 +262,15 @@ fn leases_that_leave_a_hole_ask_for_a_listing_at_once_and_then_now_and_again() {
     state.step(start, scanned(rows()));
     assert_eq!(names(&state.step(start, Input::TimeDue)), "list");
     let error = ServiceError::new(ServiceErrorKind::Unavailable, "down");
-    state.step(start, Input::Listed(Err(error)));
+    state.step(start, listed(Err(error)));
     state.step(start + SECOND, scanned(rows()));
-    assert_eq!(state.next_audit, start + HOLE_PAUSE);
+    assert_eq!(state.next_audit(), Some(start + HOLE_PAUSE));
 
     let all = vec![Lease { hash_range: Some(HashRange::ALL), ..lease("0", Some("other"), 1) }];
     let mut state = self::state(start);
-    let audit = state.next_audit;
+    let audit = state.next_audit().unwrap();
     state.step(start, scanned(all));
-    assert_eq!(state.next_audit, audit);
+    assert_eq!(state.next_audit(), Some(audit));
 }
 
 #[test]
@@ -342,8 +350,8 @@ fn a_row_that_vanished_is_left_to_its_owner_and_then_made_as_it_was_last_seen() 
     let listing = Listing { shards: shards.collect(), at: Timestamp::from_millis(0) };
     state.step(start, scanned(rows()));
     state.step(start + SECOND, scanned(vec![rows().remove(0)]));
-    assert_eq!(names(&state.step(start + SECOND, Input::Listed(Ok(listing.clone())))), "");
-    let actions = state.step(start + 11 * SECOND, Input::Listed(Ok(listing)));
+    assert_eq!(names(&state.step(start + SECOND, listed(Ok(listing.clone())))), "");
+    let actions = state.step(start + 11 * SECOND, listed(Ok(listing)));
     let [Action::Write(write, Why::Create)] = &actions[..] else { panic!("{actions:?}") };
     let LeaseChange::Create(made) = &write.change else { panic!("{write:?}") };
     assert_eq!((&made.checkpoint, made.counter, &made.owner), (&rows()[1].checkpoint, 5, &None));
@@ -371,13 +379,13 @@ fn a_stream_is_gone_when_two_listings_say_so_some_seconds_apart() {
     let start = Instant::now();
     let mut state = state(start);
     let gone = || ServiceError::new(ServiceErrorKind::Missing, "no such stream");
-    assert!(state.step(start, Input::ReaderMissesShard).is_empty());
+    assert!(state.step(start, Input::ReaderMissesShard(StreamKey::ONLY)).is_empty());
     assert_eq!(names(&state.step(start, Input::TimeDue)), "scan; list");
-    let said = state.step(start, Input::Listed(Err(gone())));
+    let said = state.step(start, listed(Err(gone())));
     assert_eq!(names(&said), "say listing the shards failed: no such stream");
-    assert_eq!(state.next_audit, start + HOLE_PAUSE);
+    assert_eq!(state.next_audit(), Some(start + HOLE_PAUSE));
     let listing = Listing { shards: Vec::new(), at: Timestamp::from_millis(0) };
-    state.step(start, Input::Listed(Ok(listing)));
-    assert_ne!(names(&state.step(start, Input::Listed(Err(gone())))), "gone: no such stream");
-    assert_eq!(names(&state.step(start, Input::Listed(Err(gone())))), "gone: no such stream");
+    state.step(start, listed(Ok(listing)));
+    assert_ne!(names(&state.step(start, listed(Err(gone())))), "fail: no such stream");
+    assert_eq!(names(&state.step(start, listed(Err(gone())))), "fail: no such stream");
 }

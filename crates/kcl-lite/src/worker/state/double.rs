@@ -1,0 +1,76 @@
+//! Two living workers with one id, and what an earlier life of this worker left.
+//!
+//! A row that names us as its owner, and that we do not hold, is one of three: our own write whose
+//! reply was lost (it carries our mark), a lease of an earlier life (the first scan shows it, and it
+//! does not move any more), or the work of a second process with our id. The first two are taken at
+//! once. Of two living workers with one id exactly one goes on: the one that was there first finds
+//! that a lease was taken from it by its own name, and stops.
+
+use std::collections::BTreeMap;
+
+use tokio::time::Instant;
+
+use super::{Action, State};
+use crate::error::{Error, ErrorKind};
+use crate::lease::tenure::is_by_other_life;
+use crate::lease::{Lease, LeaseKey};
+
+/// What is known of other workers with our id.
+#[derive(Debug, Default)]
+pub(super) struct Double {
+    /// What the first scan showed as ours, with the counter.
+    legacy: Option<BTreeMap<LeaseKey, u64>>,
+    /// Leases of another living worker with our id, by its mark.
+    pub(super) leases: BTreeMap<LeaseKey, String>,
+    since: Option<Instant>,
+}
+
+impl State {
+    /// Before the first scan nothing is known; what it shows as ours is a legacy.
+    pub(super) fn note_legacy(&mut self) {
+        let ours = self.leases.values().filter(|lease| lease.owner.as_ref() == Some(&self.me));
+        let legacy = || ours.map(|lease| (lease.key.clone(), lease.counter)).collect();
+        self.double.legacy.get_or_insert_with(legacy);
+    }
+
+    /// Looks for leases that another living worker holds under our id.
+    pub(super) fn note_doubles(&mut self, now: Instant) {
+        let doubles = self.leases.values().filter(|lease| {
+            lease.actual_owner() == Some(&self.me) && !self.mine.contains(&lease.key)
+        });
+        let doubles = doubles.filter(|lease| !self.is_legacy(lease)).filter_map(|lease| {
+            let mark = lease.write_id.as_ref()?;
+            is_by_other_life(mark, &self.me, &self.incarnation)
+                .then(|| (lease.key.clone(), mark.as_str().to_owned()))
+        });
+        self.double.leases = doubles.collect();
+        let first = self.double.since.unwrap_or(now);
+        self.double.since = (!self.double.leases.is_empty()).then_some(first);
+    }
+
+    fn is_legacy(&self, lease: &Lease) -> bool {
+        let legacy = self.double.legacy.as_ref();
+        legacy.is_some_and(|legacy| legacy.get(&lease.key) == Some(&lease.counter))
+    }
+
+    /// Whether this worker is the one of two with the same id that has to stop.
+    pub(super) fn stop_if_double(&self, now: Instant) -> Option<Action> {
+        let is_alive = |key: &LeaseKey| {
+            self.leases.get(key).is_some_and(|lease| {
+                self.observations.unchanged_for(now, lease) < self.settings.lease_duration
+            })
+        };
+        let has_lasted =
+            self.double.since.is_some_and(|since| now >= since + self.settings.lease_duration);
+        let mut doubles = self.double.leases.iter();
+        let (key, _) = doubles.find(|(key, mark)| {
+            let yields = has_lasted && self.incarnation < **mark;
+            self.lost.contains(*key) || (yields && is_alive(key))
+        })?;
+        let context = format!(
+            "another worker runs with the id `{}` and holds {key}: give every worker an id of its own",
+            self.me
+        );
+        Some(Action::Fail(Error::new(ErrorKind::Config, context)))
+    }
+}

@@ -1,0 +1,207 @@
+//! The streams of a worker: listing their shards, and what follows from a listing.
+//!
+//! Each stream is listed by its own clock, and sooner when something looks wrong: a hole in what the
+//! leases cover, or a reader that is told that its shard does not exist. A listing is a hint; a
+//! stream counts as deleted only when two listings in a row say so.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Action, State, Why, create_write, failure};
+use crate::error::{ServiceError, ServiceErrorKind};
+use crate::event::Event;
+use crate::lease::{Lease, LeaseKey, StreamKey};
+use crate::settings::Settings;
+use crate::shard::plan::{self, Source};
+use crate::stream::Listing;
+
+/// Time between two listings that are made because of a hole, or of a stream that seems gone.
+pub(super) const HOLE_PAUSE: Duration = Duration::from_secs(5);
+
+/// One stream, as the coordinator follows it.
+#[derive(Debug)]
+pub(super) struct StreamState {
+    source: Source,
+    listing: bool,
+    next_audit: Instant,
+    /// When the shards were last listed.
+    listed_at: Instant,
+    /// Listings in a row that said that the stream does not exist.
+    missing_listings: u32,
+    /// A reader was refused what it asked for: look whether it is still the same stream.
+    is_suspect: bool,
+    /// It does not exist any more; nothing is asked about it again.
+    is_gone: bool,
+}
+
+/// A row that is no longer in the table, as it was last seen.
+#[derive(Debug)]
+pub(super) struct Vanished {
+    since: Instant,
+    row: Lease,
+}
+
+impl StreamState {
+    pub(super) fn new(source: Source, settings: &Settings, now: Instant) -> Self {
+        // Workers that start together list at different times.
+        let spread = settings.seed.unwrap_or(0) % 1000;
+        let audit = settings.audit_interval.mul_f64(1.0 + f64::from(spread as u32) / 4000.0);
+        Self {
+            source,
+            listing: false,
+            next_audit: now + audit,
+            // The start may just have listed them, but before it saw the leases.
+            listed_at: now.checked_sub(HOLE_PAUSE).unwrap_or(now),
+            missing_listings: 0,
+            is_suspect: false,
+            is_gone: false,
+        }
+    }
+
+    /// Lists before the next audit is due, but not at every occasion.
+    fn list_soon(&mut self, now: Instant) {
+        if !self.listing {
+            self.next_audit = self.next_audit.min(now.max(self.listed_at + HOLE_PAUSE));
+        }
+    }
+}
+
+impl State {
+    pub(super) fn next_audit(&self) -> Option<Instant> {
+        let waiting = self.streams.values().filter(|stream| !stream.listing && !stream.is_gone);
+        waiting.map(|stream| stream.next_audit).min()
+    }
+
+    #[cfg(test)]
+    pub(super) fn audit_at(&mut self, at: Instant) {
+        self.streams.values_mut().for_each(|stream| stream.next_audit = at);
+    }
+
+    pub(super) fn list_what_is_due(&mut self, now: Instant) -> Vec<Action> {
+        let due = self
+            .streams
+            .iter_mut()
+            .filter(|(_, stream)| !stream.listing && !stream.is_gone && now >= stream.next_audit);
+        let lists = due.map(|(key, stream)| {
+            stream.listing = true;
+            Action::List { stream: key.clone(), verify: std::mem::take(&mut stream.is_suspect) }
+        });
+        lists.collect()
+    }
+
+    /// A reader of `stream` is refused what it asks for.
+    pub(super) fn suspect(&mut self, now: Instant, stream: &StreamKey) {
+        if let Some(stream) = self.streams.get_mut(stream) {
+            stream.is_suspect = true;
+            stream.list_soon(now);
+        }
+    }
+
+    pub(super) fn listed(
+        &mut self,
+        now: Instant,
+        key: &StreamKey,
+        result: Result<Listing, ServiceError>,
+    ) -> Vec<Action> {
+        let Some(stream) = self.streams.get_mut(key) else { return Vec::new() };
+        stream.listing = false;
+        stream.next_audit = now + self.settings.audit_interval;
+        stream.listed_at = now;
+        match result {
+            Ok(listing) => {
+                stream.missing_listings = 0;
+                self.create(now, key, &listing)
+            }
+            Err(error) if error.kind == ServiceErrorKind::Missing => self.missing(now, key, error),
+            Err(error) => vec![failure("listing the shards", &error)],
+        }
+    }
+
+    /// One listing may be wrong; two in a row, some seconds apart, are believed.
+    fn missing(&mut self, now: Instant, key: &StreamKey, error: ServiceError) -> Vec<Action> {
+        let Some(stream) = self.streams.get_mut(key) else { return Vec::new() };
+        stream.missing_listings += 1;
+        if stream.missing_listings < 2 || self.stopping {
+            stream.is_suspect = true;
+            stream.list_soon(now);
+            return vec![failure("listing the shards", &error)];
+        }
+        stream.is_gone = true;
+        if self.streams.values().all(|stream| stream.is_gone) {
+            return vec![Action::Fail(error.into())];
+        }
+        let gone = Event::StreamGone { error: error.to_string() };
+        let drains = self.mine.iter().filter(|lease| lease.stream() == *key);
+        let drains = drains.cloned().map(Action::Drain);
+        std::iter::once(Action::Emit(gone)).chain(drains).collect()
+    }
+
+    /// Whether the rows of `key` are this worker's business: those of a stream that it does not read,
+    /// or that is gone, are left alone.
+    pub(super) fn reads(&self, key: &LeaseKey) -> bool {
+        self.streams.get(&key.stream()).is_some_and(|stream| !stream.is_gone)
+    }
+
+    /// Compares a scan with what was known before it.
+    pub(super) fn note_vanished(&mut self, now: Instant, scanned: &[Lease]) {
+        for lease in scanned {
+            self.leases.remove(&lease.key);
+            self.vanished.remove(&lease.key);
+        }
+        let gone = std::mem::take(&mut self.leases).into_iter();
+        let gone = gone.filter(|(_, row)| !row.checkpoint.is_shard_end());
+        self.vanished.extend(gone.map(|(key, row)| (key, Vanished { since: now, row })));
+    }
+
+    /// Creates what a listing shows to be missing.
+    fn create(&mut self, now: Instant, key: &StreamKey, listing: &Listing) -> Vec<Action> {
+        let Some(stream) = self.streams.get(key) else { return Vec::new() };
+        let has_rows = self.leases.keys().any(|lease| lease.stream() == *key);
+        if self.stopping || !has_rows {
+            return Vec::new();
+        }
+        let missing = plan::leases_to_create(listing, &self.leases, &stream.source);
+        // The owner of a row that was deleted knows its position and writes it again; only when it
+        // has not, within a lease duration, is the row made again as it was last seen.
+        let missing = missing.into_iter().filter_map(|lease| match self.vanished.get(&lease.key) {
+            _ if self.mine.contains(&lease.key) => None,
+            Some(gone) if now < gone.since + self.settings.lease_duration => None,
+            Some(gone) => {
+                let counter = gone.row.counter + 1;
+                Some(Lease { owner: None, checkpoint_owner: None, counter, ..gone.row.clone() })
+            }
+            None => Some(lease),
+        });
+        let is_free =
+            |key: &LeaseKey| !self.writing.contains(key) && !self.unreadable.contains_key(key);
+        let missing: Vec<_> = missing.filter(|lease| is_free(&lease.key)).collect();
+        self.writing.extend(missing.iter().map(|lease| lease.key.clone()));
+        let missing = missing.into_iter();
+        missing
+            .map(|lease| Action::Write(create_write(lease, &self.incarnation), Why::Create))
+            .collect()
+    }
+
+    /// Unfinished leases that leave a part of the hash space to nobody ask for a listing soon: a worker
+    /// died between two leases that belong together.
+    pub(super) fn look_into_holes(&mut self, now: Instant) {
+        let mut ranges: BTreeMap<StreamKey, Option<Vec<_>>> = BTreeMap::new();
+        let unfinished = self.leases.values().filter(|lease| !lease.checkpoint.is_shard_end());
+        for lease in unfinished {
+            let ranges = ranges.entry(lease.key.stream()).or_insert_with(|| Some(Vec::new()));
+            // Rows of an older library may not say what they serve; then only the audit can tell.
+            *ranges = ranges.take().zip(lease.hash_range).map(|(mut ranges, range)| {
+                ranges.push(range);
+                ranges
+            });
+        }
+        for (key, stream) in &mut self.streams {
+            let ranges = ranges.remove(key).unwrap_or_else(|| Some(Vec::new()));
+            if ranges.is_some_and(|ranges| !plan::covers_everything(ranges.into_iter())) {
+                stream.list_soon(now);
+            }
+        }
+    }
+}
