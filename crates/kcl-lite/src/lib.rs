@@ -12,6 +12,7 @@ pub mod lease;
 mod position;
 mod processor;
 mod record;
+pub mod reset;
 mod retry;
 mod settings;
 mod shard;
