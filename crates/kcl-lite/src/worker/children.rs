@@ -48,7 +48,8 @@ async fn try_make(
     };
     for child in &children {
         for other in child.parents.iter().filter(|id| parent.shard() != **id) {
-            other_parent_is_known(context, &child.id, &parent.key.sibling(other)).await?;
+            let (child, other) = (parent.key.sibling(&child.id), parent.key.sibling(other));
+            other_parent_is_known(context, &child, &other).await?;
         }
         let lease = plan::child_lease(parent, child);
         let (shard, checkpoint) = (lease.key.clone(), lease.checkpoint.clone());
@@ -61,14 +62,17 @@ async fn try_make(
     Ok(children.into_iter().map(|child| child.id).collect())
 }
 
-/// A parent counts if it has a lease, or if a complete listing no longer shows it.
+/// A parent counts if it has a lease, or if a complete listing no longer shows it; and none has to
+/// be looked for if the child has a lease already.
 async fn other_parent_is_known(
     context: &KeeperContext,
-    child: &ShardId,
+    child: &LeaseKey,
     other: &LeaseKey,
 ) -> Result<(), ServiceError> {
-    if timely(context, context.store.get(other)).await?.is_some() {
-        return Ok(());
+    for known in [other, child] {
+        if timely(context, context.store.get(known)).await?.is_some() {
+            return Ok(());
+        }
     }
     if listed(context).await?.iter().any(|shard| shard.id == other.shard()) {
         return Err(ServiceError::new(

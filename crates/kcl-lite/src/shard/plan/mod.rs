@@ -43,26 +43,31 @@ pub(crate) fn first_leases(listing: &Listing, source: &Source) -> Option<Vec<Lea
 pub(crate) fn covers_everything(ranges: impl Iterator<Item = HashRange>) -> bool {
     let mut ranges: Vec<_> = ranges.collect();
     ranges.sort_unstable();
-    let mut covered: Option<u128> = None;
+    cover(&ranges, HashRange::ALL)
+}
+
+/// Whether `ranges`, which are sorted, together cover `whole`; overlaps are allowed.
+fn cover(ranges: &[HashRange], whole: HashRange) -> bool {
+    let mut next = whole.start;
     for range in ranges {
-        let next = match covered {
-            None => 0,
-            Some(u128::MAX) => return true,
-            Some(end) => end + 1,
-        };
         if range.start > next {
             return false;
         }
-        covered = covered.max(Some(range.end));
+        if range.end >= whole.end {
+            return true;
+        }
+        next = next.max(range.end.saturating_add(1));
     }
-    covered == Some(u128::MAX)
+    false
 }
 
 /// The leases that are missing in a table that has some, oldest shards first.
 ///
 /// The rule of the Java KCL (`HierarchicalShardSyncer`): one level at a time, every open shard
 /// covered by its own lease or by an ancestor's. One rule is added: a shard whose parents have ended
-/// gets its lease here too, in case the worker that ended the last parent could not make it.
+/// gets its lease here too, in case the worker that ended the last parent could not make it. One is
+/// taken away: what unfinished leases cover gets no second lease. A listing that is behind shows a
+/// parent as open whose lease is finished and deleted; it must not be read again beside its children.
 pub(crate) fn leases_to_create(
     listing: &Listing,
     leases: &BTreeMap<LeaseKey, Lease>,
@@ -78,9 +83,13 @@ pub(crate) fn leases_to_create(
         visited: BTreeMap::new(),
         planned: BTreeMap::new(),
     };
+    let unfinished = leases.values().filter(|lease| !lease.checkpoint.is_shard_end());
+    let mut covered: Vec<_> = unfinished.filter_map(|lease| lease.hash_range).collect();
+    covered.sort_unstable();
     for shard in &listing.shards {
         if shard.is_open
             && !leases.contains_key(&shard.id)
+            && !cover(&covered, shard.hash_range)
             && planner.is_consistent(shard)
             && !planner.visit(shard)
         {

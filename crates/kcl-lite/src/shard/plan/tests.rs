@@ -211,3 +211,27 @@ fn a_finished_lease_stays_while_a_parent_of_it_has_one() {
     child.children = ["2".into()].into();
     assert_eq!(deleted(&leases), ["0"], "1 could be made again while 0 is there");
 }
+
+#[test]
+fn l06_a_parent_that_a_late_listing_shows_open_is_not_read_again_beside_its_child() {
+    let range = |start, end| Some(HashRange { start, end });
+    let half = u128::MAX / 2;
+    let shard = |id: &str, hash_range: Option<HashRange>| Shard {
+        id: id.into(),
+        parents: BTreeSet::new(),
+        hash_range: hash_range.unwrap(),
+        is_open: true,
+    };
+    let shards = vec![shard("0", range(0, half)), shard("1", range(half + 1, u128::MAX))];
+    let late = Listing { shards, at: Timestamp::from_millis(0) };
+    let child = Lease {
+        parents: ["0", "1"].map(ShardId::from).into(),
+        hash_range: Some(HashRange::ALL),
+        ..Lease::new("2", Checkpoint::parse("9", 0).unwrap())
+    };
+    let mut rows: BTreeMap<LeaseKey, Lease> = [(child.key.clone(), child)].into();
+    assert_eq!(leases_to_create(&late, &rows, &from(InitialPosition::TrimHorizon)), []);
+    rows.values_mut().next().unwrap().hash_range = range(0, half);
+    let made = leases_to_create(&late, &rows, &from(InitialPosition::TrimHorizon));
+    assert_eq!(made.iter().map(|lease| lease.key.as_str()).collect::<Vec<_>>(), ["1"]);
+}
