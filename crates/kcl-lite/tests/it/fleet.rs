@@ -3,21 +3,22 @@
 //! Every delivery and every event goes into one log, in the order it happened; tests wait for what
 //! they need by looking at the log, never by sleeping a guessed time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use kcl_lite::lease::memory::MemoryStore;
-use kcl_lite::lease::store::{LeaseStore, Table, WriteOutcome};
-use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite};
+use kcl_lite::lease::Lease;
 use kcl_lite::stream::Stream;
 use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::{
-    Ack, Batch, BoxError, ControlPlane, Event, InitialPosition, RecordProcessor, ServiceError,
-    ServiceErrorKind, Settings, ShardContext, ShardId, Worker, WorkerHandle,
+    Ack, Batch, BoxError, ControlPlane, Error, Event, InitialPosition, RecordProcessor, Settings,
+    ShardContext, ShardId, Worker, WorkerHandle,
 };
 use tokio::sync::Notify;
+use tokio::time::Instant;
+
+pub(crate) use crate::faults::Faults;
+use crate::faults::{FaultyStore, Link, LinkClock, LinkStream};
 
 /// What was seen, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,85 +42,8 @@ pub(crate) struct Script {
     pub(crate) hangs: Option<String>,
     /// Keep acknowledgements in `Fleet::acks` instead of acknowledging.
     pub(crate) defer: bool,
-}
-
-/// Faults of the lease store; the test switches them.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct FaultyStore {
-    pub(crate) inner: MemoryStore,
-    pub(crate) faults: Arc<Mutex<Faults>>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Faults {
-    #[default]
-    None,
-    /// Nothing is applied, every call is refused by the network.
-    Down,
-    /// Calls never return; writes are not applied.
-    Hang,
-    /// Renewals are applied, and every second reply is lost.
-    LoseReplies(bool),
-}
-
-impl FaultyStore {
-    pub(crate) fn set(&self, faults: Faults) {
-        *self.faults.lock().unwrap() = faults;
-    }
-
-    async fn fault(&self) -> Result<(), ServiceError> {
-        let faults = *self.faults.lock().unwrap();
-        match faults {
-            Faults::Down => {
-                Err(ServiceError::new(ServiceErrorKind::Unavailable, "the table is down"))
-            }
-            Faults::Hang => std::future::pending().await,
-            Faults::None | Faults::LoseReplies(_) => Ok(()),
-        }
-    }
-}
-
-impl LeaseStore for FaultyStore {
-    fn prepare(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
-        Box::pin(self.fault())
-    }
-
-    fn list(&self) -> BoxFuture<'_, Result<Table, ServiceError>> {
-        Box::pin(async {
-            self.fault().await?;
-            self.inner.list().await
-        })
-    }
-
-    fn get<'a>(&'a self, key: &'a LeaseKey) -> BoxFuture<'a, Result<Option<Lease>, ServiceError>> {
-        Box::pin(async move {
-            self.fault().await?;
-            self.inner.get(key).await
-        })
-    }
-
-    fn write<'a>(
-        &'a self,
-        write: &'a LeaseWrite,
-    ) -> BoxFuture<'a, Result<WriteOutcome, ServiceError>> {
-        Box::pin(async move {
-            self.fault().await?;
-            let outcome = self.inner.write(write).await?;
-            let mut faults = self.faults.lock().unwrap();
-            if let Faults::LoseReplies(lose) = &mut *faults
-                && matches!(write.change, LeaseChange::Renew { .. } | LeaseChange::Take { .. })
-            {
-                *lose = !*lose;
-                if !*lose {
-                    return Err(ServiceError::new(
-                        ServiceErrorKind::Unavailable,
-                        "the reply was lost",
-                    ));
-                }
-            }
-            Ok(outcome)
-        })
-    }
+    /// How long a batch takes.
+    pub(crate) takes: Duration,
 }
 
 /// The world of one test. Clones share it.
@@ -130,6 +54,13 @@ pub(crate) struct Fleet {
     pub(crate) log: Arc<Mutex<Vec<Seen>>>,
     pub(crate) acks: Arc<Mutex<Vec<(String, Ack)>>>,
     pub(crate) script: Arc<Mutex<Script>>,
+    /// When each entry of the log was made.
+    pub(crate) moments: Arc<Mutex<Vec<Instant>>>,
+    /// Worker, shard and fencing token of every batch, in order.
+    pub(crate) tokens: Arc<Mutex<Vec<(String, ShardId, u64)>>>,
+    /// When shards were listed.
+    pub(crate) listings: Arc<Mutex<Vec<Instant>>>,
+    links: Arc<Mutex<BTreeMap<String, Arc<Link>>>>,
     changed: Arc<Notify>,
 }
 
@@ -143,6 +74,10 @@ impl Fleet {
             log: Arc::default(),
             acks: Arc::default(),
             script: Arc::default(),
+            moments: Arc::default(),
+            tokens: Arc::default(),
+            listings: Arc::default(),
+            links: Arc::default(),
             changed: Arc::default(),
         }
     }
@@ -172,39 +107,67 @@ impl Fleet {
         stream: impl Stream + 'static,
         settings: Settings,
     ) -> WorkerHandle {
-        let (fleet, worker) = (self.clone(), name.to_owned());
+        self.try_start_on(name, stream, settings).await.unwrap()
+    }
+
+    /// As [`start_on`](Self::start_on), for a start that may fail.
+    pub(crate) async fn try_start_on(
+        &self,
+        name: &str,
+        stream: impl Stream + 'static,
+        settings: Settings,
+    ) -> Result<WorkerHandle, Error> {
+        let link = self.link(name);
+        let (fleet, worker, gate) = (self.clone(), name.to_owned(), Arc::clone(&link));
         let (events, id) = (self.clone(), name.to_owned());
+        let listings = Arc::clone(&self.listings);
         Worker::builder("test", "stream")
-            .worker_id(name)
+            .worker_id(name.split('/').next().unwrap())
             .settings(settings)
-            .stream(stream)
-            .lease_store(self.store.clone())
+            .clock(Arc::new(LinkClock(Arc::clone(&link))))
+            .stream(LinkStream { inner: stream, link: Arc::clone(&link), listings })
+            .lease_store(self.store.through(name, link))
             .on_event(move |event| events.note(Seen::Event(id.clone(), event.clone())))
             .build()
-            .await
-            .unwrap()
+            .await?
             .start(move |shard: &ShardContext| Recorder {
                 fleet: fleet.clone(),
                 worker: worker.clone(),
                 shard: shard.shard_id.clone(),
+                link: Arc::clone(&gate),
             })
             .await
-            .unwrap()
+    }
+
+    /// What `worker` reaches the world through. A name of the form `a/2` is another process with
+    /// the worker id `a`.
+    pub(crate) fn link(&self, worker: &str) -> Arc<Link> {
+        Arc::clone(self.links.lock().unwrap().entry(worker.to_owned()).or_default())
+    }
+
+    /// Gives `worker` a clock of its own, before it starts.
+    pub(crate) fn clock(&self, worker: &str, skew: Duration, fast: u32) {
+        let link = Arc::new(Link::with_clock(skew, fast));
+        self.links.lock().unwrap().insert(worker.to_owned(), link);
     }
 
     fn note(&self, seen: Seen) {
-        self.log.lock().unwrap().push(seen);
+        let mut log = self.log.lock().unwrap();
+        log.push(seen);
+        self.moments.lock().unwrap().push(Instant::now());
+        drop(log);
         self.changed.notify_waiters();
     }
 
     /// Waits until `condition` holds of the log; an hour of virtual time is enough for anything.
     pub(crate) async fn until(&self, what: &str, condition: impl Fn(&[Seen]) -> bool) {
         let wait = async {
+            let mut log = Vec::new();
             loop {
                 let changed = self.changed.notified();
                 tokio::pin!(changed);
                 changed.as_mut().enable();
-                let log = self.log.lock().unwrap().clone();
+                log.extend_from_slice(&self.log.lock().unwrap()[log.len()..]);
                 if condition(&log) {
                     return;
                 }
@@ -228,6 +191,138 @@ impl Fleet {
     /// Waits until `count` records have been delivered, repeats included.
     pub(crate) async fn until_delivered(&self, count: usize) {
         self.until(&format!("{count} deliveries"), |log| records(log).len() >= count).await;
+    }
+
+    /// Waits until `condition` holds, looking ten times a second, and tells how long it took.
+    pub(crate) async fn within(
+        &self,
+        limit: Duration,
+        what: &str,
+        condition: impl Fn(&Self) -> bool,
+    ) -> Duration {
+        let since = Instant::now();
+        while !condition(self) {
+            if since.elapsed() >= limit && std::env::var("DUMP").is_ok() {
+                let log = self.log.lock().unwrap();
+                let t0 = self.moments.lock().unwrap()[0];
+                for (seen, at) in log.iter().zip(self.moments.lock().unwrap().iter()) {
+                    let text = format!("{seen:?}");
+                    if !text.contains("LeaseRenewed") && !text.starts_with("Record") {
+                        eprintln!("{:?} {text}", *at - t0);
+                    }
+                }
+                for request in self.store.requests.lock().unwrap().iter() {
+                    if let Some(write) = &request.write {
+                        let text = format!("{write:?}");
+                        if !text.contains("Renew") {
+                            eprintln!(
+                                "{:?} {} {} {text}",
+                                request.at - t0,
+                                request.worker,
+                                request.is_applied
+                            );
+                        }
+                    }
+                }
+            }
+            let rows = || self.store.inner.snapshot();
+            assert!(since.elapsed() < limit, "not within {limit:?}: {what}; {:#?}", rows());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        since.elapsed()
+    }
+
+    /// Puts records with these numbers as payloads; [`verify`](Self::verify) knows their keys.
+    pub(crate) fn feed(&self, numbers: std::ops::Range<u32>) {
+        for number in numbers {
+            self.stream.put(&key_of(number), number.to_string());
+        }
+    }
+
+    /// Puts `rate` records a second for `seconds`, numbered from `first`; returns the next number.
+    pub(crate) async fn feed_for(&self, first: u32, rate: u32, seconds: u32) -> u32 {
+        for step in 0..seconds * 10 {
+            let place = |step: u32| first + step * rate / 10;
+            self.feed(place(step)..place(step + 1));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        first + seconds * rate
+    }
+
+    /// Every record of [`feed`](Self::feed) below `count` was delivered, and those of one key in
+    /// order, repeats aside.
+    pub(crate) fn verify(&self, count: u32) {
+        let mut last: BTreeMap<String, u32> = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        for payload in self.delivered() {
+            let number: u32 = payload.parse().unwrap();
+            if seen.insert(number)
+                && let Some(before) = last.insert(key_of(number), number)
+            {
+                assert!(before < number, "{number} came after {before}, which has the same key");
+            }
+        }
+        let lost: Vec<_> = (0..count).filter(|number| !seen.contains(number)).collect();
+        assert!(lost.is_empty(), "lost: {lost:?}");
+    }
+
+    /// Waits until everything of [`feed`](Self::feed) below `count` has been delivered.
+    pub(crate) async fn all_of(&self, count: u32, limit: Duration) {
+        let what = format!("{count} records");
+        let distinct = |fleet: &Self| fleet.delivered().into_iter().collect::<BTreeSet<_>>().len();
+        self.within(limit, &what, |fleet| distinct(fleet) >= count as usize).await;
+        self.verify(count);
+    }
+
+    /// Waits until the payloads 0 to `count` have been delivered, from whatever stream.
+    pub(crate) async fn all_delivered(&self, count: u32, limit: Duration) {
+        let wanted: BTreeSet<_> = (0..count).map(|number| number.to_string()).collect();
+        self.within(limit, &format!("{count} records"), |fleet| {
+            wanted.is_subset(&fleet.delivered().into_iter().collect())
+        })
+        .await;
+    }
+
+    /// Records that were delivered more than once.
+    pub(crate) fn repeats(&self) -> usize {
+        let delivered = self.delivered();
+        delivered.len() - delivered.iter().collect::<BTreeSet<_>>().len()
+    }
+
+    /// Events that `wanted` picks.
+    pub(crate) fn count(&self, wanted: impl Fn(&str, &Event) -> bool) -> usize {
+        self.events().iter().filter(|(worker, event)| wanted(worker, event)).count()
+    }
+
+    /// Leases that were lost.
+    pub(crate) fn losses(&self) -> usize {
+        self.count(|_, event| matches!(event, Event::LeaseLost { .. }))
+    }
+
+    /// Leases that changed hands.
+    pub(crate) fn moves(&self) -> usize {
+        self.count(|worker, event| {
+            matches!(event, Event::LeaseTaken { from: Some(from), .. } if from.as_str() != worker)
+        })
+    }
+
+    /// For each shard, the moments at which something of it was delivered.
+    pub(crate) fn deliveries(&self) -> BTreeMap<ShardId, Vec<Instant>> {
+        let mut deliveries: BTreeMap<ShardId, Vec<Instant>> = BTreeMap::new();
+        let log = self.log.lock().unwrap();
+        for (seen, at) in log.iter().zip(self.moments.lock().unwrap().iter()) {
+            if let Seen::Record(_, shard, _) = seen {
+                deliveries.entry(shard.clone()).or_default().push(*at);
+            }
+        }
+        deliveries
+    }
+
+    /// The shards that somebody owns and that are not finished.
+    pub(crate) fn owned(&self) -> usize {
+        let leases = self.store.inner.snapshot();
+        let owned = |lease: &&Lease| lease.owner.is_some() && !lease.checkpoint.is_shard_end();
+        leases.iter().filter(owned).count()
     }
 
     /// Payloads in the order of delivery.
@@ -286,11 +381,17 @@ fn records(log: &[Seen]) -> Vec<String> {
     records.collect()
 }
 
+/// The key of a numbered record.
+fn key_of(number: u32) -> String {
+    format!("key-{}", number % 257)
+}
+
 /// A processor that does what the script says and notes what it is given.
 struct Recorder {
     fleet: Fleet,
     worker: String,
     shard: ShardId,
+    link: Arc<Link>,
 }
 
 impl Recorder {
@@ -301,6 +402,8 @@ impl Recorder {
 
 impl RecordProcessor for Recorder {
     async fn process(&mut self, mut batch: Batch) -> Result<(), BoxError> {
+        let token = (self.worker.clone(), self.shard.clone(), batch.shard().fencing_token);
+        self.fleet.tokens.lock().unwrap().push(token);
         for record in batch.records() {
             let payload = String::from_utf8_lossy(&record.data).into_owned();
             let (fails, panics, hangs) = {
@@ -329,6 +432,11 @@ impl RecordProcessor for Recorder {
                 acks.map(|(record, ack)| (String::from_utf8_lossy(&record.data).into_owned(), ack));
             self.fleet.acks.lock().unwrap().extend(acks);
         }
+        let takes = self.fleet.script.lock().unwrap().takes;
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
+        self.link.pass().await;
         Ok(())
     }
 

@@ -4,7 +4,9 @@
 
 mod aggregate;
 mod dynamo_store;
+mod faults;
 mod fleet;
 mod own_thread;
 mod polling;
+mod scenarios;
 mod worker;

@@ -30,18 +30,18 @@ use local_aws::{Clock, Effect, LocalAws, Rule};
 use serde_json::{Value, json};
 use tokio::time::{Instant, advance, sleep, timeout};
 
-const STREAM: &str = "wildrydes";
-const READER: &str = "reader";
+pub(crate) const STREAM: &str = "wildrydes";
+pub(crate) const READER: &str = "reader";
 
-fn stream(local: &LocalAws) -> KinesisStream {
+pub(crate) fn stream(local: &LocalAws) -> KinesisStream {
     KinesisStream::new(&local.sdk_config(READER), STREAM, KinesisOptions::default())
 }
 
-fn shard(number: u64) -> ShardId {
+pub(crate) fn shard(number: u64) -> ShardId {
     ShardId::from(format!("shardId-{number:012}"))
 }
 
-async fn create(local: &LocalAws, shards: i32) -> Client {
+pub(crate) async fn create(local: &LocalAws, shards: i32) -> Client {
     let client = Client::new(&local.sdk_config("writer"));
     client.create_stream().stream_name(STREAM).shard_count(shards).send().await.unwrap();
     let exists = client.wait_until_stream_exists().stream_name(STREAM);
@@ -56,8 +56,24 @@ async fn with_shard() -> (LocalAws, Client, Box<dyn ShardReader>) {
     (local, client, reader)
 }
 
+/// A hash key in the middle of a shard.
+pub(crate) async fn middle_of(client: &Client, shard: &ShardId) -> String {
+    let call = client.list_shards().stream_name(STREAM);
+    let before = shard_before(shard);
+    let reply = call.set_exclusive_start_shard_id(before).max_results(1).send().await.unwrap();
+    let range = reply.shards()[0].hash_key_range().unwrap();
+    let (start, end) = (range.starting_hash_key(), range.ending_hash_key());
+    let (start, end): (u128, u128) = (start.parse().unwrap(), end.parse().unwrap());
+    (start + (end - start) / 2).to_string()
+}
+
+fn shard_before(id: &ShardId) -> Option<String> {
+    let number: u64 = id.as_str().trim_start_matches("shardId-").parse().unwrap();
+    number.checked_sub(1).map(|before| shard(before).as_str().to_owned())
+}
+
 /// Puts records whose data are these numbers.
-async fn put(client: &Client, numbers: std::ops::Range<u32>) {
+pub(crate) async fn put(client: &Client, numbers: std::ops::Range<u32>) {
     let numbers: Vec<u32> = numbers.collect();
     for chunk in numbers.chunks(500) {
         let entries = chunk.iter().map(|number| {
@@ -160,7 +176,7 @@ impl HttpConnector for ScriptedConnector {
 }
 
 /// The stream, with `script` between it and `local`.
-fn scripted(
+pub(crate) fn scripted(
     local: &LocalAws,
     script: impl Fn(&str, &Value) -> Option<Value> + Send + Sync + 'static,
 ) -> KinesisStream {
@@ -192,7 +208,7 @@ impl Shape {
             |n: usize| json!({"SequenceNumber": n.to_string(), "PartitionKey": "k", "Data": ""});
         let range = |id: &str| {
             json!({"ShardId": id, "ParentShardId": shard(0).as_str(),
-            "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": "1"},
+            "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": u128::MAX.to_string()},
             "SequenceNumberRange": {"StartingSequenceNumber": "1"}})
         };
         match operation {
@@ -235,22 +251,29 @@ impl Shape {
     }
 }
 
+/// A stream whose shard ends with the shape of reply that `bits` stands for, and how many records it
+/// supplies.
+pub(crate) fn shaped(bits: usize) -> (KinesisStream, usize) {
+    let shape = Shape {
+        records: [0, 1, 5][bits / 8],
+        has_iterator: bits & 1 == 0,
+        is_behind: bits & 2 == 0,
+        has_children: bits & 4 == 0,
+    };
+    let supplied = shape.supplied();
+    let first = Mutex::new(true);
+    let stream = scripted(&LocalAws::in_memory(), move |operation, body| {
+        let is_read = operation == "GetRecords";
+        let is_first = is_read && std::mem::replace(&mut *first.lock().unwrap(), false);
+        shape.answer(is_first, operation, body)
+    });
+    (stream, supplied)
+}
+
 #[tokio::test(start_paused = true)]
-async fn every_shape_of_reply_delivers_what_was_supplied_and_ends_once() {
+async fn l09_every_shape_of_reply_delivers_what_was_supplied_and_ends_once() {
     for bits in 0..24_usize {
-        let shape = Shape {
-            records: [0, 1, 5][bits / 8],
-            has_iterator: bits & 1 == 0,
-            is_behind: bits & 2 == 0,
-            has_children: bits & 4 == 0,
-        };
-        let supplied = shape.supplied();
-        let first = Mutex::new(true);
-        let stream = scripted(&LocalAws::in_memory(), move |operation, body| {
-            let is_read = operation == "GetRecords";
-            let is_first = is_read && std::mem::replace(&mut *first.lock().unwrap(), false);
-            shape.answer(is_first, operation, body)
-        });
+        let (stream, supplied) = shaped(bits);
         let mut reader = stream.open(&shard(0), Cursor::Horizon);
         let mut delivered = Vec::new();
         let children = loop {

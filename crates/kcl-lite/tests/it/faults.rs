@@ -1,0 +1,396 @@
+//! What may go wrong around a worker: its calls to the lease table, its clock, its whole process.
+//!
+//! A [`Link`] is everything that one worker reaches the world through. Pausing it stops that worker
+//! as SIGSTOP does: its timers fire late, its requests are not sent, its replies not read, while the
+//! time of all others goes on. The store underneath keeps the rule of every write, asserts that no
+//! checkpoint ever moves back, and keeps a list of all requests.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use kcl_lite::clock::Clock;
+use kcl_lite::lease::memory::MemoryStore;
+use kcl_lite::lease::store::{LeaseStore, Table, WriteOutcome};
+use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite};
+use kcl_lite::stream::{Description, ListFrom, Listing, Read, ShardReader, Stream};
+use kcl_lite::{Cursor, ServiceError, ServiceErrorKind, ShardId};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Faults of the lease table, for one worker or for all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Faults {
+    #[default]
+    None,
+    /// Nothing is applied, every call is refused by the network.
+    Down,
+    /// Calls never return; writes are not applied.
+    Hang,
+    /// Renewals and takes are applied, and every second reply is lost.
+    LoseReplies(bool),
+    /// So many percent of the writes fail: half of them before, half of them after they are applied.
+    Drawn { seed: u64, percent: u64 },
+    /// So many writes a second; the rest is throttled.
+    Capacity { per_second: u64, since: Option<Instant>, used: u64 },
+}
+
+/// What becomes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Pass,
+    /// An error, before or after the write is applied.
+    Fail,
+    /// No answer, ever.
+    Hang,
+    Throttle,
+}
+
+/// Where a write is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    Sent,
+    Applied,
+}
+
+impl Faults {
+    fn write_sent(&mut self, now: Instant) -> Fate {
+        match self {
+            Self::None | Self::LoseReplies(_) => Fate::Pass,
+            Self::Down => Fate::Fail,
+            Self::Hang => Fate::Hang,
+            Self::Drawn { seed, percent } => {
+                if draw(seed) % 200 < *percent {
+                    Fate::Fail
+                } else {
+                    Fate::Pass
+                }
+            }
+            Self::Capacity { per_second, since, used } => {
+                if since.is_none_or(|since| now >= since + Duration::from_secs(1)) {
+                    (*since, *used) = (Some(now), 0);
+                }
+                *used += 1;
+                if *used > *per_second { Fate::Throttle } else { Fate::Pass }
+            }
+        }
+    }
+
+    fn write_applied(&mut self, change: &LeaseChange) -> Fate {
+        match self {
+            Self::LoseReplies(lose)
+                if matches!(change, LeaseChange::Renew { .. } | LeaseChange::Take { .. }) =>
+            {
+                *lose = !*lose;
+                if *lose { Fate::Pass } else { Fate::Fail }
+            }
+            Self::Drawn { seed, percent } => {
+                if draw(seed) % 200 < *percent {
+                    Fate::Fail
+                } else {
+                    Fate::Pass
+                }
+            }
+            _ => Fate::Pass,
+        }
+    }
+
+    fn read(&self) -> Fate {
+        match self {
+            Self::Down => Fate::Fail,
+            Self::Hang => Fate::Hang,
+            Self::None | Self::LoseReplies(_) | Self::Drawn { .. } | Self::Capacity { .. } => {
+                Fate::Pass
+            }
+        }
+    }
+}
+
+/// SplitMix64: the next of a sequence that `seed` stands for.
+pub(crate) fn draw(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*seed ^ (*seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+impl Fate {
+    async fn meet(self) -> Result<(), ServiceError> {
+        let kind = match self {
+            Self::Pass => return Ok(()),
+            Self::Hang => std::future::pending().await,
+            Self::Fail => ServiceErrorKind::Unavailable,
+            Self::Throttle => ServiceErrorKind::Throttled,
+        };
+        Err(ServiceError::new(kind, "the test says so"))
+    }
+}
+
+/// How one worker reaches the world.
+#[derive(Debug)]
+pub(crate) struct Link {
+    faults: Mutex<Faults>,
+    paused: watch::Sender<bool>,
+    /// Added to this worker's clock.
+    pub(crate) skew: Duration,
+    /// How many percent fast this worker's clock runs.
+    pub(crate) fast: u32,
+    made: Instant,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self::with_clock(Duration::ZERO, 0)
+    }
+}
+
+impl Link {
+    pub(crate) fn with_clock(skew: Duration, fast: u32) -> Self {
+        let paused = watch::Sender::new(false);
+        Self { faults: Mutex::default(), paused, skew, fast, made: Instant::now() }
+    }
+
+    pub(crate) fn set(&self, faults: Faults) {
+        *self.faults.lock().unwrap() = faults;
+    }
+
+    /// Stops the worker.
+    pub(crate) fn pause(&self) {
+        self.paused.send_replace(true);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn resume(&self) {
+        self.paused.send_replace(false);
+    }
+
+    /// Completes while the worker is not paused.
+    pub(crate) async fn pass(&self) {
+        let _ = self.paused.subscribe().wait_for(|paused| !paused).await;
+    }
+}
+
+/// A worker's own clock.
+#[derive(Debug)]
+pub(crate) struct LinkClock(pub(crate) Arc<Link>);
+
+impl Clock for LinkClock {
+    fn now(&self) -> Instant {
+        let elapsed = self.0.made.elapsed();
+        self.0.made + self.0.skew + elapsed + elapsed * self.0.fast / 100
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let clock = Self(Arc::clone(&self.0));
+        Box::pin(async move {
+            loop {
+                let left = deadline.saturating_duration_since(clock.now());
+                if left.is_zero() {
+                    break;
+                }
+                tokio::time::sleep(left * 100 / (100 + clock.0.fast)).await;
+            }
+            clock.0.pass().await;
+        })
+    }
+}
+
+/// A request to the lease table.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Request {
+    pub(crate) at: Instant,
+    pub(crate) worker: String,
+    /// What was to be written; `None` for a read.
+    pub(crate) write: Option<LeaseWrite>,
+    /// Rows read.
+    pub(crate) rows: usize,
+    pub(crate) is_applied: bool,
+}
+
+type Plan = dyn FnMut(Moment, &str, &LeaseWrite) -> Fate + Send;
+
+/// What a test wants to happen to single writes.
+#[derive(Clone, Default)]
+struct Planned(Arc<Mutex<Option<Box<Plan>>>>);
+
+impl fmt::Debug for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Planned").finish_non_exhaustive()
+    }
+}
+
+/// A lease store as one worker sees it; clones are the same store.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FaultyStore {
+    pub(crate) inner: MemoryStore,
+    /// All requests of all workers.
+    pub(crate) requests: Arc<Mutex<Vec<Request>>>,
+    faults: Arc<Mutex<Faults>>,
+    planned: Planned,
+    worker: String,
+    link: Arc<Link>,
+}
+
+impl FaultyStore {
+    /// Faults for all workers.
+    pub(crate) fn set(&self, faults: Faults) {
+        *self.faults.lock().unwrap() = faults;
+    }
+
+    /// Asks `plan` about every write of every worker, before and after it is applied.
+    pub(crate) fn plan(
+        &self,
+        plan: impl FnMut(Moment, &str, &LeaseWrite) -> Fate + Send + 'static,
+    ) {
+        *self.planned.0.lock().unwrap() = Some(Box::new(plan));
+    }
+
+    /// The same store, as `worker` reaches it.
+    pub(crate) fn through(&self, worker: &str, link: Arc<Link>) -> Self {
+        Self { worker: worker.to_owned(), link, ..self.clone() }
+    }
+
+    async fn read(&self) -> Result<(), ServiceError> {
+        self.link.pass().await;
+        let (ours, all) =
+            (self.link.faults.lock().unwrap().read(), self.faults.lock().unwrap().read());
+        ours.meet().await?;
+        all.meet().await
+    }
+
+    fn log(&self, write: Option<&LeaseWrite>, rows: usize, is_applied: bool) {
+        let (at, worker, write) = (Instant::now(), self.worker.clone(), write.cloned());
+        self.requests.lock().unwrap().push(Request { at, worker, write, rows, is_applied });
+    }
+
+    fn planned(&self, moment: Moment, write: &LeaseWrite) -> Fate {
+        let mut plan = self.planned.0.lock().unwrap();
+        plan.as_mut().map_or(Fate::Pass, |plan| plan(moment, &self.worker, write))
+    }
+
+    /// Applies a write, and holds the table to its oldest promise.
+    async fn apply(&self, write: &LeaseWrite) -> Result<WriteOutcome, ServiceError> {
+        let before = self.inner.get(&write.key).await?;
+        let outcome = self.inner.write(write).await?;
+        if let (Some(before), WriteOutcome::Done(Some(after))) = (before, &outcome) {
+            let is_reset = matches!(write.change, LeaseChange::Reset { .. });
+            let is_back = after.checkpoint < before.checkpoint;
+            assert!(is_reset || !is_back, "{write:?} moves {before:?} back");
+        }
+        Ok(outcome)
+    }
+}
+
+impl LeaseStore for FaultyStore {
+    fn prepare(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
+        Box::pin(self.read())
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Table, ServiceError>> {
+        Box::pin(async {
+            let rows = self.inner.snapshot().len();
+            self.log(None, rows, false);
+            self.read().await?;
+            let leases = self.inner.list().await;
+            self.link.pass().await;
+            leases
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a LeaseKey) -> BoxFuture<'a, Result<Option<Lease>, ServiceError>> {
+        Box::pin(async move {
+            self.log(None, 1, false);
+            self.read().await?;
+            let lease = self.inner.get(key).await;
+            self.link.pass().await;
+            lease
+        })
+    }
+
+    fn write<'a>(
+        &'a self,
+        write: &'a LeaseWrite,
+    ) -> BoxFuture<'a, Result<WriteOutcome, ServiceError>> {
+        Box::pin(async move {
+            self.link.pass().await;
+            let now = Instant::now();
+            let ours = self.link.faults.lock().unwrap().write_sent(now);
+            let all = self.faults.lock().unwrap().write_sent(now);
+            let planned = self.planned(Moment::Sent, write);
+            let is_applied = [ours, all, planned].iter().all(|fate| *fate == Fate::Pass);
+            self.log(Some(write), 0, is_applied);
+            ours.meet().await?;
+            all.meet().await?;
+            planned.meet().await?;
+            self.link.pass().await;
+            let outcome = self.apply(write).await?;
+            let ours = self.link.faults.lock().unwrap().write_applied(&write.change);
+            let all = self.faults.lock().unwrap().write_applied(&write.change);
+            let planned = self.planned(Moment::Applied, write);
+            ours.meet().await?;
+            all.meet().await?;
+            planned.meet().await?;
+            self.link.pass().await;
+            Ok(outcome)
+        })
+    }
+}
+
+/// A stream as one worker sees it.
+#[derive(Debug)]
+pub(crate) struct LinkStream<S> {
+    pub(crate) inner: S,
+    pub(crate) link: Arc<Link>,
+    /// When shards were listed, by whichever worker.
+    pub(crate) listings: Arc<Mutex<Vec<Instant>>>,
+}
+
+impl<S: Stream> Stream for LinkStream<S> {
+    fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
+        Box::pin(async move {
+            self.link.pass().await;
+            self.listings.lock().unwrap().push(Instant::now());
+            let listing = self.inner.list(from).await;
+            self.link.pass().await;
+            listing
+        })
+    }
+
+    fn describe(&self) -> BoxFuture<'_, Result<Description, ServiceError>> {
+        Box::pin(async move {
+            self.link.pass().await;
+            let description = self.inner.describe().await;
+            self.link.pass().await;
+            description
+        })
+    }
+
+    fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
+        let inner = self.inner.open(shard, cursor);
+        Box::new(LinkReader { inner, link: Arc::clone(&self.link), reply: None })
+    }
+}
+
+#[derive(Debug)]
+struct LinkReader {
+    inner: Box<dyn ShardReader>,
+    link: Arc<Link>,
+    /// Read from the service, not yet seen by the worker.
+    reply: Option<Result<Read, ServiceError>>,
+}
+
+impl ShardReader for LinkReader {
+    fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
+        Box::pin(async move {
+            if self.reply.is_none() {
+                self.link.pass().await;
+                self.reply = Some(self.inner.next().await);
+            }
+            self.link.pass().await;
+            self.reply.take().expect("a reply was read")
+        })
+    }
+}
