@@ -33,6 +33,8 @@ pub(crate) struct Snapshot<'a> {
     pub(crate) mine: &'a BTreeSet<LeaseKey>,
     /// What it has seen of the counters.
     pub(crate) observations: &'a Observations,
+    /// Since when it has been able to see the table, without a failed read in between.
+    pub(crate) sighted: Instant,
     /// Now.
     pub(crate) now: Instant,
     /// The lease duration.
@@ -241,15 +243,26 @@ impl Snapshot<'_> {
         }
     }
 
-    /// Whether somebody holds the lease: we do, or it was renewed within its duration.
+    /// Whether somebody holds the lease: we do, or it was renewed within its duration. Nobody is held
+    /// for dead right after an outage of the table, in which nobody could renew: its owner is at once
+    /// the one that may take it again, and all workers trying all leases would be a storm.
     fn is_alive(&self, lease: &Lease) -> bool {
         self.mine.contains(&lease.key)
             || self.observations.unchanged_for(self.now, lease) < self.lasts
+            || self.sighted_for() < self.patience
+    }
+
+    fn sighted_for(&self) -> Duration {
+        self.now.saturating_duration_since(self.sighted)
     }
 
     fn free_for(&self, lease: &Lease, reason: TakeReason) -> Duration {
         let unchanged = self.observations.unchanged_for(self.now, lease);
-        if reason == TakeReason::Expired { unchanged.saturating_sub(self.lasts) } else { unchanged }
+        if reason != TakeReason::Expired {
+            return unchanged;
+        }
+        let expired = unchanged.saturating_sub(self.lasts);
+        expired.min(self.sighted_for().saturating_sub(self.patience))
     }
 }
 

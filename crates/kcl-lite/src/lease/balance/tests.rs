@@ -44,6 +44,11 @@ impl Fixture {
     }
 
     fn takes(&self, me: &str, mine: &str, limit: usize) -> Vec<Take> {
+        self.takes_sighted(me, mine, limit, 100)
+    }
+
+    /// The takes of a worker that has seen the table for so many seconds.
+    fn takes_sighted(&self, me: &str, mine: &str, limit: usize, seconds: u64) -> Vec<Take> {
         leases_to_take(&Snapshot {
             me: &me.into(),
             leases: &self.leases,
@@ -52,6 +57,7 @@ impl Fixture {
             avoided: &BTreeMap::new(),
             doubles: &BTreeMap::new(),
             observations: &self.observations,
+            sighted: self.now - Duration::from_secs(seconds),
             now: self.now,
             lasts: LASTS,
             patience: LASTS / 5,
@@ -90,6 +96,17 @@ fn an_orphan_falls_to_the_worker_with_the_least_and_others_wait_for_a_while() {
     check(fresh, "b", "2", "3 Unowned");
     check(fresh, "a", "0,1", "");
     check("0 owner=a\n 1 owner=a\n 2 owner=b\n 3 idle=2s", "a", "0,1", "3 Unowned");
+}
+
+#[test]
+fn s18_after_an_outage_of_the_table_nobody_is_held_for_dead_at_once() {
+    let fixture = Fixture::parse("0 owner=a idle=60s\n 1 owner=b idle=60s\n 2 owner=c idle=1s");
+    let taken = |seconds| {
+        let takes = fixture.takes_sighted("a", "", usize::MAX, seconds).into_iter();
+        takes.map(|take| format!("{} {:?}", take.key, take.reason)).collect::<Vec<_>>().join(", ")
+    };
+    assert_eq!(taken(1), "0 Own");
+    assert_eq!(taken(2), "0 Own, 1 Expired");
 }
 
 #[test]
@@ -170,6 +187,7 @@ fn settle(owners: &[Option<u8>]) -> (BTreeMap<LeaseKey, Lease>, usize) {
                 avoided: &BTreeMap::new(),
                 doubles: &BTreeMap::new(),
                 observations: &Observations::default(),
+                sighted: now,
                 now,
                 lasts: LASTS,
                 patience: LASTS / 5,

@@ -125,6 +125,8 @@ pub(crate) struct State {
     /// When takes were last decided.
     decided_at: Instant,
     failed_scans: u32,
+    /// Since when no scan has failed.
+    sighted: Instant,
     standing_by: bool,
     draining: bool,
     stopping: bool,
@@ -175,6 +177,7 @@ impl State {
             next_scan: now,
             decided_at: now,
             failed_scans: 0,
+            sighted: now,
             standing_by: false,
             stopping: false,
             settings,
@@ -244,7 +247,9 @@ impl State {
         self.scanning = false;
         self.scanned_at = now;
         self.unreadable = unreadable;
-        self.failed_scans = 0;
+        if std::mem::take(&mut self.failed_scans) > 0 {
+            self.sighted = now;
+        }
         self.next_scan = now + scan_interval(leases.len(), self.settings.lease_duration);
         self.observations.scanned(now, &leases);
         self.note_vanished(now, &leases);
@@ -292,6 +297,7 @@ impl State {
             avoided: &self.given_back,
             doubles: &self.double.leases,
             observations: &self.observations,
+            sighted: if self.failed_scans > 0 { now } else { self.sighted },
             now,
             lasts: self.settings.lease_duration,
             patience: self.settings.lease_duration / 5,
