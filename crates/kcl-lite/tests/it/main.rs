@@ -9,4 +9,5 @@ mod fleet;
 mod own_thread;
 mod polling;
 mod scenarios;
+mod streams;
 mod worker;

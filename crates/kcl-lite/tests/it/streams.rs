@@ -1,0 +1,334 @@
+//! Several streams in one worker, streams that are made again, and services in different places:
+//! on the local services in process, through the real clients, on paused time.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::primitives::Blob;
+use kcl_lite::lease::dynamo::DynamoStore;
+use kcl_lite::lease::store::LeaseStore as _;
+use kcl_lite::stream::kinesis::{KinesisOptions, KinesisStream};
+use kcl_lite::{
+    Batch, BoxError, ControlPlane, CreateTable, ErrorKind, Event, InitialPosition, RecordProcessor,
+    Settings, ShardContext, StreamRecreated, StreamSource, Worker, WorkerBuilder, WorkerHandle,
+    reset,
+};
+use local_aws::LocalAws;
+use tokio::sync::Notify;
+
+/// Of paused time: only ends a test that would hang.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// What the processors saw: stream and payload.
+#[derive(Clone, Default)]
+struct Seen(Arc<(Mutex<Vec<String>>, Mutex<Vec<Event>>, Notify)>);
+
+impl Seen {
+    fn all(&self) -> Vec<String> {
+        let mut all = self.0.0.lock().unwrap().clone();
+        all.sort();
+        all
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let wait = async {
+            while !condition(self) {
+                self.0.2.notified().await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, wait).await.is_err() {
+            panic!("never happened: {what}; seen {:?}, {:?}", self.all(), self.0.1.lock().unwrap());
+        }
+    }
+
+    async fn count(&self, count: usize) {
+        self.until(&format!("{count} records"), |seen| seen.all().len() >= count).await;
+    }
+
+    fn events(&self, wanted: impl Fn(&Event) -> bool) -> usize {
+        self.0.1.lock().unwrap().iter().filter(|event| wanted(event)).count()
+    }
+}
+
+struct Print(Seen);
+
+impl RecordProcessor for Print {
+    async fn process(&mut self, batch: Batch) -> Result<(), BoxError> {
+        for record in batch.records() {
+            let payload = String::from_utf8_lossy(&record.data);
+            let line = format!("{} {payload}", batch.shard().stream);
+            self.0.0.0.lock().unwrap().push(line);
+        }
+        self.0.0.2.notify_one();
+        Ok(())
+    }
+}
+
+fn builder(aws: &LocalAws, stream: impl Into<StreamSource>, id: &str) -> WorkerBuilder {
+    Worker::builder("rides", stream).aws_config(aws.sdk_config(id)).worker_id(id)
+}
+
+fn settings() -> Settings {
+    Settings {
+        control_plane: ControlPlane::Inline,
+        initial_position: InitialPosition::TrimHorizon,
+        seed: Some(7),
+        ..Settings::default()
+    }
+}
+
+async fn run(builder: WorkerBuilder, settings: Settings, seen: &Seen) -> WorkerHandle {
+    try_run(builder, settings, seen).await.unwrap()
+}
+
+async fn try_run(
+    builder: WorkerBuilder,
+    settings: Settings,
+    seen: &Seen,
+) -> Result<WorkerHandle, kcl_lite::Error> {
+    let (events, records) = (seen.clone(), seen.clone());
+    let worker = builder.settings(settings).on_event(move |event| {
+        events.0.1.lock().unwrap().push(event.clone());
+        events.0.2.notify_one();
+    });
+    worker.build().await?.start(move |_: &ShardContext| Print(records.clone())).await
+}
+
+async fn create(aws: &LocalAws, stream: &str) {
+    let client = Client::new(&aws.sdk_config("test"));
+    client.create_stream().stream_name(stream).shard_count(1).send().await.unwrap();
+    until_active(&client, stream).await;
+}
+
+async fn until_active(client: &Client, stream: &str) {
+    loop {
+        let reply = client.describe_stream_summary().stream_name(stream).send().await.unwrap();
+        let summary = reply.stream_description_summary.unwrap();
+        if summary.stream_status.as_str() == "ACTIVE" {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn delete(aws: &LocalAws, stream: &str) {
+    let client = Client::new(&aws.sdk_config("test"));
+    client.delete_stream().stream_name(stream).send().await.unwrap();
+    while client.describe_stream_summary().stream_name(stream).send().await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn put(aws: &LocalAws, stream: &str, payload: &str) {
+    let client = Client::new(&aws.sdk_config("test"));
+    let call = client.put_record().stream_name(stream).partition_key("Shadowfax");
+    call.data(Blob::new(payload)).send().await.unwrap();
+}
+
+async fn keys(aws: &LocalAws) -> Vec<String> {
+    let store = DynamoStore::new(&aws.sdk_config("test"), "rides", CreateTable::Never);
+    let leases = store.list().await.unwrap().leases;
+    leases.iter().map(|lease| lease.key.to_string()).collect()
+}
+
+async fn stop(worker: &WorkerHandle) {
+    worker.shutdown(Duration::from_secs(10)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_streams_share_a_worker_and_a_table_with_the_java_librarys_keys() {
+    let (aws, seen) = (LocalAws::in_memory(), Seen::default());
+    for stream in ["north", "south"] {
+        create(&aws, stream).await;
+        put(&aws, stream, "first").await;
+    }
+    let worker = run(builder(&aws, "north", "a").and_stream("south"), settings(), &seen).await;
+    seen.count(2).await;
+    assert_eq!(seen.all(), ["north first", "south first"]);
+    let keys = keys(&aws).await;
+    let parts: Vec<Vec<_>> = keys.iter().map(|key| key.split(':').collect()).collect();
+    assert_eq!(parts.iter().map(|it| it[1]).collect::<Vec<_>>(), ["north", "south"]);
+    assert!(parts.iter().all(|it| it.len() == 4 && it[3] == "shardId-000000000000"), "{keys:?}");
+    stop(&worker).await;
+    // A restart with the same streams goes on where it was.
+    put(&aws, "south", "second").await;
+    let worker = run(builder(&aws, "north", "b").and_stream("south"), settings(), &seen).await;
+    seen.count(3).await;
+    assert_eq!(seen.all(), ["north first", "south first", "south second"]);
+    stop(&worker).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn l15_a_stream_that_was_read_alone_keeps_its_place_when_a_second_one_is_added() {
+    let (aws, seen) = (LocalAws::in_memory(), Seen::default());
+    create(&aws, "north").await;
+    create(&aws, "south").await;
+    put(&aws, "north", "1").await;
+    let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
+    seen.count(1).await;
+    stop(&worker).await;
+    put(&aws, "north", "2").await;
+    put(&aws, "south", "1").await;
+    let both = builder(&aws, "south", "b").and_stream("north");
+    let worker = run(both, settings(), &seen).await;
+    seen.count(3).await;
+    stop(&worker).await;
+    assert_eq!(seen.all(), ["north 1", "north 2", "south 1"]);
+    let keys = keys(&aws).await;
+    assert!(keys.contains(&"shardId-000000000000".to_owned()) && keys.len() == 2, "{keys:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn l13_leases_of_a_stream_that_was_made_again_are_refused_or_adopted() {
+    let (aws, seen) = (LocalAws::in_memory(), Seen::default());
+    create(&aws, "north").await;
+    put(&aws, "north", "old").await;
+    let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
+    seen.count(1).await;
+    stop(&worker).await;
+    delete(&aws, "north").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    create(&aws, "north").await;
+    for number in 0..10 {
+        put(&aws, "north", &format!("new {number}")).await;
+    }
+    let before = keys(&aws).await;
+    let error = try_run(builder(&aws, "north", "b"), settings(), &seen).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert_eq!(error.to_string().matches("stream/north").count(), 2, "names both: {error}");
+    assert_eq!((keys(&aws).await, seen.all().len()), (before, 1), "nothing is touched");
+
+    // Also when new starts would begin with what comes: nothing of the new stream has been read.
+    let adopt = Settings {
+        stream_recreated: StreamRecreated::Adopt,
+        initial_position: InitialPosition::Latest,
+        ..settings()
+    };
+    let worker = run(builder(&aws, "north", "c"), adopt, &seen).await;
+    seen.count(11).await;
+    stop(&worker).await;
+    let new = (0..10).map(|number| format!("north new {number}"));
+    assert_eq!(seen.all(), new.chain(["north old".to_owned()]).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn l13_the_leases_of_another_stream_are_not_touched() {
+    let (aws, seen) = (LocalAws::in_memory(), Seen::default());
+    create(&aws, "north").await;
+    create(&aws, "south").await;
+    put(&aws, "north", "1").await;
+    let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
+    seen.count(1).await;
+    let error = try_run(builder(&aws, "south", "b"), settings(), &seen).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    let words = error.to_string();
+    assert!(words.contains("stream/north") && words.contains("stream/south"), "{words}");
+    let writes: Vec<_> = aws.requests().operations("b").into_iter().collect();
+    assert!(writes.iter().all(|it| !it.contains("PutItem") && !it.contains("UpdateItem")));
+    stop(&worker).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn l13_a_stream_that_is_made_again_under_a_running_worker_ends_it() {
+    let (aws, seen) = (LocalAws::in_memory(), Seen::default());
+    create(&aws, "north").await;
+    put(&aws, "north", "old").await;
+    let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
+    seen.count(1).await;
+    delete(&aws, "north").await;
+    create(&aws, "north").await;
+    let error = tokio::time::timeout(PATIENCE, worker.stopped()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Missing);
+    assert!(error.to_string().contains("made again"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn s20_of_two_streams_one_is_deleted_and_the_other_goes_on() {
+    let (aws, seen) = (LocalAws::in_memory(), Seen::default());
+    create(&aws, "north").await;
+    create(&aws, "south").await;
+    let worker = run(builder(&aws, "north", "a").and_stream("south"), settings(), &seen).await;
+    put(&aws, "north", "1").await;
+    seen.count(1).await;
+    delete(&aws, "north").await;
+    let is_gone = |event: &Event| matches!(event, Event::StreamGone { .. });
+    seen.until("the stream is gone", |seen| seen.events(is_gone) > 0).await;
+    let calls = || aws.requests().operations("a").len();
+    let before = calls();
+    put(&aws, "south", "1").await;
+    seen.count(2).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(seen.events(is_gone), 1);
+    assert_eq!(calls(), before, "no new kind of call");
+    assert_eq!(keys(&aws).await.len(), 2, "its leases stay");
+    stop(&worker).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn e10_streams_and_table_in_different_places() {
+    let (north, south, table) =
+        (LocalAws::in_memory(), LocalAws::in_memory(), LocalAws::in_memory());
+    let seen = Seen::default();
+    create(&north, "rides").await;
+    create(&south, "arn-south").await;
+    put(&north, "rides", "1").await;
+    put(&south, "arn-south", "1").await;
+    let worker = builder(&north, "rides", "a")
+        .and_stream(StreamSource::new("arn-south").aws_config(south.sdk_config("a")))
+        .lease_aws_config(table.sdk_config("a"));
+    let worker = run(worker, settings(), &seen).await;
+    seen.count(2).await;
+    stop(&worker).await;
+    assert_eq!(keys(&table).await.len(), 2);
+    let in_table =
+        |aws: &LocalAws| aws.requests().operations("a").iter().any(|it| it.starts_with("dynamodb"));
+    assert!(!in_table(&north) && !in_table(&south));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_given_twice_is_refused() {
+    let aws = LocalAws::in_memory();
+    let error = builder(&aws, "north", "a").and_stream("north").build().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert_eq!(error.to_string(), "stream `north` is given twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn e11_a_running_fleet_obeys_a_rewind() {
+    let (aws, seen) = (LocalAws::in_memory(), Seen::default());
+    create(&aws, "north").await;
+    put(&aws, "north", "too old").await;
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    put(&aws, "north", "1").await;
+    let one = run(builder(&aws, "north", "a"), settings(), &seen).await;
+    let two = run(builder(&aws, "north", "b"), settings(), &seen).await;
+    put(&aws, "north", "2").await;
+    seen.count(3).await;
+    let config = aws.sdk_config("operator");
+    let store = DynamoStore::new(&config, "rides", CreateTable::Never);
+    let stream = KinesisStream::new(&config, "north", KinesisOptions::default());
+    let now = stream_time(&aws).await;
+    let half_an_hour_ago = kcl_lite::Timestamp::from_millis(now - 1_800_000);
+    let to = InitialPosition::AtTimestamp(half_an_hour_ago);
+    let done = reset::reset(&store, &stream, to).await.unwrap();
+    assert_eq!(done.restarted.len(), 1);
+    seen.count(5).await;
+    put(&aws, "north", "3").await;
+    seen.count(6).await;
+    stop(&one).await;
+    stop(&two).await;
+    let expected = ["1", "1", "2", "2", "3", "too old"].map(|it| format!("north {it}"));
+    assert_eq!(seen.all(), expected);
+}
+
+async fn stream_time(aws: &LocalAws) -> i64 {
+    let client = Client::new(&aws.sdk_config("test"));
+    let iterator =
+        client.get_shard_iterator().stream_name("north").shard_id("shardId-000000000000");
+    let iterator = iterator.shard_iterator_type("TRIM_HORIZON".into()).send().await.unwrap();
+    let read =
+        client.get_records().set_shard_iterator(iterator.shard_iterator).send().await.unwrap();
+    let last = read.records.last().unwrap().approximate_arrival_timestamp.unwrap();
+    last.to_millis().unwrap()
+}
