@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::position::Position;
-use crate::record::Record;
+use crate::record::{Record, Timestamp};
 
 /// The acknowledgement of a batch, or of one record of it.
 ///
@@ -20,8 +20,7 @@ use crate::record::Record;
 #[must_use = "dropping the token means failure"]
 pub struct Ack {
     window: AckWindow,
-    entry: u64,
-    generation: u32,
+    delivered: Delivered,
     part: usize,
     armed: bool,
 }
@@ -30,21 +29,24 @@ impl Ack {
     /// Marks the records as processed. Has no effect once the shard is lost or started again.
     pub fn acknowledge(mut self) {
         self.armed = false;
-        self.window.settle(self.entry, self.generation, self.part, true);
+        self.window.settle(self.delivered, self.part, true);
     }
 }
 
 impl Drop for Ack {
     fn drop(&mut self) {
         if self.armed {
-            self.window.settle(self.entry, self.generation, self.part, false);
+            self.window.settle(self.delivered, self.part, false);
         }
     }
 }
 
 impl fmt::Debug for Ack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ack").field("entry", &self.entry).field("part", &self.part).finish()
+        f.debug_struct("Ack")
+            .field("entry", &self.delivered.entry)
+            .field("part", &self.part)
+            .finish()
     }
 }
 
@@ -52,33 +54,34 @@ impl fmt::Debug for Ack {
 #[derive(Debug)]
 pub(crate) struct Deferral {
     window: AckWindow,
-    entry: u64,
-    generation: u32,
+    delivered: Delivered,
 }
 
 impl Deferral {
     /// One token for the whole batch.
     pub(crate) fn whole(&self) -> Ack {
-        self.window.lock().split(self.entry, self.generation, None);
+        self.window.lock().defer(self.delivered, None);
         self.token(0)
     }
 
     /// One token per record.
     pub(crate) fn per_record(&self, records: &[Record]) -> Vec<Ack> {
-        let parts = records.iter().map(|record| Part::open(Position::of(record))).collect();
-        self.window.lock().split(self.entry, self.generation, Some(parts));
+        let parts = records.iter().map(Part::open).collect();
+        self.window.lock().defer(self.delivered, Some(parts));
         (0..records.len()).map(|part| self.token(part)).collect()
     }
 
     fn token(&self, part: usize) -> Ack {
-        Ack {
-            window: self.window.clone(),
-            entry: self.entry,
-            generation: self.generation,
-            part,
-            armed: true,
-        }
+        Ack { window: self.window.clone(), delivered: self.delivered, part, armed: true }
     }
+}
+
+/// The newest record that is acknowledged together with everything before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) position: Position,
+    /// When the service received it, if that is known.
+    pub(crate) arrived: Option<Timestamp>,
 }
 
 /// The window of one shard task. Clones share it.
@@ -88,43 +91,42 @@ pub(crate) struct AckWindow {
     changed: Arc<Notify>,
 }
 
-/// A batch that has been put into the window.
+/// A batch in the window: its number, which may be used again after it was withdrawn, and the
+/// number of the attempt, which is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Delivered(u64);
+pub(crate) struct Delivered {
+    entry: u64,
+    attempt: u64,
+}
 
 impl AckWindow {
-    /// Notes that `records` (never empty) are about to be delivered.
-    pub(crate) fn deliver(&self, records: &[Record]) -> Delivered {
-        let last = records.last().expect("a batch has at least one record");
-        let mut state = self.lock();
-        state.entries.push_back(Entry {
-            records: records.len(),
-            generation: 0,
-            deferred: false,
-            failed: false,
-            parts: vec![Part::open(Position::of(last))],
-        });
-        Delivered(state.first + state.entries.len() as u64 - 1)
+    /// An empty window of a shard that is acknowledged up to `mark`.
+    pub(crate) fn after(mark: Option<Mark>) -> Self {
+        let state = State { mark, ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)), changed: Arc::default() }
     }
 
-    /// The deferral to hand out with one attempt at the batch. Tokens of earlier attempts no longer count.
-    pub(crate) fn attempt(&self, delivered: Delivered) -> Deferral {
+    /// Notes that `records` (never empty) are about to be delivered.
+    pub(crate) fn deliver(&self, records: &[Record]) -> (Delivered, Deferral) {
+        let last = records.last().expect("a batch has at least one record");
         let mut state = self.lock();
-        let entry = state.entry(delivered.0).expect("an attempt is made at an open batch");
-        entry.generation += 1;
-        entry.deferred = false;
-        entry.failed = false;
-        if let Some(last) = entry.parts.pop() {
-            entry.parts = vec![Part::open(last.position)];
-        }
-        let generation = entry.generation;
-        Deferral { window: self.clone(), entry: delivered.0, generation }
+        state.attempts += 1;
+        let delivered =
+            Delivered { entry: state.first + state.entries.len() as u64, attempt: state.attempts };
+        state.entries.push_back(Entry {
+            records: records.len(),
+            attempt: delivered.attempt,
+            deferred: false,
+            failed: None,
+            parts: vec![Part::open(last)],
+        });
+        (delivered, Deferral { window: self.clone(), delivered })
     }
 
     /// The attempt succeeded: acknowledges the batch unless its acknowledgement was taken over.
     pub(crate) fn succeeded(&self, delivered: Delivered) {
         let mut state = self.lock();
-        if let Some(entry) = state.entry(delivered.0)
+        if let Some(entry) = state.entry(delivered)
             && !entry.deferred
         {
             entry.parts.iter_mut().for_each(|part| part.acknowledged = true);
@@ -132,9 +134,24 @@ impl AckWindow {
         state.advance();
     }
 
-    /// The newest position that may be stored.
-    pub(crate) fn watermark(&self) -> Option<Position> {
-        self.lock().watermark.clone()
+    /// The attempt failed: takes the batch, which was the last one delivered, out again. Its tokens
+    /// have no effect any more.
+    pub(crate) fn withdraw(&self, delivered: Delivered) {
+        let mut state = self.lock();
+        if state.entry(delivered).is_some() {
+            state.entries.pop_back();
+        }
+    }
+
+    /// How far everything is acknowledged.
+    pub(crate) fn mark(&self) -> Option<Mark> {
+        self.lock().mark.clone()
+    }
+
+    /// Everything up to `mark` is acknowledged, by word of the processor, before anything is
+    /// delivered.
+    pub(crate) fn start_after(&self, mark: Mark) {
+        self.lock().mark = Some(mark);
     }
 
     /// How many delivered records are not yet acknowledged.
@@ -142,20 +159,19 @@ impl AckWindow {
         self.lock().entries.iter().map(|entry| entry.records).sum()
     }
 
-    /// Whether a token was dropped.
-    pub(crate) fn has_failed(&self) -> bool {
-        let state = self.lock();
-        state.failed || state.entries.iter().any(|entry| entry.failed)
-    }
-
-    /// What is not acknowledged now never will be.
-    pub(crate) fn fail(&self) {
-        self.lock().failed = true;
+    /// The record whose token was dropped, or the last one that the token stood for.
+    pub(crate) fn failed_at(&self) -> Option<Position> {
+        self.lock().entries.iter().find_map(|entry| entry.failed.clone())
     }
 
     /// From now on tokens have no effect.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
+    }
+
+    /// Whether tokens have no effect any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     /// Completes when a token has been settled since the last call.
@@ -166,19 +182,19 @@ impl AckWindow {
         self.changed.notified().await;
     }
 
-    fn settle(&self, entry: u64, generation: u32, part: usize, acknowledged: bool) {
+    fn settle(&self, delivered: Delivered, part: usize, acknowledged: bool) {
         let mut state = self.lock();
         if state.closed {
             return;
         }
-        if let Some(entry) = state.entry(entry)
-            && entry.generation == generation
+        if let Some(entry) = state.entry(delivered)
+            && let Some(part) = entry.parts.get_mut(part)
         {
-            if !acknowledged {
-                entry.failed = true;
-            } else if let Some(part) = entry.parts.get_mut(part) {
+            if acknowledged {
                 part.acknowledged = true;
                 state.advance();
+            } else {
+                entry.failed.get_or_insert_with(|| part.mark.position.clone());
             }
         }
         drop(state);
@@ -196,43 +212,44 @@ struct State {
     entries: VecDeque<Entry>,
     /// The number of `entries[0]`.
     first: u64,
-    watermark: Option<Position>,
-    failed: bool,
+    /// Attempts made so far.
+    attempts: u64,
+    mark: Option<Mark>,
     closed: bool,
 }
 
 #[derive(Debug)]
 struct Entry {
     records: usize,
-    generation: u32,
+    attempt: u64,
     deferred: bool,
-    /// A token of the present attempt was dropped.
-    failed: bool,
+    /// A token was dropped.
+    failed: Option<Position>,
     parts: Vec<Part>,
 }
 
 #[derive(Debug)]
 struct Part {
-    position: Position,
+    mark: Mark,
     acknowledged: bool,
 }
 
 impl Part {
-    fn open(position: Position) -> Self {
-        Self { position, acknowledged: false }
+    fn open(record: &Record) -> Self {
+        let mark = Mark { position: Position::of(record), arrived: Some(record.arrived) };
+        Self { mark, acknowledged: false }
     }
 }
 
 impl State {
-    fn entry(&mut self, number: u64) -> Option<&mut Entry> {
-        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
-        self.entries.get_mut(index)
+    /// The batch, if this attempt at it is the present one.
+    fn entry(&mut self, delivered: Delivered) -> Option<&mut Entry> {
+        let index = usize::try_from(delivered.entry.checked_sub(self.first)?).ok()?;
+        self.entries.get_mut(index).filter(|entry| entry.attempt == delivered.attempt)
     }
 
-    fn split(&mut self, number: u64, generation: u32, parts: Option<Vec<Part>>) {
-        if let Some(entry) = self.entry(number)
-            && entry.generation == generation
-        {
+    fn defer(&mut self, delivered: Delivered, parts: Option<Vec<Part>>) {
+        if let Some(entry) = self.entry(delivered) {
             entry.deferred = true;
             if let Some(parts) = parts {
                 entry.parts = parts;
@@ -240,12 +257,12 @@ impl State {
         }
     }
 
-    /// Moves the watermark over everything that is acknowledged without a hole.
+    /// Moves the mark over everything that is acknowledged without a hole.
     fn advance(&mut self) {
         while let Some(entry) = self.entries.front() {
             let done = entry.parts.iter().take_while(|part| part.acknowledged).count();
             if let Some(part) = done.checked_sub(1).and_then(|last| entry.parts.get(last)) {
-                self.watermark = Some(part.position.clone());
+                self.mark = Some(part.mark.clone());
             }
             if done < entry.parts.len() {
                 return;
@@ -261,7 +278,6 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::record::Timestamp;
 
     fn records(numbers: std::ops::Range<u64>) -> Vec<Record> {
         numbers
@@ -270,81 +286,85 @@ mod tests {
                 sub_sequence_number: 0,
                 partition_key: String::new(),
                 data: Bytes::new(),
-                arrived: Timestamp::from_millis(0),
+                arrived: Timestamp::from_millis(1000 * i64::try_from(number).unwrap()),
             })
             .collect()
     }
 
-    fn watermark(window: &AckWindow) -> Option<String> {
-        window.watermark().map(|position| position.to_string())
+    fn mark(window: &AckWindow) -> Option<String> {
+        window.mark().map(|mark| mark.position.to_string())
     }
 
     #[test]
-    fn a_batch_that_succeeds_moves_the_watermark_to_its_last_record() {
+    fn a_batch_that_succeeds_moves_the_mark_to_its_last_record() {
         let window = AckWindow::default();
-        let delivered = window.deliver(&records(1..4));
-        let _deferral = window.attempt(delivered);
-        assert_eq!(watermark(&window), None);
+        let (delivered, _deferral) = window.deliver(&records(1..4));
+        assert_eq!(mark(&window), None);
         window.succeeded(delivered);
-        assert_eq!(watermark(&window).as_deref(), Some("3"));
+        assert_eq!(mark(&window).as_deref(), Some("3"));
+        assert_eq!(window.mark().unwrap().arrived, Some(Timestamp::from_millis(3000)));
         assert_eq!(window.in_flight(), 0);
     }
 
     #[test]
-    fn the_watermark_stops_before_the_first_record_that_is_not_acknowledged() {
+    fn the_mark_stops_before_the_first_record_that_is_not_acknowledged() {
         let window = AckWindow::default();
         let (first, second) = (records(1..4), records(4..6));
-        let one = window.deliver(&first);
-        let mut acks = window.attempt(one).per_record(&first);
+        let (one, deferral) = window.deliver(&first);
+        let mut acks = deferral.per_record(&first);
         window.succeeded(one);
-        let two = window.deliver(&second);
-        let _deferral = window.attempt(two);
+        let (two, _deferral) = window.deliver(&second);
         window.succeeded(two);
 
         acks.remove(2).acknowledge();
-        assert_eq!(watermark(&window), None, "record 3 is done, 1 and 2 are not");
+        assert_eq!(mark(&window), None, "record 3 is done, 1 and 2 are not");
         acks.remove(0).acknowledge();
-        assert_eq!(watermark(&window).as_deref(), Some("1"));
+        assert_eq!(mark(&window).as_deref(), Some("1"));
         assert_eq!(window.in_flight(), 5);
         acks.remove(0).acknowledge();
-        assert_eq!(watermark(&window).as_deref(), Some("5"));
-        assert!(!window.has_failed());
+        assert_eq!(mark(&window).as_deref(), Some("5"));
+        assert_eq!(window.failed_at(), None);
     }
 
     #[test]
-    fn a_dropped_token_is_a_failure_and_moves_nothing() {
+    fn the_mark_stops_inside_an_aggregate() {
         let window = AckWindow::default();
-        let delivered = window.deliver(&records(1..2));
-        let ack = window.attempt(delivered).whole();
+        let mut parts = vec![records(7..8).remove(0); 3];
+        parts.iter_mut().zip(0..).for_each(|(part, index)| part.sub_sequence_number = index);
+        let (delivered, deferral) = window.deliver(&parts);
+        let mut acks = deferral.per_record(&parts);
         window.succeeded(delivered);
-        drop(ack);
-        assert!(window.has_failed());
-        assert_eq!(watermark(&window), None);
+        acks.remove(0).acknowledge();
+        acks.remove(0).acknowledge();
+        assert_eq!(mark(&window).as_deref(), Some("7:1"));
     }
 
     #[test]
-    fn a_token_dropped_by_a_failed_attempt_does_not_fail_the_next_one() {
+    fn a_dropped_token_is_a_failure_that_names_its_record_and_moves_nothing() {
         let window = AckWindow::default();
-        let delivered = window.deliver(&records(1..2));
-        drop(window.attempt(delivered).whole());
-        assert!(window.has_failed());
-        let second = window.attempt(delivered).whole();
-        assert!(!window.has_failed());
+        let records = records(1..4);
+        let (delivered, deferral) = window.deliver(&records);
+        let mut acks = deferral.per_record(&records);
         window.succeeded(delivered);
-        second.acknowledge();
-        assert_eq!(watermark(&window).as_deref(), Some("1"));
+        drop(acks.remove(1));
+        assert_eq!(window.failed_at().map(|at| at.to_string()).as_deref(), Some("2"));
+        assert_eq!(mark(&window), None);
     }
 
     #[test]
     fn tokens_of_an_earlier_attempt_or_of_a_closed_window_do_not_count() {
         let window = AckWindow::default();
-        let delivered = window.deliver(&records(1..2));
-        let stale = window.attempt(delivered).whole();
-        let fresh = window.attempt(delivered).whole();
+        let (failed, deferral) = window.deliver(&records(1..2));
+        let (stale, dropped) = (deferral.whole(), deferral.whole());
+        window.withdraw(failed);
+        let (delivered, deferral) = window.deliver(&records(1..2));
+        let fresh = deferral.whole();
+        window.succeeded(delivered);
         stale.acknowledge();
-        assert_eq!(watermark(&window), None);
+        drop(dropped);
+        assert_eq!((mark(&window), window.failed_at()), (None, None));
         window.close();
         fresh.acknowledge();
-        assert_eq!(watermark(&window), None);
+        assert_eq!(mark(&window), None);
     }
 }

@@ -23,6 +23,9 @@ pub enum ErrorKind {
     Unavailable,
     /// A user's processor failed and the policy was to stop: look at the source.
     Processor,
+    /// Records aged out of the stream before they were read, and the policy was to stop: set
+    /// `on_gap` to `Resume`, or move the lease.
+    Gap,
     /// A lease row cannot be read: inspect it; its key is in the message.
     Data,
     /// The worker has already stopped: drop the handle.

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::position::Checkpoint;
+use crate::position::{Checkpoint, Position};
 use crate::record::{LeaseKey, ShardId, WorkerId};
 
 /// Something that happened to a worker. Past tense; a healthy hour has few of them.
@@ -114,6 +114,60 @@ pub enum Event {
         /// Time until the next attempt.
         retry_in: Duration,
     },
+    /// A callback of a processor takes long. It is waited for.
+    ProcessorSlow {
+        /// The shard.
+        shard: LeaseKey,
+        /// The callback.
+        callback: &'static str,
+        /// How long it has been running.
+        running: Duration,
+    },
+    /// A record that kept failing was stored elsewhere and counts as acknowledged.
+    DeadLettered {
+        /// The shard.
+        shard: LeaseKey,
+        /// The record.
+        position: Position,
+        /// How often it failed, alone or with others.
+        attempts: u32,
+        /// Its last error.
+        error: String,
+    },
+    /// A record could not be stored as a dead letter; it is tried again, and the shard waits for it.
+    DeadLetterFailed {
+        /// The shard.
+        shard: LeaseKey,
+        /// The record.
+        position: Position,
+        /// The error of the dead-letter sink.
+        error: String,
+        /// Time until the next attempt.
+        retry_in: Duration,
+    },
+    /// A reader that did not answer, or panicked, was replaced by a new one.
+    ReaderRestarted {
+        /// The shard.
+        shard: LeaseKey,
+        /// What was wrong with it.
+        cause: String,
+    },
+    /// This worker gives a shard back, because it makes no progress here.
+    ShardGivenBack {
+        /// The shard.
+        shard: LeaseKey,
+        /// Why.
+        reason: String,
+    },
+    /// Records aged out of the stream before they were read.
+    GapDetected {
+        /// The shard.
+        shard: LeaseKey,
+        /// What was processed before.
+        from: Checkpoint,
+        /// The oldest record that is left; `None` when none is.
+        to: Option<Position>,
+    },
     /// Reading a shard failed; it is tried again.
     ReadFailed {
         /// The shard.
@@ -192,7 +246,14 @@ impl Event {
     /// A warning asks someone to act; information tells of a change; the rest is routine.
     fn level(&self) -> tracing::Level {
         match self {
-            Self::ProcessorFailed { .. } | Self::StreamGone { .. } => tracing::Level::WARN,
+            Self::ProcessorFailed { .. }
+            | Self::StreamGone { .. }
+            | Self::ProcessorSlow { .. }
+            | Self::DeadLettered { .. }
+            | Self::DeadLetterFailed { .. }
+            | Self::ReaderRestarted { .. }
+            | Self::ShardGivenBack { .. }
+            | Self::GapDetected { .. } => tracing::Level::WARN,
             Self::ReadFailed { passing, .. } | Self::CoordinationFailed { passing, .. } => {
                 if *passing {
                     tracing::Level::DEBUG
@@ -255,6 +316,31 @@ impl fmt::Display for Event {
                 f,
                 "processor failed on {shard} (attempt {attempts}), next in {retry_in:?}: {error}"
             ),
+            Self::ProcessorSlow { shard, callback, running } => {
+                write!(f, "processor on {shard}: `{callback}` has been running for {running:?}")
+            }
+            Self::DeadLettered { shard, position, attempts, error } => write!(
+                f,
+                "put record {position} of {shard} aside after {attempts} attempts: {error}"
+            ),
+            Self::DeadLetterFailed { shard, position, error, retry_in } => write!(
+                f,
+                "record {position} of {shard} could not be put aside, next in {retry_in:?}: {error}"
+            ),
+            Self::ReaderRestarted { shard, cause } => {
+                write!(f, "restarted the reader of {shard}: {cause}")
+            }
+            Self::ShardGivenBack { shard, reason } => write!(f, "gave {shard} back: {reason}"),
+            Self::GapDetected { shard, from, to } => match to {
+                Some(to) => write!(
+                    f,
+                    "records of {shard} aged out before they were read: between {from} and {to}"
+                ),
+                None => write!(
+                    f,
+                    "records of {shard} aged out before they were read: everything after {from}"
+                ),
+            },
             Self::ReadFailed { shard, error, .. } => write!(f, "reading {shard} failed: {error}"),
             Self::CoordinationFailed { operation, error, .. } => {
                 write!(f, "{operation} failed: {error}")

@@ -6,6 +6,7 @@
 pub mod aws;
 mod checkpoint;
 pub mod clock;
+pub mod dead_letter;
 mod error;
 mod event;
 pub mod lease;
@@ -22,13 +23,17 @@ mod worker;
 pub use checkpoint::Ack;
 pub use error::{BoxError, Error, ErrorKind, ServiceError, ServiceErrorKind};
 pub use event::{Event, TakeReason};
+pub use lease::PendingCheckpoint;
 pub use lease::balance::{Explanation, Intent};
 pub use position::{Checkpoint, Cursor, InitialPosition, InvalidCheckpoint, Position};
-pub use processor::{Batch, RecordProcessor, ShardContext};
+pub use processor::{Batch, Checkpointer, Gap, LeaseLost, RecordProcessor, Resume, ShardContext};
 pub use record::{
     InvalidSequenceNumber, LeaseKey, Record, SequenceNumber, ShardId, Timestamp, WorkerId,
 };
-pub use settings::{CheckpointPolicy, ControlPlane, CreateTable, Settings, StreamRecreated};
+pub use settings::{
+    CheckpointPolicy, ControlPlane, CreateTable, FailurePolicy, GapPolicy, Settings,
+    StreamRecreated,
+};
 pub use shard::{ChildShard, HashRange, Shard};
 pub use worker::{
     Report, ShardReport, ShardStatus, Status, StreamSource, Worker, WorkerBuilder, WorkerHandle,

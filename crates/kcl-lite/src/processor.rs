@@ -3,14 +3,17 @@
 //! The contract of the callbacks stands on [`RecordProcessor`]. Who calls them, and when, is
 //! decided in the shard task; nothing here talks to a service.
 
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::checkpoint::{Ack, Deferral};
+use crate::checkpoint::{Ack, AckWindow, Deferral, Mark};
 use crate::error::BoxError;
-use crate::position::Checkpoint;
+use crate::lease::PendingCheckpoint;
+use crate::position::{Checkpoint, Position};
 use crate::record::{LeaseKey, Record, ShardId, WorkerId};
 
 /// Processes the records of one shard. One value is made per shard and per tenure.
@@ -20,10 +23,19 @@ use crate::record::{LeaseKey, Record, ShardId, WorkerId};
 ///
 /// # Order of calls
 /// ```text
-/// initialize → (process | idle)* → exactly one of: shard_ended · shutdown_requested · lease_lost
+/// initialize → resume? → (gap? | idle)* → (process | idle)* → exactly one of:
+///                                          shard_ended · shutdown_requested · lease_lost
 /// ```
-/// Calls for one shard never overlap. Shards are independent of each other. After a panic the value
-/// is dropped and a new one starts with `initialize` at the last acknowledged record.
+/// Calls for one shard never overlap. Shards are independent of each other. A value whose
+/// `initialize` failed, or that panicked, is dropped without another call. A value is replaced by a
+/// new one, after its `lease_lost`, when a token was dropped or another callback than `process`
+/// failed. The new one starts with `initialize` at the last acknowledged record.
+///
+/// # Time
+/// A callback that takes longer than [`slow_after`](crate::Settings::slow_after) is an event; one that
+/// takes longer than [`callback_deadline`](crate::Settings::callback_deadline) is dropped at an await
+/// point, and the shard is given back. One that blocks its thread cannot be dropped; the shard is
+/// given back all the same, and what the callback does later counts for nothing.
 ///
 /// # At least once
 /// A record is delivered again after a crash, after a panic, or when another worker takes the shard:
@@ -31,11 +43,13 @@ use crate::record::{LeaseKey, Record, ShardId, WorkerId};
 /// a child shard starts after its parents have ended.
 pub trait RecordProcessor: Send + 'static {
     /// Handles a batch. `Ok` acknowledges it (unless its acknowledgement was taken with
-    /// [`Batch::defer`]). `Err` or a panic acknowledges nothing; the same batch is delivered again
-    /// after a growing delay, for ever, and every failure is an event.
+    /// [`Batch::defer`]). `Err` or a panic acknowledges nothing; the same records, less those that a
+    /// token has acknowledged, are delivered again after a growing delay, for ever or as
+    /// [`FailurePolicy`](crate::FailurePolicy) says, and every failure is an event.
     ///
     /// # Cancel safety
-    /// The future is dropped when the lease is lost, so it may stop at any await point.
+    /// The future is dropped when the lease is lost or the deadline has passed, so it may stop at any
+    /// await point.
     fn process(&mut self, batch: Batch) -> impl Future<Output = Result<(), BoxError>> + Send;
 
     /// Called once before anything else. An error is retried after a growing delay.
@@ -44,6 +58,23 @@ pub trait RecordProcessor: Send + 'static {
         shard: &ShardContext,
     ) -> impl Future<Output = Result<(), BoxError>> + Send {
         let _ = shard;
+        async { Ok(()) }
+    }
+
+    /// An earlier owner, or this worker before a failure, has prepared a checkpoint and not stored it:
+    /// it stopped between the two phases. Decides whether what was prepared for has happened.
+    fn resume(
+        &mut self,
+        pending: &PendingCheckpoint,
+    ) -> impl Future<Output = Result<Resume, BoxError>> + Send {
+        let _ = pending;
+        async { Ok(Resume::Repeat) }
+    }
+
+    /// Records aged out of the stream before anyone read them. Called at most once per tenure,
+    /// before the first record is delivered.
+    fn gap(&mut self, gap: &Gap) -> impl Future<Output = Result<(), BoxError>> + Send {
+        let _ = gap;
         async { Ok(()) }
     }
 
@@ -86,6 +117,27 @@ pub struct ShardContext {
     /// Grows with every change of owner: a sink that remembers the highest token can refuse a worker
     /// that has lost the shard and does not know it yet. It is the lease counter at acquisition.
     pub fencing_token: u64,
+    /// A checkpoint that was prepared and not stored, if there is one.
+    pub pending: Option<PendingCheckpoint>,
+}
+
+/// What to do about a prepared checkpoint that was not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Resume {
+    /// Deliver the records again, from the last stored checkpoint on.
+    #[default]
+    Repeat,
+    /// They are done: the prepared position becomes the checkpoint.
+    Commit,
+}
+
+/// Records that aged out of the stream before they were read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// What was processed before.
+    pub from: Checkpoint,
+    /// The oldest record that is left; `None` when none is.
+    pub to: Option<Position>,
 }
 
 /// Records of one shard, in order, never empty.
@@ -95,6 +147,7 @@ pub struct Batch {
     records: Arc<[Record]>,
     millis_behind_latest: u64,
     deferral: Deferral,
+    line: StoreLine,
 }
 
 impl Batch {
@@ -103,8 +156,9 @@ impl Batch {
         records: Arc<[Record]>,
         millis_behind_latest: u64,
         deferral: Deferral,
+        line: StoreLine,
     ) -> Self {
-        Self { shard, records, millis_behind_latest, deferral }
+        Self { shard, records, millis_behind_latest, deferral, line }
     }
 
     /// The shard of these records.
@@ -147,6 +201,137 @@ impl Batch {
     }
 }
 
+impl Batch {
+    /// For storing a checkpoint now, or in two phases. May be kept and used later.
+    #[must_use]
+    pub fn checkpointer(&self) -> Checkpointer {
+        let last = self.records.last().map(Position::of);
+        Checkpointer { line: self.line.clone(), last: last.expect("a batch is never empty") }
+    }
+}
+
+/// Stores checkpoints when a processor wants it, rather than when the policy says.
+///
+/// # Example: a side effect that happens once
+/// ```
+/// # use kcl_lite::{Batch, BoxError};
+/// # async fn pay(_: &Batch) {}
+/// async fn process(mut batch: Batch) -> Result<(), BoxError> {
+///     let checkpointer = batch.checkpointer();
+///     let ack = batch.defer();
+///     // After a crash between here and the end, `RecordProcessor::resume` is asked what happened.
+///     checkpointer.prepare(Some(b"payment-17".to_vec())).await?;
+///     pay(&batch).await;
+///     ack.acknowledge();
+///     checkpointer.checkpoint().await?;
+///     Ok(())
+/// }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Checkpointer {
+    line: StoreLine,
+    /// The end of the batch it came with.
+    last: Position,
+}
+
+impl Checkpointer {
+    /// Makes durable what is acknowledged: every record up to the first one that is not. A batch
+    /// that is still being processed is not, unless a token has acknowledged it.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not take the request back.
+    ///
+    /// # Errors
+    /// [`LeaseLost`] when it cannot be stored any more.
+    pub async fn checkpoint(&self) -> Result<(), LeaseLost> {
+        match self.line.window.mark() {
+            Some(mark) => self.line.store(Some(mark), None).await,
+            None if self.line.window.is_closed() => Err(LeaseLost),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes durable that everything up to the end of this batch is about to be done, with bytes of
+    /// your own: the first phase of a checkpoint. The second is a [`checkpoint`](Self::checkpoint), or
+    /// any other one that is written, at or past that place. The row is the same as with the Java
+    /// library, which finds it there too.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not take the request back.
+    ///
+    /// # Errors
+    /// [`LeaseLost`] when it cannot be stored any more.
+    pub async fn prepare(&self, state: Option<Vec<u8>>) -> Result<(), LeaseLost> {
+        self.prepare_at(self.last.clone(), state).await
+    }
+
+    /// As [`prepare`](Self::prepare), up to and including `record`, which must not lie behind the end
+    /// of this batch: a later one counts as the end.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not take the request back.
+    ///
+    /// # Errors
+    /// [`LeaseLost`] when it cannot be stored any more.
+    pub async fn prepare_up_to(
+        &self,
+        record: &Record,
+        state: Option<Vec<u8>>,
+    ) -> Result<(), LeaseLost> {
+        self.prepare_at(Position::of(record).min(self.last.clone()), state).await
+    }
+
+    async fn prepare_at(&self, at: Position, state: Option<Vec<u8>>) -> Result<(), LeaseLost> {
+        let pending = PendingCheckpoint { checkpoint: Checkpoint::At(at), state };
+        self.line.store(None, Some(pending)).await
+    }
+}
+
+/// A checkpoint could not be stored: the shard belongs to another worker, or has started again with
+/// a new processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseLost;
+
+impl fmt::Display for LeaseLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the shard is not this processor's any more; nothing was stored")
+    }
+}
+impl std::error::Error for LeaseLost {}
+
+/// What a processor asks to be stored at once.
+#[derive(Debug)]
+pub(crate) struct StoreRequest {
+    pub(crate) mark: Option<Mark>,
+    pub(crate) pending: Option<PendingCheckpoint>,
+    /// Answered when the row says so; dropped when it never will.
+    pub(crate) stored: oneshot::Sender<()>,
+}
+
+/// The line from the processor of one shard to the keeper of its lease.
+#[derive(Debug, Clone)]
+pub(crate) struct StoreLine {
+    pub(crate) window: AckWindow,
+    pub(crate) requests: mpsc::Sender<StoreRequest>,
+}
+
+impl StoreLine {
+    /// Completes when it is stored.
+    pub(crate) async fn store(
+        &self,
+        mark: Option<Mark>,
+        pending: Option<PendingCheckpoint>,
+    ) -> Result<(), LeaseLost> {
+        if self.window.is_closed() {
+            return Err(LeaseLost);
+        }
+        let (stored, is_stored) = oneshot::channel();
+        let request = StoreRequest { mark, pending, stored };
+        self.requests.send(request).await.map_err(|_| LeaseLost)?;
+        is_stored.await.map_err(|_| LeaseLost)
+    }
+}
+
 /// Makes the processor of one shard.
 pub(crate) type Factory = Arc<dyn Fn(&ShardContext) -> Box<dyn ErasedProcessor> + Send + Sync>;
 
@@ -155,6 +340,11 @@ pub(crate) trait ErasedProcessor: Send {
     fn process(&mut self, batch: Batch) -> BoxFuture<'_, Result<(), BoxError>>;
     fn initialize<'a>(&'a mut self, shard: &'a ShardContext)
     -> BoxFuture<'a, Result<(), BoxError>>;
+    fn resume<'a>(
+        &'a mut self,
+        pending: &'a PendingCheckpoint,
+    ) -> BoxFuture<'a, Result<Resume, BoxError>>;
+    fn gap<'a>(&'a mut self, gap: &'a Gap) -> BoxFuture<'a, Result<(), BoxError>>;
     fn idle(&mut self) -> BoxFuture<'_, Result<(), BoxError>>;
     fn shard_ended(&mut self) -> BoxFuture<'_, ()>;
     fn shutdown_requested(&mut self) -> BoxFuture<'_, ()>;
@@ -170,6 +360,15 @@ impl<P: RecordProcessor> ErasedProcessor for P {
         shard: &'a ShardContext,
     ) -> BoxFuture<'a, Result<(), BoxError>> {
         Box::pin(RecordProcessor::initialize(self, shard))
+    }
+    fn resume<'a>(
+        &'a mut self,
+        pending: &'a PendingCheckpoint,
+    ) -> BoxFuture<'a, Result<Resume, BoxError>> {
+        Box::pin(RecordProcessor::resume(self, pending))
+    }
+    fn gap<'a>(&'a mut self, gap: &'a Gap) -> BoxFuture<'a, Result<(), BoxError>> {
+        Box::pin(RecordProcessor::gap(self, gap))
     }
     fn idle(&mut self) -> BoxFuture<'_, Result<(), BoxError>> {
         Box::pin(RecordProcessor::idle(self))

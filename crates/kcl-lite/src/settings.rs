@@ -30,6 +30,18 @@ pub struct Settings {
     pub poll_interval: Duration,
     /// When checkpoints are written. Default [`CheckpointPolicy::OnRenewal`].
     pub checkpoints: CheckpointPolicy,
+    /// What happens when a processor keeps failing. Default [`FailurePolicy::Retry`].
+    pub failures: FailurePolicy,
+    /// After this time in one callback an event says that the processor is slow. Default 30 s, more
+    /// than 0. `Duration::MAX` switches it off.
+    pub slow_after: Duration,
+    /// The longest that one callback may take: then its future is dropped and the shard is given
+    /// back. Default 10 min, more than 0. `Duration::MAX` switches it off. Records of a shard whose
+    /// window is full, and of which none is acknowledged for so long, count as well.
+    pub callback_deadline: Duration,
+    /// What happens when records aged out of the stream before they were read. Default
+    /// [`GapPolicy::Resume`].
+    pub on_gap: GapPolicy,
     /// How many delivered records of one shard may wait for deferred acknowledgements before reading
     /// stops. Default 100,000, at least 1.
     pub max_unacknowledged: usize,
@@ -54,6 +66,10 @@ impl Default for Settings {
             max_leases: usize::MAX,
             poll_interval: Duration::from_secs(1),
             checkpoints: CheckpointPolicy::OnRenewal,
+            failures: FailurePolicy::Retry,
+            slow_after: Duration::from_secs(30),
+            callback_deadline: Duration::from_secs(10 * 60),
+            on_gap: GapPolicy::Resume,
             max_unacknowledged: 100_000,
             audit_interval: Duration::from_secs(60),
             stream_recreated: StreamRecreated::Refuse,
@@ -71,8 +87,67 @@ pub enum CheckpointPolicy {
     /// With the renewal that is due anyway, every third of the lease duration: no extra writes.
     #[default]
     OnRenewal,
+    /// At the latest so long after the acknowledgement, from 10 ms on. Renewals carry it before, so
+    /// more than a third of the lease duration is the same as [`OnRenewal`](Self::OnRenewal).
+    Every(Duration),
     /// As soon as a batch is acknowledged: one write per batch, fewer repeats after a crash.
     EveryBatch,
+    /// When the processor asks for it (see [`Checkpointer`](crate::Checkpointer)), and when the shard
+    /// ends or is let go.
+    Manual,
+}
+
+/// What happens to a batch that keeps failing: an error, a panic, or a dropped token.
+///
+/// Each failure is an [`Event::ProcessorFailed`](crate::Event::ProcessorFailed), and the next attempt
+/// comes after a growing delay of at most 30 s. Nothing is ever skipped silently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum FailurePolicy {
+    /// Try again, for ever.
+    #[default]
+    Retry,
+    /// After so many failures of a batch find the failing record by halving the batch, store that
+    /// record in the [`DeadLetter`](crate::dead_letter::DeadLetter) of the worker, acknowledge it, and
+    /// go on. A half is tried once before it is halved again, a single record `attempts` times. A
+    /// processor that fails without a batch (in `initialize`) is tried again for ever.
+    DeadLetter {
+        /// At least 1.
+        attempts: u32,
+    },
+    /// After so many failures give the shard back, so that another worker may try.
+    GiveBack {
+        /// At least 1.
+        attempts: u32,
+    },
+    /// After so many failures stop the worker with an error of kind `Processor`.
+    Stop {
+        /// At least 1.
+        attempts: u32,
+    },
+}
+
+impl FailurePolicy {
+    /// How often a batch may fail before anything else than another attempt happens.
+    pub(crate) fn attempts(self) -> u32 {
+        match self {
+            Self::Retry => u32::MAX,
+            Self::DeadLetter { attempts }
+            | Self::GiveBack { attempts }
+            | Self::Stop { attempts } => attempts,
+        }
+    }
+}
+
+/// What happens when records aged out of the stream before they were read. It is an event
+/// ([`Event::GapDetected`](crate::Event::GapDetected)) and a callback in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GapPolicy {
+    /// Go on with the oldest record that is left.
+    #[default]
+    Resume,
+    /// Deliver nothing, and stop the worker with an error of kind `Gap`.
+    Stop,
 }
 
 /// Whether a worker may create its lease table.
@@ -139,11 +214,20 @@ impl Settings {
         within("lease_duration", self.lease_duration, secs(1), secs(300))?;
         within("poll_interval", self.poll_interval, Duration::from_millis(200), secs(60))?;
         within("audit_interval", self.audit_interval, secs(1), secs(3600))?;
+        let config = |text: &str| Err(Error::new(ErrorKind::Config, text));
+        if self.slow_after.is_zero() || self.callback_deadline.is_zero() {
+            return config("`slow_after` and `callback_deadline` must be more than 0");
+        }
+        if self.failures.attempts() == 0 {
+            return config("`attempts` of `failures` must be at least 1");
+        }
+        if let CheckpointPolicy::Every(interval) = self.checkpoints
+            && interval < Duration::from_millis(10)
+        {
+            return config("`checkpoints: Every` must be at least 10ms; `EveryBatch` is at once");
+        }
         if self.max_leases == 0 || self.max_unacknowledged == 0 {
-            return Err(Error::new(
-                ErrorKind::Config,
-                "`max_leases` and `max_unacknowledged` must be at least 1",
-            ));
+            return config("`max_leases` and `max_unacknowledged` must be at least 1");
         }
         Ok(())
     }

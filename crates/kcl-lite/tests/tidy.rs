@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What decides, and does nothing: relative to `crates/kcl-lite/src`. A folder stands for its files.
-const DECISIONS: [&str; 9] = [
+const DECISIONS: [&str; 12] = [
     "checkpoint.rs",
     "position.rs",
     "record.rs",
@@ -18,6 +18,9 @@ const DECISIONS: [&str; 9] = [
     "lease/balance",
     "lease/expiry.rs",
     "lease/tenure.rs",
+    "worker/liveness.rs",
+    "worker/shard_task/gap.rs",
+    "worker/shard_task/suspects.rs",
     "worker/state",
 ];
 
@@ -157,7 +160,7 @@ fn decisions_are_pure() {
 fn each_sdk_is_named_where_it_is_called() {
     for (sdk, places) in [
         ("aws_sdk_dynamodb", &["lease/dynamo/"][..]),
-        ("aws_sdk_kinesis", &["stream/kinesis.rs", "stream/polling.rs"]),
+        ("aws_sdk_kinesis", &["stream/kinesis.rs", "stream/polling.rs", "dead_letter/kinesis.rs"]),
         ("aws_smithy_http_client", &["aws.rs"]),
     ] {
         let elsewhere =

@@ -20,6 +20,7 @@ use super::state::State;
 use super::{Report, Status, start};
 use crate::aws;
 use crate::clock::{Clock, TokioClock};
+use crate::dead_letter::DeadLetter;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Events, Sink};
 use crate::lease::dynamo::DynamoStore;
@@ -27,7 +28,7 @@ use crate::lease::store::LeaseStore;
 use crate::position::InitialPosition;
 use crate::processor::{ErasedProcessor, Factory, RecordProcessor, ShardContext};
 use crate::record::WorkerId;
-use crate::settings::Settings;
+use crate::settings::{FailurePolicy, Settings};
 use crate::stream::Stream;
 use crate::stream::kinesis::{KinesisOptions, KinesisStream};
 
@@ -87,6 +88,7 @@ pub struct WorkerBuilder {
     store: Option<Arc<dyn LeaseStore>>,
     clock: Arc<dyn Clock>,
     sink: Option<Sink>,
+    dead_letter: Option<Arc<dyn DeadLetter>>,
 }
 
 /// One instance of an application, ready to start.
@@ -97,6 +99,7 @@ pub struct Worker {
     streams: Vec<GivenStream>,
     clock: Arc<dyn Clock>,
     events: Events,
+    dead_letter: Option<Arc<dyn DeadLetter>>,
     rng: fastrand::Rng,
     /// Tells this start from every other one, also of the same id and seed: its writes carry it.
     nonce: u64,
@@ -161,13 +164,22 @@ impl WorkerBuilder {
         self
     }
 
+    /// Where records go that keep failing, with
+    /// [`FailurePolicy::DeadLetter`](crate::FailurePolicy::DeadLetter).
+    pub fn dead_letter(mut self, sink: impl DeadLetter + 'static) -> Self {
+        self.dead_letter = Some(Arc::new(sink));
+        self
+    }
+
     /// Checks the settings and loads what was not given.
     ///
     /// # Errors
-    /// Kind `Config` when settings are out of bounds, or a stream is given twice.
+    /// Kind `Config` when settings are out of bounds, a stream is given twice, or records are to be put
+    /// aside without a place for them.
     pub async fn build(self) -> Result<Worker, Error> {
         self.settings.validate()?;
         self.no_stream_twice()?;
+        self.a_place_for_dead_letters()?;
         let needs_no_service = self.needs_no_service();
         // The only chance in the library that is not seeded: names must differ between processes.
         let nonce = fastrand::u64(..);
@@ -210,6 +222,7 @@ impl WorkerBuilder {
             store,
             streams,
             clock: self.clock,
+            dead_letter: self.dead_letter,
             rng: fastrand::Rng::with_seed(seed),
             nonce,
         })
@@ -219,6 +232,18 @@ impl WorkerBuilder {
 impl WorkerBuilder {
     fn needs_no_service(&self) -> bool {
         self.store.is_some() && self.streams.iter().all(|source| source.stream.is_some())
+    }
+
+    fn a_place_for_dead_letters(&self) -> Result<(), Error> {
+        let puts_aside = matches!(self.settings.failures, FailurePolicy::DeadLetter { .. });
+        if puts_aside && self.dead_letter.is_none() {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "`failures` is `DeadLetter`, but there is no sink: give one to \
+                 `WorkerBuilder::dead_letter`",
+            ));
+        }
+        Ok(())
     }
 
     fn no_stream_twice(&self) -> Result<(), Error> {
@@ -249,6 +274,7 @@ impl Worker {
             store: None,
             clock: Arc::new(TokioClock),
             sink: None,
+            dead_letter: None,
         }
     }
 
@@ -343,6 +369,7 @@ impl Worker {
             self.clock.now(),
         );
         let coordinator = Coordinator {
+            judge_at: self.clock.now(),
             me: self.me,
             shard_context: ShardTaskContext {
                 stream: Arc::clone(&keeper_context.stream),
@@ -350,6 +377,7 @@ impl Worker {
                 settings: self.settings,
                 events: self.events,
                 factory,
+                dead_letter: self.dead_letter,
                 service_clock: ServiceClock::new(Arc::clone(&keeper_context.clock)),
             },
             keeper_context,

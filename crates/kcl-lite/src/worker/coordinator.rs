@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::JoinMap;
 
 use super::lease_keeper::{KeeperContext, KeeperExit, LeaseKeeper};
-use super::shard_task::{Progress, ShardExit, ShardTask, ShardTaskContext};
+use super::liveness::{Liveness, Progress, judge};
+use super::shard_task::{Known, ShardExit, ShardStart, ShardTask, ShardTaskContext};
 use super::start::ReadyStream;
 use super::state::{Action, Ending, Input, State, Why};
 use super::{Report, ShardReport, ShardStatus, Status};
@@ -35,6 +36,8 @@ use crate::stream::{ListFrom, Listing};
 
 /// How long shards may take to be let go when the worker stops by itself.
 const FAILURE_DEADLINE: Duration = Duration::from_secs(10);
+/// How often the shards are judged by their progress.
+const JUDGE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a write whose answer is unknown is sent again before a scan has to settle it.
 const WRITE_ATTEMPTS: u32 = 3;
 
@@ -57,6 +60,8 @@ pub(crate) struct Coordinator {
     /// What the user asks of a running worker.
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) report: Report,
+    /// When the shards are judged next.
+    pub(crate) judge_at: Instant,
     /// Why the worker stops by itself.
     pub(crate) failure: Option<Error>,
 }
@@ -75,6 +80,7 @@ pub(crate) enum Command {
 pub(crate) struct Held {
     drain: CancellationToken,
     lost: CancellationToken,
+    give_up: CancellationToken,
     progress: Arc<Mutex<Progress>>,
     checkpoint: Checkpoint,
     keeper: Option<KeeperExit>,
@@ -87,6 +93,7 @@ enum Wake {
     KeeperExited(LeaseKey, KeeperExit),
     ShardExited(LeaseKey, ShardExit),
     StopDeadline,
+    JudgeDue,
     Command(Command),
     /// A call panicked: a bug in a store or stream, and what it was for is unknown.
     CallPanicked(JoinError),
@@ -115,6 +122,10 @@ impl Coordinator {
                     None => continue,
                 },
                 Wake::StopDeadline => break,
+                Wake::JudgeDue => {
+                    self.judge_shards();
+                    continue;
+                }
                 Wake::CallPanicked(panic) => {
                     let context = "a lease store or stream panicked";
                     self.failure =
@@ -201,7 +212,34 @@ impl Coordinator {
                 Err(panic) => Wake::CallPanicked(panic),
             },
             () = due => Wake::Input(Box::new(Input::TimeDue)),
+            () = clock.sleep_until(self.judge_at), if !self.held.is_empty() => Wake::JudgeDue,
         }
+    }
+
+    /// Gives back what makes no progress and cannot help itself.
+    fn judge_shards(&mut self) {
+        let now = self.keeper_context.clock.now();
+        self.judge_at = now + JUDGE_INTERVAL;
+        for (key, held) in self.held.iter().filter(|(_, held)| !held.give_up.is_cancelled()) {
+            if let Liveness::Stuck { cause } = self.liveness(held, now) {
+                self.given_back(key, cause);
+                held.give_up.cancel();
+            }
+        }
+        self.publish_status();
+    }
+
+    fn liveness(&self, held: &Held, now: Instant) -> Liveness {
+        if held.shard.is_some() {
+            return Liveness::Well;
+        }
+        let progress = held.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let (activity, since) = progress.current();
+        judge(&activity, since, now, &self.keeper_context.settings)
+    }
+
+    fn given_back(&self, key: &LeaseKey, reason: String) {
+        self.shard_context.events.emit(&Event::ShardGivenBack { shard: key.clone(), reason });
     }
 
     fn perform(&mut self, action: Action) {
@@ -266,11 +304,8 @@ impl Coordinator {
         let mut held = Held {
             drain: CancellationToken::new(),
             lost: link.lost.clone(),
-            progress: Arc::new(Mutex::new(Progress {
-                at: now,
-                millis_behind_latest: None,
-                is_missing: false,
-            })),
+            give_up: link.give_up.clone(),
+            progress: Arc::new(Mutex::new(Progress::new(now))),
             checkpoint: lease.checkpoint.clone(),
             keeper: None,
             shard: None,
@@ -282,23 +317,24 @@ impl Coordinator {
             worker_id: self.me.clone(),
             checkpoint: lease.checkpoint.clone(),
             fencing_token: lease.counter,
+            pending: lease.pending.clone(),
         };
-        let task = ShardTask::new(
-            ShardTaskContext {
-                stream: stream.stream,
-                service_clock: stream.service_clock,
-                ..self.shard_context.clone()
-            },
-            shard,
-            lease,
-            link,
-            held.drain.clone(),
-            Arc::clone(&held.progress),
-            self.rng.fork(),
-        );
         // A lease at its end has no reader; dropping the line lets the keeper release it.
-        match task {
-            Some(task) => {
+        match lease.cursor() {
+            Some(cursor) => {
+                let start = ShardStart { shard, cursor, known: Known::of(lease, stream.horizon()) };
+                let task = ShardTask::new(
+                    ShardTaskContext {
+                        stream: stream.stream,
+                        service_clock: stream.service_clock,
+                        ..self.shard_context.clone()
+                    },
+                    start,
+                    link,
+                    held.drain.clone(),
+                    Arc::clone(&held.progress),
+                    self.rng.fork(),
+                );
                 self.shards.spawn_on(lease.key.clone(), task.run(), &self.data_plane);
             }
             None => held.shard = Some(ShardExit::Ended),
@@ -321,6 +357,13 @@ impl Coordinator {
     }
 
     fn shard_exited(&mut self, key: LeaseKey, exit: ShardExit) -> Option<Input> {
+        match &exit {
+            ShardExit::Stop(error) => {
+                self.failure.get_or_insert_with(|| error.clone());
+            }
+            ShardExit::GivenBack { reason } => self.given_back(&key, reason.clone()),
+            ShardExit::Ended | ShardExit::Drained { .. } | ShardExit::Lost => {}
+        }
         self.held.get_mut(&key)?.shard = Some(exit);
         self.tenure_ended(key)
     }
@@ -328,18 +371,22 @@ impl Coordinator {
     /// A lease is free for the next tenure only when both its tasks are gone.
     fn tenure_ended(&mut self, key: LeaseKey) -> Option<Input> {
         let held = self.held.get(&key)?;
-        let (Some(keeper), Some(shard)) = (&held.keeper, held.shard) else { return None };
+        let (Some(keeper), Some(shard)) = (&held.keeper, &held.shard) else { return None };
         let row = match keeper {
             KeeperExit::Done(row) => Some(Lease::clone(row)),
             KeeperExit::Lost => None,
         };
-        let drained = row.is_some() && shard != ShardExit::Drained { clean: false };
+        let clean = matches!(shard, ShardExit::Ended | ShardExit::Drained { clean: true });
+        let drained = row.is_some() && clean;
+        let given_back =
+            held.give_up.is_cancelled() || matches!(shard, ShardExit::GivenBack { .. });
+        let how = if given_back { Ending::GivenBack } else { Ending::Usual };
         let report = ShardReport { drained, checkpoint: held.checkpoint.clone() };
         self.held.remove(&key);
         if self.stop.borrow().is_some() {
             self.report.shards.insert(key.clone(), report);
         }
-        Some(Input::TenureEnded { key, row, how: Ending::Usual })
+        Some(Input::TenureEnded { key, row, how })
     }
 
     /// The deadline has passed: stop what is left without a word. Their leases expire.
@@ -357,11 +404,16 @@ impl Coordinator {
     fn publish_status(&self) {
         let now = self.keeper_context.clock.now();
         let shards = self.held.iter().map(|(key, held)| {
+            let trouble = match self.liveness(held, now) {
+                Liveness::Well => None,
+                Liveness::Slow { cause } | Liveness::Stuck { cause } => Some(cause),
+            };
             let progress = held.progress.lock().unwrap_or_else(PoisonError::into_inner);
             let status = ShardStatus {
                 checkpoint: held.checkpoint.clone(),
                 millis_behind_latest: progress.millis_behind_latest,
                 since_progress: now.saturating_duration_since(progress.at),
+                trouble,
             };
             (key.clone(), status)
         });

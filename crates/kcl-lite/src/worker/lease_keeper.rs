@@ -12,19 +12,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{self, BoxFuture};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::children;
+use crate::checkpoint::Mark;
 use crate::clock::{Clock, within};
 use crate::error::ServiceError;
 use crate::event::{Event, Events};
 use crate::lease::store::LeaseStore;
 use crate::lease::tenure::{Goal, Tenure, Verdict};
-use crate::lease::{Lease, News};
+use crate::lease::{Lease, News, PendingChange, PendingCheckpoint};
 use crate::position::Checkpoint;
-use crate::record::ShardId;
+use crate::processor::StoreRequest;
+use crate::record::{ShardId, Timestamp};
 use crate::retry::Retry;
 use crate::settings::{CheckpointPolicy, Settings};
 use crate::shard::ChildShard;
@@ -33,6 +35,8 @@ use crate::stream::Stream;
 /// What the shard task may ask of its keeper. There is one asker and it waits for nothing in
 /// between, so two places are enough.
 const REQUESTS: usize = 2;
+/// Tasks of a processor that ask for a checkpoint at the same time; more of them wait.
+const STORES: usize = 16;
 
 /// A request of the shard task.
 #[derive(Debug)]
@@ -46,24 +50,65 @@ enum Request {
 /// The shard task's end of the line.
 #[derive(Debug)]
 pub(crate) struct KeeperLink {
-    acknowledged: watch::Sender<Option<Checkpoint>>,
+    facts: watch::Sender<Facts>,
     requests: mpsc::Sender<Request>,
+    stores: mpsc::Sender<StoreRequest>,
+    /// The prepared checkpoint in the row.
+    pending: watch::Receiver<Option<PendingCheckpoint>>,
     /// Until when the lease is proven to be ours.
     fence: watch::Receiver<Instant>,
     /// Cancelled when the shard must stop at once, because it is no longer ours.
     pub(crate) lost: CancellationToken,
+    /// To be cancelled by whoever finds that the shard makes no progress: the keeper then stops the
+    /// shard and lets go of it, without waiting for a task that may not even be able to notice.
+    pub(crate) give_up: CancellationToken,
+}
+
+/// What the shard task knows, the newest of each.
+#[derive(Debug, Clone, Default)]
+struct Facts {
+    /// Everything up to here is acknowledged.
+    checkpoint: Option<Checkpoint>,
+    /// Everything that arrived until then is acknowledged.
+    read_until: Option<Timestamp>,
+}
+
+impl Facts {
+    fn of(mark: &Mark) -> Self {
+        Self { checkpoint: Some(Checkpoint::At(mark.position.clone())), read_until: mark.arrived }
+    }
+
+    /// Takes over what is newer; true if the checkpoint is.
+    fn merge(&mut self, other: Self) -> bool {
+        let is_news = other.checkpoint > self.checkpoint;
+        self.checkpoint = self.checkpoint.take().max(other.checkpoint);
+        self.read_until = self.read_until.max(other.read_until);
+        is_news
+    }
 }
 
 impl KeeperLink {
-    /// Notes that everything up to `checkpoint` is acknowledged. Never waits.
-    pub(crate) fn acknowledged(&self, checkpoint: Checkpoint) {
-        self.acknowledged.send_if_modified(|newest| {
-            let news = newest.as_ref().is_none_or(|newest| *newest < checkpoint);
-            if news {
-                *newest = Some(checkpoint);
-            }
-            news
+    /// Notes that everything up to `mark` is acknowledged. Never waits.
+    pub(crate) fn acknowledged(&self, mark: &Mark) {
+        self.facts.send_if_modified(|facts| facts.merge(Facts::of(mark)));
+    }
+
+    /// Notes that everything that arrived until `time` is acknowledged. Never waits, and is no reason
+    /// for a write of its own.
+    pub(crate) fn read_until(&self, time: Timestamp) {
+        self.facts.send_if_modified(|facts| {
+            facts.merge(Facts { checkpoint: None, read_until: Some(time) })
         });
+    }
+
+    /// The prepared checkpoint that the row holds.
+    pub(crate) fn pending(&self) -> Option<PendingCheckpoint> {
+        self.pending.borrow().clone()
+    }
+
+    /// Where a processor asks for checkpoints of its own.
+    pub(crate) fn stores(&self) -> mpsc::Sender<StoreRequest> {
+        self.stores.clone()
     }
 
     /// Completes at once while the lease is proven, and never when it is not: the keeper may not have
@@ -125,21 +170,38 @@ pub(crate) struct KeeperContext {
 pub(crate) struct LeaseKeeper {
     context: KeeperContext,
     tenure: Tenure,
-    acknowledged: watch::Receiver<Option<Checkpoint>>,
+    facts: watch::Receiver<Facts>,
+    /// What the processor has asked to be stored.
+    asked: Asked,
     fenced_at: watch::Sender<Instant>,
+    pending: watch::Sender<Option<PendingCheckpoint>>,
     requests: mpsc::Receiver<Request>,
+    stores: mpsc::Receiver<StoreRequest>,
     lost: CancellationToken,
+    give_up: CancellationToken,
     goal: Goal,
     /// Making the children before the shard may end.
     ending: Option<BoxFuture<'static, BTreeSet<ShardId>>>,
     next_write: Instant,
+    /// After a failed write: not before this, whoever asks.
+    pause_until: Instant,
     retry: Retry,
     rng: fastrand::Rng,
+}
+
+/// What a processor has asked to be stored and is waiting for.
+#[derive(Debug, Default)]
+struct Asked {
+    facts: Facts,
+    pending: Option<PendingCheckpoint>,
+    waiting: Vec<oneshot::Sender<()>>,
 }
 
 /// What wakes a keeper.
 enum Wake {
     Fenced,
+    GivenUp,
+    Asked(StoreRequest),
     Requested(Option<Request>),
     ChildrenMade(BTreeSet<ShardId>),
     Acknowledged,
@@ -153,21 +215,36 @@ impl LeaseKeeper {
         tenure: Tenure,
         rng: fastrand::Rng,
     ) -> (Self, KeeperLink) {
-        let (acknowledged, acknowledgements) = watch::channel(None);
+        let (facts, told) = watch::channel(Facts::default());
         let (requests, asked) = mpsc::channel(REQUESTS);
-        let lost = CancellationToken::new();
+        let (stores, wanted) = mpsc::channel(STORES);
+        let (pending, prepared) = watch::channel(tenure.lease().pending.clone());
+        let (lost, give_up) = (CancellationToken::new(), CancellationToken::new());
         let (fenced_at, fence) = watch::channel(tenure.fenced_at());
-        let link = KeeperLink { acknowledged, requests, fence, lost: lost.clone() };
+        let link = KeeperLink {
+            facts,
+            requests,
+            stores,
+            pending: prepared,
+            fence,
+            lost: lost.clone(),
+            give_up: give_up.clone(),
+        };
         // From the proof, not from now: a take that was answered late is renewed early.
         let next_write = tenure.valid_from() + context.settings.renew_interval();
         let most = context.settings.lease_duration / 10;
         let keeper = Self {
+            pause_until: tenure.valid_from(),
             context,
             tenure,
-            acknowledged: acknowledgements,
+            facts: told,
+            asked: Asked::default(),
             fenced_at,
+            pending,
             requests: asked,
+            stores: wanted,
             lost,
+            give_up,
             goal: Goal::Keep,
             ending: None,
             next_write,
@@ -182,12 +259,19 @@ impl LeaseKeeper {
         let exit = loop {
             match self.wake().await {
                 Wake::Fenced => break self.lose(None),
+                Wake::GivenUp => {
+                    // First the shard: it may notice late, but then it does not get anything done.
+                    self.lost.cancel();
+                    self.goal = Goal::Release;
+                    self.next_write = self.context.clock.now();
+                }
+                Wake::Asked(request) => self.store(request),
                 Wake::Requested(request) => self.requested(request),
                 Wake::ChildrenMade(children) => {
                     self.goal = Goal::Finish(children);
                     self.next_write = self.context.clock.now();
                 }
-                Wake::Acknowledged => self.next_write = self.context.clock.now(),
+                Wake::Acknowledged => self.write_within(self.checkpoint_delay()),
                 Wake::WriteDue => {
                     if let Some(exit) = self.write().await {
                         break exit;
@@ -202,20 +286,87 @@ impl LeaseKeeper {
 
     /// The only select: the fence first, so that nothing can hide it.
     async fn wake(&mut self) -> Wake {
-        let eager = self.context.settings.checkpoints == CheckpointPolicy::EveryBatch;
+        let is_eager = self.checkpoint_delay().is_some();
+        let is_free = self.goal == Goal::Keep && self.ending.is_none();
         let clock = &self.context.clock;
         tokio::select! {
             biased;
             () = clock.sleep_until(self.tenure.fenced_at()) => Wake::Fenced,
-            request = self.requests.recv(), if self.goal == Goal::Keep && self.ending.is_none() => {
-                Wake::Requested(request)
-            }
+            () = self.give_up.cancelled(), if is_free => Wake::GivenUp,
+            request = self.requests.recv(), if is_free => Wake::Requested(request),
+            Some(request) = self.stores.recv() => Wake::Asked(request),
             children = made(&mut self.ending), if self.ending.is_some() => {
                 self.ending = None;
                 Wake::ChildrenMade(children)
             }
-            Ok(()) = self.acknowledged.changed(), if eager => Wake::Acknowledged,
-            () = clock.sleep_until(self.next_write) => Wake::WriteDue,
+            Ok(()) = self.facts.changed(), if is_eager => Wake::Acknowledged,
+            () = clock.sleep_until(self.next_write.max(self.pause_until)) => Wake::WriteDue,
+        }
+    }
+
+    /// How soon after an acknowledgement it is to be stored, if not with the next renewal.
+    fn checkpoint_delay(&self) -> Option<Duration> {
+        match self.context.settings.checkpoints {
+            CheckpointPolicy::OnRenewal | CheckpointPolicy::Manual => None,
+            CheckpointPolicy::Every(interval) => Some(interval),
+            CheckpointPolicy::EveryBatch => Some(Duration::ZERO),
+        }
+    }
+
+    fn write_within(&mut self, delay: Option<Duration>) {
+        let due = delay.and_then(|delay| self.context.clock.now().checked_add(delay));
+        self.next_write = due.map_or(self.next_write, |due| self.next_write.min(due));
+    }
+
+    fn store(&mut self, request: StoreRequest) {
+        if let Some(mark) = &request.mark {
+            self.asked.facts.merge(Facts::of(mark));
+        }
+        self.asked.pending = request.pending.or(self.asked.pending.take());
+        self.asked.waiting.push(request.stored);
+        self.next_write = self.context.clock.now();
+    }
+
+    /// What the next write is to store.
+    fn news(&mut self) -> News {
+        let told = self.facts.borrow_and_update().clone();
+        let mut facts = self.asked.facts.clone();
+        let row = self.tenure.lease();
+        let newest = facts.checkpoint.as_ref().max(Some(&row.checkpoint));
+        // A time goes with the checkpoint it belongs to: by itself it would hide a gap.
+        let nothing_held_back = told.checkpoint.as_ref() <= newest;
+        let is_manual = self.context.settings.checkpoints == CheckpointPolicy::Manual;
+        if !is_manual || self.goal != Goal::Keep || nothing_held_back {
+            facts.merge(told);
+        }
+        let newest = facts.checkpoint.as_ref().max(Some(&row.checkpoint));
+        let pending = self.asked.pending.clone().filter(|it| Some(&it.checkpoint) > newest);
+        let pending = pending.map_or(PendingChange::Keep, PendingChange::Prepare);
+        News { checkpoint: facts.checkpoint, pending, read_until: facts.read_until }
+    }
+
+    /// Answers those whose wish the row fulfils. A write that was recognised by its mark may be an
+    /// older one, so the row decides.
+    fn settle_asked(&mut self) {
+        let row = self.tenure.lease();
+        self.pending.send_if_modified(|pending| {
+            let is_news = *pending != row.pending;
+            pending.clone_from(&row.pending);
+            is_news
+        });
+        let reached = |checkpoint: &Checkpoint| row.checkpoint >= *checkpoint;
+        let is_stored = self.asked.facts.checkpoint.as_ref().is_none_or(reached);
+        let pending = self.asked.pending.as_ref();
+        let is_prepared =
+            pending.is_none_or(|it| row.pending.as_ref() == Some(it) || reached(&it.checkpoint));
+        if is_stored && is_prepared {
+            self.asked.pending = None;
+            for waiting in self.asked.waiting.drain(..) {
+                // Whoever does not wait any more does not need to know.
+                waiting.send(()).ok();
+            }
+        } else {
+            self.next_write = self.context.clock.now();
         }
     }
 
@@ -235,7 +386,7 @@ impl LeaseKeeper {
     }
 
     async fn write(&mut self) -> Option<KeeperExit> {
-        let news = News::of(self.acknowledged.borrow_and_update().clone());
+        let news = self.news();
         let write = self.tenure.write(&self.goal, &news);
         match self.send(&write).await {
             Sent::Answered(Verdict::Held { reached }) => self.held(reached),
@@ -307,6 +458,7 @@ impl LeaseKeeper {
         self.retry.succeeded();
         let renewal = self.tenure.valid_from() + self.context.settings.renew_interval();
         self.next_write = if reached { renewal } else { self.context.clock.now() };
+        self.settle_asked();
         if !reached || self.goal == Goal::Keep {
             return None;
         }
@@ -325,7 +477,8 @@ impl LeaseKeeper {
     }
 
     fn failed(&mut self, error: &ServiceError) {
-        self.next_write = self.context.clock.now() + self.retry.delay(&mut self.rng);
+        self.pause_until = self.context.clock.now() + self.retry.delay(&mut self.rng);
+        self.next_write = self.pause_until;
         self.context.events.emit(&Event::CoordinationFailed {
             operation: "renewing a lease",
             error: error.to_string(),

@@ -9,6 +9,7 @@ mod children;
 mod coordinator;
 mod handle;
 mod lease_keeper;
+mod liveness;
 mod service_clock;
 mod shard_task;
 mod start;
@@ -57,4 +58,6 @@ pub struct ShardStatus {
     pub millis_behind_latest: Option<u64>,
     /// Time since the shard last proved life: a reply, or a batch done.
     pub since_progress: Duration,
+    /// Why it makes no progress, and for how long, if it makes none.
+    pub trouble: Option<String>,
 }

@@ -18,6 +18,7 @@ use crate::lease::store::{Table, WriteOutcome};
 use crate::lease::tenure::write_id;
 use crate::lease::{Lease, LeaseChange, LeaseWrite, StreamIdentity, StreamKey};
 use crate::position::InitialPosition;
+use crate::record::Timestamp;
 use crate::retry::Retry;
 use crate::settings::StreamRecreated;
 use crate::shard::plan::{self, Source};
@@ -47,6 +48,15 @@ pub(crate) struct ReadyStream {
     pub(crate) source: Source,
     pub(crate) retention: Option<Duration>,
     pub(crate) service_clock: ServiceClock,
+}
+
+impl ReadyStream {
+    /// What arrived before this may have aged out; `None` when that is not known.
+    pub(crate) fn horizon(&self) -> Option<Timestamp> {
+        let retention = i64::try_from(self.retention?.as_millis()).unwrap_or(i64::MAX);
+        let now = self.service_clock.now()?.as_millis();
+        Some(Timestamp::from_millis(now.saturating_sub(retention)))
+    }
 }
 
 /// Makes everything ready; returns the streams, and how many leases there are.

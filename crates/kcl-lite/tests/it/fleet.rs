@@ -12,7 +12,7 @@ use kcl_lite::stream::Stream;
 use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::{
     Ack, Batch, BoxError, ControlPlane, Error, Event, InitialPosition, RecordProcessor, Settings,
-    ShardContext, ShardId, Worker, WorkerHandle,
+    ShardContext, ShardId, Worker, WorkerBuilder, WorkerHandle,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -38,6 +38,8 @@ pub(crate) struct Script {
     pub(crate) failures: BTreeMap<String, u32>,
     /// Payload that panics once.
     pub(crate) panics: Option<String>,
+    /// Payload that panics whenever it comes.
+    pub(crate) poison: Option<String>,
     /// Payload at which the processor never returns.
     pub(crate) hangs: Option<String>,
     /// Keep acknowledgements in `Fleet::acks` instead of acknowledging.
@@ -117,25 +119,14 @@ impl Fleet {
         stream: impl Stream + 'static,
         settings: Settings,
     ) -> Result<WorkerHandle, Error> {
-        let link = self.link(name);
-        let (fleet, worker, gate) = (self.clone(), name.to_owned(), Arc::clone(&link));
-        let (events, id) = (self.clone(), name.to_owned());
-        let listings = Arc::clone(&self.listings);
-        Worker::builder("test", "stream")
-            .worker_id(name.split('/').next().unwrap())
+        let (link, listings) = (self.link(name), Arc::clone(&self.listings));
+        let (fleet, worker) = (self.clone(), name.to_owned());
+        self.builder(name)
             .settings(settings)
-            .clock(Arc::new(LinkClock(Arc::clone(&link))))
-            .stream(LinkStream { inner: stream, link: Arc::clone(&link), listings })
-            .lease_store(self.store.through(name, link))
-            .on_event(move |event| events.note(Seen::Event(id.clone(), event.clone())))
+            .stream(LinkStream { inner: stream, link, listings })
             .build()
             .await?
-            .start(move |shard: &ShardContext| Recorder {
-                fleet: fleet.clone(),
-                worker: worker.clone(),
-                shard: shard.shard_id.clone(),
-                link: Arc::clone(&gate),
-            })
+            .start(move |shard: &ShardContext| fleet.recorder(&worker, shard))
             .await
     }
 
@@ -151,7 +142,26 @@ impl Fleet {
         self.links.lock().unwrap().insert(worker.to_owned(), link);
     }
 
-    fn note(&self, seen: Seen) {
+    /// A worker of this fleet, to be given more.
+    pub(crate) fn builder(&self, name: &str) -> WorkerBuilder {
+        let (link, listings) = (self.link(name), Arc::clone(&self.listings));
+        let (events, id) = (self.clone(), name.to_owned());
+        let stream = LinkStream { inner: self.stream.clone(), link: Arc::clone(&link), listings };
+        Worker::builder("test", "stream")
+            .worker_id(name.split('/').next().unwrap())
+            .clock(Arc::new(LinkClock(Arc::clone(&link))))
+            .stream(stream)
+            .lease_store(self.store.through(name, link))
+            .on_event(move |event| events.note(Seen::Event(id.clone(), event.clone())))
+    }
+
+    /// The processor that does what the script says.
+    pub(crate) fn recorder(&self, worker: &str, shard: &ShardContext) -> Recorder {
+        let (shard, link) = (shard.shard_id.clone(), self.link(worker));
+        Recorder { fleet: self.clone(), worker: worker.to_owned(), shard, link }
+    }
+
+    pub(crate) fn note(&self, seen: Seen) {
         let mut log = self.log.lock().unwrap();
         log.push(seen);
         self.moments.lock().unwrap().push(Instant::now());
@@ -387,7 +397,7 @@ fn key_of(number: u32) -> String {
 }
 
 /// A processor that does what the script says and notes what it is given.
-struct Recorder {
+pub(crate) struct Recorder {
     fleet: Fleet,
     worker: String,
     shard: ShardId,
@@ -413,7 +423,8 @@ impl RecordProcessor for Recorder {
                     *left -= 1;
                     true
                 });
-                let panics = script.panics.take_if(|panics| *panics == payload).is_some();
+                let panics = script.panics.take_if(|panics| *panics == payload).is_some()
+                    || script.poison.as_ref() == Some(&payload);
                 (fails, panics, script.hangs.as_ref() == Some(&payload))
             };
             if hangs {

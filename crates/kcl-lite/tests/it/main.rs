@@ -8,6 +8,7 @@ mod faults;
 mod fleet;
 mod own_thread;
 mod polling;
+mod processing;
 mod scenarios;
 mod streams;
 mod worker;

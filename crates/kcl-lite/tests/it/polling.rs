@@ -212,6 +212,11 @@ impl Shape {
             "SequenceNumberRange": {"StartingSequenceNumber": "1"}})
         };
         match operation {
+            "DescribeStreamSummary" => Some(json!({"StreamDescriptionSummary": {
+                "StreamName": STREAM, "StreamARN": "arn:aws:kinesis:x:0:stream/s",
+                "StreamStatus": "ACTIVE", "StreamCreationTimestamp": 1, "OpenShardCount": 1,
+                "RetentionPeriodHours": 24, "EnhancedMonitoring": [],
+            }})),
             "ListShards" => {
                 let mut ours = range(shard(0).as_str());
                 ours["ParentShardId"] = Value::Null;

@@ -1,0 +1,303 @@
+//! Whether a shard makes progress, judged by what its task is doing and since when.
+//!
+//! The task says what it does; the control plane judges it about once a second, so that a task whose
+//! thread is blocked, or that nobody runs any more, is found out too. Pure: reads no clock, cancels
+//! nothing.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::settings::Settings;
+
+/// How long one step of a reader may take: longer than the service's calls and their own limits.
+pub(crate) const READ_LIMIT: Duration = Duration::from_secs(90);
+/// A shard task ends by itself what takes too long. Only one that cannot is judged stuck, so much
+/// later; after a short deadline, half of it.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often a reader is replaced before its shard is given back.
+pub(crate) const READER_RESTARTS: u32 = 3;
+
+/// What a shard task is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// Waiting for a processor's callback.
+    Processing { callback: &'static str },
+    /// Waiting for records, and some are there.
+    Reading,
+    /// Waiting for records that have not arrived yet.
+    WaitingAtTip,
+    /// The service refuses to be read.
+    ReadFailing { error: String },
+    /// The window of unacknowledged records is full.
+    WaitingForAcknowledgements,
+    /// All is read, and some records are not acknowledged.
+    WaitingForTheEnd,
+    /// Letting the shard go.
+    Draining,
+    /// Waiting before the next attempt.
+    Retrying { failures: u32, error: String },
+    /// Storing a record that cannot be processed.
+    DeadLettering { error: Option<String> },
+    /// Waiting for the lease table: a proof of the lease, a checkpoint, the end of the shard.
+    Storing,
+}
+
+/// What others may look at while a shard task runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Progress {
+    /// When the shard last proved life: a reply, or a batch done.
+    pub(crate) at: Instant,
+    pub(crate) millis_behind_latest: Option<u64>,
+    /// The service said that the shard or stream does not exist.
+    pub(crate) is_missing: bool,
+    activity: Activity,
+    since: Instant,
+    is_at_tip: bool,
+    /// Why reading fails, and since when.
+    read_error: Option<(String, Instant)>,
+}
+
+impl Progress {
+    /// Of a shard task that starts.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            at: now,
+            millis_behind_latest: None,
+            is_missing: false,
+            activity: Activity::Reading,
+            since: now,
+            is_at_tip: false,
+            read_error: None,
+        }
+    }
+
+    /// What the task is doing, and since when.
+    pub(crate) fn current(&self) -> (Activity, Instant) {
+        match (&self.activity, &self.read_error) {
+            (Activity::Reading, Some((error, since))) => {
+                (Activity::ReadFailing { error: error.clone() }, *since)
+            }
+            (Activity::Reading, None) if self.is_at_tip => (Activity::WaitingAtTip, self.since),
+            (activity, _) => (activity.clone(), self.since),
+        }
+    }
+
+    /// The task does this since then.
+    pub(crate) fn doing(&mut self, activity: Activity, since: Instant) {
+        self.activity = activity;
+        self.since = since;
+    }
+
+    /// The reader has answered.
+    pub(crate) fn replied(&mut self, now: Instant, is_at_tip: bool, behind: Option<u64>) {
+        self.at = now;
+        self.is_missing = false;
+        self.is_at_tip = is_at_tip;
+        self.read_error = None;
+        self.millis_behind_latest = behind.or(self.millis_behind_latest);
+        self.reader_lives(now);
+    }
+
+    /// The service has answered that it cannot be read, or has not answered.
+    pub(crate) fn read_failed(&mut self, now: Instant, error: String, is_missing: bool) {
+        let since = self.read_error.as_ref().map_or(now, |(_, since)| *since);
+        self.read_error = Some((error, since));
+        self.is_missing = is_missing;
+        self.reader_lives(now);
+    }
+
+    fn reader_lives(&mut self, now: Instant) {
+        // Only who waits for the reader: it may well answer while a callback hangs.
+        if self.activity == Activity::Reading {
+            self.since = now;
+        }
+    }
+}
+
+/// How a shard is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Liveness {
+    /// It makes progress, or there is nothing to do.
+    Well,
+    /// It makes none, and is still waited for.
+    Slow { cause: String },
+    /// It makes none, and its task cannot help itself: give it back.
+    Stuck { cause: String },
+}
+
+/// Judges what has been going on since `since`.
+pub(crate) fn judge(
+    activity: &Activity,
+    since: Instant,
+    now: Instant,
+    settings: &Settings,
+) -> Liveness {
+    let lasting = now.saturating_duration_since(since);
+    let (slow, stuck) = limits(activity, settings);
+    let cause = || format!("{activity} for {}", Rounded(lasting));
+    if lasting >= stuck {
+        Liveness::Stuck { cause: cause() }
+    } else if lasting >= slow {
+        Liveness::Slow { cause: cause() }
+    } else {
+        Liveness::Well
+    }
+}
+
+/// From when on it is slow, and stuck.
+fn limits(activity: &Activity, settings: &Settings) -> (Duration, Duration) {
+    let (slow, deadline) = (settings.slow_after, settings.callback_deadline);
+    match activity {
+        Activity::Processing { .. } => (slow, deadline.saturating_add(GRACE.min(deadline / 2))),
+        Activity::WaitingForAcknowledgements => (slow, deadline),
+        Activity::Reading | Activity::WaitingAtTip => {
+            (READ_LIMIT + GRACE, READ_LIMIT * READER_RESTARTS + GRACE * 2)
+        }
+        // Each of these is an event again and again, and giving the shard back would not help, or
+        // is what the failure policy decides.
+        Activity::ReadFailing { .. }
+        | Activity::Retrying { .. }
+        | Activity::DeadLettering { error: Some(_) } => (Duration::ZERO, Duration::MAX),
+        Activity::DeadLettering { error: None }
+        | Activity::WaitingForTheEnd
+        | Activity::Draining
+        | Activity::Storing => (slow, Duration::MAX),
+    }
+}
+
+impl fmt::Display for Activity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Processing { callback } => {
+                write!(f, "the processor's `{callback}` has not returned")
+            }
+            Self::Reading => f.write_str("the reader has not answered"),
+            Self::WaitingAtTip => f.write_str("the reader has not answered at the tip"),
+            Self::ReadFailing { error } => write!(f, "reading fails ({error})"),
+            Self::WaitingForAcknowledgements => {
+                f.write_str("no record was acknowledged and no more may be delivered")
+            }
+            Self::WaitingForTheEnd => {
+                f.write_str("all is read and some records are not acknowledged")
+            }
+            Self::Draining => f.write_str("letting the shard go"),
+            Self::Retrying { failures, error } => {
+                write!(f, "the processor fails ({failures} times, last: {error})")
+            }
+            Self::DeadLettering { error: None } => f.write_str("storing a dead letter"),
+            Self::DeadLettering { error: Some(error) } => {
+                write!(f, "storing a dead letter fails ({error})")
+            }
+            Self::Storing => f.write_str("the lease table has not confirmed a write"),
+        }
+    }
+}
+
+/// A duration as people read it: whole seconds.
+struct Rounded(Duration);
+
+impl fmt::Display for Rounded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        match seconds / 60 {
+            0 => write!(f, "{seconds} s"),
+            minutes => write!(f, "{minutes} min {} s", seconds % 60),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(activity: &Activity, seconds: u64) -> Liveness {
+        let since = Instant::now();
+        judge(activity, since, since + Duration::from_secs(seconds), &Settings::default())
+    }
+
+    fn slow(cause: &str) -> Liveness {
+        Liveness::Slow { cause: cause.to_owned() }
+    }
+
+    fn stuck(cause: &str) -> Liveness {
+        Liveness::Stuck { cause: cause.to_owned() }
+    }
+
+    #[test]
+    fn a_callback_is_slow_after_its_soft_deadline_and_stuck_a_little_after_its_hard_one() {
+        let activity = Activity::Processing { callback: "process" };
+        assert_eq!(after(&activity, 29), Liveness::Well);
+        let cause = "the processor's `process` has not returned for 45 s";
+        assert_eq!(after(&activity, 45), slow(cause));
+        assert!(matches!(after(&activity, 601), Liveness::Slow { .. }), "the task ends it itself");
+        let cause = "the processor's `process` has not returned for 10 min 5 s";
+        assert_eq!(after(&activity, 605), stuck(cause));
+    }
+
+    #[test]
+    fn a_reader_is_stuck_when_its_restarts_did_not_happen() {
+        for activity in [Activity::Reading, Activity::WaitingAtTip] {
+            assert_eq!(after(&activity, 94), Liveness::Well);
+            assert!(matches!(after(&activity, 95), Liveness::Slow { .. }));
+            assert!(matches!(after(&activity, 280), Liveness::Stuck { .. }));
+        }
+    }
+
+    #[test]
+    fn a_full_window_is_stuck_after_the_hard_deadline() {
+        let activity = Activity::WaitingForAcknowledgements;
+        assert!(matches!(after(&activity, 599), Liveness::Slow { .. }));
+        assert!(matches!(after(&activity, 600), Liveness::Stuck { .. }));
+    }
+
+    #[test]
+    fn what_is_refused_from_outside_is_named_at_once_and_never_given_back() {
+        let error = "GetRecords: AccessDenied".to_owned();
+        let failing = Activity::ReadFailing { error };
+        assert_eq!(after(&failing, 0), slow("reading fails (GetRecords: AccessDenied) for 0 s"));
+        let retrying = Activity::Retrying { failures: 3, error: "no disk".to_owned() };
+        let day = 24 * 3600;
+        for activity in [failing, retrying, Activity::Draining, Activity::WaitingForTheEnd] {
+            assert!(matches!(after(&activity, day), Liveness::Slow { .. }), "{activity}");
+        }
+    }
+
+    #[test]
+    fn deadlines_that_are_switched_off_judge_nothing() {
+        let settings = Settings {
+            slow_after: Duration::MAX,
+            callback_deadline: Duration::MAX,
+            ..Settings::default()
+        };
+        let since = Instant::now();
+        let year = since + Duration::from_secs(365 * 24 * 3600);
+        let activity = Activity::Processing { callback: "process" };
+        assert_eq!(judge(&activity, since, year, &settings), Liveness::Well);
+    }
+
+    #[test]
+    fn a_reply_is_a_sign_of_life_for_the_one_who_waits_for_it_only() {
+        let start = Instant::now();
+        let mut progress = Progress::new(start);
+        let later = start + Duration::from_secs(60);
+        progress.replied(later, true, Some(0));
+        assert_eq!(progress.current(), (Activity::WaitingAtTip, later));
+        let hanging = Activity::Processing { callback: "process" };
+        progress.doing(hanging.clone(), later);
+        progress.replied(later + READ_LIMIT, true, Some(0));
+        assert_eq!(progress.current(), (hanging, later));
+    }
+
+    #[test]
+    fn a_failure_of_reading_is_as_old_as_the_first_of_its_row() {
+        let start = Instant::now();
+        let mut progress = Progress::new(start);
+        progress.read_failed(start, "one".to_owned(), false);
+        progress.read_failed(start + READ_LIMIT, "two".to_owned(), false);
+        assert_eq!(progress.current(), (Activity::ReadFailing { error: "two".into() }, start));
+        progress.replied(start + READ_LIMIT, false, None);
+        assert_eq!(progress.current(), (Activity::Reading, start + READ_LIMIT));
+    }
+}

@@ -1,0 +1,128 @@
+//! Calling the processor: a panic is an outcome, and so is taking too long.
+//!
+//! The only place where a user's future is polled. What an outcome leads to is decided elsewhere.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{FutureExt as _, future};
+
+use super::{Pass, ShardTask, panic_message};
+use crate::clock::Clock;
+use crate::error::{BoxError, Error, ErrorKind};
+use crate::event::Event;
+use crate::settings::FailurePolicy;
+use crate::worker::liveness::Activity;
+
+/// How a callback failed.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// It returned an error, or panicked.
+    Failed(String),
+    /// It was dropped at the deadline.
+    TooLong(String),
+}
+
+impl ShardTask {
+    /// Waits for a callback: an event when it is slow, the end of it at the deadline.
+    pub(super) async fn call<T>(
+        &mut self,
+        callback: &'static str,
+        future: impl Future<Output = Result<T, BoxError>>,
+    ) -> Result<T, Fault> {
+        self.doing(Activity::Processing { callback });
+        let future = AssertUnwindSafe(future).catch_unwind();
+        match self.in_time(callback, future).await {
+            Some(Ok(Ok(value))) => Ok(value),
+            Some(Ok(Err(error))) => Err(Fault::Failed(error.to_string())),
+            Some(Err(panic)) => {
+                self.is_dead = true;
+                Err(Fault::Failed(panic_message(&*panic)))
+            }
+            None => Err(Fault::TooLong(self.took_too_long(callback))),
+        }
+    }
+
+    /// Runs a last callback; one that fails changes nothing any more.
+    pub(super) async fn farewell(&self, callback: &'static str, future: impl Future<Output = ()>) {
+        self.doing(Activity::Processing { callback });
+        let future = AssertUnwindSafe(future).catch_unwind();
+        match self.in_time(callback, future).await {
+            Some(Ok(())) => {}
+            Some(Err(panic)) => tracing::warn!("`{callback}` {}", panic_message(&*panic)),
+            None => tracing::warn!("{}", self.took_too_long(callback)),
+        }
+    }
+
+    fn took_too_long(&self, callback: &str) -> String {
+        let deadline = self.context.settings.callback_deadline;
+        format!("`{callback}` did not return in {deadline:?} and was dropped")
+    }
+
+    async fn in_time<T>(
+        &self,
+        callback: &'static str,
+        future: impl Future<Output = T>,
+    ) -> Option<T> {
+        let settings = &self.context.settings;
+        let mut slow = std::pin::pin!(after(&self.context.clock, settings.slow_after));
+        let mut deadline = std::pin::pin!(after(&self.context.clock, settings.callback_deadline));
+        let mut future = std::pin::pin!(future);
+        let mut is_slow = false;
+        loop {
+            tokio::select! {
+                biased;
+                value = &mut future => return Some(value),
+                () = &mut deadline => return None,
+                () = &mut slow, if !is_slow => {
+                    is_slow = true;
+                    self.context.events.emit(&Event::ProcessorSlow {
+                        shard: self.shard.lease_key.clone(),
+                        callback,
+                        running: settings.slow_after,
+                    });
+                }
+            }
+        }
+    }
+
+    /// What follows from a failure that no batch is to blame for.
+    pub(super) fn after_fault(&mut self, callback: &str, fault: Fault) -> Pass {
+        let error = match fault {
+            Fault::TooLong(reason) => return Pass::TooLong(reason),
+            Fault::Failed(error) => format!("{callback}: {error}"),
+        };
+        self.failed_passes = self.failed_passes.saturating_add(1);
+        let failures = self.failed_passes;
+        if failures >= self.context.settings.failures.attempts()
+            && let Some(pass) = self.give_up(failures, &error)
+        {
+            return pass;
+        }
+        Pass::Again { failures, error, at_once: false }
+    }
+
+    /// The end of all attempts, unless the policy is to put records aside.
+    pub(super) fn give_up(&self, failures: u32, error: &str) -> Option<Pass> {
+        let shard = &self.shard.lease_key;
+        let what = format!("the processor failed {failures} times: {error}");
+        match self.context.settings.failures {
+            FailurePolicy::GiveBack { .. } => Some(Pass::GiveBack(what)),
+            FailurePolicy::Stop { .. } => Some(Pass::Stop(Error::new(
+                ErrorKind::Processor,
+                format!("shard `{shard}`: {what}"),
+            ))),
+            FailurePolicy::Retry | FailurePolicy::DeadLetter { .. } => None,
+        }
+    }
+}
+
+/// Completes so long from now; never when that is off the clock.
+async fn after(clock: &Arc<dyn Clock>, duration: Duration) {
+    match clock.now().checked_add(duration) {
+        Some(deadline) => clock.sleep_until(deadline).await,
+        None => future::pending().await,
+    }
+}

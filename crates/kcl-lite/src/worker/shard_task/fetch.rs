@@ -1,0 +1,150 @@
+//! Reading ahead: from a reader into a small channel, with a new reader in the place of one that hangs.
+//!
+//! Where a new reader starts is derived from what was handed over, never remembered beside it. Tells
+//! what the reader does in the shard's [`Progress`]. Never ends a shard because of an error.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::{FutureExt as _, future};
+use tokio::sync::mpsc;
+
+use super::{ShardTaskContext, drop_done, panic_message};
+use crate::clock::{self, within};
+use crate::error::{ServiceError, ServiceErrorKind};
+use crate::event::Event;
+use crate::position::{Cursor, Position};
+use crate::record::{LeaseKey, Record, Timestamp};
+use crate::shard::ChildShard;
+use crate::stream::{Read, ShardReader};
+use crate::worker::liveness::{Progress, READ_LIMIT, READER_RESTARTS};
+
+/// The least time between two failed reads.
+const READ_FAILURE_PAUSE: Duration = Duration::from_millis(200);
+
+/// What a reader found.
+#[derive(Debug)]
+pub(super) enum Fetched {
+    /// Records, never none.
+    Records { records: Vec<Record>, millis_behind_latest: u64 },
+    /// Nothing more had arrived at this time of the service.
+    Tip(Timestamp),
+    /// Everything was read.
+    End(Vec<ChildShard>),
+}
+
+/// Reads one shard for one pass.
+pub(super) struct Fetch {
+    pub(super) context: ShardTaskContext,
+    pub(super) key: LeaseKey,
+    pub(super) progress: Arc<Mutex<Progress>>,
+    /// Where the first reader starts.
+    pub(super) start: Cursor,
+    /// The last record that was handed over.
+    pub(super) last: Option<Position>,
+}
+
+impl Fetch {
+    /// Reads until it is dropped; returns only to give up, with the reason.
+    pub(super) async fn run(mut self, batches: mpsc::Sender<Fetched>) -> String {
+        let mut hangs = 0;
+        let mut reader = self.open();
+        loop {
+            let clock = Arc::clone(&self.context.clock);
+            // Before the call: what the service says then holds at this time at least.
+            let asked = self.context.service_clock.now();
+            let step = AssertUnwindSafe(reader.next()).catch_unwind();
+            let cause = match within(&clock, READ_LIMIT, step).await {
+                Some(Ok(Ok(read))) => {
+                    hangs = 0;
+                    self.hand_over(read, asked, &batches).await;
+                    continue;
+                }
+                Some(Ok(Err(error))) => {
+                    hangs = 0;
+                    self.failed(&error).await;
+                    continue;
+                }
+                Some(Err(panic)) => format!("the reader {}", panic_message(&*panic)),
+                None => format!("the reader did not answer in {READ_LIMIT:?}"),
+            };
+            hangs += 1;
+            if hangs == READER_RESTARTS {
+                return format!("{cause}, {hangs} times in a row");
+            }
+            self.context.events.emit(&Event::ReaderRestarted { shard: self.key.clone(), cause });
+            clock::sleep(&clock, READ_FAILURE_PAUSE).await;
+            reader = self.open();
+        }
+    }
+
+    fn open(&self) -> Box<dyn ShardReader> {
+        // *At* the last record, which is dropped: only a part of an aggregate may have been read.
+        let cursor = self.last.as_ref().map_or_else(
+            || self.start.clone(),
+            |position| Cursor::At(position.sequence_number.clone()),
+        );
+        self.context.stream.open(&self.key.shard(), cursor)
+    }
+
+    async fn hand_over(
+        &mut self,
+        read: Read,
+        asked: Option<Timestamp>,
+        batches: &mpsc::Sender<Fetched>,
+    ) {
+        match read {
+            Read::Records { mut records, millis_behind_latest } => {
+                let is_at_tip = millis_behind_latest == 0;
+                self.replied(is_at_tip, Some(millis_behind_latest));
+                let is_tip = is_at_tip && records.is_empty();
+                if let Some(last) = &self.last {
+                    drop_done(&mut records, last);
+                }
+                if let Some(last) = records.last() {
+                    self.last = Some(Position::of(last));
+                    send(batches, Fetched::Records { records, millis_behind_latest }).await;
+                } else if let Some(asked) = asked.filter(|_| is_tip) {
+                    // A full channel has news of its own; the next empty reply tells again.
+                    batches.try_send(Fetched::Tip(asked)).ok();
+                }
+            }
+            Read::End { children } => {
+                self.replied(true, None);
+                send(batches, Fetched::End(children)).await;
+                // The channel stays open: its end would mean that reading was given up.
+                future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn replied(&self, is_at_tip: bool, behind: Option<u64>) {
+        let now = self.context.clock.now();
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.replied(now, is_at_tip, behind);
+    }
+
+    async fn failed(&self, error: &ServiceError) {
+        let now = self.context.clock.now();
+        {
+            let is_missing = error.kind == ServiceErrorKind::Missing;
+            let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            progress.read_failed(now, error.to_string(), is_missing);
+        }
+        self.context.events.emit(&Event::ReadFailed {
+            shard: self.key.clone(),
+            error: error.to_string(),
+            passing: error.is_passing(),
+        });
+        // Readers wait longer and longer by themselves; one that does not must not spin.
+        clock::sleep(&self.context.clock, READ_FAILURE_PAUSE).await;
+    }
+}
+
+/// A receiver that is gone has dropped this future too.
+async fn send(batches: &mpsc::Sender<Fetched>, fetched: Fetched) {
+    if batches.send(fetched).await.is_err() {
+        future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,208 @@
+//! One pass: a new processor and a new reader, until something ends.
+//!
+//! Decides the order of callbacks. Spawns nothing: the reader is polled beside the processor.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future;
+use tokio::sync::mpsc;
+
+use super::fetch::{Fetch, Fetched};
+use super::{GapCheck, Pass, ShardTask, panic_message};
+use crate::checkpoint::{AckWindow, Mark};
+use crate::error::{Error, ErrorKind};
+use crate::event::Event;
+use crate::position::{Checkpoint, Cursor};
+use crate::processor::{ErasedProcessor, Resume, ShardContext, StoreLine};
+use crate::record::Record;
+use crate::settings::GapPolicy;
+use crate::worker::liveness::Activity;
+
+/// Time between two calls of `idle`.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+/// One batch is processed, one waits: enough to hide the time of a read behind the processor.
+const BATCHES_AHEAD: usize = 1;
+
+impl ShardTask {
+    /// From a new processor and a new reader to an end or a failure.
+    pub(super) async fn pass(
+        &mut self,
+        slot: &mut Option<Box<dyn ErasedProcessor>>,
+        window: &AckWindow,
+    ) -> Pass {
+        let pending = self.keeper.pending();
+        let shard = Arc::new(ShardContext { pending, ..self.shard.clone() });
+        let made = std::panic::catch_unwind(AssertUnwindSafe(|| (self.context.factory)(&shard)));
+        let processor = match made {
+            Ok(made) => slot.insert(made),
+            Err(panic) => {
+                let panic = super::callback::Fault::Failed(panic_message(&*panic));
+                return self.after_fault("making a processor", panic);
+            }
+        };
+        if let Err(fault) = self.call("initialize", processor.initialize(&shard)).await {
+            self.is_dead = true;
+            return self.after_fault("initialize", fault);
+        }
+        let line = StoreLine { window: window.clone(), requests: self.keeper.stores() };
+        if let Some(pass) = self.settle_pending(processor.as_mut(), &shard, &line).await {
+            return pass;
+        }
+        let fetch = Fetch {
+            context: self.context.clone(),
+            key: self.shard.lease_key.clone(),
+            progress: Arc::clone(&self.progress),
+            start: self.start_cursor(),
+            last: None,
+        };
+        let (batches, fetched) = mpsc::channel(BATCHES_AHEAD);
+        tokio::select! {
+            biased;
+            pass = self.process_all(processor.as_mut(), &shard, &line, fetched) => pass,
+            reason = fetch.run(batches) => Pass::GiveBack(reason),
+        }
+    }
+
+    /// *At* the last acknowledged record: a part of it may be left, and its absence is a gap.
+    fn start_cursor(&self) -> Cursor {
+        self.acknowledged.as_ref().map_or_else(
+            || self.cursor.clone(),
+            |mark| Cursor::At(mark.position.sequence_number.clone()),
+        )
+    }
+
+    /// Asks what became of a prepared checkpoint. `Some` ends the pass.
+    async fn settle_pending(
+        &mut self,
+        processor: &mut dyn ErasedProcessor,
+        shard: &ShardContext,
+        line: &StoreLine,
+    ) -> Option<Pass> {
+        let pending = shard.pending.as_ref()?;
+        let Checkpoint::At(position) = &pending.checkpoint else { return None };
+        if pending.checkpoint <= self.shard.checkpoint
+            || self.acknowledged.as_ref().is_some_and(|mark| mark.position >= *position)
+        {
+            return None;
+        }
+        match self.call("resume", processor.resume(pending)).await {
+            Ok(Resume::Repeat) => {}
+            Ok(Resume::Commit) => {
+                let mark = Mark { position: position.clone(), arrived: None };
+                self.known.checkpoint = pending.checkpoint.clone();
+                line.window.start_after(mark.clone());
+                self.publish(&line.window);
+                self.doing(Activity::Storing);
+                if line.store(Some(mark), None).await.is_err() {
+                    // The keeper is gone: it cancels this task.
+                    future::pending::<()>().await;
+                }
+            }
+            Err(fault) => return Some(self.after_fault("resume", fault)),
+        }
+        None
+    }
+
+    async fn process_all(
+        &mut self,
+        processor: &mut dyn ErasedProcessor,
+        shard: &Arc<ShardContext>,
+        line: &StoreLine,
+        mut fetched: mpsc::Receiver<Fetched>,
+    ) -> Pass {
+        let window = &line.window;
+        let clock = Arc::clone(&self.context.clock);
+        let drain = self.drain.clone();
+        let mut children = None;
+        let mut idle_at = clock.now() + IDLE_INTERVAL;
+        let mut settled_at = clock.now();
+        loop {
+            self.publish(window);
+            if let Some(position) = window.failed_at() {
+                let error = "a deferred acknowledgement was dropped".to_owned();
+                let attempts = self.context.settings.failures.attempts();
+                let failures = self.suspects.failed(position, attempts, &error);
+                return Pass::Again { failures, error, at_once: false };
+            }
+            if window.in_flight() == 0
+                && let Some(children) = children.take()
+            {
+                return Pass::Ended(children);
+            }
+            let has_room = window.in_flight() < self.context.settings.max_unacknowledged;
+            match (has_room, &children) {
+                (_, Some(_)) => self.doing_since(Activity::WaitingForTheEnd, settled_at),
+                (false, None) => self.doing_since(Activity::WaitingForAcknowledgements, settled_at),
+                (true, None) => self.doing(Activity::Reading),
+            }
+            tokio::select! {
+                biased;
+                () = drain.cancelled() => return Pass::Drained { clean: true },
+                () = window.changed() => settled_at = clock.now(),
+                Some(fetched) = fetched.recv(), if has_room && children.is_none() => {
+                    let pass = match fetched {
+                        Fetched::Records { records, millis_behind_latest } => {
+                            let batch = (records, millis_behind_latest);
+                            self.deliver(processor, shard, line, batch).await
+                        }
+                        Fetched::Tip(time) => {
+                            if window.in_flight() == 0 {
+                                self.keeper.read_until(time);
+                            }
+                            None
+                        }
+                        Fetched::End(named) => {
+                            children = Some(named);
+                            self.look_for_gap(processor, None).await
+                        }
+                    };
+                    if let Some(pass) = pass {
+                        return pass;
+                    }
+                    idle_at = idle_at.max(clock.now());
+                    settled_at = clock.now();
+                }
+                () = clock.sleep_until(idle_at) => {
+                    idle_at = clock.now() + IDLE_INTERVAL;
+                    if let Err(fault) = self.call("idle", processor.idle()).await {
+                        return self.after_fault("idle", fault);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Before anything is delivered: whether records aged out unread. `Some` ends the pass.
+    pub(super) async fn look_for_gap(
+        &mut self,
+        processor: &mut dyn ErasedProcessor,
+        first: Option<&Record>,
+    ) -> Option<Pass> {
+        if self.gap == GapCheck::Settled {
+            return None;
+        }
+        if let Some(gap) = self.known.gap(first) {
+            let shard = self.shard.lease_key.clone();
+            if self.gap == GapCheck::Open {
+                self.gap = GapCheck::Announced;
+                let (from, to) = (gap.from.clone(), gap.to.clone());
+                self.context.events.emit(&Event::GapDetected { shard: shard.clone(), from, to });
+            }
+            if let Err(fault) = self.call("gap", processor.gap(&gap)).await {
+                return Some(self.after_fault("gap", fault));
+            }
+            if self.context.settings.on_gap == GapPolicy::Stop {
+                let text = format!(
+                    "records of shard `{shard}` behind checkpoint `{}` aged out before they were \
+                     read; set `on_gap` to `Resume` to go on without them",
+                    gap.from
+                );
+                return Some(Pass::Stop(Error::new(ErrorKind::Gap, text)));
+            }
+        }
+        self.gap = GapCheck::Settled;
+        None
+    }
+}

@@ -1,0 +1,199 @@
+//! Which records have failed, how often, and in which parts they are delivered next.
+//!
+//! A part that failed is delivered as the same part again until its attempts are used up; then it is
+//! halved, until a single record is left. Knows records by position only, so it outlives a processor
+//! that panics and a reader that starts again with other batches. Pure: delivers and stores nothing.
+
+use crate::position::Position;
+use crate::record::Record;
+
+/// The parts of a shard that have failed and are not acknowledged yet.
+#[derive(Debug, Default)]
+pub(super) struct Suspects {
+    /// In order. A part begins where the one before it ends, or with the batch.
+    parts: Vec<Part>,
+}
+
+/// The records up to and including `last`.
+#[derive(Debug)]
+struct Part {
+    last: Position,
+    failures: u32,
+    allowed: u32,
+    /// Failures of the larger parts that it was cut from.
+    before: u32,
+    error: String,
+}
+
+/// How the next records are to be treated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Deliver so many.
+    Deliver(usize),
+    /// So many have used up their attempts.
+    Exhausted { records: usize, attempts: u32, error: String },
+}
+
+impl Suspects {
+    /// What to do with the first of `records`, which are in order and not empty.
+    pub(super) fn next(&self, records: &[Record]) -> Next {
+        let Some(part) = records.first().and_then(|first| self.part_of(&Position::of(first)))
+        else {
+            return Next::Deliver(records.len());
+        };
+        let count = records.partition_point(|record| Position::of(record) <= part.last);
+        if part.failures < part.allowed {
+            return Next::Deliver(count);
+        }
+        let attempts = part.before.saturating_add(part.failures);
+        Next::Exhausted { records: count, attempts, error: part.error.clone() }
+    }
+
+    /// Delivering the part that ends with `last` has failed. Returns how often it has by now; a part
+    /// that has not failed before may do so `attempts` times.
+    pub(super) fn failed(&mut self, last: Position, attempts: u32, error: &str) -> u32 {
+        let index = self.parts.partition_point(|part| part.last < last);
+        if self.parts.get(index).is_none_or(|part| part.last != last) {
+            let part =
+                Part { last, failures: 0, allowed: attempts, before: 0, error: String::new() };
+            self.parts.insert(index, part);
+        }
+        let part = &mut self.parts[index];
+        part.failures = part.failures.saturating_add(1);
+        error.clone_into(&mut part.error);
+        part.before.saturating_add(part.failures)
+    }
+
+    /// Halves the part that `records` (two at least) are. A half is tried once, a single record
+    /// `attempts` times: what fails once in a half may be a passing fault of something else.
+    pub(super) fn halve(&mut self, records: &[Record], attempts: u32) {
+        let (first, second) = records.split_at(records.len() / 2);
+        let (Some(middle), Some(last)) = (first.last(), second.last()) else { return };
+        let last = Position::of(last);
+        let index = self.parts.partition_point(|part| part.last < last);
+        let Some(part) = self.parts.get_mut(index) else { return };
+        let allowed = |records: &[Record]| if records.len() > 1 { 1 } else { attempts };
+        let before = part.before.saturating_add(part.failures);
+        let error = part.error.clone();
+        *part = Part { last, failures: 0, allowed: allowed(second), before, error: error.clone() };
+        let last = Position::of(middle);
+        self.parts
+            .insert(index, Part { last, failures: 0, allowed: allowed(first), before, error });
+    }
+
+    /// Everything up to `position` is acknowledged.
+    pub(super) fn acknowledged(&mut self, position: &Position) {
+        let done = self.parts.partition_point(|part| part.last <= *position);
+        self.parts.drain(..done);
+    }
+
+    fn part_of(&self, position: &Position) -> Option<&Part> {
+        self.parts.get(self.parts.partition_point(|part| part.last < *position))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::Timestamp;
+
+    fn records(numbers: std::ops::RangeInclusive<usize>) -> Vec<Record> {
+        let record = |number: usize| Record {
+            sequence_number: number.to_string().parse().unwrap(),
+            sub_sequence_number: 0,
+            partition_key: String::new(),
+            data: Default::default(),
+            arrived: Timestamp::from_millis(0),
+        };
+        numbers.map(record).collect()
+    }
+
+    fn at(number: usize) -> Position {
+        Position::of(&records(number..=number)[0])
+    }
+
+    /// Delivers 1..=count in batches of `batch` to a processor that fails at `bad`; returns the good
+    /// ones in order of their success, those put aside, and the number of failures.
+    fn run(
+        count: usize,
+        batch: usize,
+        bad: &BTreeSet<usize>,
+        attempts: u32,
+    ) -> (Vec<usize>, Vec<usize>, u32) {
+        let mut suspects = Suspects::default();
+        let (mut good, mut aside, mut failures) = (Vec::new(), Vec::new(), 0);
+        let mut start = 1;
+        while start <= count {
+            let records = records(start..=count.min(start + batch - 1));
+            match suspects.next(&records) {
+                Next::Deliver(len) => {
+                    let part: Vec<usize> = (start..start + len).collect();
+                    if part.iter().any(|number| bad.contains(number)) {
+                        failures += 1;
+                        suspects.failed(at(start + len - 1), attempts, "bad");
+                        continue;
+                    }
+                    start += len;
+                    good.extend(part);
+                }
+                Next::Exhausted { records: 1, .. } => {
+                    aside.push(start);
+                    start += 1;
+                }
+                Next::Exhausted { records: len, .. } => {
+                    suspects.halve(&records[..len], attempts);
+                    continue;
+                }
+            }
+            suspects.acknowledged(&at(start - 1));
+        }
+        assert!(suspects.parts.is_empty());
+        (good, aside, failures)
+    }
+
+    #[test]
+    fn one_bad_record_is_found_by_halving_and_fails_a_bounded_number_of_times() {
+        let (good, aside, failures) = run(100, 100, &BTreeSet::from([50]), 5);
+        assert_eq!(aside, [50]);
+        assert_eq!(good.len(), 99);
+        // Five as a whole, once in 50, 25, 13, 7, 4, 2, and five alone.
+        assert!((15..=17).contains(&failures), "{failures}");
+    }
+
+    #[test]
+    fn a_batch_of_one_is_not_tried_more_often_because_it_is_one() {
+        let (_, aside, failures) = run(1, 1, &BTreeSet::from([1]), 3);
+        assert_eq!((aside, failures), (vec![1], 3));
+    }
+
+    #[test]
+    fn a_part_keeps_its_failures_when_batches_begin_and_end_elsewhere() {
+        let mut suspects = Suspects::default();
+        suspects.failed(at(10), 2, "first");
+        assert_eq!(suspects.next(&records(4..=20)), Next::Deliver(7));
+        assert_eq!(suspects.failed(at(10), 2, "second"), 2);
+        let exhausted = Next::Exhausted { records: 3, attempts: 2, error: "second".to_owned() };
+        assert_eq!(suspects.next(&records(8..=20)), exhausted);
+        assert_eq!(suspects.next(&records(11..=20)), Next::Deliver(10));
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_the_bad_records_are_put_aside_and_order_is_kept(
+            count in 1_usize..120,
+            batch in 1_usize..40,
+            bad in proptest::collection::btree_set(1_usize..120, 0..6),
+            attempts in 1_u32..4,
+        ) {
+            let bad: BTreeSet<_> = bad.into_iter().filter(|number| *number <= count).collect();
+            let (good, aside, _) = run(count, batch, &bad, attempts);
+            prop_assert!(good.is_sorted());
+            prop_assert_eq!(good.len() + aside.len(), count);
+            prop_assert!(aside.iter().eq(&bad));
+        }
+    }
+}

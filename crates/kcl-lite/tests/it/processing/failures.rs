@@ -1,0 +1,236 @@
+//! Records that cannot be processed: tried again, put aside, given back, or the end of the worker.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use aws_sdk_kinesis::types::ShardIteratorType;
+use futures_util::future::BoxFuture;
+use kcl_lite::dead_letter::{DeadLetter, DeadLetterRecord, JsonLines, KinesisStream};
+use kcl_lite::{BoxError, ErrorKind, Event, FailurePolicy, Settings, ShardContext, WorkerHandle};
+use local_aws::LocalAws;
+use tokio::time::Instant;
+
+use super::{
+    DEADLINE, at, eager, no_checkpoint_ran_ahead, numbers, once, put, shard, start, until_stored,
+};
+use crate::fleet::{Fleet, Script, Seen};
+
+/// A sink in memory that refuses while it is told to.
+#[derive(Debug, Clone, Default)]
+struct Shelf {
+    stored: Arc<Mutex<Vec<DeadLetterRecord>>>,
+    refuses: Arc<AtomicBool>,
+}
+
+impl DeadLetter for Shelf {
+    fn store<'a>(&'a self, letter: &'a DeadLetterRecord) -> BoxFuture<'a, Result<(), BoxError>> {
+        Box::pin(async move {
+            if self.refuses.load(Ordering::SeqCst) {
+                return Err("the shelf is full".into());
+            }
+            self.stored.lock().unwrap().push(letter.clone());
+            Ok(())
+        })
+    }
+}
+
+fn always(payload: &str) -> Script {
+    Script { failures: [(payload.to_owned(), u32::MAX)].into(), ..Script::default() }
+}
+
+async fn start_with_sink(
+    fleet: &Fleet,
+    attempts: u32,
+    sink: impl DeadLetter + 'static,
+) -> WorkerHandle {
+    let of_fleet = fleet.clone();
+    fleet
+        .builder("a")
+        .settings(Settings { failures: FailurePolicy::DeadLetter { attempts }, ..eager() })
+        .dead_letter(sink)
+        .build()
+        .await
+        .unwrap()
+        .start(move |shard: &ShardContext| of_fleet.recorder("a", shard))
+        .await
+        .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn l01_a_failing_batch_is_passed_by_no_checkpoint_and_by_no_restart() {
+    let script = Script {
+        failures: [("37".to_owned(), 3)].into(),
+        panics: Some("38".to_owned()),
+        ..Script::default()
+    };
+    let mut fleet = Fleet::new(1).script(script);
+    fleet.stream = fleet.stream.with_read_limit(10);
+    put(&fleet, 1..=100);
+    let killed = start(&fleet, "a", eager()).await;
+    let failed_twice =
+        |_: &str, event: &Event| matches!(event, Event::ProcessorFailed { attempts: 2, .. });
+    fleet.until_event("the second failure", failed_twice).await;
+    drop(killed);
+    let worker = start(&fleet, "b", eager()).await;
+    until_stored(&fleet, &at(100)).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+
+    assert_eq!(once(fleet.delivered()), numbers(1..=100));
+    no_checkpoint_ran_ahead(&fleet.log.lock().unwrap());
+    let panicked = fleet.events().iter().any(|(_, event)| {
+        matches!(event, Event::ProcessorFailed { error, .. } if error.contains("panicked"))
+    });
+    assert!(panicked);
+}
+
+/// Record 50 of 100 always fails. It ends up in the file, once, and the others are processed in order.
+#[tokio::test(start_paused = true)]
+async fn s21_a_poison_record_is_found_and_put_into_a_file_and_the_rest_is_processed() {
+    let fleet = Fleet::new(1).script(always("50"));
+    put(&fleet, 1..=100);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dead.jsonl");
+    let begun = Instant::now();
+    let worker = start_with_sink(&fleet, 5, JsonLines::open(&path).unwrap()).await;
+    until_stored(&fleet, &at(100)).await;
+    // Nine delays of at most 0.1, 0.2, 0.4 ... s.
+    assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
+    worker.shutdown(DEADLINE).await.unwrap();
+
+    let expected = numbers((1..=100).filter(|number| *number != 50));
+    assert_eq!(once(fleet.delivered()), expected);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<BTreeMap<String, serde_json::Value>> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 1, "{text}");
+    assert_eq!(lines[0]["sequence_number"], "50");
+    assert_eq!(lines[0]["data"], "NTA=");
+    assert_eq!(lines[0]["error"], "cannot process 50");
+    assert_eq!(lines[0]["stream"], "stream");
+    assert!(fleet.events().iter().any(|(_, event)| matches!(event, Event::DeadLettered { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s21_a_record_that_panics_is_found_over_restarts_of_the_processor() {
+    let poison = Some("7".to_owned());
+    let fleet = Fleet::new(1).script(Script { poison, ..Script::default() });
+    put(&fleet, 1..=20);
+    let sink = Shelf::default();
+    let worker = start_with_sink(&fleet, 2, sink.clone()).await;
+    until_stored(&fleet, &at(20)).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    let stored = sink.stored.lock().unwrap();
+    let payloads: Vec<_> = stored.iter().map(|letter| &letter.data[..]).collect();
+    assert_eq!(payloads, [b"7"]);
+    assert!(stored[0].error.starts_with("panicked"), "{:?}", stored[0]);
+    assert_eq!(once(fleet.delivered()), numbers((1..=20).filter(|number| *number != 7)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s21_a_record_whose_token_is_dropped_every_time_is_put_aside_too() {
+    let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
+    put(&fleet, 1..=4);
+    let sink = Shelf::default();
+    let worker = start_with_sink(&fleet, 2, sink.clone()).await;
+    // Everything but record 3 is acknowledged, as often as it comes.
+    while sink.stored.lock().unwrap().is_empty() || fleet.lease(&shard()).checkpoint < at(4) {
+        let acks: Vec<_> = fleet.acks.lock().unwrap().drain(..).collect();
+        for (payload, ack) in acks {
+            if payload != "3" {
+                ack.acknowledge();
+            }
+        }
+        tokio::task::yield_now().await;
+        tokio::time::advance(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(sink.stored.lock().unwrap().len(), 1);
+    assert_eq!(sink.stored.lock().unwrap()[0].position.sequence_number.as_str(), "3");
+    worker.shutdown(DEADLINE).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn s21_no_checkpoint_passes_a_record_that_could_not_be_put_aside() {
+    let fleet = Fleet::new(1).script(always("5"));
+    put(&fleet, 1..=10);
+    let sink = Shelf::default();
+    sink.refuses.store(true, Ordering::SeqCst);
+    let worker = start_with_sink(&fleet, 1, sink.clone()).await;
+    let failures = |log: &[Seen]| {
+        let failed = |seen: &&Seen| matches!(seen, Seen::Event(_, Event::DeadLetterFailed { .. }));
+        log.iter().filter(failed).count()
+    };
+    fleet.until("the sink fails again and again", |log| failures(log) >= 20).await;
+    assert_eq!(fleet.lease(&shard()).checkpoint, at(4));
+    assert!(!fleet.delivered().contains(&"6".to_owned()), "order is kept");
+    let trouble = worker.status().shards.values().next().unwrap().trouble.clone().unwrap();
+    assert!(trouble.starts_with("storing a dead letter fails (the shelf is full)"), "{trouble}");
+    sink.refuses.store(false, Ordering::SeqCst);
+    until_stored(&fleet, &at(10)).await;
+    assert_eq!(sink.stored.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s21_dead_letters_can_go_to_another_kinesis_stream() {
+    let local = LocalAws::in_memory();
+    let client = aws_sdk_kinesis::Client::new(&local.sdk_config("test"));
+    let fleet = Fleet::new(1).script(always("2"));
+    put(&fleet, 1..=3);
+    let sink = KinesisStream::new(&local.sdk_config("worker"), "aside");
+    let _worker = start_with_sink(&fleet, 2, sink).await;
+    let refused = |_: &str, event: &Event| {
+        matches!(event, Event::DeadLetterFailed { error, .. }
+            if error.contains("PutRecord to stream `aside`: ResourceNotFoundException"))
+    };
+    fleet.until_event("there is no such stream", refused).await;
+    client.create_stream().stream_name("aside").shard_count(1).send().await.unwrap();
+    until_stored(&fleet, &at(3)).await;
+    let iterator = client.get_shard_iterator().stream_name("aside").shard_id(shard().as_str());
+    let iterator = iterator.shard_iterator_type(ShardIteratorType::TrimHorizon).send();
+    let iterator = iterator.await.unwrap().shard_iterator.unwrap();
+    let records = client.get_records().shard_iterator(iterator).send().await.unwrap().records;
+    assert_eq!(records.len(), 1);
+    assert_eq!(records[0].partition_key.as_deref(), Some("key"));
+    assert_eq!(records[0].data.as_ref(), b"2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn s21_a_shard_that_fails_can_be_given_back_with_what_is_done() {
+    let fleet = Fleet::new(1).script(always("5"));
+    let failures = FailurePolicy::GiveBack { attempts: 3 };
+    put(&fleet, 1..=4);
+    let _worker = start(&fleet, "a", Settings { failures, ..eager() }).await;
+    until_stored(&fleet, &at(4)).await;
+    put(&fleet, 5..=5);
+    let given_back = |_: &str, event: &Event| matches!(event, Event::ShardGivenBack { .. });
+    fleet.until_event("it is given back", given_back).await;
+    let events = fleet.events();
+    let released = |(_, event): &(String, Event)| matches!(event, Event::LeaseReleased { checkpoint, .. } if *checkpoint == at(4));
+    assert!(events.iter().any(released), "{events:#?}");
+    // The next tenure may have begun to fail by now.
+    let tenure = events.iter().take_while(|(worker, event)| !given_back(worker, event));
+    let failed = |(_, event): &&(String, Event)| matches!(event, Event::ProcessorFailed { .. });
+    assert_eq!(tenure.filter(failed).count(), 3);
+    assert!(fleet.callbacks().contains(&format!("a {} shutdown_requested", shard())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s21_a_worker_can_be_told_to_stop_on_a_failure_and_lets_its_leases_go() {
+    let fleet = Fleet::new(2).script(always("bad"));
+    let failures = FailurePolicy::Stop { attempts: 2 };
+    let worker = start(&fleet, "a", Settings { failures, ..eager() }).await;
+    fleet.stream.put_to(&shard(), "key", "bad");
+    let error = worker.stopped().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Processor);
+    let expected = "shard `shardId-000000000000`: the processor failed 2 times: cannot process bad";
+    assert_eq!(error.to_string(), expected);
+    assert_eq!(fleet.owners(), [("-".to_owned(), 2)].into());
+}
+
+#[tokio::test]
+async fn s21_putting_records_aside_without_a_place_is_refused_at_once() {
+    let settings = Settings { failures: FailurePolicy::DeadLetter { attempts: 3 }, ..eager() };
+    let error = Fleet::new(1).builder("a").settings(settings).build().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("WorkerBuilder::dead_letter"), "{error}");
+}

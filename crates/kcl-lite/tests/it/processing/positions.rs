@@ -1,0 +1,129 @@
+//! Where a shard goes on: out-of-order acknowledgements, aggregates, restarts of readers.
+
+use kcl_lite::{Checkpoint, Event, Settings};
+
+use super::shelf::{Fault, Shelf};
+use super::{DEADLINE, at, eager, numbers, once, put, shard, start, until_stored};
+use crate::fleet::{Fleet, Script, Seen};
+
+/// Records are acknowledged in random order by whoever has them, the worker is killed at a random
+/// moment, and the row never names a record that is not acknowledged with all before it.
+#[tokio::test(start_paused = true)]
+async fn l02_no_checkpoint_runs_ahead_of_asynchronous_work_whenever_the_worker_is_killed() {
+    for seed in 0..200 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
+        fleet.stream = fleet.stream.with_read_limit(7);
+        put(&fleet, 1..=100);
+        let worker = start(&fleet, "a", Settings { max_unacknowledged: 30, ..eager() }).await;
+        let mut acknowledged = vec![false; 101];
+        acknowledged[0] = true;
+        let kill_at = rng.usize(1..100);
+        for done in 0..kill_at {
+            fleet
+                .until("something to acknowledge", |_| !fleet.acks.lock().unwrap().is_empty())
+                .await;
+            let open = fleet.acks.lock().unwrap().len();
+            assert!(open < 30 + 7, "seed {seed}: {open} in flight after {done}");
+            let (payload, ack) = fleet.acks.lock().unwrap().swap_remove(rng.usize(..open));
+            ack.acknowledge();
+            acknowledged[payload.parse::<usize>().unwrap()] = true;
+            if rng.u8(..4) == 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(rng.u64(..50))).await;
+            }
+        }
+        drop(worker);
+        let prefix = acknowledged.iter().take_while(|done| **done).count() - 1;
+        let stored = match fleet.lease(&shard()).checkpoint {
+            Checkpoint::At(position) => position.sequence_number.as_str().parse().unwrap(),
+            _ => 0,
+        };
+        assert!(stored <= prefix, "seed {seed}: {stored} is stored, {prefix} done");
+        std::mem::forget(std::mem::take(&mut *fleet.acks.lock().unwrap()));
+    }
+}
+
+/// Ten aggregates of twenty records: the worker is killed when `done` of the 200 are acknowledged and
+/// stored, and the next one starts with the record after them.
+#[tokio::test(start_paused = true)]
+async fn l11_a_restart_goes_on_inside_an_aggregate_at_each_of_200_places() {
+    for done in 0..200_u64 {
+        let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
+        let shelf = Shelf { limit: 10, ..Shelf::new(10, 20) };
+        let worker = fleet.start_on("a", shelf.clone(), eager()).await;
+        fleet.until_delivered(200).await;
+        let acks = std::mem::take(&mut *fleet.acks.lock().unwrap());
+        let mut acks = acks.into_iter();
+        acks.by_ref().take(usize::try_from(done).unwrap()).for_each(|(_, ack)| ack.acknowledge());
+        if let Some(last) = done.checked_sub(1) {
+            let wanted = Checkpoint::parse(&(last / 20 + 1).to_string(), last % 20).unwrap();
+            until_stored(&fleet, &wanted).await;
+            assert_eq!(fleet.lease(&shard()).checkpoint, wanted);
+        }
+        drop(worker);
+        let _next = fleet.start_on("b", shelf, eager()).await;
+        let first_of_b = |log: &[Seen]| {
+            log.iter().find_map(|seen| match seen {
+                Seen::Record(worker, _, payload) if worker == "b" => Some(payload.clone()),
+                Seen::Record(..) | Seen::Callback(..) | Seen::Event(..) => None,
+            })
+        };
+        fleet.until("b goes on", |log| first_of_b(log).is_some()).await;
+        let first = first_of_b(&fleet.log.lock().unwrap()).unwrap();
+        assert_eq!(first, format!("{}:{}", done / 20 + 1, done % 20), "after {done}");
+        std::mem::forget(acks.collect::<Vec<_>>());
+        std::mem::forget(std::mem::take(&mut *fleet.acks.lock().unwrap()));
+    }
+}
+
+/// Readers fail, hang and panic at random places: what is delivered is what was produced.
+#[tokio::test(start_paused = true)]
+async fn l17_a_reader_restarts_from_what_was_handed_over_and_neither_skips_nor_repeats() {
+    for seed in 0..40 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let faults = [Fault::None, Fault::None, Fault::Hang, Fault::Panic, Fault::Error];
+        let faults: Vec<_> = (0..40).map(|_| faults[rng.usize(..faults.len())]).collect();
+        let fleet = Fleet::new(1);
+        let worker = fleet.start_on("a", Shelf::new(60, 1).fails(faults), eager()).await;
+        until_stored(&fleet, &at(60)).await;
+        worker.shutdown(DEADLINE).await.unwrap();
+        assert_eq!(fleet.delivered(), numbers(1..=60), "seed {seed}");
+    }
+}
+
+/// A processor that panics with a batch behind it in the channel: the batch is not skipped.
+#[tokio::test(start_paused = true)]
+async fn l17_what_was_read_ahead_of_a_panic_is_read_again() {
+    let panics = Some("5".to_owned());
+    let fleet = Fleet::new(1).script(Script { panics, ..Script::default() });
+    let worker = fleet.start_on("a", Shelf::new(12, 1), eager()).await;
+    until_stored(&fleet, &at(12)).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    assert_eq!(once(fleet.delivered()), numbers(1..=12));
+    assert_eq!(fleet.delivered().iter().filter(|payload| *payload == "3").count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn d12_a_restart_repeats_nothing_that_is_stored_and_all_that_is_not() {
+    let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
+    put(&fleet, 1..=5);
+    let worker = start(&fleet, "a", eager()).await;
+    fleet.until_delivered(5).await;
+    let acks: Vec<_> = fleet.acks.lock().unwrap().drain(..).collect();
+    let mut acks = acks.into_iter().map(|(_, ack)| ack);
+    acks.by_ref().take(3).for_each(kcl_lite::Ack::acknowledge);
+    let report = {
+        let stop = worker.shutdown(DEADLINE);
+        drop(acks);
+        stop.await.unwrap()
+    };
+    assert!(report.shards.values().all(|shard| !shard.drained));
+    assert_eq!(fleet.lease(&shard()).checkpoint, at(3));
+    fleet.script.lock().unwrap().defer = false;
+    let worker = start(&fleet, "b", eager()).await;
+    until_stored(&fleet, &at(5)).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    assert_eq!(fleet.delivered()[5..], numbers(4..=5));
+    let lost = |(_, event): &(String, Event)| matches!(event, Event::LeaseLost { .. });
+    assert!(!fleet.events().iter().any(lost));
+}

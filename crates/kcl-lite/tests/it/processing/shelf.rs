@@ -1,0 +1,127 @@
+//! A stream of one shard whose records, age and faults a test decides.
+//!
+//! Yields what no in-memory stream does: parts of aggregates, readers that hang, panic or fail, and
+//! records that have aged out.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use kcl_lite::stream::{ListFrom, Listing, Read, ShardReader, Stream};
+use kcl_lite::{
+    Cursor, HashRange, Record, ServiceError, ServiceErrorKind, Shard, ShardId, Timestamp,
+};
+
+/// What a reader does in place of its next answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    None,
+    Hang,
+    Panic,
+    Error,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Shelf {
+    pub(super) records: Arc<Mutex<Vec<Record>>>,
+    pub(super) faults: Arc<Mutex<VecDeque<Fault>>>,
+    /// Kinesis records, whole aggregates, that one read returns.
+    pub(super) limit: usize,
+}
+
+impl Shelf {
+    /// `count` Kinesis records of `parts` user records each. The payload is `number` or `number:part`.
+    pub(super) fn new(count: u64, parts: u64) -> Self {
+        let records = (1..=count).flat_map(|number| {
+            (0..parts).map(move |part| Record {
+                sequence_number: number.to_string().parse().unwrap(),
+                sub_sequence_number: part,
+                partition_key: "key".to_owned(),
+                data: match parts {
+                    1 => number.to_string().into(),
+                    _ => format!("{number}:{part}").into(),
+                },
+                arrived: Timestamp::from_millis(i64::try_from(number).unwrap() * 1_000),
+            })
+        });
+        Self { records: Arc::new(Mutex::new(records.collect())), faults: Arc::default(), limit: 3 }
+    }
+
+    pub(super) fn fails(self, faults: impl IntoIterator<Item = Fault>) -> Self {
+        self.faults.lock().unwrap().extend(faults);
+        self
+    }
+
+    fn shard() -> ShardId {
+        super::shard()
+    }
+}
+
+impl Stream for Shelf {
+    fn list(&self, _from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
+        let shard = Shard {
+            id: Self::shard(),
+            parents: BTreeSet::new(),
+            hash_range: HashRange { start: 0, end: u128::MAX },
+            is_open: true,
+        };
+        let listing = Listing { shards: vec![shard], at: Timestamp::from_millis(0) };
+        Box::pin(async { Ok(listing) })
+    }
+
+    fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
+        assert_eq!(*shard, Self::shard());
+        Box::new(Reader { shelf: self.clone(), cursor })
+    }
+}
+
+#[derive(Debug)]
+struct Reader {
+    shelf: Shelf,
+    cursor: Cursor,
+}
+
+impl Reader {
+    fn read(&mut self) -> Vec<Record> {
+        let records = self.shelf.records.lock().unwrap();
+        let start = records.partition_point(|record| match &self.cursor {
+            Cursor::Horizon => false,
+            Cursor::Timestamp(time) => record.arrived < *time,
+            Cursor::At(number) => record.sequence_number < *number,
+            Cursor::After(number) => record.sequence_number <= *number,
+        });
+        let rest = &records[start..];
+        let mut numbers: Vec<_> = rest.iter().map(|record| &record.sequence_number).collect();
+        numbers.dedup();
+        let Some(last) = numbers.get(self.shelf.limit.min(numbers.len()).saturating_sub(1)) else {
+            return Vec::new();
+        };
+        let last = (*last).clone();
+        let reply: Vec<_> =
+            rest.iter().take_while(|record| record.sequence_number <= last).cloned().collect();
+        self.cursor = Cursor::After(last);
+        reply
+    }
+}
+
+impl ShardReader for Reader {
+    fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
+        Box::pin(async move {
+            let fault = self.shelf.faults.lock().unwrap().pop_front().unwrap_or(Fault::None);
+            match fault {
+                Fault::None => {}
+                Fault::Hang => std::future::pending().await,
+                Fault::Panic => panic!("the reader broke"),
+                Fault::Error => {
+                    return Err(ServiceError::new(ServiceErrorKind::Unavailable, "no answer"));
+                }
+            }
+            let records = self.read();
+            if records.is_empty() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Ok(Read::Records { records, millis_behind_latest: 0 })
+        })
+    }
+}
