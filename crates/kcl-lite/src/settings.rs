@@ -2,6 +2,7 @@
 //!
 //! Components (clients, stores, clocks) are given to the builder instead.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
@@ -50,8 +51,8 @@ pub struct Settings {
     /// What to do at the start when the leases were made for another stream of the same name. Default
     /// `Refuse`.
     pub stream_recreated: StreamRecreated,
-    /// Whether the lease table may be created. Default `IfMissing`.
-    pub create_table: CreateTable,
+    /// How the lease table is made, if it may be. Default: on demand, if it does not exist.
+    pub table: TableOptions,
     /// Where leases are kept alive. Default [`ControlPlane::OwnThread`].
     pub control_plane: ControlPlane,
     /// Seed of all jitter. Default: taken from the worker id, so that workers differ.
@@ -73,7 +74,7 @@ impl Default for Settings {
             max_unacknowledged: 100_000,
             audit_interval: Duration::from_secs(60),
             stream_recreated: StreamRecreated::Refuse,
-            create_table: CreateTable::IfMissing,
+            table: TableOptions::default(),
             control_plane: ControlPlane::OwnThread,
             seed: None,
         }
@@ -150,13 +151,54 @@ pub enum GapPolicy {
     Stop,
 }
 
+/// The lease table: whether it may be made, and what it is like then.
+///
+/// A table that exists is used as it is; what differs from these options is logged once. The actions
+/// a worker needs on the table:
+///
+/// | action | when |
+/// |---|---|
+/// | `Scan`, `GetItem`, `PutItem`, `UpdateItem`, `DeleteItem` | always |
+/// | `DescribeTable` | unless `create` is `Never` |
+/// | `CreateTable` | to make the table |
+/// | `TagResource` | to make it with tags |
+/// | `UpdateContinuousBackups` | to make it with point-in-time recovery |
+/// | `DescribeContinuousBackups`, `ListTagsOfResource` | never; they let differences be noticed |
+///
+/// # Example: protected and labelled
+/// ```
+/// use kcl_lite::{Settings, TableOptions};
+/// let table = TableOptions {
+///     point_in_time_recovery: true,
+///     deletion_protection: true,
+///     tags: [("team".to_owned(), "rides".to_owned())].into(),
+///     ..Default::default()
+/// };
+/// let settings = Settings { table, ..Default::default() };
+/// assert!(settings.validate().is_ok());
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TableOptions {
+    /// Whether the table may be made. Default `IfMissing`.
+    pub create: CreateTable,
+    /// How a new table is paid for. Default `OnDemand`.
+    pub billing: Billing,
+    /// Whether a new table can be restored to any second of the last 35 days. Default no.
+    pub point_in_time_recovery: bool,
+    /// Whether a new table refuses to be deleted. Default no.
+    pub deletion_protection: bool,
+    /// The tags of a new table, at most 50. Default none. Keys have 1 to 128 characters and do not
+    /// begin with `aws:`, values have at most 256.
+    pub tags: BTreeMap<String, String>,
+}
+
 /// Whether a worker may create its lease table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CreateTable {
-    /// Create it, on-demand, if it does not exist.
+    /// Create it if it does not exist.
     #[default]
     IfMissing,
-    /// Never; needs no permission for `CreateTable`.
+    /// Never; rights to read and write items are enough then.
     Never,
 }
 
@@ -169,6 +211,49 @@ pub enum StreamRecreated {
     Refuse,
     /// Starts over: the old leases are removed, the new stream is read from its beginning.
     Adopt,
+}
+
+/// How the lease table is paid for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Billing {
+    /// By request: nothing to plan, and no throttling by a number that was guessed.
+    #[default]
+    OnDemand,
+    /// By capacity, each at least 1. A worker reads the table at most at five read units per second
+    /// and writes each lease three times per lease duration.
+    Provisioned {
+        /// Read units per second.
+        read: u32,
+        /// Write units per second.
+        write: u32,
+    },
+}
+
+impl TableOptions {
+    fn validate(&self) -> Result<(), Error> {
+        let refused = |fault: String| Err(Error::new(ErrorKind::Config, fault));
+        if let Billing::Provisioned { read, write } = self.billing
+            && (read == 0 || write == 0)
+        {
+            return refused(format!(
+                "`table.billing` is {read} read and {write} write units, but each must be at least 1"
+            ));
+        }
+        if self.tags.len() > 50 {
+            let count = self.tags.len();
+            return refused(format!("`table.tags` has {count} tags, but at most 50 are allowed"));
+        }
+        for (key, value) in &self.tags {
+            let key_fits = (1..=128).contains(&key.chars().count()) && !key.starts_with("aws:");
+            if !key_fits || value.chars().count() > 256 {
+                return refused(format!(
+                    "`table.tags` has the tag `{key}`, but a key must have 1 to 128 characters, not \
+                     begin with `aws:`, and have a value of at most 256 characters"
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where a worker's control plane (scans, renewals, takes) runs.
@@ -229,7 +314,7 @@ impl Settings {
         if self.max_leases == 0 || self.max_unacknowledged == 0 {
             return config("`max_leases` and `max_unacknowledged` must be at least 1");
         }
-        Ok(())
+        self.table.validate()
     }
 }
 
@@ -243,5 +328,34 @@ mod tests {
         let error = settings.validate().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert_eq!(error.to_string(), "`lease_duration` is 10ms, but must be from 1s to 300s");
+    }
+
+    #[test]
+    fn options_that_no_table_can_have_are_refused_before_anything_is_sent() {
+        let tagged = |key: &str, value: &str| TableOptions {
+            tags: [(key.to_owned(), value.to_owned())].into(),
+            ..Default::default()
+        };
+        let billed = |read, write| TableOptions {
+            billing: Billing::Provisioned { read, write },
+            ..Default::default()
+        };
+        let many = (0..51).map(|number| (number.to_string(), String::new())).collect();
+        for table in [
+            billed(0, 1),
+            billed(1, 0),
+            tagged("", "x"),
+            tagged("aws:team", "x"),
+            tagged(&"k".repeat(129), "x"),
+            tagged("team", &"v".repeat(257)),
+            TableOptions { tags: many, ..Default::default() },
+        ] {
+            let settings = Settings { table: table.clone(), ..Default::default() };
+            let error = settings.validate().expect_err(&format!("{table:?}"));
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().starts_with("`table."), "{error}");
+        }
+        let settings = Settings { table: tagged(&"k".repeat(128), ""), ..Default::default() };
+        settings.validate().unwrap();
     }
 }

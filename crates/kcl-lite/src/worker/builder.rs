@@ -202,7 +202,7 @@ impl WorkerBuilder {
         };
         let lease_config = self.lease_aws_config.unwrap_or(lease_config);
         let store = self.store.unwrap_or_else(|| {
-            Arc::new(DynamoStore::new(&lease_config, self.application, settings.create_table))
+            Arc::new(DynamoStore::new(&lease_config, self.application, settings.table.clone()))
         });
         let given = |source: StreamSource| GivenStream {
             stream: source.stream.unwrap_or_else(|| {

@@ -3,20 +3,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::config::{Credentials, SharedCredentialsProvider};
+use aws_sdk_dynamodb::config::SharedCredentialsProvider;
 use aws_sdk_dynamodb::primitives::Blob;
-use aws_sdk_dynamodb::types::{
-    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType,
-    ScalarAttributeType,
-};
-use aws_smithy_runtime_api::client::http::{
-    HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
-};
-use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
-use aws_smithy_runtime_api::http::StatusCode;
-use aws_smithy_types::body::SdkBody;
+use aws_sdk_dynamodb::types::AttributeValue;
 use kcl_lite::lease::dynamo::DynamoStore;
 use kcl_lite::lease::memory::MemoryStore;
 use kcl_lite::lease::store::{LeaseStore, WriteOutcome};
@@ -24,7 +14,7 @@ use kcl_lite::lease::{
     Lease, LeaseChange, LeaseKey, LeaseWrite, News, PendingChange, PendingCheckpoint, WriteId,
 };
 use kcl_lite::{
-    Checkpoint, CreateTable, HashRange, Position, ServiceErrorKind, ShardId, Timestamp, WorkerId,
+    Checkpoint, HashRange, Position, ServiceErrorKind, ShardId, TableOptions, Timestamp, WorkerId,
 };
 use local_aws::{Effect, LocalAws, Rule};
 use proptest::prelude::*;
@@ -44,7 +34,7 @@ struct Bench {
 impl Bench {
     fn without_table() -> Self {
         let local = LocalAws::in_memory();
-        let store = DynamoStore::new(&local.sdk_config("worker"), TABLE, CreateTable::IfMissing);
+        let store = DynamoStore::new(&local.sdk_config("worker"), TABLE, TableOptions::default());
         let admin = Client::new(&local.sdk_config("admin"));
         Self { local, store, admin }
     }
@@ -497,97 +487,10 @@ impl aws_sdk_dynamodb::config::ProvideCredentials for Nobody {
 async fn missing_credentials_are_a_refusal_and_not_an_outage() {
     let config = LocalAws::in_memory().sdk_config("worker").into_builder();
     let config = config.credentials_provider(SharedCredentialsProvider::new(Nobody)).build();
-    let store = DynamoStore::new(&config, TABLE, CreateTable::IfMissing);
+    let store = DynamoStore::new(&config, TABLE, TableOptions::default());
     let error = store.prepare().await.unwrap_err();
     assert_eq!(error.kind, ServiceErrorKind::Denied, "{error}");
     assert!(error.to_string().contains("check the credentials"), "{error}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_missing_region_is_said_before_anything_is_sent() {
-    let local = LocalAws::in_memory();
-    let config = local.sdk_config("worker").into_builder().region(None::<Region>).build();
-    let error = DynamoStore::new(&config, TABLE, CreateTable::IfMissing).prepare().await;
-    assert!(error.unwrap_err().to_string().contains("set `AWS_REGION`"));
-    assert_eq!(local.requests().operations("worker"), BTreeSet::new());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_missing_table_is_made_on_demand_once() {
-    let bench = Bench::without_table();
-    let second = DynamoStore::new(&bench.local.sdk_config("other"), TABLE, CreateTable::IfMissing);
-    // Both describe before either creates, so one of them comes too late.
-    let late = Rule::new(Effect::Delay(Duration::from_secs(1))).operation("CreateTable");
-    bench.local.faults().add(late);
-    let (one, two) = tokio::join!(bench.store.prepare(), second.prepare());
-    one.unwrap();
-    two.unwrap();
-    assert_eq!(bench.local.requests().count("other", "CreateTable"), 1);
-    bench.store.prepare().await.unwrap();
-    assert_eq!(bench.local.requests().count("worker", "CreateTable"), 1);
-    let table = bench.admin.describe_table().table_name(TABLE).send().await.unwrap().table.unwrap();
-    let billing = table.billing_mode_summary.unwrap().billing_mode;
-    assert_eq!(billing, Some(BillingMode::PayPerRequest));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_missing_table_that_may_not_be_made_is_an_error_with_a_remedy() {
-    let local = LocalAws::in_memory();
-    let store = DynamoStore::new(&local.sdk_config("worker"), TABLE, CreateTable::Never);
-    let error = store.prepare().await.unwrap_err();
-    assert_eq!(error.kind, ServiceErrorKind::Missing);
-    assert_eq!(
-        error.to_string(),
-        "table `wildrydes-tail` in us-east-1 does not exist and may not be created: create it with \
-         the string key `leaseKey`, allow its creation, or correct its name or region"
-    );
-    assert!(!local.requests().operations("worker").contains("dynamodb:CreateTable"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_table_of_something_else_is_not_used() {
-    let bench = Bench::without_table();
-    let key = KeySchemaElement::builder().attribute_name("id").key_type(KeyType::Hash);
-    let id = AttributeDefinition::builder().attribute_name("id");
-    let create = bench.admin.create_table().table_name(TABLE);
-    let create = create.billing_mode(BillingMode::PayPerRequest).key_schema(key.build().unwrap());
-    let id = id.attribute_type(ScalarAttributeType::S).build().unwrap();
-    create.attribute_definitions(id).send().await.unwrap();
-    let error = bench.store.prepare().await.unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "table `wildrydes-tail` in us-east-1 is not a lease table: its key is `id`, not \
-         `leaseKey`; choose another name"
-    );
-}
-
-/// Answers every request with a table that is being created.
-#[derive(Debug)]
-struct ForEverCreating;
-
-impl HttpConnector for ForEverCreating {
-    fn call(&self, _request: HttpRequest) -> HttpConnectorFuture {
-        let body = r#"{"Table":{"TableStatus":"CREATING",
-            "KeySchema":[{"AttributeName":"leaseKey","KeyType":"HASH"}]}}"#;
-        let status = StatusCode::try_from(200).unwrap();
-        HttpConnectorFuture::ready(Ok(HttpResponse::new(status, SdkBody::from(body))))
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn waiting_for_a_table_ends() {
-    let config = SdkConfig::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .region(Region::from_static("eu-central-1"))
-        .credentials_provider(SharedCredentialsProvider::new(Credentials::for_tests()))
-        .http_client(http_client_fn(|_, _| SharedHttpConnector::new(ForEverCreating)))
-        .build();
-    let store = DynamoStore::new(&config, TABLE, CreateTable::IfMissing);
-    let prepare = tokio::time::timeout(Duration::from_secs(3600), store.prepare());
-    let error = prepare.await.expect("an hour is too long").unwrap_err();
-    assert_eq!(error.kind, ServiceErrorKind::NotReady);
-    let expected = "table `wildrydes-tail` in eu-central-1 is still CREATING after 600s";
-    assert_eq!(error.to_string(), expected);
 }
 
 fn any_shards() -> impl Strategy<Value = BTreeSet<ShardId>> {

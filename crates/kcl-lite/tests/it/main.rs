@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a step of a test that cannot go on shall fail it")]
 
 mod aggregate;
+mod canned;
 mod dynamo_store;
+mod dynamo_table;
 mod faults;
 mod fleet;
 mod own_thread;

@@ -7,35 +7,31 @@
 //! an invisible retry is a second application of a write), never decides who owns what, and never
 //! puts an item in the table that is not a lease: older Java workers fail on one.
 
+mod failure;
 mod row;
+mod table;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_config::SdkConfig;
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::retry::{RetryConfig, RetryPartition};
 use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_dynamodb::operation::create_table::CreateTableError;
 use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
-use aws_sdk_dynamodb::operation::describe_table::DescribeTableError;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::error::ConditionalCheckFailedException;
-use aws_sdk_dynamodb::types::{
-    AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ReturnValue,
-    ReturnValuesOnConditionCheckFailure, ScalarAttributeType, TableDescription, TableStatus,
-};
+use aws_sdk_dynamodb::types::{ReturnValue, ReturnValuesOnConditionCheckFailure};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::time::Instant;
 
 use self::row::{CHECKPOINT, Item, LEASE_COUNTER, LEASE_KEY, Row, WRITE_ID, item_of, number, text};
 use self::update::Update;
@@ -43,13 +39,10 @@ use super::store::{LeaseStore, Table, WriteOutcome};
 use super::{Lease, LeaseChange, LeaseKey, LeaseWrite};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::position::Checkpoint;
-use crate::settings::CreateTable;
+use crate::settings::TableOptions;
 
 /// A backstop for callers without a limit of their own; a worker gives up much sooner.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
-/// A new table is ready within seconds; the KCL allows ten minutes.
-const PREPARE_LIMIT: Duration = Duration::from_secs(600);
-const PREPARE_POLL: Duration = Duration::from_millis(250);
 
 /// Leases in a DynamoDB table.
 pub struct DynamoStore {
@@ -58,7 +51,9 @@ pub struct DynamoStore {
     /// The table and its region, as errors name them.
     place: String,
     has_region: bool,
-    create: CreateTable,
+    options: TableOptions,
+    /// This store has sent a `CreateTable`, so the table is new and not somebody's.
+    made: AtomicBool,
     /// Keys of rows that the last listing could not read: each is reported once.
     unreadable: Mutex<BTreeSet<LeaseKey>>,
 }
@@ -70,9 +65,10 @@ impl fmt::Debug for DynamoStore {
 }
 
 impl DynamoStore {
-    /// The store in the table `table`, reached as `config` says, but without retries.
+    /// The store in the table `table`, reached as `config` says, but without retries. The table is
+    /// made as `options` say if it does not exist; one that does is used as it is.
     #[must_use]
-    pub fn new(config: &SdkConfig, table: impl Into<String>, create: CreateTable) -> Self {
+    pub fn new(config: &SdkConfig, table: impl Into<String>, options: TableOptions) -> Self {
         let table = table.into();
         let limits = config
             .timeout_config()
@@ -89,96 +85,9 @@ impl DynamoStore {
             place: format!("table `{table}` in {}", region.as_deref().unwrap_or("no region")),
             has_region: region.is_some(),
             table,
-            create,
+            options,
+            made: AtomicBool::new(false),
             unreadable: Mutex::default(),
-        }
-    }
-
-    async fn make_ready(&self) -> Result<(), ServiceError> {
-        if !self.has_region {
-            let context = "no AWS region is set: set `AWS_REGION`, or the region of the profile";
-            return Err(ServiceError::new(ServiceErrorKind::Missing, context));
-        }
-        let deadline = Instant::now() + PREPARE_LIMIT;
-        loop {
-            let status = match self.describe().await? {
-                Some(table) => {
-                    self.check_key(&table)?;
-                    table.table_status
-                }
-                // Also right after a creation, or when a table that was being deleted is gone.
-                None => {
-                    self.create_table().await?;
-                    None
-                }
-            };
-            if matches!(status, Some(TableStatus::Active | TableStatus::Updating)) {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                let status = status.as_ref().map_or("CREATING", TableStatus::as_str);
-                let context = format!("{} is still {status} after {PREPARE_LIMIT:?}", self.place);
-                return Err(ServiceError::new(ServiceErrorKind::NotReady, context));
-            }
-            tokio::time::sleep(PREPARE_POLL).await;
-        }
-    }
-
-    async fn describe(&self) -> Result<Option<TableDescription>, ServiceError> {
-        match self.client.describe_table().table_name(&self.table).send().await {
-            Ok(reply) => Ok(reply.table),
-            Err(error) => {
-                let code = error.as_service_error();
-                if code.is_some_and(DescribeTableError::is_resource_not_found_exception) {
-                    return Ok(None);
-                }
-                Err(self.failed("DescribeTable", error))
-            }
-        }
-    }
-
-    /// An application may be named like a table that holds something else.
-    fn check_key(&self, table: &TableDescription) -> Result<(), ServiceError> {
-        let keys: Vec<_> = table.key_schema().iter().map(|key| key.attribute_name()).collect();
-        if keys == [LEASE_KEY] {
-            return Ok(());
-        }
-        Err(self.invalid(format!(
-            "is not a lease table: its key is `{}`, not `{LEASE_KEY}`; choose another name",
-            keys.join("`, `")
-        )))
-    }
-
-    async fn create_table(&self) -> Result<(), ServiceError> {
-        if self.create == CreateTable::Never {
-            let context = format!(
-                "{} does not exist and may not be created: create it with the string key \
-                 `{LEASE_KEY}`, allow its creation, or correct its name or region",
-                self.place
-            );
-            return Err(ServiceError::new(ServiceErrorKind::Missing, context));
-        }
-        let key = KeySchemaElement::builder().attribute_name(LEASE_KEY).key_type(KeyType::Hash);
-        let definition = AttributeDefinition::builder()
-            .attribute_name(LEASE_KEY)
-            .attribute_type(ScalarAttributeType::S);
-        let request = self
-            .client
-            .create_table()
-            .table_name(&self.table)
-            .billing_mode(BillingMode::PayPerRequest)
-            .key_schema(key.build().expect("name and type are set"))
-            .attribute_definitions(definition.build().expect("name and type are set"));
-        match request.send().await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                // Another worker was faster.
-                let code = error.as_service_error();
-                if code.is_some_and(CreateTableError::is_resource_in_use_exception) {
-                    return Ok(());
-                }
-                Err(self.failed("CreateTable", error))
-            }
         }
     }
 
@@ -334,25 +243,7 @@ impl DynamoStore {
     where
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
-        let kind = kind_of(&error);
-        let words = match (error.code(), error.message()) {
-            (Some(code), Some(message)) => format!("{code}: {}", message.trim_end_matches('.')),
-            (Some(code), None) => code.to_owned(),
-            (None, _) => format!("{error}: {}", root_cause(&error)),
-        };
-        let remedy = match kind {
-            ServiceErrorKind::Denied => {
-                format!("; check the credentials, and allow `dynamodb:{operation}`")
-            }
-            ServiceErrorKind::Missing => "; create it, or correct its name or region".to_owned(),
-            ServiceErrorKind::Throttled
-            | ServiceErrorKind::Unavailable
-            | ServiceErrorKind::NotReady
-            | ServiceErrorKind::Expired
-            | ServiceErrorKind::Invalid => String::new(),
-        };
-        let context = format!("{operation} on {}: {words}{remedy}", self.place);
-        ServiceError::new(kind, context).with_source(error)
+        failure::failed(operation, &self.place, error)
     }
 }
 
@@ -407,59 +298,4 @@ impl LeaseStore for DynamoStore {
             }
         }
     }
-}
-
-fn kind_of<E>(error: &SdkError<E, HttpResponse>) -> ServiceErrorKind
-where
-    E: ProvideErrorMetadata + StdError + 'static,
-{
-    use ServiceErrorKind::{Denied, Invalid, Missing, Throttled, Unavailable};
-    if let SdkError::ServiceError(reply) = error {
-        return match error.code().unwrap_or_default() {
-            "ProvisionedThroughputExceededException"
-            | "RequestLimitExceeded"
-            | "LimitExceededException"
-            | "ThrottlingException"
-            | "Throttling" => Throttled,
-            "ResourceNotFoundException" => Missing,
-            "UnrecognizedClientException"
-            | "ExpiredTokenException"
-            | "ExpiredToken"
-            | "InvalidSignatureException"
-            | "IncompleteSignatureException"
-            | "MissingAuthenticationTokenException"
-            | "InvalidClientTokenId" => Denied,
-            code if code.starts_with("AccessDenied") => Denied,
-            // Raced by a transaction, or by a write in another region of a global table.
-            "TransactionConflictException" | "ReplicatedWriteConflictException" => Unavailable,
-            _ if reply.raw().status().as_u16() >= 500 => Unavailable,
-            _ => Invalid,
-        };
-    }
-    // Without credentials no request is sent, and the SDK calls that a failed dispatch.
-    let unfixed = |error: &CredentialsError| {
-        matches!(
-            error,
-            CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)
-        )
-    };
-    match error {
-        SdkError::ConstructionFailure(_) => Invalid,
-        _ if causes(error).filter_map(|cause| cause.downcast_ref()).any(unfixed) => Denied,
-        // Timeouts, broken connections, replies that break off.
-        SdkError::TimeoutError(_)
-        | SdkError::DispatchFailure(_)
-        | SdkError::ResponseError(_)
-        | _ => Unavailable,
-    }
-}
-
-fn causes<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source())
-}
-
-fn root_cause<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
-    causes(error).last().expect("an error is among its causes")
 }
