@@ -1,17 +1,17 @@
 //! The lease store on DynamoDB, with the real SDK against the service in this process.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::SharedCredentialsProvider;
-use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 use kcl_lite::lease::dynamo::DynamoStore;
 use kcl_lite::lease::memory::MemoryStore;
 use kcl_lite::lease::store::{LeaseStore, WriteOutcome};
 use kcl_lite::lease::{
-    Lease, LeaseChange, LeaseKey, LeaseWrite, News, PendingChange, PendingCheckpoint, WriteId,
+    Lease, LeaseChange, LeaseKey, LeaseWrite, News, PendingChange, PendingCheckpoint,
+    StreamIdentity, WriteId,
 };
 use kcl_lite::{
     Checkpoint, HashRange, Position, ServiceErrorKind, ShardId, TableOptions, Timestamp, WorkerId,
@@ -19,10 +19,10 @@ use kcl_lite::{
 use local_aws::{Effect, LocalAws, Rule};
 use proptest::prelude::*;
 
+use crate::java::{Item, item};
+
 const TABLE: &str = "wildrydes-tail";
 const SHARD: &str = "shardId-000000000000";
-
-type Item = HashMap<String, AttributeValue>;
 
 /// The services, a store on them as `worker`, and a plain client as `admin`.
 struct Bench {
@@ -58,26 +58,6 @@ impl Bench {
     async fn write(&self, change: LeaseChange) -> WriteOutcome {
         self.store.write(&write(SHARD, change)).await.unwrap()
     }
-}
-
-/// An item from text: `name type value`, parted by `;`.
-fn item(row: &str) -> Item {
-    row.split(';')
-        .map(|attribute| {
-            let mut words = attribute.split_whitespace();
-            let name = words.next().unwrap().to_owned();
-            let kind = words.next().unwrap();
-            let rest: Vec<String> = words.map(str::to_owned).collect();
-            let value = match kind {
-                "S" => AttributeValue::S(rest.concat()),
-                "N" => AttributeValue::N(rest.concat()),
-                "B" => AttributeValue::B(Blob::new(rest.concat())),
-                "SS" => AttributeValue::Ss(rest),
-                other => panic!("{other} is no attribute type"),
-            };
-            (name, value)
-        })
-        .collect()
 }
 
 /// The attributes that every row has, as KCL 2.5.8 makes them for a new shard.
@@ -251,7 +231,7 @@ async fn items_that_are_not_leases_are_passed_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_damaged_row_is_left_out_of_the_list_and_named_when_asked_for() {
+async fn one_damaged_row_is_listed_apart_with_its_fault_and_named_when_asked_for() {
     let bench = Bench::new().await;
     bench.put(&bare("shardId-000000000009")).await;
     let key = format!("leaseKey S {SHARD}");
@@ -271,8 +251,9 @@ async fn one_damaged_row_is_left_out_of_the_list_and_named_when_asked_for() {
         ),
     ] {
         bench.put(&format!("{key}; {row}")).await;
-        let listed: Vec<_> = bench.store.list().await.unwrap().leases;
-        assert_eq!(listed, [Lease::new("shardId-000000000009", Checkpoint::TrimHorizon)]);
+        let table = bench.store.list().await.unwrap();
+        assert_eq!(table.leases, [Lease::new("shardId-000000000009", Checkpoint::TrimHorizon)]);
+        assert_eq!(table.unreadable, [(SHARD.into(), fault.to_owned())].into());
         let error = bench.store.get(&SHARD.into()).await.unwrap_err();
         assert_eq!(error.kind, ServiceErrorKind::Invalid);
         let expected = format!("table `{TABLE}` in us-east-1 has a bad row `{SHARD}`: {fault}");
@@ -526,6 +507,15 @@ fn any_range() -> impl Strategy<Value = Option<HashRange>> {
     )
 }
 
+fn any_time() -> impl Strategy<Value = Option<Timestamp>> {
+    prop::option::of(any::<i64>().prop_map(Timestamp::from_millis))
+}
+
+fn any_stream() -> impl Strategy<Value = Option<StreamIdentity>> {
+    let identity = ("[a-z:/-]{1,20}", any::<i64>().prop_map(Timestamp::from_millis));
+    prop::option::of(identity.prop_map(|(arn, created)| StreamIdentity { arn, created }))
+}
+
 prop_compose! {
     fn any_lease(key: &'static str)(
         (owner, checkpoint_owner) in
@@ -533,12 +523,12 @@ prop_compose! {
         (counter, owner_switches) in (0_u64..u64::MAX / 2, 0_u64..1_000),
         (checkpoint, pending) in (any_checkpoint(), any_pending()),
         (parents, children, hash_range) in (any_shards(), any_shards(), any_range()),
-        anchor in prop::option::of(any::<i64>()),
+        (anchor, read_until) in (any_time(), any_time()),
+        stream in any_stream(),
     ) -> Lease {
         Lease {
             owner, counter, owner_switches, pending, parents, children, hash_range,
-            checkpoint_owner,
-            anchor: anchor.map(Timestamp::from_millis),
+            checkpoint_owner, anchor, read_until, stream,
             ..Lease::new(key, checkpoint)
         }
     }
@@ -557,25 +547,55 @@ enum Kind {
     Create(Box<Lease>),
     Take(Option<WorkerId>, WorkerId),
     Ask(WorkerId, WorkerId),
-    HandOver(Option<u64>, WorkerId),
-    Renew(Option<u64>),
+    HandOver(Told, WorkerId),
+    Renew(Told),
     Finish(BTreeSet<ShardId>),
-    Release(Option<u64>),
+    Release(Told),
     Delete,
+    Reset(Checkpoint, Option<Timestamp>),
+    Discard,
 }
 
+/// News to be made of how far the checkpoint moves.
+#[derive(Debug, Clone)]
+struct Told {
+    by: Option<u64>,
+    pending: PendingChange,
+    read_until: Option<Timestamp>,
+}
+
+fn any_told() -> impl Strategy<Value = Told> {
+    let pending = prop_oneof![
+        2 => Just(PendingChange::Keep),
+        1 => Just(PendingChange::Clear),
+        2 => any_pending().prop_filter_map("something", |it| it.map(PendingChange::Prepare)),
+    ];
+    (prop::option::of(0_u64..3), pending, any_time()).prop_map(|(by, pending, read_until)| Told {
+        by,
+        pending,
+        read_until,
+    })
+}
+
+/// A row of a worker of one stream, and of one of several.
+const KEYS: [&str; 2] = ["shard-a", "123456789012:wildrydes:1700000000:shard-b"];
+
 fn any_aim() -> impl Strategy<Value = Aim> {
-    let key = prop::sample::select(vec!["shard-a", "shard-b"]);
-    key.prop_flat_map(|key| {
+    prop::sample::select(KEYS.to_vec()).prop_flat_map(|key| {
+        let create = any_lease(key).prop_map(|lease| Kind::Create(Box::new(lease)));
+        let take = (prop::option::of(any_worker()), any_worker());
+        let reset = (any_checkpoint(), any_time());
         let kind = prop_oneof![
-            2 => any_lease(key).prop_map(|lease| Kind::Create(Box::new(lease))),
-            3 => (prop::option::of(any_worker()), any_worker()).prop_map(|(a, b)| Kind::Take(a, b)),
-            2 => (any_worker(), any_worker()).prop_map(|(a, b)| Kind::Ask(a, b)),
-            1 => (prop::option::of(0_u64..3), any_worker()).prop_map(|(by, to)| Kind::HandOver(by, to)),
-            3 => prop::option::of(0_u64..3).prop_map(Kind::Renew),
+            2 => create,
+            3 => take.prop_map(|(from, owner)| Kind::Take(from, owner)),
+            2 => (any_worker(), any_worker()).prop_map(|(from, to)| Kind::Ask(from, to)),
+            1 => (any_told(), any_worker()).prop_map(|(told, to)| Kind::HandOver(told, to)),
+            3 => any_told().prop_map(Kind::Renew),
             1 => any_shards().prop_map(Kind::Finish),
-            2 => prop::option::of(0_u64..3).prop_map(Kind::Release),
-            2 => Just(Kind::Delete),
+            2 => any_told().prop_map(Kind::Release),
+            1 => Just(Kind::Delete),
+            1 => reset.prop_map(|(checkpoint, anchor)| Kind::Reset(checkpoint, anchor)),
+            1 => Just(Kind::Discard),
         ];
         (prop::bool::weighted(0.2), kind).prop_map(move |(stale, kind)| Aim { key, stale, kind })
     })
@@ -593,17 +613,21 @@ impl Aim {
             Some(Checkpoint::ShardEnd) => Checkpoint::ShardEnd,
             _ => at("49590338271490256608559692538361571095921575989136588898", by),
         };
+        let news = |told: Told| {
+            let Told { by, pending, read_until } = told;
+            News { checkpoint: by.map(moved), pending, read_until }
+        };
         let change = match self.kind {
             Kind::Create(lease) => LeaseChange::Create(lease),
             Kind::Take(from, owner) => LeaseChange::Take { counter, from, owner },
             Kind::Ask(from, to) => LeaseChange::AskHandoff { counter, from, to },
-            Kind::HandOver(by, to) => {
-                LeaseChange::HandOver { counter, news: News::of(by.map(moved)), to }
-            }
-            Kind::Renew(by) => LeaseChange::Renew { counter, news: News::of(by.map(moved)) },
+            Kind::HandOver(told, to) => LeaseChange::HandOver { counter, news: news(told), to },
+            Kind::Renew(told) => LeaseChange::Renew { counter, news: news(told) },
             Kind::Finish(children) => LeaseChange::Finish { counter, children },
-            Kind::Release(by) => LeaseChange::Release { counter, news: News::of(by.map(moved)) },
+            Kind::Release(told) => LeaseChange::Release { counter, news: news(told) },
             Kind::Delete => LeaseChange::Delete { counter },
+            Kind::Reset(checkpoint, anchor) => LeaseChange::Reset { counter, checkpoint, anchor },
+            Kind::Discard => LeaseChange::Discard { counter },
         };
         LeaseWrite { key: self.key.into(), id: WriteId::new(format!("w/{number}")), change }
     }
@@ -622,13 +646,16 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn a_lease_reads_back_as_it_was_written(lease in any_lease(SHARD)) {
+    fn a_lease_reads_back_as_it_was_written(
+        lease in prop::sample::select(KEYS.to_vec()).prop_flat_map(any_lease),
+    ) {
         on_paused_time(async {
             let bench = Bench::new().await;
-            let id = WriteId::new("w1/1");
-            bench.write(LeaseChange::Create(Box::new(lease.clone()))).await;
-            let expected = Lease { write_id: Some(id), ..lease };
-            prop_assert_eq!(bench.store.get(&SHARD.into()).await.unwrap(), Some(expected));
+            let create = LeaseChange::Create(Box::new(lease.clone()));
+            let create = LeaseWrite { key: lease.key.clone(), id: WriteId::new("w1/1"), change: create };
+            bench.store.write(&create).await.unwrap();
+            let expected = Lease { write_id: Some(create.id), ..lease };
+            prop_assert_eq!(bench.store.get(&expected.key).await.unwrap(), Some(expected));
             Ok(())
         })?;
     }

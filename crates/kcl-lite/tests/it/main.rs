@@ -8,6 +8,8 @@ mod dynamo_store;
 mod dynamo_table;
 mod faults;
 mod fleet;
+mod java;
+mod java_rows;
 mod own_thread;
 mod polling;
 mod processing;

@@ -146,6 +146,8 @@ pub(super) fn item_of(lease: &Lease) -> Item {
     let several = lease.key.stream();
     let several = several.as_str();
     let stream = lease.stream.as_ref();
+    // The Java library throws at a range of one key, also when it lists the table.
+    let range = lease.hash_range.filter(|range| range.start < range.end);
     [
         (LEASE_KEY, Some(text(lease.key.as_str()))),
         (LEASE_COUNTER, Some(number(lease.counter))),
@@ -158,8 +160,8 @@ pub(super) fn item_of(lease: &Lease) -> Item {
         (PENDING_STATE, state.map(bytes)),
         (PARENTS, shard_set(&lease.parents)),
         (CHILDREN, shard_set(&lease.children)),
-        (HASH_START, lease.hash_range.map(|range| text(range.start.to_string()))),
-        (HASH_END, lease.hash_range.map(|range| text(range.end.to_string()))),
+        (HASH_START, range.map(|range| text(range.start.to_string()))),
+        (HASH_END, range.map(|range| text(range.end.to_string()))),
         (CHECKPOINT_OWNER, lease.checkpoint_owner.as_ref().map(|owner| text(owner.as_str()))),
         (WRITE_ID, lease.write_id.as_ref().map(|id| text(id.as_str()))),
         (ANCHOR, lease.anchor.map(|anchor| number(anchor.as_millis()))),
