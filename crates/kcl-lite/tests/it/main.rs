@@ -13,6 +13,7 @@ mod java_rows;
 mod own_thread;
 mod polling;
 mod processing;
+mod refused;
 mod scenarios;
 mod streams;
 mod worker;
