@@ -43,7 +43,8 @@ fn line(what: &str, reason: &str, remedy: Remedy, place: &Place) -> String {
 }
 
 /// The service's code when there is no such stream, in these words in the library's message.
-const NOT_FOUND: &str = "ListShards: ResourceNotFoundException";
+const NOT_FOUND: [&str; 2] =
+    ["DescribeStreamSummary: ResourceNotFoundException", "ListShards: ResourceNotFoundException"];
 
 /// Without any credentials the SDK tells of every provider in turn, a screenful.
 const LONGEST_TALE: usize = 160;

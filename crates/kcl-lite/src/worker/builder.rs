@@ -70,9 +70,19 @@ impl StreamSource {
     }
 }
 
-impl<T: Into<Arc<str>>> From<T> for StreamSource {
-    fn from(name_or_arn: T) -> Self {
+impl From<&str> for StreamSource {
+    fn from(name_or_arn: &str) -> Self {
         Self::new(name_or_arn)
+    }
+}
+impl From<String> for StreamSource {
+    fn from(name_or_arn: String) -> Self {
+        Self::new(name_or_arn)
+    }
+}
+impl From<&String> for StreamSource {
+    fn from(name_or_arn: &String) -> Self {
+        Self::new(name_or_arn.as_str())
     }
 }
 

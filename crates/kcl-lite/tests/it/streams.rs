@@ -10,8 +10,8 @@ use kcl_lite::lease::dynamo::DynamoStore;
 use kcl_lite::lease::store::LeaseStore as _;
 use kcl_lite::stream::kinesis::{KinesisOptions, KinesisStream};
 use kcl_lite::{
-    Batch, BoxError, ControlPlane, CreateTable, ErrorKind, Event, InitialPosition, RecordProcessor,
-    Settings, ShardContext, StreamRecreated, StreamSource, Worker, WorkerBuilder, WorkerHandle,
+    Batch, BoxError, ControlPlane, ErrorKind, Event, InitialPosition, RecordProcessor, Settings,
+    ShardContext, StreamRecreated, StreamSource, TableOptions, Worker, WorkerBuilder, WorkerHandle,
     reset,
 };
 use local_aws::LocalAws;
@@ -127,7 +127,7 @@ async fn put(aws: &LocalAws, stream: &str, payload: &str) {
 }
 
 async fn keys(aws: &LocalAws) -> Vec<String> {
-    let store = DynamoStore::new(&aws.sdk_config("test"), "rides", CreateTable::Never);
+    let store = DynamoStore::new(&aws.sdk_config("test"), "rides", TableOptions::default());
     let leases = store.list().await.unwrap().leases;
     leases.iter().map(|lease| lease.key.to_string()).collect()
 }
@@ -306,7 +306,7 @@ async fn e11_a_running_fleet_obeys_a_rewind() {
     put(&aws, "north", "2").await;
     seen.count(3).await;
     let config = aws.sdk_config("operator");
-    let store = DynamoStore::new(&config, "rides", CreateTable::Never);
+    let store = DynamoStore::new(&config, "rides", TableOptions::default());
     let stream = KinesisStream::new(&config, "north", KinesisOptions::default());
     let now = stream_time(&aws).await;
     let half_an_hour_ago = kcl_lite::Timestamp::from_millis(now - 1_800_000);
