@@ -14,7 +14,7 @@ use crate::place::Place;
 pub(crate) fn explained(error: &Error, place: &Place) -> String {
     let reason = chain(error);
     let remedy = Remedy::from_words(&reason).unwrap_or_else(|| Remedy::from_kind(error.kind()));
-    if remedy == Remedy::Create && reason.contains(NOT_FOUND) {
+    if remedy == Remedy::Create && NOT_FOUND.iter().any(|words| reason.contains(words)) {
         return format!("{place} was not found; hint: {}", remedy.hint(place));
     }
     line("cannot read", &reason, remedy, place)

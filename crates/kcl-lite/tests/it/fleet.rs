@@ -12,7 +12,7 @@ use kcl_lite::stream::Stream;
 use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::{
     Ack, Batch, BoxError, ControlPlane, Error, Event, InitialPosition, RecordProcessor, Settings,
-    ShardContext, ShardId, Worker, WorkerBuilder, WorkerHandle,
+    ShardContext, ShardId, TakeReason, Worker, WorkerBuilder, WorkerHandle,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -309,10 +309,13 @@ impl Fleet {
         self.count(|_, event| matches!(event, Event::LeaseLost { .. }))
     }
 
-    /// Leases that changed hands.
+    /// Leases that changed hands although their owner had not let them go by itself.
     pub(crate) fn moves(&self) -> usize {
-        self.count(|worker, event| {
-            matches!(event, Event::LeaseTaken { from: Some(from), .. } if from.as_str() != worker)
+        self.count(|_, event| match event {
+            Event::LeaseTaken { reason, .. } => {
+                matches!(reason, TakeReason::Expired | TakeReason::Balance | TakeReason::Handoff)
+            }
+            _ => false,
         })
     }
 

@@ -56,8 +56,16 @@ async fn with_shard() -> (LocalAws, Client, Box<dyn ShardReader>) {
     (local, client, reader)
 }
 
+/// Splits a shard in the middle, and waits until that is done.
+pub(crate) async fn split(client: &Client, shard: &ShardId) {
+    let middle = middle_of(client, shard).await;
+    let call = client.split_shard().stream_name(STREAM).shard_to_split(shard.as_str());
+    call.new_starting_hash_key(middle).send().await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+}
+
 /// A hash key in the middle of a shard.
-pub(crate) async fn middle_of(client: &Client, shard: &ShardId) -> String {
+async fn middle_of(client: &Client, shard: &ShardId) -> String {
     let call = client.list_shards().stream_name(STREAM);
     let before = shard_before(shard);
     let reply = call.set_exclusive_start_shard_id(before).max_results(1).send().await.unwrap();
@@ -534,7 +542,7 @@ async fn throttling_slows_a_reader_down_and_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readers_that_share_the_five_calls_of_a_shard_all_keep_up() {
+async fn s16_c06_readers_that_share_the_five_calls_of_a_shard_all_keep_up() {
     let local = LocalAws::builder().enforce_limits(true).build().unwrap();
     let client = create(&local, 1).await;
     let reader = |seed| {
@@ -568,7 +576,7 @@ async fn readers_that_share_the_five_calls_of_a_shard_all_keep_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_is_met_with_at_most_one_call_a_second() {
+async fn c07_an_outage_is_met_with_at_most_one_call_a_second() {
     let (local, client, mut reader) = with_shard().await;
     reader.next().await.unwrap();
     local.faults().add(rule("GetRecords", fail("InternalFailure", 500)));

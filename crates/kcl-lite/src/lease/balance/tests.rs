@@ -229,3 +229,25 @@ proptest! {
         prop_assert!(moves <= short, "{moves} moves, {short} needed at most");
     }
 }
+
+/// How far apart the loads are after a fleet of `workers` has settled on `shards` leases.
+fn spread_of(shards: usize, workers: u8) -> usize {
+    // All with one worker, but for one lease each for the others: the worst beginning.
+    let owners: Vec<_> = (0..shards)
+        .map(|index| Some(u8::try_from(index).ok().filter(|it| *it < workers).unwrap_or(0)))
+        .collect();
+    let (leases, _) = settle(&owners);
+    let mut loads: BTreeMap<_, usize> = BTreeMap::new();
+    for lease in leases.values() {
+        *loads.entry(lease.owner.clone()).or_default() += 1;
+    }
+    assert_eq!(loads.len(), usize::from(workers));
+    loads.values().max().unwrap() - loads.values().min().unwrap()
+}
+
+#[test]
+fn c10_shares_differ_by_one_at_most_whatever_the_numbers() {
+    for (shards, workers) in [(256, 41), (160, 20), (100, 11), (41, 41), (1000, 7)] {
+        assert!(spread_of(shards, workers) <= 1, "{shards} leases, {workers} workers");
+    }
+}

@@ -234,12 +234,7 @@ async fn l07_a_stream_of_2500_shards_is_listed_in_full_also_when_a_token_expires
     let local = LocalAws::builder().enforce_limits(false).build().unwrap();
     let client = polling::create(&local, 2450).await;
     for parent in 0..16 {
-        let parent = polling::shard(parent);
-        let middle = polling::middle_of(&client, &parent).await;
-        let call =
-            client.split_shard().stream_name(polling::STREAM).shard_to_split(parent.as_str());
-        call.new_starting_hash_key(middle).send().await.unwrap();
-        sleep(SECOND).await;
+        polling::split(&client, &polling::shard(parent)).await;
     }
     let expired = Effect::FailBefore { code: "ExpiredNextTokenException".to_owned(), status: 400 };
     let rule = Rule::new(expired).client(polling::READER).operation("ListShards");
