@@ -212,31 +212,8 @@ impl Fleet {
     ) -> Duration {
         let since = Instant::now();
         while !condition(self) {
-            if since.elapsed() >= limit && std::env::var("DUMP").is_ok() {
-                let log = self.log.lock().unwrap();
-                let t0 = self.moments.lock().unwrap()[0];
-                for (seen, at) in log.iter().zip(self.moments.lock().unwrap().iter()) {
-                    let text = format!("{seen:?}");
-                    if !text.contains("LeaseRenewed") && !text.starts_with("Record") {
-                        eprintln!("{:?} {text}", *at - t0);
-                    }
-                }
-                for request in self.store.requests.lock().unwrap().iter() {
-                    if let Some(write) = &request.write {
-                        let text = format!("{write:?}");
-                        if !text.contains("Renew") {
-                            eprintln!(
-                                "{:?} {} {} {text}",
-                                request.at - t0,
-                                request.worker,
-                                request.is_applied
-                            );
-                        }
-                    }
-                }
-            }
-            let rows = || self.store.inner.snapshot();
-            assert!(since.elapsed() < limit, "not within {limit:?}: {what}; {:#?}", rows());
+            let owners = self.owners();
+            assert!(since.elapsed() < limit, "not within {limit:?}: {what}; {owners:?}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         since.elapsed()

@@ -266,7 +266,9 @@ impl Shape {
 
 /// A stream whose shard ends with the shape of reply that `bits` stands for, and how many records it
 /// supplies.
-pub(crate) fn shaped(bits: usize) -> (KinesisStream, usize) {
+pub(crate) async fn shaped(bits: usize) -> (KinesisStream, usize) {
+    let local = LocalAws::in_memory();
+    create(&local, 1).await;
     let shape = Shape {
         records: [0, 1, 5][bits / 8],
         has_iterator: bits & 1 == 0,
@@ -275,7 +277,7 @@ pub(crate) fn shaped(bits: usize) -> (KinesisStream, usize) {
     };
     let supplied = shape.supplied();
     let first = Mutex::new(true);
-    let stream = scripted(&LocalAws::in_memory(), move |operation, body| {
+    let stream = scripted(&local, move |operation, body| {
         let is_read = operation == "GetRecords";
         let is_first = is_read && std::mem::replace(&mut *first.lock().unwrap(), false);
         shape.answer(is_first, operation, body)
@@ -286,7 +288,7 @@ pub(crate) fn shaped(bits: usize) -> (KinesisStream, usize) {
 #[tokio::test(start_paused = true)]
 async fn l09_every_shape_of_reply_delivers_what_was_supplied_and_ends_once() {
     for bits in 0..24_usize {
-        let (stream, supplied) = shaped(bits);
+        let (stream, supplied) = shaped(bits).await;
         let mut reader = stream.open(&shard(0), Cursor::Horizon);
         let mut delivered = Vec::new();
         let children = loop {

@@ -292,7 +292,7 @@ async fn l08_malformed_replies_and_missing_shards_never_finish_an_open_shard() {
 #[tokio::test(start_paused = true)]
 async fn l09_whatever_the_last_reply_looks_like_the_shard_ends_once_and_after_its_last_record() {
     for bits in 0..24_usize {
-        let (stream, supplied) = polling::shaped(bits);
+        let (stream, supplied) = polling::shaped(bits).await;
         let fleet = Fleet::new(1);
         let only_parent = Settings { max_leases: 1, ..horizon() };
         let worker = fleet.start_on("a", stream, only_parent).await;
