@@ -204,6 +204,7 @@ impl Batch {
 impl Batch {
     /// For storing a checkpoint now, or in two phases. May be kept and used later.
     #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "a batch is never empty")]
     pub fn checkpointer(&self) -> Checkpointer {
         let last = self.records.last().map(Position::of);
         Checkpointer { line: self.line.clone(), last: last.expect("a batch is never empty") }

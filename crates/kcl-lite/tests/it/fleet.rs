@@ -11,7 +11,7 @@ use kcl_lite::lease::Lease;
 use kcl_lite::stream::Stream;
 use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::{
-    Ack, Batch, BoxError, ControlPlane, Error, Event, InitialPosition, RecordProcessor, Settings,
+    Ack, Batch, BoxError, ControlPlane, Error, Event, Gap, InitialPosition, RecordProcessor, Settings,
     ShardContext, ShardId, TakeReason, Worker, WorkerBuilder, WorkerHandle,
 };
 use tokio::sync::Notify;
@@ -433,6 +433,11 @@ impl RecordProcessor for Recorder {
 
     async fn initialize(&mut self, _shard: &ShardContext) -> Result<(), BoxError> {
         self.note("initialize");
+        Ok(())
+    }
+
+    async fn gap(&mut self, _gap: &Gap) -> Result<(), BoxError> {
+        self.note("gap");
         Ok(())
     }
 

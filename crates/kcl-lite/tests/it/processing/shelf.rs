@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use kcl_lite::stream::{ListFrom, Listing, Read, ShardReader, Stream};
+use kcl_lite::stream::{Description, ListFrom, Listing, Read, ShardReader, Stream};
 use kcl_lite::{
     Cursor, HashRange, Record, ServiceError, ServiceErrorKind, Shard, ShardId, Timestamp,
 };
+use tokio::time::Instant;
 
 /// What a reader does in place of its next answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +29,13 @@ pub(super) struct Shelf {
     pub(super) faults: Arc<Mutex<VecDeque<Fault>>>,
     /// Kinesis records, whole aggregates, that one read returns.
     pub(super) limit: usize,
+    /// For how long the service says that it keeps records; the test takes them away.
+    pub(super) retention: Option<Duration>,
+    pub(super) started: Instant,
 }
+
+/// The service's time when a shelf is made. Its records are older.
+const EPOCH: i64 = 1_000_000_000;
 
 impl Shelf {
     /// `count` Kinesis records of `parts` user records each. The payload is `number` or `number:part`.
@@ -42,10 +49,35 @@ impl Shelf {
                     1 => number.to_string().into(),
                     _ => format!("{number}:{part}").into(),
                 },
-                arrived: Timestamp::from_millis(i64::try_from(number).unwrap() * 1_000),
+                arrived: Timestamp::from_millis(EPOCH - 1_000_000 + i64::try_from(number).unwrap()),
             })
         });
-        Self { records: Arc::new(Mutex::new(records.collect())), faults: Arc::default(), limit: 3 }
+        Self {
+            records: Arc::new(Mutex::new(records.collect())),
+            faults: Arc::default(),
+            limit: 3,
+            retention: None,
+            started: Instant::now(),
+        }
+    }
+
+    /// The service's time.
+    pub(super) fn now(&self) -> Timestamp {
+        let passed = i64::try_from(self.started.elapsed().as_millis()).unwrap();
+        Timestamp::from_millis(EPOCH + passed)
+    }
+
+    /// The records before `first` have aged out.
+    pub(super) fn trim(&self, first: u64) {
+        let first: kcl_lite::SequenceNumber = first.to_string().parse().unwrap();
+        self.records.lock().unwrap().retain(|record| record.sequence_number >= first);
+    }
+
+    /// A record arrives now.
+    pub(super) fn put(&self, number: u64) {
+        let mut record = Self::new(number, 1).records.lock().unwrap().pop().unwrap();
+        record.arrived = self.now();
+        self.records.lock().unwrap().push(record);
     }
 
     pub(super) fn fails(self, faults: impl IntoIterator<Item = Fault>) -> Self {
@@ -66,8 +98,14 @@ impl Stream for Shelf {
             hash_range: HashRange { start: 0, end: u128::MAX },
             is_open: true,
         };
-        let listing = Listing { shards: vec![shard], at: Timestamp::from_millis(0) };
+        let listing = Listing { shards: vec![shard], at: self.now() };
         Box::pin(async { Ok(listing) })
+    }
+
+    fn describe(&self) -> BoxFuture<'_, Result<Description, ServiceError>> {
+        let at = Some(self.now());
+        let description = Description { retention: self.retention, at, ..Description::default() };
+        Box::pin(async { Ok(description) })
     }
 
     fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
