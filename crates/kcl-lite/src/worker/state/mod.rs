@@ -119,6 +119,10 @@ pub(crate) struct State {
     /// Leases that were lost, as far as we have not had them since.
     lost: BTreeSet<LeaseKey>,
     scanning: bool,
+    /// When the scan that is under way, or the last one, was asked for.
+    scan_asked_at: Instant,
+    /// Rows that an answer of their own has shown since then: a scan that is older knows less.
+    learned: BTreeMap<LeaseKey, Instant>,
     /// When the table was last read.
     scanned_at: Instant,
     next_scan: Instant,
@@ -174,6 +178,8 @@ impl State {
             vanished: BTreeMap::new(),
             writing: BTreeSet::new(),
             scanning: false,
+            scan_asked_at: now,
+            learned: BTreeMap::new(),
             next_scan: now,
             decided_at: now,
             failed_scans: 0,
@@ -230,6 +236,7 @@ impl State {
         }
         if !self.scanning && now >= self.next_scan {
             self.scanning = true;
+            self.scan_asked_at = now;
             actions.push(Action::Scan);
         }
         if !self.stopping {
@@ -244,7 +251,9 @@ impl State {
     fn scanned(&mut self, now: Instant, table: Table) -> Vec<Action> {
         let Table { mut leases, unreadable } = table;
         leases.retain(|lease| self.reads(&lease.key));
-        self.scanning = false;
+        if std::mem::take(&mut self.scanning) {
+            self.keep_what_is_newer(&mut leases);
+        }
         self.scanned_at = now;
         self.unreadable = unreadable;
         if std::mem::take(&mut self.failed_scans) > 0 {
@@ -266,6 +275,15 @@ impl State {
         actions.extend(self.delete());
         actions.extend(self.stand_by());
         actions
+    }
+
+    /// Puts rows that were read or written while the scan was under way in place of the scan's: what
+    /// was asked for, taken or deleted meanwhile must not look as if it had never happened.
+    fn keep_what_is_newer(&mut self, scanned: &mut Vec<Lease>) {
+        self.learned.retain(|_, at| *at >= self.scan_asked_at);
+        scanned.retain(|lease| !self.learned.contains_key(&lease.key));
+        scanned.extend(self.learned.keys().filter_map(|key| self.leases.get(key)).cloned());
+        scanned.sort_by(|one, other| one.key.cmp(&other.key));
     }
 
     fn scan_failed(&mut self, now: Instant, error: &ServiceError) -> Vec<Action> {
@@ -493,6 +511,7 @@ impl State {
     }
 
     fn remember(&mut self, now: Instant, key: &LeaseKey, row: Option<Lease>) {
+        self.learned.insert(key.clone(), now);
         match row {
             Some(row) => {
                 self.observations.saw(now, &row);

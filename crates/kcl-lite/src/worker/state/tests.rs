@@ -389,3 +389,17 @@ fn a_stream_is_gone_when_two_listings_say_so_some_seconds_apart() {
     assert_ne!(names(&state.step(start, listed(Err(gone())))), "fail: no such stream");
     assert_eq!(names(&state.step(start, listed(Err(gone())))), "fail: no such stream");
 }
+
+#[test]
+fn a_scan_that_was_under_way_while_a_lease_was_asked_for_does_not_take_it() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let rows = || vec![held_by("0", "other", 4), held_by("1", "other", 4)];
+    let asks = state.step(start, scanned(rows()));
+    let Some(Action::Write(write, why)) = asks.into_iter().next() else { panic!("a request") };
+    let row = write.apply(Some(&rows()[1])).unwrap();
+    assert_eq!(names(&state.step(start + SECOND, Input::TimeDue)), "scan");
+    let result = Ok(WriteOutcome::Done(row));
+    state.step(start + SECOND, Input::Wrote { write, why, sent: start, result });
+    assert_eq!(names(&state.step(start + SECOND, scanned(rows()))), "");
+}
