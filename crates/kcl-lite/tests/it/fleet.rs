@@ -11,8 +11,8 @@ use kcl_lite::lease::Lease;
 use kcl_lite::stream::Stream;
 use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::{
-    Ack, Batch, BoxError, ControlPlane, Error, Event, Gap, InitialPosition, RecordProcessor, Settings,
-    ShardContext, ShardId, TakeReason, Worker, WorkerBuilder, WorkerHandle,
+    Ack, Batch, BoxError, ControlPlane, Error, Event, Gap, InitialPosition, RecordProcessor,
+    Settings, ShardContext, ShardId, TakeReason, Worker, WorkerBuilder, WorkerHandle,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
