@@ -93,6 +93,15 @@ pub(crate) enum Action {
     Fail(Error),
 }
 
+/// How old the picture is that takes are decided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    /// The table has just been read.
+    New,
+    /// It was read some time ago.
+    Old,
+}
+
 /// What a worker knows and has under way.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -243,8 +252,9 @@ impl State {
             actions.extend(self.list_what_is_due(now));
         }
         // A lease that expires between two scans is taken at that instant: the take is conditional
-        // on the counter, so no newer scan is needed.
-        actions.extend(self.take(now));
+        // on the counter, so no newer scan is needed. An owner that is only to be asked for a lease has
+        // renewed it since the scan: a request by the old counter would be refused.
+        actions.extend(self.take(now, Sight::Old));
         actions
     }
 
@@ -271,7 +281,7 @@ impl State {
         self.look_into_holes(now);
         let mut actions = self.let_go();
         self.follow_handoffs(now);
-        actions.extend(self.take(now));
+        actions.extend(self.take(now, Sight::New));
         actions.extend(self.delete());
         actions.extend(self.stand_by());
         actions
@@ -294,7 +304,7 @@ impl State {
         vec![failure("reading the lease table", error)]
     }
 
-    fn take(&mut self, now: Instant) -> Vec<Action> {
+    fn take(&mut self, now: Instant, sight: Sight) -> Vec<Action> {
         if self.stopping || self.draining {
             return self.take_what_was_asked_for();
         }
@@ -302,6 +312,7 @@ impl State {
         self.given_back.retain(|_, until| now < *until);
         self.note_doubles(now);
         let mut takes = balance::leases_to_take(&self.snapshot(now));
+        takes.retain(|take| sight == Sight::New || take.reason != TakeReason::Balance);
         takes.extend(self.overdue(now));
         takes.into_iter().filter_map(|take| self.begin_take(take)).collect()
     }
