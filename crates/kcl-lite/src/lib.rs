@@ -36,5 +36,6 @@ pub use settings::{
 };
 pub use shard::{ChildShard, HashRange, Shard};
 pub use worker::{
-    Report, ShardReport, ShardStatus, Status, StreamSource, Worker, WorkerBuilder, WorkerHandle,
+    Health, Report, ShardReport, ShardStatus, Status, StreamSource, Worker, WorkerBuilder,
+    WorkerHandle,
 };

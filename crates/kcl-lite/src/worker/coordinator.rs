@@ -144,7 +144,6 @@ impl Coordinator {
                 stopping = Some(self.keeper_context.clock.now() + FAILURE_DEADLINE);
                 self.step(Input::StopRequested);
             }
-            self.publish_status();
         }
         self.abandon_the_rest();
         self.shard_context.events.emit(&Event::Stopped);
@@ -212,7 +211,7 @@ impl Coordinator {
                 Err(panic) => Wake::CallPanicked(panic),
             },
             () = due => Wake::Input(Box::new(Input::TimeDue)),
-            () = clock.sleep_until(self.judge_at), if !self.held.is_empty() => Wake::JudgeDue,
+            () = clock.sleep_until(self.judge_at) => Wake::JudgeDue,
         }
     }
 
@@ -417,7 +416,13 @@ impl Coordinator {
             };
             (key.clone(), status)
         });
-        let status = Status { leases: self.state.unfinished(), shards: shards.collect() };
+        let shards: BTreeMap<_, _> = shards.collect();
+        let mut health = self.state.health(now);
+        let troubles = shards.iter().filter_map(|(key, shard): (&LeaseKey, &ShardStatus)| {
+            shard.trouble.clone().map(|trouble| (key.clone(), trouble))
+        });
+        health.shards.extend(troubles);
+        let status = Status { leases: self.state.unfinished(), shards, health };
         self.status.send_replace(status);
     }
 }

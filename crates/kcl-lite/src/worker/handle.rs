@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::coordinator::Command;
-use super::{Report, Status};
+use super::{Health, Report, Status};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::lease::balance::Explanation;
@@ -46,6 +46,12 @@ impl WorkerHandle {
     #[must_use]
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
+    }
+
+    /// What is wrong, if anything: for a liveness probe, and for people. At most a second or two old.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.status.borrow().health.clone()
     }
 
     /// Lets go of every shard in good order and takes no other, but keeps running: for maintenance.

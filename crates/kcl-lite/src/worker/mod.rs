@@ -47,6 +47,26 @@ pub struct Status {
     pub leases: usize,
     /// The shards this worker holds.
     pub shards: BTreeMap<LeaseKey, ShardStatus>,
+    /// What is wrong.
+    pub health: Health,
+}
+
+/// What a worker sees going wrong: in its own shards, and in those that nobody reads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Why the lease table cannot be used, if it has not been for a lease duration.
+    pub table: Option<String>,
+    /// Shards without progress, and the cause: held here and stuck or slow, held by nobody, or with a
+    /// row that cannot be read.
+    pub shards: BTreeMap<LeaseKey, String>,
+}
+
+impl Health {
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.table.is_none() && self.shards.is_empty()
+    }
 }
 
 /// A shard at one moment.

@@ -10,6 +10,7 @@
 
 mod double;
 mod handoff;
+mod health;
 mod streams;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -134,6 +135,8 @@ pub(crate) struct State {
     learned: BTreeMap<LeaseKey, Instant>,
     /// When the table was last read.
     scanned_at: Instant,
+    /// Why it could not be read since.
+    table_trouble: Option<String>,
     next_scan: Instant,
     /// When takes were last decided.
     decided_at: Instant,
@@ -176,6 +179,7 @@ impl State {
             double: Double::default(),
             lost: BTreeSet::new(),
             scanned_at: now,
+            table_trouble: None,
             draining: false,
             me,
             incarnation,
@@ -265,6 +269,7 @@ impl State {
             self.keep_what_is_newer(&mut leases);
         }
         self.scanned_at = now;
+        self.note_table_trouble(None);
         self.unreadable = unreadable;
         if std::mem::take(&mut self.failed_scans) > 0 {
             self.sighted = now;
@@ -298,6 +303,7 @@ impl State {
 
     fn scan_failed(&mut self, now: Instant, error: &ServiceError) -> Vec<Action> {
         self.scanning = false;
+        self.note_table_trouble(Some(error));
         self.failed_scans = self.failed_scans.saturating_add(1);
         let pause = Duration::from_secs(1 << self.failed_scans.min(3));
         self.next_scan = now + pause.min(self.settings.lease_duration / 2);

@@ -403,3 +403,82 @@ fn a_scan_that_was_under_way_while_a_lease_was_asked_for_does_not_take_it() {
     state.step(start + SECOND, Input::Wrote { write, why, sent: start, result });
     assert_eq!(names(&state.step(start + SECOND, scanned(rows()))), "");
 }
+
+#[test]
+fn s14_a_shard_that_nobody_may_hold_is_named_with_the_reason() {
+    let start = Instant::now();
+    let settings = Settings { max_leases: 1, ..Settings::default() };
+    let mut state =
+        State::new("me".into(), "me#1".into(), settings, vec![Source::default()], start);
+    let rows = || vec![lease("0", None, 0), lease("1", None, 0)];
+    let takes = taken(&state.step(start, scanned(rows())));
+    assert_eq!(takes.len(), 1);
+    assert!(state.health(start + 10 * SECOND).is_well(), "not yet");
+    let health = state.health(start + 20 * SECOND);
+    let told: Vec<_> = health.shards.iter().map(|(key, cause)| format!("{key} {cause}")).collect();
+    let cause = "1 nobody has held it for 20 s: this worker holds as many leases as it may (1); \
+                 start more, or allow more";
+    assert_eq!(told, [cause]);
+}
+
+#[test]
+fn a_row_that_cannot_be_read_is_named_and_holds_its_children_back() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let child = Lease { parents: ["0".into()].into(), ..lease("1", None, 0) };
+    let unreadable = [("0".into(), "`checkpoint` is not a string".to_owned())];
+    let table = Table { leases: vec![child], unreadable: unreadable.into() };
+    let actions = state.step(start, Input::Scanned(Ok(table)));
+    assert_eq!(names(&actions), "");
+    let health = state.health(start + 60 * SECOND);
+    let cause = "its row cannot be read: `checkpoint` is not a string; mend or remove it";
+    assert_eq!(health.shards.get(&LeaseKey::from("0")).unwrap(), cause);
+    assert_eq!(health.shards.len(), 1, "the child waits, nothing else is wrong with it");
+}
+
+#[test]
+fn a_table_that_cannot_be_read_is_told_after_a_lease_duration() {
+    let start = Instant::now();
+    let mut state = state(start);
+    state.step(start, scanned(vec![]));
+    let error = ServiceError::new(ServiceErrorKind::Denied, "Scan on table `t`: no");
+    state.step(start + SECOND, Input::Scanned(Err(error)));
+    assert!(state.health(start + 9 * SECOND).is_well());
+    let told = state.health(start + 10 * SECOND).table;
+    assert_eq!(told.as_deref(), Some("not read for 10 s: Scan on table `t`: no"));
+}
+
+#[test]
+fn d10_of_two_living_workers_with_one_id_the_one_that_was_there_first_stops() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let takes = taken(&state.step(start, scanned(vec![lease("0", None, 0)])));
+    let row = takes[0].apply(Some(&lease("0", None, 0))).unwrap().unwrap();
+    let why = Why::Take { reason: TakeReason::Unowned, from: None };
+    let result = Ok(WriteOutcome::Done(Some(row.clone())));
+    let write = takes[0].clone();
+    state.step(start, Input::Wrote { write, why, sent: start, result });
+    let ended = Input::TenureEnded { key: "0".into(), row: None, how: Ending::Usual };
+    // It cannot know yet who took the lease, and tries to have it back.
+    let again = state.step(start + SECOND, ended);
+    let again = again.into_iter().find_map(|action| match action {
+        Action::Write(write, why) => Some((write, why)),
+        Action::Scan
+        | Action::List { .. }
+        | Action::Start { .. }
+        | Action::Drain(_)
+        | Action::DrainAll
+        | Action::Fail(_)
+        | Action::Emit(_) => None,
+    });
+    let (write, why) = again.unwrap();
+    let id = crate::lease::WriteId::new("me#2:take:1");
+    let theirs = Lease { counter: 2, write_id: Some(id), ..row };
+    let result = Ok(WriteOutcome::Refused(Some(theirs.clone())));
+    let refused = Input::Wrote { write, why, sent: start + SECOND, result };
+    assert_eq!(names(&state.step(start + SECOND, refused)), "");
+    let actions = state.step(start + 2 * SECOND, scanned(vec![theirs]));
+    let told = "fail: another worker runs with the id `me` and holds 0: give every worker an id of \
+                its own";
+    assert_eq!(names(&actions), told);
+}

@@ -1,0 +1,58 @@
+//! What the table shows going wrong: rows that cannot be read, shards that nobody holds.
+//!
+//! Every worker sees these for the whole application; what is wrong with a shard that it holds, its
+//! task knows. Decides nothing.
+
+use tokio::time::Instant;
+
+use super::State;
+use crate::error::ServiceError;
+use crate::lease::Lease;
+use crate::lease::balance;
+use crate::worker::Health;
+
+impl State {
+    /// The health of the table and of the shards that nobody holds.
+    pub(crate) fn health(&self, now: Instant) -> Health {
+        let unreadable = self.unreadable.iter().map(|(key, fault)| {
+            (key.clone(), format!("its row cannot be read: {fault}; mend or remove it"))
+        });
+        let lasts = self.settings.lease_duration;
+        let unheld = self.leases.values().filter(|lease| self.is_unheld(now, lease)).map(|lease| {
+            let since = self.observations.unchanged_for(now, lease).as_secs();
+            (lease.key.clone(), format!("nobody has held it for {since} s: {}", self.why_not_us()))
+        });
+        let unseen = now.saturating_duration_since(self.scanned_at);
+        let table = self.table_trouble.as_ref().filter(|_| unseen >= lasts);
+        Health {
+            table: table.map(|error| format!("not read for {} s: {error}", unseen.as_secs())),
+            shards: unreadable.chain(unheld).collect(),
+        }
+    }
+
+    pub(super) fn note_table_trouble(&mut self, error: Option<&ServiceError>) {
+        self.table_trouble = error.map(ToString::to_string);
+    }
+
+    /// Free, or its owner silent, for so long that somebody should have taken it.
+    fn is_unheld(&self, now: Instant, lease: &Lease) -> bool {
+        let is_runnable = balance::is_runnable(lease, &self.leases, &self.unreadable);
+        let unchanged = self.observations.unchanged_for(now, lease);
+        !self.mine.contains(&lease.key)
+            && is_runnable
+            && unchanged >= self.settings.lease_duration * 2
+    }
+
+    fn why_not_us(&self) -> String {
+        let limit = self.settings.max_leases;
+        if self.draining {
+            "this worker is drained".to_owned()
+        } else if self.mine.len() >= limit {
+            format!(
+                "this worker holds as many leases as it may ({limit}); start more, or allow more"
+            )
+        } else {
+            "it is about to be taken, or cannot be".to_owned()
+        }
+    }
+}
