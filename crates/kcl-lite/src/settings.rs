@@ -46,7 +46,8 @@ pub struct Settings {
     /// How many delivered records of one shard may wait for deferred acknowledgements before reading
     /// stops. Default 100,000, at least 1.
     pub max_unacknowledged: usize,
-    /// How often the shards of the stream are listed to find holes. Default 60 s, from 1 s to 1 h.
+    /// How often the shards of a stream are listed to find holes: about once per interval by all workers
+    /// together, who take turns; at once when leases leave a hole. Default 60 s, from 1 s to 1 h.
     pub audit_interval: Duration,
     /// What to do at the start when the leases were made for another stream of the same name. Default
     /// `Refuse`.

@@ -4,7 +4,7 @@
 //! leases cover, or a reader that is told that its shard does not exist. A listing is a hint; a
 //! stream counts as deleted only when two listings in a row say so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -26,6 +26,10 @@ pub(super) struct StreamState {
     source: Source,
     listing: bool,
     next_audit: Instant,
+    /// Audits that were due so far.
+    turns: usize,
+    /// Something looks wrong: list at the next occasion, whoever's turn it is.
+    is_wanted: bool,
     /// When the shards were last listed.
     listed_at: Instant,
     /// Listings in a row that said that the stream does not exist.
@@ -52,6 +56,8 @@ impl StreamState {
             source,
             listing: false,
             next_audit: now + audit,
+            turns: 0,
+            is_wanted: false,
             // The start may just have listed them, but before it saw the leases.
             listed_at: now.checked_sub(HOLE_PAUSE).unwrap_or(now),
             missing_listings: 0,
@@ -63,6 +69,7 @@ impl StreamState {
     /// Lists before the next audit is due, but not at every occasion.
     fn list_soon(&mut self, now: Instant) {
         if !self.listing {
+            self.is_wanted = true;
             self.next_audit = self.next_audit.min(now.max(self.listed_at + HOLE_PAUSE));
         }
     }
@@ -80,15 +87,37 @@ impl State {
     }
 
     pub(super) fn list_what_is_due(&mut self, now: Instant) -> Vec<Action> {
+        if self.next_audit().is_none_or(|due| now < due) {
+            return Vec::new();
+        }
+        let (owners, place) = self.live_owners(now);
         let due = self
             .streams
             .iter_mut()
             .filter(|(_, stream)| !stream.listing && !stream.is_gone && now >= stream.next_audit);
-        let lists = due.map(|(key, stream)| {
-            stream.listing = true;
-            Action::List { stream: key.clone(), verify: std::mem::take(&mut stream.is_suspect) }
+        let lists = due.filter_map(|(key, stream)| {
+            stream.turns += 1;
+            let is_turn = owners == 0 || place.is_some_and(|it| (stream.turns + it) % owners == 0);
+            if !is_turn && !std::mem::take(&mut stream.is_wanted) {
+                stream.next_audit = now + self.settings.audit_interval;
+                return None;
+            }
+            (stream.listing, stream.is_wanted) = (true, false);
+            let verify = std::mem::take(&mut stream.is_suspect);
+            Some(Action::List { stream: key.clone(), verify })
         });
         lists.collect()
+    }
+
+    /// How many live workers hold leases, and our place among them. They audit in turn, so that a
+    /// stream is listed about once per interval, however many workers there are.
+    fn live_owners(&self, now: Instant) -> (usize, Option<usize>) {
+        let lasts = self.settings.lease_duration;
+        let live = self.leases.values().filter(|lease| {
+            self.mine.contains(&lease.key) || self.observations.unchanged_for(now, lease) < lasts
+        });
+        let owners: BTreeSet<_> = live.filter_map(Lease::actual_owner).collect();
+        (owners.len(), owners.iter().position(|owner| **owner == self.me))
     }
 
     /// A reader of `stream` is refused what it asks for.

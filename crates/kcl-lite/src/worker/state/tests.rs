@@ -482,3 +482,44 @@ fn d10_of_two_living_workers_with_one_id_the_one_that_was_there_first_stops() {
                 its own";
     assert_eq!(names(&actions), told);
 }
+
+#[test]
+fn c05_workers_audit_in_turn_and_who_holds_nothing_leaves_it_to_them() {
+    let start = Instant::now();
+    let listings = |me: &str| {
+        let new = State::new(
+            me.into(),
+            format!("{me}#1"),
+            Settings::default(),
+            vec![Source::default()],
+            start,
+        );
+        let mut state = new;
+        let mut listings = 0;
+        for second in 0..600 {
+            let now = start + second * SECOND;
+            let covers = Some(HashRange::ALL);
+            let rows = ["a", "b", "c", "d"].into_iter().zip(0_u64..).map(|(owner, index)| Lease {
+                hash_range: covers,
+                ..lease(&index.to_string(), Some(owner), index + u64::from(second))
+            });
+            let mut actions = state.step(now, scanned(rows.collect()));
+            state.mine = state
+                .leases
+                .values()
+                .filter(|it| it.owner.as_ref() == Some(&state.me))
+                .map(|it| it.key.clone())
+                .collect();
+            actions.extend(state.step(now, Input::TimeDue));
+            if actions.iter().any(|action| matches!(action, Action::List { .. })) {
+                listings += 1;
+                let listing = Listing { shards: vec![], at: Timestamp::from_millis(0) };
+                state.step(now, listed(Ok(listing)));
+            }
+        }
+        listings
+    };
+    let by_owners: Vec<u32> = ["a", "b", "c", "d"].map(listings).into();
+    assert!(by_owners.iter().all(|count| (2..=3).contains(count)), "{by_owners:?}");
+    assert_eq!(listings("e"), 0);
+}
