@@ -31,8 +31,8 @@ pub use record::{
     InvalidSequenceNumber, LeaseKey, Record, SequenceNumber, ShardId, Timestamp, WorkerId,
 };
 pub use settings::{
-    Billing, CheckpointPolicy, ControlPlane, CreateTable, FailurePolicy, GapPolicy, Settings,
-    StreamRecreated, TableOptions,
+    Balance, Billing, CheckpointPolicy, ControlPlane, CreateTable, FailurePolicy, GapPolicy,
+    Settings, StreamRecreated, TableOptions,
 };
 pub use shard::{ChildShard, HashRange, Shard};
 pub use worker::{

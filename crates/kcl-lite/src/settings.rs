@@ -24,6 +24,8 @@ pub struct Settings {
     /// Where to start in a stream that the application has never read. Default `Latest`. Has no
     /// effect once leases exist.
     pub initial_position: InitialPosition,
+    /// What is made even between workers. Default [`Balance::Count`].
+    pub balance: Balance,
     /// The most leases this worker holds at once. Default no limit.
     pub max_leases: usize,
     /// Time between reads of a shard at its tip. Default 1 s, from 200 ms (the service allows five
@@ -65,6 +67,7 @@ impl Default for Settings {
         Self {
             lease_duration: Duration::from_secs(10),
             initial_position: InitialPosition::Latest,
+            balance: Balance::Count,
             max_leases: usize::MAX,
             poll_interval: Duration::from_secs(1),
             checkpoints: CheckpointPolicy::OnRenewal,
@@ -191,6 +194,18 @@ pub struct TableOptions {
     /// The tags of a new table, at most 50. Default none. Keys have 1 to 128 characters and do not
     /// begin with `aws:`, values have at most 256.
     pub tags: BTreeMap<String, String>,
+}
+
+/// What workers make even between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Balance {
+    /// The number of shards that can be read: it differs by one at most.
+    #[default]
+    Count,
+    /// Bytes per second, as measured per shard: moves are made when one worker carries more than a
+    /// tenth (and 64 KiB/s) above the average. Shards without load are not moved.
+    Throughput,
 }
 
 /// Whether a worker may create its lease table.

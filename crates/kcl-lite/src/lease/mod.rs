@@ -86,6 +86,8 @@ pub struct News {
     pub pending: PendingChange,
     /// The newest time up to which everything that arrived is acknowledged, if it moved.
     pub read_until: Option<Timestamp>,
+    /// The bytes per second of late, if they were measured.
+    pub throughput: Option<u64>,
 }
 
 /// What a write does to a prepared checkpoint.
@@ -130,6 +132,8 @@ pub struct Lease {
     /// Our own fact: everything that arrived up to this time of the service is acknowledged. It moves
     /// also while nothing arrives, so it tells a quiet shard from a gap.
     pub read_until: Option<Timestamp>,
+    /// How many bytes per second the shard carried lately, if it was measured.
+    pub throughput: Option<u64>,
     /// Our own fact: which stream the row was made for.
     pub stream: Option<StreamIdentity>,
 }
@@ -152,6 +156,7 @@ impl Lease {
             write_id: None,
             anchor: None,
             read_until: None,
+            throughput: None,
             stream: None,
         }
     }
@@ -397,6 +402,7 @@ impl Lease {
             PendingChange::Clear => self.pending = None,
         }
         self.read_until = news.read_until.or(self.read_until);
+        self.throughput = news.throughput.or(self.throughput);
         self
     }
 }

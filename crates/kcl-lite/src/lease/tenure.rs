@@ -128,7 +128,7 @@ impl Tenure {
             told => told.clone(),
         };
         let read_until = told.read_until.filter(|news| Some(*news) > self.lease.read_until);
-        News { checkpoint, pending, read_until }
+        News { checkpoint, pending, read_until, throughput: told.throughput }
     }
 
     /// The worker that has asked for this lease, if the row says so.

@@ -342,7 +342,12 @@ impl LeaseKeeper {
         let newest = facts.checkpoint.as_ref().max(Some(&row.checkpoint));
         let pending = self.asked.pending.clone().filter(|it| Some(&it.checkpoint) > newest);
         let pending = pending.map_or(PendingChange::Keep, PendingChange::Prepare);
-        News { checkpoint: facts.checkpoint, pending, read_until: facts.read_until }
+        News {
+            checkpoint: facts.checkpoint,
+            pending,
+            read_until: facts.read_until,
+            throughput: None,
+        }
     }
 
     /// Answers those whose wish the row fulfils. A write that was recognised by its mark may be an

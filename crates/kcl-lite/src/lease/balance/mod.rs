@@ -11,10 +11,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+mod throughput;
+
 use super::expiry::Observations;
 use super::{Lease, LeaseKey};
 use crate::event::TakeReason;
 use crate::record::WorkerId;
+use crate::settings::Balance;
 
 /// What one worker knows at one moment.
 #[derive(Debug)]
@@ -41,6 +44,8 @@ pub(crate) struct Snapshot<'a> {
     pub(crate) lasts: Duration,
     /// How long an orphan is left to the worker it falls to before anyone else takes it.
     pub(crate) patience: Duration,
+    /// What is made even.
+    pub(crate) balance: Balance,
     /// The most leases this worker may hold.
     pub(crate) limit: usize,
 }
@@ -208,6 +213,14 @@ impl<'a> World<'a> {
     /// The leases that move to this worker so that loads differ by at most one, with as few moves
     /// as possible: who has more already keeps the larger share.
     fn moves_to_me(&self, snapshot: &Snapshot<'_>) -> Vec<Take> {
+        let by_load = match snapshot.balance {
+            Balance::Count => None,
+            Balance::Throughput => throughput::moves(&self.held),
+        };
+        if let Some(moves) = by_load {
+            let mine = moves.into_iter().filter(|(_, to)| *to == snapshot.me);
+            return mine.map(|(key, _)| Take { key, reason: TakeReason::Balance }).collect();
+        }
         let total: usize = self.held.values().map(Vec::len).sum();
         let (floor, larger) = (total / self.held.len(), total % self.held.len());
         let mut ranked: Vec<_> = self.held.iter().collect();

@@ -61,6 +61,7 @@ impl Fixture {
             now: self.now,
             lasts: LASTS,
             patience: LASTS / 5,
+            balance: Balance::Count,
             limit,
         })
     }
@@ -191,6 +192,7 @@ fn settle(owners: &[Option<u8>]) -> (BTreeMap<LeaseKey, Lease>, usize) {
                 now,
                 lasts: LASTS,
                 patience: LASTS / 5,
+                balance: Balance::Count,
                 limit: usize::MAX,
             });
             for take in takes {

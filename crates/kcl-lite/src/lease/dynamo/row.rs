@@ -37,6 +37,8 @@ pub(super) const WRITE_ID: &str = "klWriteId";
 /// Milliseconds since the epoch, as all our times.
 pub(super) const ANCHOR: &str = "klAnchor";
 pub(super) const READ_UNTIL: &str = "klReadUntil";
+/// KiB per second, a fraction; the Java library's.
+pub(super) const THROUGHPUT: &str = "throughputKBps";
 const STREAM_ARN: &str = "klStreamArn";
 const STREAM_CREATED: &str = "klStreamCreated";
 // Only in rows of a worker with several streams.
@@ -79,6 +81,7 @@ impl<'a> Row<'a> {
             write_id: self.text(WRITE_ID)?.map(WriteId::new),
             anchor: self.time(ANCHOR)?,
             read_until: self.time(READ_UNTIL)?,
+            throughput: self.throughput()?,
             stream: self.stream()?,
         }))
     }
@@ -97,6 +100,12 @@ impl<'a> Row<'a> {
 
     fn time(self, attribute: &str) -> Result<Option<Timestamp>, String> {
         Ok(self.number(attribute)?.map(Timestamp::from_millis))
+    }
+
+    fn throughput(self) -> Result<Option<u64>, String> {
+        let rate: Option<f64> = self.number(THROUGHPUT)?;
+        // Never negative, and far below 2^53.
+        Ok(rate.map(|rate| (rate * 1024.0) as u64))
     }
 
     fn stream(self) -> Result<Option<StreamIdentity>, String> {
@@ -166,6 +175,7 @@ pub(super) fn item_of(lease: &Lease) -> Item {
         (WRITE_ID, lease.write_id.as_ref().map(|id| text(id.as_str()))),
         (ANCHOR, lease.anchor.map(|anchor| number(anchor.as_millis()))),
         (READ_UNTIL, lease.read_until.map(|time| number(time.as_millis()))),
+        (THROUGHPUT, lease.throughput.map(rate)),
         (STREAM_ARN, stream.map(|stream| text(stream.arn.as_str()))),
         (STREAM_CREATED, stream.map(|stream| number(stream.created.as_millis()))),
         (STREAM_NAME, several.map(text)),
@@ -182,6 +192,11 @@ pub(super) fn text(text: impl Into<String>) -> AttributeValue {
 
 pub(super) fn number(number: impl Into<i128>) -> AttributeValue {
     AttributeValue::N(number.into().to_string())
+}
+
+/// Bytes per second as KiB per second.
+pub(super) fn rate(bytes: u64) -> AttributeValue {
+    AttributeValue::N(format!("{}.{:03}", bytes / 1024, bytes % 1024 * 1000 / 1024))
 }
 
 pub(super) fn bytes(bytes: Vec<u8>) -> AttributeValue {

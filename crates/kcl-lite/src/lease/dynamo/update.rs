@@ -8,8 +8,8 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::row::{
     ANCHOR, CHECKPOINT, CHECKPOINT_OWNER, CHECKPOINT_SUB, CHILDREN, Item, LEASE_COUNTER,
-    LEASE_OWNER, OWNER_SWITCHES, PENDING, PENDING_STATE, PENDING_SUB, READ_UNTIL, bytes, number,
-    shard_set, text,
+    LEASE_OWNER, OWNER_SWITCHES, PENDING, PENDING_STATE, PENDING_SUB, READ_UNTIL, THROUGHPUT,
+    bytes, number, rate, shard_set, text,
 };
 use crate::lease::{LeaseChange, News, PendingChange};
 use crate::position::Checkpoint;
@@ -137,8 +137,11 @@ impl Update {
                 }
             }
         };
-        match news.read_until {
-            Some(time) => self.set(READ_UNTIL, number(time.as_millis())),
+        if let Some(time) = news.read_until {
+            self = self.set(READ_UNTIL, number(time.as_millis()));
+        }
+        match news.throughput {
+            Some(bytes) => self.set(THROUGHPUT, rate(bytes)),
             None => self,
         }
     }

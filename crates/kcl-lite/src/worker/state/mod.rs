@@ -336,6 +336,7 @@ impl State {
             now,
             lasts: self.settings.lease_duration,
             patience: self.settings.lease_duration / 5,
+            balance: self.settings.balance,
             limit: self.settings.max_leases,
         }
     }
