@@ -615,7 +615,8 @@ impl Aim {
         };
         let news = |told: Told| {
             let Told { by, pending, read_until } = told;
-            News { checkpoint: by.map(moved), pending, read_until }
+            let throughput = by.map(|by| by * 1_536);
+            News { checkpoint: by.map(moved), pending, read_until, throughput }
         };
         let change = match self.kind {
             Kind::Create(lease) => LeaseChange::Create(lease),
