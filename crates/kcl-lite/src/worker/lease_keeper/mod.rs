@@ -5,6 +5,8 @@
 //! the keeper cancels the shard by itself, a margin before anyone else may take it.
 //! Runs on the control plane; never waits for a processor.
 
+mod link;
+
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
@@ -12,12 +14,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{self, BoxFuture};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+
+pub(crate) use link::KeeperLink;
+use link::{Facts, KeeperEnd, Request};
 
 use super::children;
-use crate::checkpoint::Mark;
 use crate::clock::{Clock, within};
 use crate::error::ServiceError;
 use crate::event::{Event, Events};
@@ -26,123 +29,10 @@ use crate::lease::tenure::{Goal, Tenure, Verdict};
 use crate::lease::{Lease, News, PendingChange, PendingCheckpoint};
 use crate::position::Checkpoint;
 use crate::processor::StoreRequest;
-use crate::record::{ShardId, Timestamp};
+use crate::record::ShardId;
 use crate::retry::Retry;
 use crate::settings::{CheckpointPolicy, Settings};
-use crate::shard::ChildShard;
 use crate::stream::Stream;
-
-/// What the shard task may ask of its keeper. There is one asker and it waits for nothing in
-/// between, so two places are enough.
-const REQUESTS: usize = 2;
-/// Tasks of a processor that ask for a checkpoint at the same time; more of them wait.
-const STORES: usize = 16;
-
-/// A request of the shard task.
-#[derive(Debug)]
-enum Request {
-    /// Everything is acknowledged and the shard has ended: make the children, store `SHARD_END`.
-    Finish(Vec<ChildShard>),
-    /// Store the newest position and let go.
-    Release,
-}
-
-/// The shard task's end of the line.
-#[derive(Debug)]
-pub(crate) struct KeeperLink {
-    facts: watch::Sender<Facts>,
-    requests: mpsc::Sender<Request>,
-    stores: mpsc::Sender<StoreRequest>,
-    /// The prepared checkpoint in the row.
-    pending: watch::Receiver<Option<PendingCheckpoint>>,
-    /// Until when the lease is proven to be ours.
-    fence: watch::Receiver<Instant>,
-    /// Cancelled when the shard must stop at once, because it is no longer ours.
-    pub(crate) lost: CancellationToken,
-    /// To be cancelled by whoever finds that the shard makes no progress: the keeper then stops the
-    /// shard and lets go of it, without waiting for a task that may not even be able to notice.
-    pub(crate) give_up: CancellationToken,
-}
-
-/// What the shard task knows, the newest of each.
-#[derive(Debug, Clone, Default)]
-struct Facts {
-    /// Everything up to here is acknowledged.
-    checkpoint: Option<Checkpoint>,
-    /// Everything that arrived until then is acknowledged.
-    read_until: Option<Timestamp>,
-}
-
-impl Facts {
-    fn of(mark: &Mark) -> Self {
-        Self { checkpoint: Some(Checkpoint::At(mark.position.clone())), read_until: mark.arrived }
-    }
-
-    /// Takes over what is newer; true if the checkpoint is.
-    fn merge(&mut self, other: Self) -> bool {
-        let is_news = other.checkpoint > self.checkpoint;
-        self.checkpoint = self.checkpoint.take().max(other.checkpoint);
-        self.read_until = self.read_until.max(other.read_until);
-        is_news
-    }
-}
-
-impl KeeperLink {
-    /// Notes that everything up to `mark` is acknowledged. Never waits.
-    pub(crate) fn acknowledged(&self, mark: &Mark) {
-        self.facts.send_if_modified(|facts| facts.merge(Facts::of(mark)));
-    }
-
-    /// Notes that everything that arrived until `time` is acknowledged. Never waits, and is no reason
-    /// for a write of its own.
-    pub(crate) fn read_until(&self, time: Timestamp) {
-        self.facts.send_if_modified(|facts| {
-            facts.merge(Facts { checkpoint: None, read_until: Some(time) })
-        });
-    }
-
-    /// The prepared checkpoint that the row holds.
-    pub(crate) fn pending(&self) -> Option<PendingCheckpoint> {
-        self.pending.borrow().clone()
-    }
-
-    /// Where a processor asks for checkpoints of its own.
-    pub(crate) fn stores(&self) -> mpsc::Sender<StoreRequest> {
-        self.stores.clone()
-    }
-
-    /// Completes at once while the lease is proven, and never when it is not: the keeper may not have
-    /// been able to say so yet, for instance when the whole process was stopped for a while.
-    pub(crate) async fn still_ours(&self, clock: &Arc<dyn Clock>) {
-        let fence = *self.fence.borrow();
-        if clock.now() >= fence {
-            // A renewal may be under way: then the fence moves.
-            let mut moved = self.fence.clone();
-            while clock.now() >= *moved.borrow_and_update() {
-                if moved.changed().await.is_err() {
-                    future::pending::<()>().await;
-                }
-            }
-        }
-    }
-
-    /// Asks for the end of the shard; `lost` tells if that is not to be. The keeper ends after it.
-    pub(crate) async fn finish(&self, children: Vec<ChildShard>) {
-        self.ask(Request::Finish(children)).await;
-    }
-
-    /// Asks to store the newest position and let go. The keeper ends after it.
-    pub(crate) async fn release(&self) {
-        self.ask(Request::Release).await;
-    }
-
-    async fn ask(&self, request: Request) {
-        // A keeper that is gone has cancelled `lost` or is done; there is nothing left to ask.
-        if self.requests.send(request).await.is_ok() {
-            self.requests.closed().await;
-        }
-    }
-}
 
 /// How a keeper ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -170,15 +60,9 @@ pub(crate) struct KeeperContext {
 pub(crate) struct LeaseKeeper {
     context: KeeperContext,
     tenure: Tenure,
-    facts: watch::Receiver<Facts>,
+    line: KeeperEnd,
     /// What the processor has asked to be stored.
     asked: Asked,
-    fenced_at: watch::Sender<Instant>,
-    pending: watch::Sender<Option<PendingCheckpoint>>,
-    requests: mpsc::Receiver<Request>,
-    stores: mpsc::Receiver<StoreRequest>,
-    lost: CancellationToken,
-    give_up: CancellationToken,
     goal: Goal,
     /// Making the children before the shard may end.
     ending: Option<BoxFuture<'static, BTreeSet<ShardId>>>,
@@ -215,21 +99,7 @@ impl LeaseKeeper {
         tenure: Tenure,
         rng: fastrand::Rng,
     ) -> (Self, KeeperLink) {
-        let (facts, told) = watch::channel(Facts::default());
-        let (requests, asked) = mpsc::channel(REQUESTS);
-        let (stores, wanted) = mpsc::channel(STORES);
-        let (pending, prepared) = watch::channel(tenure.lease().pending.clone());
-        let (lost, give_up) = (CancellationToken::new(), CancellationToken::new());
-        let (fenced_at, fence) = watch::channel(tenure.fenced_at());
-        let link = KeeperLink {
-            facts,
-            requests,
-            stores,
-            pending: prepared,
-            fence,
-            lost: lost.clone(),
-            give_up: give_up.clone(),
-        };
+        let (link, line) = link::line(tenure.fenced_at(), tenure.lease().pending.clone());
         // From the proof, not from now: a take that was answered late is renewed early.
         let next_write = tenure.valid_from() + context.settings.renew_interval();
         let most = context.settings.lease_duration / 10;
@@ -237,14 +107,8 @@ impl LeaseKeeper {
             pause_until: tenure.valid_from(),
             context,
             tenure,
-            facts: told,
+            line,
             asked: Asked::default(),
-            fenced_at,
-            pending,
-            requests: asked,
-            stores: wanted,
-            lost,
-            give_up,
             goal: Goal::Keep,
             ending: None,
             next_write,
@@ -261,7 +125,7 @@ impl LeaseKeeper {
                 Wake::Fenced => break self.lose(None),
                 Wake::GivenUp => {
                     // First the shard: it may notice late, but then it does not get anything done.
-                    self.lost.cancel();
+                    self.line.lost.cancel();
                     self.goal = Goal::Release;
                     self.next_write = self.context.clock.now();
                 }
@@ -280,7 +144,7 @@ impl LeaseKeeper {
             }
         };
         // Closes the line: whoever asked for a release or an end sees that it is over.
-        self.requests.close();
+        self.line.requests.close();
         exit
     }
 
@@ -292,14 +156,14 @@ impl LeaseKeeper {
         tokio::select! {
             biased;
             () = clock.sleep_until(self.tenure.fenced_at()) => Wake::Fenced,
-            () = self.give_up.cancelled(), if is_free => Wake::GivenUp,
-            request = self.requests.recv(), if is_free => Wake::Requested(request),
-            Some(request) = self.stores.recv() => Wake::Asked(request),
+            () = self.line.give_up.cancelled(), if is_free => Wake::GivenUp,
+            request = self.line.requests.recv(), if is_free => Wake::Requested(request),
+            Some(request) = self.line.stores.recv() => Wake::Asked(request),
             children = made(&mut self.ending), if self.ending.is_some() => {
                 self.ending = None;
                 Wake::ChildrenMade(children)
             }
-            Ok(()) = self.facts.changed(), if is_eager => Wake::Acknowledged,
+            Ok(()) = self.line.facts.changed(), if is_eager => Wake::Acknowledged,
             () = clock.sleep_until(self.next_write.max(self.pause_until)) => Wake::WriteDue,
         }
     }
@@ -329,7 +193,7 @@ impl LeaseKeeper {
 
     /// What the next write is to store.
     fn news(&mut self) -> News {
-        let told = self.facts.borrow_and_update().clone();
+        let told = self.line.facts.borrow_and_update().clone();
         let mut facts = self.asked.facts.clone();
         let row = self.tenure.lease();
         let newest = facts.checkpoint.as_ref().max(Some(&row.checkpoint));
@@ -354,7 +218,7 @@ impl LeaseKeeper {
     /// older one, so the row decides.
     fn settle_asked(&mut self) {
         let row = self.tenure.lease();
-        self.pending.send_if_modified(|pending| {
+        self.line.pending.send_if_modified(|pending| {
             let is_news = *pending != row.pending;
             pending.clone_from(&row.pending);
             is_news
@@ -436,7 +300,7 @@ impl LeaseKeeper {
             Some(Ok(outcome)) => {
                 let verdict = self.tenure.answered(sent, outcome, &self.goal);
                 if matches!(verdict, Verdict::Held { .. }) {
-                    self.fenced_at.send_replace(self.tenure.fenced_at());
+                    self.line.fenced_at.send_replace(self.tenure.fenced_at());
                     self.renewed(&before);
                 }
                 Sent::Answered(verdict)
@@ -493,7 +357,7 @@ impl LeaseKeeper {
 
     fn lose(&self, to: Option<crate::record::WorkerId>) -> KeeperExit {
         // First the shard, then the world: nobody may still be processing when this is known.
-        self.lost.cancel();
+        self.line.lost.cancel();
         self.context.events.emit(&Event::LeaseLost { shard: self.tenure.lease().key.clone(), to });
         KeeperExit::Lost
     }
@@ -518,102 +382,4 @@ fn made<'a>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::TokioClock;
-    use crate::lease::memory::MemoryStore;
-    use crate::stream::memory::MemoryStream;
-
-    /// A keeper of a lease that was proven `before` now.
-    fn keeper(before: Duration) -> (LeaseKeeper, KeeperLink) {
-        let settings = Settings::default();
-        let (lasts, margin) = (settings.lease_duration, settings.fence_margin());
-        let context = KeeperContext {
-            store: Arc::new(MemoryStore::new()),
-            stream: Arc::new(MemoryStream::new(1)),
-            clock: Arc::new(TokioClock),
-            settings,
-            events: Events::new("me".into(), None),
-            incarnation: "me#1".to_owned(),
-            several_streams: false,
-        };
-        let mut lease = Lease::new("shardId-0", Checkpoint::TrimHorizon);
-        lease.owner = Some("me".into());
-        let sent = Instant::now() - before;
-        let tenure = Tenure::new(lease, sent, "me".into(), "me#1".to_owned(), lasts, margin);
-        LeaseKeeper::new(context, tenure, fastrand::Rng::with_seed(7))
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_take_that_was_answered_late_is_renewed_before_its_fence() {
-        tokio::time::advance(Duration::from_secs(60)).await;
-        let (keeper, _link) = keeper(Duration::from_secs(6));
-        assert!(keeper.next_write < keeper.tenure.fenced_at());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn nothing_is_delivered_past_the_fence_until_a_renewal_moves_it() {
-        tokio::time::advance(Duration::from_secs(60)).await;
-        let clock: Arc<dyn Clock> = Arc::new(TokioClock);
-        let (keeper, link) = keeper(Duration::from_secs(9));
-        let blocked = within(&clock, Duration::from_secs(3600), link.still_ours(&clock)).await;
-        assert_eq!(blocked, None, "the lease is not proven");
-        keeper.fenced_at.send_replace(clock.now() + Duration::from_secs(9));
-        link.still_ours(&clock).await;
-    }
-
-    fn mark(number: u64, arrived: i64) -> Mark {
-        let position = crate::position::Position {
-            sequence_number: number.to_string().parse().unwrap(),
-            sub_sequence_number: 0,
-        };
-        Mark { position, arrived: Some(Timestamp::from_millis(arrived)) }
-    }
-
-    /// The row in the store, taken by the keeper.
-    async fn stored(keeper: &LeaseKeeper) {
-        let lease = keeper.tenure.lease().clone();
-        let change = crate::lease::LeaseChange::Create(Box::new(lease.clone()));
-        let id = crate::lease::WriteId::new("test");
-        let write = crate::lease::LeaseWrite { key: lease.key, id, change };
-        keeper.context.store.write(&write).await.unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn giving_up_stops_the_shard_first_and_does_not_wait_for_it() {
-        let (keeper, link) = keeper(Duration::ZERO);
-        stored(&keeper).await;
-        let lost = link.lost.clone();
-        link.acknowledged(&mark(5, 0));
-        link.give_up.cancel();
-        // The link stays: its task hangs.
-        let KeeperExit::Done(row) = keeper.run().await else { panic!("it was released") };
-        assert!(lost.is_cancelled());
-        assert_eq!((row.owner, row.checkpoint.to_string()), (None, "5".to_owned()));
-        drop(link);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_time_that_was_read_is_no_reason_for_a_write_and_rides_on_the_next_one() {
-        let (mut keeper, link) = keeper(Duration::ZERO);
-        keeper.context.settings.checkpoints = CheckpointPolicy::EveryBatch;
-        link.read_until(Timestamp::from_millis(9));
-        assert!(!keeper.facts.has_changed().unwrap());
-        assert_eq!(keeper.news().read_until, Some(Timestamp::from_millis(9)));
-        link.acknowledged(&mark(5, 3));
-        assert!(keeper.facts.has_changed().unwrap());
-        let news = keeper.news();
-        assert_eq!(news.checkpoint.map(|it| it.to_string()).as_deref(), Some("5"));
-        assert_eq!(news.read_until, Some(Timestamp::from_millis(9)), "never back");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_manual_checkpoint_holds_the_time_back_that_belongs_to_a_later_one() {
-        let (mut keeper, link) = keeper(Duration::ZERO);
-        keeper.context.settings.checkpoints = CheckpointPolicy::Manual;
-        link.acknowledged(&mark(5, 3));
-        assert_eq!(keeper.news(), News::default());
-        keeper.goal = Goal::Release;
-        assert_eq!(keeper.news().read_until, Some(Timestamp::from_millis(3)));
-    }
-}
+mod tests;
