@@ -382,3 +382,23 @@ async fn l12_a_start_at_latest_that_is_older_than_the_retention_is_a_gap() {
     assert_eq!(gaps(&fleet), [("LATEST".to_owned(), "5".to_owned())]);
     assert!(fleet.callbacks().contains(&format!("b {} gap", shard())));
 }
+
+#[tokio::test(start_paused = true)]
+async fn d05_a_table_that_fails_is_not_asked_more_often_because_batches_are_done() {
+    let fleet = Fleet::new(1);
+    let _worker = start(&fleet, "a", eager()).await;
+    put(&fleet, 1..=1);
+    until_stored(&fleet, &at(1)).await;
+    fleet.store.set(Faults::Down);
+    for number in 2..=400 {
+        put(&fleet, number..=number);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let failed = |(_, event): &&(String, Event)| {
+        matches!(event, Event::CoordinationFailed { operation: "renewing a lease", .. })
+    };
+    let attempts = fleet.events().iter().filter(failed).count();
+    assert!((4..=16).contains(&attempts), "{attempts} attempts in 4 s");
+    fleet.store.set(Faults::None);
+    until_stored(&fleet, &at(400)).await;
+}
