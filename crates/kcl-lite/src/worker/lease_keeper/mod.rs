@@ -22,7 +22,7 @@ use link::{Facts, KeeperEnd, Request};
 
 use super::children;
 use crate::clock::{Clock, within};
-use crate::error::ServiceError;
+use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::{Event, Events};
 use crate::lease::store::LeaseStore;
 use crate::lease::tenure::{Goal, Tenure, Verdict};
@@ -33,6 +33,9 @@ use crate::record::ShardId;
 use crate::retry::Retry;
 use crate::settings::{CheckpointPolicy, Settings};
 use crate::stream::Stream;
+
+/// The pause after the first failed write.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
 
 /// How a keeper ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +72,9 @@ pub(crate) struct LeaseKeeper {
     next_write: Instant,
     /// After a failed write: not before this, whoever asks.
     pause_until: Instant,
+    /// The least time between two checkpoints that no renewal is due for. None until the table
+    /// throttles: what it can take then belongs to the renewals.
+    spacing: Duration,
     retry: Retry,
     rng: fastrand::Rng,
 }
@@ -105,6 +111,7 @@ impl LeaseKeeper {
         let most = context.settings.lease_duration / 10;
         let keeper = Self {
             pause_until: tenure.valid_from(),
+            spacing: Duration::ZERO,
             context,
             tenure,
             line,
@@ -112,7 +119,7 @@ impl LeaseKeeper {
             goal: Goal::Keep,
             ending: None,
             next_write,
-            retry: Retry::new(Duration::from_millis(50), most),
+            retry: Retry::new(RETRY_FIRST, most),
             rng,
         };
         (keeper, link)
@@ -179,6 +186,7 @@ impl LeaseKeeper {
 
     fn write_within(&mut self, delay: Option<Duration>) {
         let due = delay.and_then(|delay| self.context.clock.now().checked_add(delay));
+        let due = due.map(|due| due.max(self.tenure.valid_from() + self.spacing));
         self.next_write = due.map_or(self.next_write, |due| self.next_write.min(due));
     }
 
@@ -307,7 +315,7 @@ impl LeaseKeeper {
             }
             Some(Err(error)) => Sent::Unknown(error),
             None => Sent::Unknown(ServiceError::new(
-                crate::error::ServiceErrorKind::Unavailable,
+                ServiceErrorKind::Unavailable,
                 format!("no answer from the lease table for {}", write.key),
             )),
         }
@@ -325,6 +333,7 @@ impl LeaseKeeper {
 
     fn held(&mut self, reached: bool) -> Option<KeeperExit> {
         self.retry.succeeded();
+        self.spacing = self.spacing.mul_f64(0.9);
         let renewal = self.tenure.valid_from() + self.context.settings.renew_interval();
         self.next_write = if reached { renewal } else { self.context.clock.now() };
         self.settle_asked();
@@ -346,8 +355,15 @@ impl LeaseKeeper {
     }
 
     fn failed(&mut self, error: &ServiceError) {
-        self.pause_until = self.context.clock.now() + self.retry.delay(&mut self.rng);
+        let now = self.context.clock.now();
+        // Sooner and sooner as the fence comes near: an outage that ends before it costs no lease.
+        let left = self.tenure.fenced_at().saturating_duration_since(now);
+        let pause = self.retry.delay(&mut self.rng).min((left / 4).max(RETRY_FIRST));
+        self.pause_until = now + pause;
         self.next_write = self.pause_until;
+        if error.kind == ServiceErrorKind::Throttled {
+            self.spacing = self.context.settings.renew_interval();
+        }
         self.context.events.emit(&Event::CoordinationFailed {
             operation: "renewing a lease",
             error: error.to_string(),
