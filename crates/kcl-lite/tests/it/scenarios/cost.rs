@@ -240,7 +240,7 @@ async fn c11_a_thousand_leases_are_taken_within_ten_seconds_and_shared_anew_with
     fleet.within(limit, "all owned", |fleet| fleet.owned() == 1000).await;
     let even =
         |workers: usize| move |fleet: &Fleet| fleet.owners().len() == workers && spread(fleet) <= 1;
-    fleet.within(30 * SECOND, "balanced over 10", even(10)).await;
+    fleet.within(MINUTE, "balanced over 10", even(10)).await;
     sleep(LEASE).await;
     let (moves, joined) = (fleet.moves(), Instant::now());
     all.extend(workers(&fleet, 10..20).await);
