@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
 
+mod chaos;
 mod demo;
 mod failures;
 mod iam;

@@ -1,15 +1,18 @@
-//! local-aws in this process, on a real loopback port, and what its stream holds.
+//! local-aws in this process or in one of its own, on a real loopback port, and what its stream
+//! holds.
 //!
-//! The commands reach it over the socket; the harness itself calls it without one, as client
-//! `harness`, so that faults aimed at a command never hit the observer.
+//! The commands reach it over the socket; the harness itself calls the one in this process without,
+//! as client `harness`, so that faults aimed at a command never hit the observer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use aws_config::SdkConfig;
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_kinesis::primitives::Blob;
-use aws_sdk_kinesis::types::{Shard, ShardIteratorType};
+use aws_sdk_kinesis::types::{Record, Shard, ShardIteratorType};
 use local_aws::{LocalAws, Server};
 
 use crate::account::RecordId;
@@ -20,16 +23,30 @@ const HARNESS: &str = "harness";
 /// A row of a lease table.
 type Row = std::collections::HashMap<String, AttributeValue>;
 
-/// A running local-aws.
+/// A local-aws in this process.
 #[derive(Debug)]
 pub struct Aws {
     /// The services: faults, request log, clock.
     pub local: LocalAws,
-    /// Kinesis, called without a socket.
-    pub kinesis: aws_sdk_kinesis::Client,
-    /// DynamoDB, called without a socket.
-    pub dynamo: aws_sdk_dynamodb::Client,
+    clients: Clients,
     server: Server,
+}
+
+/// What the harness does and sees as a client of both services.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    /// Kinesis.
+    pub kinesis: aws_sdk_kinesis::Client,
+    /// DynamoDB.
+    pub dynamo: aws_sdk_dynamodb::Client,
+}
+
+impl Deref for Aws {
+    type Target = Clients;
+
+    fn deref(&self) -> &Clients {
+        &self.clients
+    }
 }
 
 impl Aws {
@@ -50,19 +67,30 @@ impl Aws {
     pub async fn with_transition(transition: Duration) -> Result<Self> {
         let local = LocalAws::builder().transition(transition).build()?;
         let server = local.serve().await.context("local-aws finds no free port on 127.0.0.1")?;
-        let config = local.sdk_config(HARNESS);
-        Ok(Self {
-            kinesis: aws_sdk_kinesis::Client::new(&config),
-            dynamo: aws_sdk_dynamodb::Client::new(&config),
-            local,
-            server,
-        })
+        let clients = Clients::new(&local.sdk_config(HARNESS));
+        Ok(Self { local, clients, server })
     }
 
     /// What an SDK is given as endpoint URL.
     #[must_use]
     pub fn endpoint_url(&self) -> String {
         self.server.endpoint_url()
+    }
+
+    /// Ends the services; commands that still run find nobody.
+    pub async fn shutdown(self) {
+        self.server.shutdown().await;
+    }
+}
+
+impl Clients {
+    /// Clients of the services that `config` leads to.
+    #[must_use]
+    pub fn new(config: &SdkConfig) -> Self {
+        Self {
+            kinesis: aws_sdk_kinesis::Client::new(config),
+            dynamo: aws_sdk_dynamodb::Client::new(config),
+        }
     }
 
     /// Creates a stream.
@@ -139,6 +167,15 @@ impl Aws {
         let [(one, ..), (other, ..), ..] = open.as_slice() else {
             anyhow::bail!("a merge needs two open shards")
         };
+        self.merge(stream, one, other).await
+    }
+
+    /// Merges two open neighbours.
+    ///
+    /// # Errors
+    ///
+    /// The service refuses.
+    pub async fn merge(&self, stream: &str, one: &str, other: &str) -> Result<()> {
         let merge = self.kinesis.merge_shards().stream_name(stream);
         merge.shard_to_merge(one).adjacent_shard_to_merge(other).send().await?;
         Ok(())
@@ -159,17 +196,27 @@ impl Aws {
     }
 
     async fn stored_in(&self, stream: &str, shard: &str) -> Result<Vec<Vec<u8>>> {
+        let records = self.records_of(stream, shard).await?;
+        Ok(records.into_iter().map(|record| record.data.into_inner()).collect())
+    }
+
+    /// Everything a shard holds, read with the SDK.
+    ///
+    /// # Errors
+    ///
+    /// The service refuses.
+    pub async fn records_of(&self, stream: &str, shard: &str) -> Result<Vec<Record>> {
         let start = self.kinesis.get_shard_iterator().stream_name(stream).shard_id(shard);
         let start = start.shard_iterator_type(ShardIteratorType::TrimHorizon).send().await?;
         let mut next = start.shard_iterator().map(str::to_owned);
-        let mut data = Vec::new();
+        let mut records = Vec::new();
         while let Some(iterator) = next {
             let reply = self.kinesis.get_records().shard_iterator(iterator).send().await?;
-            data.extend(reply.records().iter().map(|record| record.data().as_ref().to_vec()));
+            records.extend_from_slice(reply.records());
             let more = !reply.records().is_empty() || reply.millis_behind_latest() > Some(0);
             next = reply.next_shard_iterator().filter(|_| more).map(str::to_owned);
         }
-        Ok(data)
+        Ok(records)
     }
 
     /// The producers' records that a stream holds.
@@ -209,10 +256,5 @@ impl Aws {
             unfinished.then_some((text("leaseKey")?, text("leaseOwner")?))
         };
         rows.items().iter().filter_map(owned).collect()
-    }
-
-    /// Ends the services; commands that still run find nobody.
-    pub async fn shutdown(self) {
-        self.server.shutdown().await;
     }
 }

@@ -61,15 +61,8 @@ impl Workshop {
     #[must_use]
     pub fn shell(&self, client: &str, line: &str) -> Command {
         let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(line).current_dir(self.directory.path()).env_clear();
-        command.env("PATH", "/usr/local/bin:/usr/bin:/bin");
-        command.env("AWS_ENDPOINT_URL", self.aws.endpoint_url());
-        command.env("AWS_ACCESS_KEY_ID", client).env("AWS_SECRET_ACCESS_KEY", "not-a-secret");
-        command.env("AWS_EC2_METADATA_DISABLED", "true");
-        // The SDK would find the user's home directory without HOME, too.
-        for file in ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"] {
-            command.env(file, "/dev/null");
-        }
+        command.arg("-c").arg(line).current_dir(self.directory.path());
+        point(&mut command, &self.aws.endpoint_url(), client);
         command
     }
 
@@ -82,6 +75,18 @@ impl Workshop {
         // `exec`: signals are for the command, not for the shell.
         let name = format!("`{line}` ({client})");
         Process::start(&name, self.shell(client, &format!("exec {line}")))
+    }
+}
+
+/// Gives a command an environment that knows the services at `endpoint` only, as access key `client`.
+pub fn point(command: &mut Command, endpoint: &str, client: &str) {
+    command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
+    command.env("AWS_ENDPOINT_URL", endpoint);
+    command.env("AWS_ACCESS_KEY_ID", client).env("AWS_SECRET_ACCESS_KEY", "not-a-secret");
+    command.env("AWS_EC2_METADATA_DISABLED", "true");
+    // The SDK would find the user's home directory without HOME, too.
+    for file in ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"] {
+        command.env(file, "/dev/null");
     }
 }
 

@@ -1,0 +1,258 @@
+//! `chaos`: worker processes that are killed, paused and stopped while shards split and merge, and
+//! the proof that nothing was lost and no shard had two owners.
+//!
+//! local-aws is a process, and so is every worker; this one writes numbered records, follows a
+//! schedule drawn from the seed, and judges at the end by what the workers have written down. Exit
+//! code 1 on any violation, with what happened around it.
+//!
+//! ```text
+//! main        arguments, the run from start to quiet end
+//! schedule    what is done when                          pure
+//! stage       the processes and the services
+//! worker      a worker process (`chaos worker`)
+//! journal     what a worker writes down
+//! evidence    journals, stream and table, put together   pure
+//! checks      what must hold                             pure
+//! summary     the table at the end, and the timeline
+//! ```
+
+mod checks;
+mod evidence;
+mod journal;
+mod schedule;
+mod stage;
+mod summary;
+mod worker;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use e2e::binaries::Binaries;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::evidence::{Evidence, StoredShard};
+use crate::schedule::{Planned, SLOTS};
+use crate::stage::{Log, Sample, Services, Slot, WorkerCommand, Written};
+
+/// How long the quiet end may take until every record is checkpointed. An idle machine takes a few
+/// lease durations.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const AFTER_HELP: &str = "\
+Needs no account and no network. The same seed is the same schedule; what the processes make of it
+differs from run to run.
+
+Exit codes: 0 everything held, 1 something did not, 2 usage.";
+
+/// Kill, pause, stop and restart workers while shards split and merge, and lose no record
+#[derive(Debug, Clone, Parser)]
+#[command(name = "chaos", version, max_term_width = 80, after_help = AFTER_HELP)]
+#[command(args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    /// Seed of the schedule [default: drawn]
+    #[arg(long)]
+    seed: Option<u64>,
+
+    /// How long the schedule is [default: 10]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1440))]
+    minutes: Option<u64>,
+
+    /// The same in seconds
+    #[arg(long, conflicts_with = "minutes", value_parser = clap::value_parser!(u64).range(10..))]
+    seconds: Option<u64>,
+
+    /// Seconds that a lease lasts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    lease: u64,
+
+    /// Keep what the workers have written down in this directory [default: only on a violation]
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum Command {
+    /// A worker process of a run
+    #[command(hide = true)]
+    Worker(worker::Args),
+}
+
+/// What a run is given.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) seed: u64,
+    pub(crate) length: Duration,
+    pub(crate) lease: Duration,
+    /// Partition keys, each with one record per interval.
+    pub(crate) keys: u32,
+    pub(crate) interval: Duration,
+}
+
+/// A line on stdout. A reader that leaves does not stop the run, whose verdict is the exit code.
+pub(crate) fn say(line: &str) {
+    writeln!(std::io::stdout().lock(), "{line}").ok();
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("the system grants threads, a timer and an event queue");
+    let done = runtime.block_on(async {
+        match cli.command {
+            Some(Command::Worker(args)) => worker::run(args).await,
+            None => Box::pin(run(&cli)).await,
+        }
+    });
+    done.unwrap_or_else(|error| {
+        writeln!(std::io::stderr().lock(), "error: {error:#}").ok();
+        ExitCode::FAILURE
+    })
+}
+
+async fn run(cli: &Cli) -> Result<ExitCode> {
+    let minutes = cli.minutes.unwrap_or(10) * 60;
+    let settings = Settings {
+        seed: cli.seed.unwrap_or_else(|| fastrand::u64(..10_000)),
+        length: Duration::from_secs(cli.seconds.unwrap_or(minutes)),
+        lease: Duration::from_secs(cli.lease),
+        keys: 12,
+        interval: Duration::from_millis(200),
+    };
+    let plan = schedule::plan(settings.seed, settings.length, settings.lease);
+    announce(&settings, &plan);
+    let temporary = tempfile::tempdir()?;
+    let directory = match &cli.keep {
+        Some(directory) => directory.clone(),
+        None => temporary.path().to_owned(),
+    };
+    std::fs::create_dir_all(&directory)?;
+    let log = Log::default();
+    let evidence = Box::pin(play(settings, plan, &directory, &log)).await?;
+    let findings = checks::findings(&evidence);
+    summary::print(&evidence, &findings);
+    if findings.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    summary::print_timelines(&evidence, &findings);
+    if cli.keep.is_none() {
+        say(&format!("what the workers have written down: {}", temporary.keep().display()));
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+fn announce(settings: &Settings, plan: &[Planned]) {
+    let Settings { seed, length, lease, .. } = settings;
+    let (length, lease) = (length.as_secs(), lease.as_secs());
+    say(&format!("seed {seed}, {length} s, {SLOTS} workers, leases of {lease} s; the schedule:"));
+    for planned in plan {
+        say(&planned.to_string());
+    }
+    say("");
+}
+
+/// The whole run: the schedule, then quiet until everything is done, then an end in good order.
+async fn play(
+    settings: Settings,
+    plan: Vec<Planned>,
+    directory: &Path,
+    log: &Log,
+) -> Result<Evidence> {
+    let services = Services::start(&Binaries::built()?.path("local-aws"), 3).await?;
+    let clients = services.clients.clone();
+    let samples = Arc::new(Mutex::new(Vec::new()));
+    let mut sampler = JoinSet::new();
+    sampler.spawn(stage::sample(clients.clone(), Arc::clone(&samples)));
+
+    let command = WorkerCommand {
+        executable: std::env::current_exe().context("this program's own path is not known")?,
+        endpoint: services.endpoint.clone(),
+        directory: directory.to_owned(),
+        settings,
+    };
+    let (mut slots, written) = storm(settings, plan, &services, command, log).await?;
+    log.note("quiet: nothing is written, nobody is hit".to_owned());
+    let quiet = journal::now();
+    let stored = stored(&services, &written).await?;
+    if !settled(&services, &stored).await {
+        log.fail(format!("not every record is checkpointed after {PATIENCE:?} of quiet"));
+    }
+    log.note(format!("settled after {:.1} s", (journal::now() - quiet).as_secs_f64()));
+    for slot in &mut slots {
+        slot.look();
+        slot.stop().await?;
+    }
+    sampler.shutdown().await;
+    let last = stage::sample_once(&services.clients).await?;
+    for (shard, row) in &last.rows {
+        if let Some(owner) = &row.owner {
+            log.fail(format!("everybody has stopped, and {shard} still belongs to {owner}"));
+        }
+    }
+    services.stop().await?;
+    let mut samples: Vec<Sample> =
+        std::mem::take(&mut *samples.lock().unwrap_or_else(PoisonError::into_inner));
+    samples.push(last);
+    Evidence::gather(directory, settings, stored, samples, log)
+}
+
+/// Everything the schedule says, with a steady writer beside it.
+async fn storm(
+    settings: Settings,
+    plan: Vec<Planned>,
+    services: &Services,
+    command: WorkerCommand,
+    log: &Log,
+) -> Result<(Vec<Slot>, Written)> {
+    let since = Instant::now();
+    let clients = &services.clients;
+    let mut playing = JoinSet::new();
+    for number in 0..SLOTS {
+        let slot = Slot::open(number, command.clone(), log.clone())?;
+        let acts = plan.iter().filter(|planned| planned.act.slot() == Some(number));
+        playing.spawn(slot.play(acts.copied().collect(), since));
+    }
+    let mut writing = JoinSet::new();
+    writing.spawn(stage::write(clients.clone(), settings, since + settings.length));
+    let mut resharding = JoinSet::new();
+    resharding.spawn(stage::reshard(clients.clone(), plan, since, log.clone()));
+
+    let written = writing.join_next().await.context("one task was spawned")???;
+    resharding.join_all().await;
+    let slots = playing.join_all().await.into_iter().collect::<Result<Vec<_>>>()?;
+    Ok((slots, written))
+}
+
+/// What the stream holds: the truth that everything is measured by.
+async fn stored(services: &Services, written: &Written) -> Result<Vec<StoredShard>> {
+    let mut stored = Vec::new();
+    for shard in services.clients.shards(stage::STREAM).await? {
+        let records = services.clients.records_of(stage::STREAM, shard.shard_id()).await?;
+        stored.push(StoredShard::of(&shard, &records, written)?);
+    }
+    Ok(stored)
+}
+
+/// Waits until the table says that every record was processed.
+async fn settled(services: &Services, stored: &[StoredShard]) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let rows = stage::sample_once(&services.clients).await.map(|sample| sample.rows);
+        if rows.is_ok_and(|rows| stored.iter().all(|shard| shard.is_done(rows.get(&shard.id)))) {
+            return true;
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+    false
+}

@@ -1,0 +1,153 @@
+//! `chaos worker`: a worker process that writes down what it is given.
+//!
+//! A record counts as processed when its line is in the journal. Never decides anything: whether
+//! what is written is right, the process that started it finds out.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use kcl_lite::{
+    Batch, BoxError, Event, InitialPosition, RecordProcessor, Settings, ShardContext, Worker,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::journal::{Journal, What};
+
+/// How long a batch takes at most: so that signals arrive in the middle of some.
+const LONGEST_BATCH: Duration = Duration::from_millis(30);
+
+/// What a worker process is told.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    #[arg(long)]
+    pub(crate) application: String,
+    #[arg(long)]
+    pub(crate) stream: String,
+    #[arg(long)]
+    pub(crate) id: String,
+    #[arg(long)]
+    pub(crate) lease_ms: u64,
+    #[arg(long)]
+    pub(crate) seed: u64,
+    #[arg(long)]
+    pub(crate) journal: PathBuf,
+}
+
+/// Works until SIGTERM, then stops in good order.
+///
+/// # Errors
+///
+/// The worker does not start, or has ended by itself.
+pub(crate) async fn run(args: Args) -> Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+    let journal = Journal::open(&args.journal)?;
+    let settings = Settings {
+        lease_duration: Duration::from_millis(args.lease_ms),
+        initial_position: InitialPosition::TrimHorizon,
+        poll_interval: Duration::from_millis(200),
+        audit_interval: Duration::from_secs(10),
+        seed: Some(args.seed),
+        ..Settings::default()
+    };
+    let told = journal.clone();
+    let worker = Worker::builder(args.application, args.stream)
+        .worker_id(args.id)
+        .settings(settings)
+        .on_event(move |event| tell(&told, event))
+        .build()
+        .await?;
+    let (journals, seed) = (journal.clone(), args.seed);
+    let factory = move |shard: &ShardContext| Notary {
+        journal: journals.clone(),
+        shard: shard.shard_id.to_string(),
+        token: shard.fencing_token,
+        rng: fastrand::Rng::with_seed(seed ^ shard.fencing_token),
+    };
+    let report = worker.run_until(factory, terminate.recv()).await?;
+    let shards = report.shards.iter();
+    let left: Vec<_> = shards.map(|(key, shard)| format!("{key} {}", shard.drained)).collect();
+    journal.note(None, What::Told { text: format!("ended; drained: {left:?}") })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes down an event. One that cannot be written is missed by nobody but the timeline.
+fn tell(journal: &Journal, event: &Event) {
+    let told = |shard: Option<&str>, what: What| journal.note(shard, what).ok();
+    let text = || What::Told { text: event.to_string() };
+    // The library may add events: they are told, too.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the timeline shows every event alike")]
+    match event {
+        Event::LeaseTaken { shard, reason, .. } => {
+            told(Some(shard.as_str()), What::Taken { reason: format!("{reason:?}") });
+            told(Some(shard.as_str()), text())
+        }
+        Event::LeaseRenewed { shard, checkpoint, advanced: true } => {
+            told(Some(shard.as_str()), What::Stored { checkpoint: checkpoint.to_string() })
+        }
+        // Once a second and shard: they would hide the rest.
+        Event::LeaseRenewed { advanced: false, .. } => None,
+        Event::LeaseReleased { shard, checkpoint } => {
+            told(Some(shard.as_str()), What::Released { checkpoint: checkpoint.to_string() })
+        }
+        Event::HandoffAsked { shard, .. }
+        | Event::LeaseLost { shard, .. }
+        | Event::ShardEnded { shard, .. }
+        | Event::ReadFailed { shard, .. } => told(Some(shard.as_str()), text()),
+        _ => told(None, text()),
+    };
+}
+
+/// A processor that writes down every record.
+struct Notary {
+    journal: Journal,
+    shard: String,
+    token: u64,
+    rng: fastrand::Rng,
+}
+
+impl Notary {
+    fn note(&self, what: What) -> Result<()> {
+        self.journal.note(Some(&self.shard), what)
+    }
+
+    fn told(&self, text: &str) {
+        let text = format!("{text} (token {})", self.token);
+        // Its absence is seen in the timeline only.
+        self.note(What::Told { text }).ok();
+    }
+}
+
+impl RecordProcessor for Notary {
+    async fn initialize(&mut self, shard: &ShardContext) -> Result<(), BoxError> {
+        let checkpoint = shard.checkpoint.to_string();
+        Ok(self.note(What::Begun { token: self.token, checkpoint })?)
+    }
+
+    async fn process(&mut self, batch: Batch) -> Result<(), BoxError> {
+        let (token, records) = (self.token, batch.records());
+        self.note(What::Batch { token, records: records.len() })?;
+        let pauses_at = self.rng.usize(..records.len());
+        for (index, record) in records.iter().enumerate() {
+            if index == pauses_at {
+                tokio::time::sleep(LONGEST_BATCH.mul_f64(self.rng.f64())).await;
+            }
+            let sequence_number = record.sequence_number.to_string();
+            self.note(What::Record { token, sequence_number })?;
+        }
+        Ok(())
+    }
+
+    async fn shard_ended(&mut self) {
+        self.told("shard ended");
+    }
+
+    async fn shutdown_requested(&mut self) {
+        self.told("shutdown requested");
+    }
+
+    async fn lease_lost(&mut self) {
+        self.told("lease lost");
+    }
+}
