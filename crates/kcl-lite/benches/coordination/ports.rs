@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use kcl_lite::lease::memory::MemoryStore;
-use kcl_lite::lease::store::{LeaseStore, WriteOutcome};
+use kcl_lite::lease::store::{self, LeaseStore, WriteOutcome};
 use kcl_lite::lease::{Lease, LeaseKey, LeaseWrite};
 use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::stream::{ListFrom, Listing, Read, ShardReader, Stream};
@@ -85,10 +85,10 @@ impl LeaseStore for Table {
         self.call(self.rows.prepare()).boxed()
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Lease>, ServiceError>> {
+    fn list(&self) -> BoxFuture<'_, Result<store::Table, ServiceError>> {
         async {
             let listed = self.call(self.rows.list()).await?;
-            let bytes = listed.len() as u64 * ROW_BYTES;
+            let bytes = listed.leases.len() as u64 * ROW_BYTES;
             self.read_units.fetch_add(bytes.div_ceil(UNIT_BYTES).max(1), Ordering::Relaxed);
             Ok(listed)
         }
