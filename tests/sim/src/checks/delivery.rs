@@ -1,0 +1,184 @@
+//! What may be delivered, by whom, and in which order.
+
+use std::time::Duration;
+
+use kcl_lite::Record;
+use kcl_lite::lease::LeaseKey;
+
+use super::{End, Ledger, Promise, TenureId};
+use crate::stream::{Shards, service_time};
+use crate::table::Rows;
+
+/// A worker must have stopped when this part of a lease duration has passed since its last proof,
+/// however its clock runs.
+const FENCE: f64 = 0.95;
+
+/// A batch that is being handed over.
+pub(crate) struct Delivery<'a> {
+    pub(crate) at: Duration,
+    pub(crate) tenure: TenureId,
+    pub(crate) shard: usize,
+    pub(crate) records: &'a [Record],
+}
+
+impl Ledger {
+    /// A processor is given a batch; returns the number of the delivery and of its first record.
+    pub(crate) fn delivered(
+        &mut self,
+        delivery: &Delivery<'_>,
+        shards: &mut Shards,
+        rows: &Rows,
+    ) -> (u64, usize) {
+        let key = LeaseKey::from(shards.all[delivery.shard].id.clone());
+        let range = self
+            .is_owner(delivery, &key)
+            .and_then(|()| self.is_in_order(delivery, &key, shards))
+            .and_then(|first| parents_are_done(delivery, shards, rows).map(|()| first))
+            .and_then(|first| keys_are_in_order(delivery, shards, first).map(|()| first));
+        match range {
+            Ok(first) => {
+                let count = delivery.records.len();
+                let entries = &shards.all[delivery.shard].entries[first..first + count];
+                self.counts.delivered += count as u64;
+                self.counts.repeated += entries.iter().filter(|it| it.delivered).count() as u64;
+                (shards.deliver(delivery.shard, first, count), first)
+            }
+            Err((promise, text)) => {
+                self.broken(promise, delivery.at, Some(&key), text);
+                (0, 0)
+            }
+        }
+    }
+
+    fn is_owner(&self, delivery: &Delivery<'_>, key: &LeaseKey) -> Found {
+        let tenure = self.leases.get(key).and_then(|it| it.tenures.get(&delivery.tenure));
+        let Some(tenure) = tenure else {
+            let text = format!("delivered by {:?}, which never took it", delivery.tenure);
+            return Err((Promise::Fence, text));
+        };
+        if let Some((at, end)) = tenure.end {
+            let late = delivery.at.saturating_sub(at);
+            // Who was asked and does not answer may still believe in its lease.
+            if end != End::Forced || late > self.rules.lasts {
+                let text = format!("delivered {late:?} after its tenure ended ({end:?})");
+                return Err((Promise::Fence, text));
+            }
+        }
+        let age = delivery.at.saturating_sub(tenure.proof);
+        if age > self.rules.lasts.mul_f64(FENCE) {
+            return Err((Promise::Fence, format!("delivered {age:?} after its last proof")));
+        }
+        Ok(())
+    }
+
+    /// Records without a gap, from where the tenure began or continues; returns the first one.
+    fn is_in_order(
+        &mut self,
+        delivery: &Delivery<'_>,
+        key: &LeaseKey,
+        shards: &Shards,
+    ) -> Result<usize, (Promise, String)> {
+        let mut indexes = delivery.records.iter().map(|it| shards.index_of(delivery.shard, it));
+        let Some(Some(first)) = indexes.next() else {
+            return Err((Promise::Order, "an empty batch, or a record of another shard".into()));
+        };
+        if !indexes.zip(first + 1..).all(|(found, expected)| found == Some(expected)) {
+            return Err((Promise::Order, "a batch with a gap".into()));
+        }
+        let facts = self.leases.get_mut(key);
+        let tenure = facts.and_then(|it| it.tenures.get_mut(&delivery.tenure));
+        let Some(tenure) = tenure else { return Ok(first) };
+        let truth = &shards.all[delivery.shard];
+        let expected = tenure.next.unwrap_or(tenure.start);
+        // What is gone cannot be delivered.
+        if first > expected.max(truth.trimmed) {
+            let text = format!("number {first} is delivered, number {expected} is next");
+            return Err((Promise::Loss, text));
+        }
+        if first < tenure.start {
+            let text =
+                format!("number {first} is repeated, though all before {} is stored", tenure.start);
+            return Err((Promise::Repeats, text));
+        }
+        let end = first + delivery.records.len();
+        tenure.next = Some(tenure.next.map_or(end, |next| next.max(end)));
+        Ok(first)
+    }
+
+    /// A call of a processor has ended, or was dropped.
+    pub(crate) fn processed(
+        &mut self,
+        at: Duration,
+        tenure: TenureId,
+        key: &LeaseKey,
+        thawed: Option<Duration>,
+    ) {
+        let Some(facts) = self.leases.get(key).and_then(|it| it.tenures.get(&tenure)) else {
+            return;
+        };
+        let age = at.saturating_sub(facts.proof);
+        // A process that was stopped can stop what it does only when it goes on.
+        let excused = thawed.is_some_and(|thawed| at <= thawed + Duration::from_millis(100));
+        if age > self.rules.lasts.mul_f64(FENCE) + Duration::from_millis(5) && !excused {
+            let text = format!("still processing {age:?} after its last proof");
+            self.broken(Promise::Fence, at, Some(key), text);
+        }
+    }
+
+    /// A processor is told to let go.
+    pub(crate) fn asked_to_stop(
+        &mut self,
+        at: Duration,
+        tenure: TenureId,
+        shard: usize,
+        shards: &mut Shards,
+    ) {
+        let truth = &mut shards.all[shard];
+        let done = truth.done();
+        let facts = self.leases.get_mut(&LeaseKey::from(truth.id.clone()));
+        if let Some(tenure) = facts.and_then(|it| it.tenures.get_mut(&tenure)) {
+            let done = tenure.next.map_or(0, |next| next.min(done));
+            tenure.asked_to_stop = Some((at, done));
+        }
+    }
+
+    /// Whether the end of a shard is stored.
+    pub(crate) fn is_finished(&self, key: &LeaseKey) -> bool {
+        self.leases.get(key).is_some_and(|it| it.finished.is_some())
+    }
+}
+
+type Found = Result<(), (Promise, String)>;
+
+/// The end of every parent is stored, unless nothing of it was needed or it is gone.
+fn parents_are_done(delivery: &Delivery<'_>, shards: &mut Shards, rows: &Rows) -> Found {
+    for parent in shards.all[delivery.shard].parents.clone() {
+        let truth = &mut shards.all[parent];
+        let row = rows.get(&LeaseKey::from(truth.id.clone()));
+        let is_unfinished = row.is_some_and(|row| !row.checkpoint.is_shard_end());
+        if !truth.gone && (is_unfinished || !truth.is_done()) {
+            let text = format!("delivered before its parent {} has ended", truth.id);
+            return Err((Promise::Order, text));
+        }
+    }
+    Ok(())
+}
+
+fn keys_are_in_order(delivery: &Delivery<'_>, shards: &mut Shards, first: usize) -> Found {
+    for index in first..first + delivery.records.len() {
+        let earlier = shards.earlier_of_key(delivery.shard, index);
+        if let Some(earlier) = earlier {
+            let text = format!(
+                "record {index} of key {} is delivered before {} of another shard",
+                earlier.key, earlier.record.sequence_number
+            );
+            return Err((Promise::Order, text));
+        }
+    }
+    Ok(())
+}
+
+/// When a record arrived, for messages.
+pub(crate) fn arrival(at: Duration) -> i64 {
+    service_time(at).as_millis()
+}

@@ -1,0 +1,206 @@
+//! What has to be so once the faults are over: everything flows, evenly, and with few calls.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kcl_lite::lease::{Lease, LeaseKey};
+use kcl_lite::{Checkpoint, WorkerId};
+
+use super::{Calls, Ledger, Promise};
+use crate::stream::Shards;
+use crate::table::Rows;
+
+/// Failures before the calm are waited out: the longest pause of a processor, or a read that hangs.
+const AFTERMATH: Duration = Duration::from_secs(60);
+/// How long after the calm, and after the last change, leases may still move.
+const BALANCING: Duration = Duration::from_secs(60);
+
+impl Ledger {
+    /// How long a record may wait for its delivery, once the faults are over.
+    fn patience(&self) -> Duration {
+        self.rules.lasts * 2 + self.rules.audit.mul_f64(1.3) + self.rules.poll * 2
+    }
+
+    /// Checked every second after the calm: every shard that can be read is being delivered.
+    pub(crate) fn flows(&mut self, now: Duration, shards: &mut Shards, rows: &Rows) {
+        let since = self.rules.calm_at + AFTERMATH;
+        if now < since + self.patience() {
+            return;
+        }
+        for shard in 0..shards.all.len() {
+            let runnable_at = self.runnable_at(shard, shards);
+            let (Some(runnable_at), Some(entry)) =
+                (runnable_at, shards.all[shard].oldest_unseen())
+            else {
+                continue;
+            };
+            let from = since.max(runnable_at).max(entry.arrived);
+            if now > from + self.patience() {
+                let waits = now.saturating_sub(from);
+                let number = entry.record.sequence_number.clone();
+                let id = shards.all[shard].id.clone();
+                let row = rows.get(&LeaseKey::from(id.clone()));
+                let text = format!("record {number} waits {waits:?} for its delivery; {row:?}");
+                return self.broken(Promise::Progress, now, Some(&id), text);
+            }
+        }
+    }
+
+    /// Since when all parents are finished.
+    fn runnable_at(&self, shard: usize, shards: &mut Shards) -> Option<Duration> {
+        let mut at = shards.all[shard].opened;
+        for parent in shards.all[shard].parents.clone() {
+            let id = LeaseKey::from(shards.all[parent].id.clone());
+            let finished = self.leases.get(&id).and_then(|it| it.finished);
+            let parent = &mut shards.all[parent];
+            match finished {
+                Some(finished) => at = at.max(finished),
+                None if parent.gone || parent.is_done() => {}
+                None => return None,
+            }
+        }
+        Some(at)
+    }
+
+    /// Checked at the end, before anyone is stopped.
+    pub(crate) fn is_settled(
+        &mut self,
+        now: Duration,
+        shards: &mut Shards,
+        rows: &Rows,
+        live: &[WorkerId],
+    ) {
+        for shard in &mut shards.all {
+            let done = shard.done();
+            let late = shard.entries.get(done).filter(|it| it.arrived < now.saturating_sub(Duration::from_secs(30)));
+            if let Some(entry) = late {
+                let text = format!("record {} was not acknowledged", entry.record.sequence_number);
+                let row = rows.get(&LeaseKey::from(shard.id.clone()));
+                let text = format!("{text}; {row:?}");
+                return self.broken(Promise::Progress, now, Some(&shard.id), text);
+            }
+        }
+        self.is_stored(now, shards, rows);
+        self.is_even(now, rows, live);
+        self.is_cheap(now, rows);
+    }
+
+    /// What was acknowledged some time ago is stored, and closed shards are finished.
+    fn is_stored(&mut self, now: Duration, shards: &mut Shards, rows: &Rows) {
+        let old = now.saturating_sub(self.rules.lasts * 2 + Duration::from_secs(60));
+        for shard in &mut shards.all {
+            let key = LeaseKey::from(shard.id.clone());
+            let row = rows.get(&key);
+            let finished = self.leases.get(&key).is_some_and(|it| it.finished.is_some());
+            let was_needed = shard.entries.iter().any(|it| it.needed);
+            if was_needed && shard.closed.is_some_and(|closed| closed < old) && !finished {
+                let text = format!("everything is read, but the end is not stored; {row:?}");
+                return self.broken(Promise::Progress, now, Some(&key), text);
+            }
+            let Some(row) = row else { continue };
+            let stored = shard.first_after(&row.checkpoint, row.anchor);
+            let behind = shard.entries.iter().skip(stored).find(|it| it.needed);
+            if let Some(entry) = behind.filter(|it| it.arrived < old) {
+                let text = format!(
+                    "record {} is acknowledged, but {} is stored",
+                    entry.record.sequence_number, row.checkpoint
+                );
+                return self.broken(Promise::Progress, now, Some(&key), text);
+            }
+        }
+    }
+
+    /// Loads differ by one at most, and nothing has moved for a while.
+    fn is_even(&mut self, now: Duration, rows: &Rows, live: &[WorkerId]) {
+        let runnable = |row: &&Lease| {
+            let parents = row.parents.iter().map(|it| rows.get(&LeaseKey::from(it.clone())));
+            let is_open =
+                |row: Option<&Lease>| row.is_none_or(|row| row.checkpoint == Checkpoint::ShardEnd);
+            row.checkpoint != Checkpoint::ShardEnd && parents.into_iter().all(is_open)
+        };
+        let mut loads: BTreeMap<&WorkerId, usize> = live.iter().map(|it| (it, 0)).collect();
+        for row in rows.values().filter(runnable) {
+            let load = row.owner.as_ref().and_then(|owner| loads.get_mut(owner));
+            match load {
+                Some(load) => *load += 1,
+                None => {
+                    let text = format!("held by {:?}, which does not live", row.owner);
+                    return self.broken(Promise::Progress, now, Some(&row.key), text);
+                }
+            }
+        }
+        let (least, most) = (loads.values().min(), loads.values().max());
+        if most.zip(least).is_some_and(|(most, least)| most - least > 1) {
+            let text = format!("loads are {loads:?}");
+            return self.broken(Promise::Balance, now, None, text);
+        }
+        let quiet = self.rules.calm_at + AFTERMATH + self.patience() + BALANCING;
+        if self.moved_at > quiet.max(self.rules.calm_at + Duration::from_secs(120)) {
+            let text = format!("leases still moved at {:?}", self.moved_at);
+            self.broken(Promise::Balance, now, None, text);
+        }
+    }
+
+    /// The last whole minute was without faults and moves: the stated budget holds.
+    fn is_cheap(&mut self, now: Duration, rows: &Rows) {
+        let minute = now.as_secs() / 60 - 1;
+        let began = Duration::from_secs(minute * 60);
+        if self.moved_at >= began.saturating_sub(Duration::from_secs(1)) {
+            return;
+        }
+        let held: BTreeMap<usize, u64> = self
+            .leases
+            .values()
+            .filter_map(|it| it.current)
+            .fold(BTreeMap::new(), |mut held, (who, _)| {
+                *held.entry(who).or_default() += 1;
+                held
+            });
+        let renewals = 60_000_f64 / (self.rules.lasts.as_secs_f64() * 1000.0 / 3.0);
+        for ((who, at), calls) in self.calls.clone() {
+            if at != minute {
+                continue;
+            }
+            let leases = held.get(&who).copied().unwrap_or(0);
+            self.is_within(now, who, calls, leases as f64 * renewals, rows.len());
+        }
+    }
+
+    fn is_within(&mut self, now: Duration, who: usize, calls: Calls, renewals: f64, rows: usize) {
+        let scans = 62;
+        let writes = if self.rules.eager { f64::INFINITY } else { renewals * 1.1 + 2.0 };
+        let lists = 60.0 / self.rules.audit.as_secs_f64() + 2.0;
+        let is_over = calls.scans > scans || calls.writes as f64 > writes || calls.lists as f64 > lists;
+        if is_over {
+            let text = format!(
+                "incarnation {who} made {calls:?} in a quiet minute; stated are {scans} scans, \
+                 {writes:.0} writes, {lists:.0} listings for {rows} rows"
+            );
+            self.broken(Promise::Budget, now, None, text);
+        }
+    }
+
+    /// After everyone has stopped in good order: nobody owns anything, and all is stored.
+    pub(crate) fn is_released(
+        &mut self,
+        now: Duration,
+        shards: &mut Shards,
+        rows: &Rows,
+        stopped: &[WorkerId],
+    ) {
+        for row in rows.values() {
+            if row.actual_owner().is_some_and(|owner| stopped.contains(owner)) {
+                let text = format!("still owned by {:?}, which has stopped", row.actual_owner());
+                return self.broken(Promise::Repeats, now, Some(&row.key), text);
+            }
+            let Some(shard) = shards.find(&row.key.clone()) else { continue };
+            let truth = &mut shards.all[shard];
+            let stored = truth.first_after(&row.checkpoint, row.anchor);
+            let last = truth.entries.iter().rposition(|it| it.needed && it.delivered);
+            if last.is_some_and(|last| last >= stored) {
+                let text = format!("number {last:?} was delivered, {} is stored", row.checkpoint);
+                return self.broken(Promise::Repeats, now, Some(&row.key), text);
+            }
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! What may happen to a row, by whom, and when.
+
+use std::time::Duration;
+
+use kcl_lite::Checkpoint;
+use kcl_lite::lease::{Lease, LeaseChange};
+
+use super::{Change, End, Facts, Ledger, Promise, Tenure, TenureId};
+use crate::stream::Shards;
+use crate::table::Rows;
+
+/// How much too early a clock that is one percent fast may be.
+const FAST: f64 = 0.985;
+/// How long an owner that was asked has to let go.
+const HANDOFF_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a drain waits for acknowledgements that come later.
+const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+
+impl Ledger {
+    /// A write has been applied.
+    pub(crate) fn changed(&mut self, change: &Change<'_>, shards: &mut Shards, rows: &Rows) {
+        let Some(shard) = shards.find(&change.key.clone()) else {
+            let text = "a lease of a shard that does not exist".to_owned();
+            return self.broken(Promise::Rows, change.at, Some(change.key), text);
+        };
+        let mut facts = self.leases.remove(change.key).unwrap_or_default();
+        let result = match change.what {
+            LeaseChange::Create(_) => created(change, &mut facts, shards, shard),
+            LeaseChange::Take { .. } => self.taken(change, &mut facts, shards, shard),
+            LeaseChange::AskHandoff { .. } => asked(change, &mut facts),
+            LeaseChange::Renew { .. } => by_owner(change, &mut facts, None),
+            LeaseChange::HandOver { .. } => {
+                self.counts.handed_over += 1;
+                self.moved_at = change.at;
+                drained(change, &facts, shards, shard)
+                    .and_then(|()| by_owner(change, &mut facts, Some(End::Released)))
+            }
+            LeaseChange::Release { .. } => drained(change, &facts, shards, shard)
+                .and_then(|()| by_owner(change, &mut facts, Some(End::Released))),
+            LeaseChange::Finish { .. } => {
+                self.counts.finished += 1;
+                self.moved_at = change.at;
+                facts.finished.get_or_insert(change.at);
+                finished(change, shards, shard, rows, &self.leases)
+                    .and_then(|()| by_owner(change, &mut facts, Some(End::Finished)))
+            }
+            LeaseChange::Delete { .. } => {
+                self.counts.deleted += 1;
+                self.deleted(change, shards, shard)
+            }
+        };
+        let result = result
+            .and_then(|()| moves_on(change, &mut facts))
+            .and_then(|()| covers_only_acknowledged(change, shards, shard));
+        self.leases.insert(change.key.clone(), facts);
+        if let Err((promise, text)) = result {
+            self.broken(promise, change.at, Some(change.key), text);
+        }
+    }
+
+    fn taken(
+        &mut self,
+        change: &Change<'_>,
+        facts: &mut Facts,
+        shards: &Shards,
+        shard: usize,
+    ) -> Found {
+        let (before, after) = both(change)?;
+        let quiet = change.at.saturating_sub(facts.changed);
+        let end = if before.actual_owner().is_none_or(|owner| owner == change.id) {
+            // Free, handed over, or its own from before.
+            None
+        } else if quiet >= self.rules.lasts.mul_f64(FAST) {
+            self.counts.expired += 1;
+            Some(End::Expired)
+        } else if facts.asked.as_ref().is_some_and(|(by, at)| {
+            by == change.id && change.at.saturating_sub(*at) >= HANDOFF_DEADLINE.mul_f64(FAST)
+        }) {
+            self.counts.forced += 1;
+            Some(End::Forced)
+        } else {
+            return Err((
+                Promise::Take,
+                format!("taken from {:?}, which renewed {quiet:?} ago", before.actual_owner()),
+            ));
+        };
+        if let Some(tenure) = facts.current.take().and_then(|it| facts.tenures.get_mut(&it)) {
+            tenure.end.get_or_insert((change.at, end.unwrap_or(End::Expired)));
+        }
+        if after.owner.as_ref() != Some(change.id) || after.checkpoint_owner.is_some() {
+            return Err((Promise::Fence, "a take that does not make its sender the owner".into()));
+        }
+        if after.checkpoint != before.checkpoint {
+            return Err((Promise::Monotone, "a take that changes the checkpoint".into()));
+        }
+        if after.counter <= facts.token {
+            return Err((
+                Promise::Fence,
+                format!("fencing token {} comes after {}", after.counter, facts.token),
+            ));
+        }
+        facts.token = after.counter;
+        facts.asked = None;
+        facts.current = Some((change.who, after.counter));
+        let start = shards.all[shard].first_after(&after.checkpoint, after.anchor);
+        let tenure =
+            Tenure { proof: change.sent, end: None, start, next: None, asked_to_stop: None };
+        facts.tenures.insert((change.who, after.counter), tenure);
+        self.moved_at = change.at;
+        Ok(())
+    }
+
+    fn deleted(&self, change: &Change<'_>, shards: &Shards, shard: usize) -> Found {
+        let before = change.before.ok_or((Promise::Rows, "nothing to delete".to_owned()))?;
+        if !before.checkpoint.is_shard_end() {
+            return Err((Promise::Rows, "an unfinished lease is deleted".into()));
+        }
+        for child in &shards.all[shard].children {
+            let id = &shards.all[*child].id;
+            let moved = self.leases.get(id).and_then(|it| it.best.as_ref());
+            if !moved.is_some_and(Checkpoint::has_progress) {
+                return Err((Promise::Rows, format!("deleted before its child {id} has moved")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a check found.
+type Found = Result<(), (Promise, String)>;
+
+fn both<'a>(change: &Change<'a>) -> Result<(&'a Lease, &'a Lease), (Promise, String)> {
+    match (change.before, change.after) {
+        (Some(before), Some(after)) => Ok((before, after)),
+        _ => Err((Promise::Rows, "a row appeared or vanished by the wrong write".to_owned())),
+    }
+}
+
+fn created(change: &Change<'_>, facts: &mut Facts, shards: &mut Shards, shard: usize) -> Found {
+    let after = change.after.ok_or((Promise::Rows, "nothing was created".to_owned()))?;
+    if change.before.is_some() {
+        return Err((Promise::Rows, "a lease is created over another".into()));
+    }
+    if facts.finished.is_some() {
+        return Err((Promise::Rows, "the lease of a finished shard is made again".into()));
+    }
+    let is_later = shards.started.is_some_and(|started| shards.all[shard].opened > started);
+    if is_later && after.checkpoint == Checkpoint::Latest {
+        let opened = crate::stream::service_time(shards.all[shard].opened);
+        if after.anchor.is_none_or(|anchor| anchor > opened) {
+            return Err((Promise::Loss, "a shard that opened later starts at the tip".into()));
+        }
+    }
+    facts.changed = change.at;
+    Ok(())
+}
+
+fn asked(change: &Change<'_>, facts: &mut Facts) -> Found {
+    let (before, after) = both(change)?;
+    if before.counter != after.counter || before.checkpoint != after.checkpoint {
+        return Err((Promise::Fence, "asking for a lease changes more than who is next".into()));
+    }
+    if facts.current.is_none() {
+        return Err((Promise::Take, "a lease that nobody holds is asked for".into()));
+    }
+    facts.asked = Some((change.id.clone(), change.at));
+    Ok(())
+}
+
+/// Only who holds the lease renews it, hands it over, releases or finishes it.
+fn by_owner(change: &Change<'_>, facts: &mut Facts, end: Option<End>) -> Found {
+    let (before, _) = both(change)?;
+    let Some(current) = facts.current.filter(|(who, _)| *who == change.who) else {
+        return Err((
+            Promise::Fence,
+            format!("written by {}#{}, which does not hold it", change.id, change.who),
+        ));
+    };
+    if before.actual_owner() != Some(change.id) {
+        return Err((Promise::Fence, format!("the row belongs to {:?}", before.actual_owner())));
+    }
+    if let Some(tenure) = facts.tenures.get_mut(&current) {
+        tenure.proof = tenure.proof.max(change.sent);
+        if let Some(end) = end {
+            tenure.end = Some((change.at, end));
+        }
+    }
+    if end.is_some() {
+        facts.current = None;
+        facts.asked = None;
+    }
+    Ok(())
+}
+
+/// The counter and the checkpoint only grow.
+fn moves_on(change: &Change<'_>, facts: &mut Facts) -> Found {
+    let Some(after) = change.after else { return Ok(()) };
+    if let Some(before) = change.before {
+        let is_question = matches!(change.what, LeaseChange::AskHandoff { .. });
+        if after.counter != before.counter + u64::from(!is_question) {
+            return Err((
+                Promise::Fence,
+                format!("the counter goes from {} to {}", before.counter, after.counter),
+            ));
+        }
+        if after.parents != before.parents || after.anchor != before.anchor {
+            return Err((Promise::Rows, "a write lost what another one stored".into()));
+        }
+        if !is_question {
+            facts.changed = change.at;
+        }
+    }
+    if facts.best.as_ref().is_some_and(|best| after.checkpoint < *best) {
+        return Err((
+            Promise::Monotone,
+            format!("from {:?} back to {}", facts.best, after.checkpoint),
+        ));
+    }
+    facts.best = Some(after.checkpoint.clone());
+    Ok(())
+}
+
+fn covers_only_acknowledged(change: &Change<'_>, shards: &mut Shards, shard: usize) -> Found {
+    let Some(after) = change.after.filter(|row| row.checkpoint.has_progress()) else {
+        return Ok(());
+    };
+    let truth = &mut shards.all[shard];
+    if after.checkpoint.is_shard_end() && truth.closed.is_none() {
+        return Err((Promise::Loss, "finished, but the shard is open".into()));
+    }
+    let (covered, done) = (truth.first_after(&after.checkpoint, None), truth.done());
+    if covered > done {
+        let entry = &truth.entries[done];
+        return Err((
+            Promise::Loss,
+            format!(
+                "the checkpoint covers record {} (number {done} of the shard, delivered: {}), \
+                 which nobody has acknowledged",
+                entry.record.sequence_number, entry.delivered
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// What lets a shard go in good order has stored all that was acknowledged, and has waited.
+fn drained(change: &Change<'_>, facts: &Facts, shards: &mut Shards, shard: usize) -> Found {
+    let (_, after) = both(change)?;
+    let tenure = facts.current.and_then(|id: TenureId| facts.tenures.get(&id));
+    let Some(tenure) = tenure else { return Ok(()) };
+    let Some((at, acknowledged)) = tenure.asked_to_stop else { return Ok(()) };
+    let truth = &mut shards.all[shard];
+    let stored = truth.first_after(&after.checkpoint, after.anchor);
+    if stored < acknowledged {
+        return Err((
+            Promise::Repeats,
+            format!("let go at number {stored}, though {acknowledged} were acknowledged"),
+        ));
+    }
+    let waited = change.sent.saturating_sub(at) >= DRAIN_LIMIT.mul_f64(FAST);
+    let outstanding = tenure.next.is_some_and(|next| truth.done() < next);
+    if outstanding && !waited && !truth.failing {
+        return Err((Promise::Repeats, "let go while acknowledgements could still come".into()));
+    }
+    Ok(())
+}
+
+fn finished(
+    change: &Change<'_>,
+    shards: &mut Shards,
+    shard: usize,
+    rows: &Rows,
+    leases: &std::collections::BTreeMap<kcl_lite::lease::LeaseKey, Facts>,
+) -> Found {
+    let LeaseChange::Finish { children, .. } = change.what else { return Ok(()) };
+    for child in children {
+        let known = shards.find(child).is_some_and(|it| shards.all[shard].children.contains(&it));
+        let finished = leases.get(child).is_some_and(|it| it.finished.is_some());
+        if !known || !(rows.contains_key(child) || finished) {
+            return Err((Promise::Rows, format!("finished before its child {child} has a lease")));
+        }
+    }
+    Ok(())
+}

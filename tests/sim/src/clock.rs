@@ -1,0 +1,40 @@
+//! The clock of one machine: it runs a little fast or slow, and goes on while the process is frozen.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kcl_lite::clock::Clock;
+use tokio::time::Instant;
+
+use crate::machine::Machine;
+
+/// A drifting clock.
+#[derive(Debug, Clone)]
+pub(crate) struct DriftingClock(pub(crate) Arc<Machine>);
+
+impl DriftingClock {
+    fn read(machine: &Machine) -> Instant {
+        machine.born + machine.born.elapsed().mul_f64(machine.rate)
+    }
+}
+
+impl Clock for DriftingClock {
+    fn now(&self) -> Instant {
+        Self::read(&self.0)
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let machine = Arc::clone(&self.0);
+        Box::pin(async move {
+            let wait = deadline.saturating_duration_since(machine.born).div_f64(machine.rate);
+            tokio::time::sleep_until(machine.born + wait).await;
+            machine.awake().await;
+            // The conversion may be a nanosecond off.
+            while Self::read(&machine) < deadline {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+    }
+}

@@ -1,0 +1,343 @@
+//! The workers of a run: one task per slot, which lives one incarnation after another.
+//!
+//! Does to a worker what a machine or an operator does: starts it, kills it, stops it in good order,
+//! starts it again when it ended by itself.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kcl_lite::{
+    ControlPlane, Error, ErrorKind, InitialPosition, Report, Settings, Worker, WorkerHandle,
+    WorkerId,
+};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::checks::Promise;
+use crate::clock::DriftingClock;
+use crate::machine::Machine;
+use crate::plan::{Start, What};
+use crate::processor::SimProcessor;
+use crate::stream::{SimStream, service_time};
+use crate::table::Table;
+use crate::world::World;
+
+/// How long everyone has to stop at the end.
+const LAST_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a worker that ended by itself stays away.
+const RESTART: Duration = Duration::from_secs(2);
+
+/// What happens to a slot.
+#[derive(Debug, Clone, Copy)]
+enum Command {
+    Kill(Return),
+    Stop(Duration, Return),
+    Freeze(Duration),
+    /// Start, if nothing runs and nothing is about to.
+    Revive,
+    /// Stop for good.
+    End,
+}
+
+/// When and as whom a slot goes on.
+#[derive(Debug, Clone, Copy)]
+struct Return {
+    after: Option<Duration>,
+    same_id: bool,
+}
+
+/// All slots.
+pub(crate) struct Fleet {
+    world: Arc<World>,
+    commands: Vec<mpsc::Sender<Command>>,
+    live: Arc<Live>,
+    tasks: JoinSet<Option<WorkerId>>,
+}
+
+/// Who runs at the moment, per slot.
+#[derive(Debug)]
+struct Live {
+    slots: Mutex<Vec<Option<WorkerId>>>,
+    /// Incarnations so far.
+    booted: AtomicUsize,
+}
+
+impl Live {
+    fn set(&self, slot: usize, id: Option<WorkerId>) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)[slot] = id;
+    }
+
+    fn ids(&self) -> Vec<WorkerId> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.iter().flatten().cloned().collect()
+    }
+}
+
+impl Fleet {
+    pub(crate) fn new(world: &Arc<World>) -> Self {
+        let slots = world.plan.workers;
+        let live = Arc::new(Live {
+            slots: Mutex::new(vec![None; slots]),
+            booted: AtomicUsize::new(0),
+        });
+        let mut fleet = Self {
+            world: Arc::clone(world),
+            commands: Vec::new(),
+            live: Arc::clone(&live),
+            tasks: JoinSet::new(),
+        };
+        for number in 0..slots {
+            let (commands, orders) = mpsc::channel(64);
+            let (world, live) = (Arc::clone(world), Arc::clone(&live));
+            fleet.commands.push(commands);
+            fleet.tasks.spawn(Slot { world, live, number, orders }.run());
+        }
+        fleet
+    }
+
+    /// Makes an operation happen.
+    pub(crate) async fn perform(&self, what: &What) {
+        self.world.say(&"plan", format_args!("{what:?}"));
+        match *what {
+            What::Kill { slot, back_after, same_id } => {
+                self.tell(slot, Command::Kill(Return { after: back_after, same_id })).await;
+            }
+            What::Stop { slot, deadline, back_after, same_id } => {
+                let back = Return { after: back_after, same_id };
+                self.tell(slot, Command::Stop(deadline, back)).await;
+            }
+            What::Freeze { slot, lasts } => self.tell(slot, Command::Freeze(lasts)).await,
+            What::Link { .. }
+            | What::Split(_)
+            | What::Merge(_)
+            | What::StaleListings { .. }
+            | What::NamelessChildren { .. }
+            | What::Mood { .. }
+            | What::Trim { .. }
+            | What::Burst(_)
+            | What::Drought { .. } => self.world.lock().happen(what),
+        }
+    }
+
+    async fn tell(&self, slot: usize, command: Command) {
+        // A slot that has ended needs nothing any more.
+        let _ = self.commands[slot].send(command).await;
+    }
+
+    /// The faults are over, and somebody lives.
+    pub(crate) async fn calm(&self) {
+        self.world.say(&"plan", format_args!("calm"));
+        if self.live.ids().is_empty() {
+            self.tell(0, Command::Revive).await;
+        }
+    }
+
+    /// Looks at what has settled, stops everyone, and looks at what remains.
+    pub(crate) async fn finish(mut self) {
+        if self.world.now() >= self.world.plan.length {
+            let mut truth = self.world.lock();
+            let truth = &mut *truth;
+            let live = self.live.ids();
+            truth.ledger.is_settled(truth.now, &mut truth.shards, &truth.rows, &live);
+        }
+        for commands in &self.commands {
+            let _ = commands.send(Command::End).await;
+        }
+        let mut stopped = Vec::new();
+        while let Some(result) = self.tasks.join_next().await {
+            stopped.extend(result.ok().flatten());
+        }
+        let mut truth = self.world.lock();
+        let truth = &mut *truth;
+        truth.ledger.is_released(truth.now, &mut truth.shards, &truth.rows, &stopped);
+    }
+}
+
+/// One slot.
+struct Slot {
+    world: Arc<World>,
+    live: Arc<Live>,
+    number: usize,
+    orders: mpsc::Receiver<Command>,
+}
+
+/// How an incarnation ended.
+enum End {
+    Back(Return),
+    /// Stopped in good order at the end of the run.
+    Over,
+}
+
+impl Slot {
+    /// Lives until the run ends; returns the worker that was stopped last.
+    async fn run(mut self) -> Option<WorkerId> {
+        let spread = Duration::from_millis(self.number as u64 * 700);
+        let mut back = Return { after: Some(spread), same_id: false };
+        let mut id = None;
+        loop {
+            if !self.wait(back.after).await {
+                return None;
+            }
+            let number = self.live.booted.fetch_add(1, Ordering::Relaxed);
+            let name = match id.take() {
+                Some(before) if back.same_id => before,
+                _ => WorkerId::from(format!("w{}.{number}", self.number)),
+            };
+            let machine = Machine::boot(&self.world, self.number, number, name.clone());
+            self.live.set(self.number, Some(name.clone()));
+            let end = self.live(&machine).await;
+            machine.die();
+            self.live.set(self.number, None);
+            match end {
+                End::Back(when) => back = when,
+                End::Over => return Some(name),
+            }
+            id = Some(name);
+        }
+    }
+
+    /// Waits for the time to start; false when there will be none.
+    async fn wait(&mut self, after: Option<Duration>) -> bool {
+        let start = async {
+            match after {
+                Some(after) => sleep(after).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(start);
+        loop {
+            tokio::select! {
+                biased;
+                order = self.orders.recv() => match order {
+                    Some(Command::Revive) => return true,
+                    Some(Command::End) | None => return false,
+                    Some(Command::Kill(_) | Command::Stop(..) | Command::Freeze(_)) => {}
+                },
+                () = &mut start => return true,
+            }
+        }
+    }
+
+    async fn live(&mut self, machine: &Arc<Machine>) -> End {
+        self.world.say(&**machine, format_args!("boots"));
+        let starting = start(machine);
+        tokio::pin!(starting);
+        let mut stop = None;
+        let handle = loop {
+            tokio::select! {
+                biased;
+                order = self.orders.recv() => match order {
+                    Some(Command::Kill(back)) => return self.killed(machine, back),
+                    Some(Command::Stop(deadline, back)) => stop = Some((deadline, Some(back))),
+                    Some(Command::End) | None => stop = Some((LAST_DEADLINE, None)),
+                    Some(Command::Freeze(lasts)) => machine.freeze(lasts),
+                    Some(Command::Revive) => {}
+                },
+                started = &mut starting => match started {
+                    Ok(handle) => break handle,
+                    Err(error) => return self.ended(machine, &error),
+                },
+            }
+        };
+        loop {
+            let stopping = async {
+                match stop {
+                    Some((deadline, _)) => {
+                        machine.awake().await;
+                        handle.shutdown(deadline).await
+                    }
+                    None => handle.stopped().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                order = self.orders.recv() => match order {
+                    Some(Command::Kill(back)) => return self.killed(machine, back),
+                    // The first stop counts.
+                    Some(Command::Stop(deadline, back)) => {
+                        stop.get_or_insert((deadline, Some(back)));
+                    }
+                    Some(Command::End) | None => {
+                        stop = Some((stop.map_or(LAST_DEADLINE, |it| it.0), None));
+                    }
+                    Some(Command::Freeze(lasts)) => machine.freeze(lasts),
+                    Some(Command::Revive) => {}
+                },
+                ended = stopping => return match (ended, stop) {
+                    (Ok(report), Some((_, back))) => self.stopped(machine, report, back).await,
+                    (Ok(_), None) => {
+                        self.broken("the worker stopped, and nobody asked it to".to_owned());
+                        End::Over
+                    }
+                    (Err(error), _) => self.ended(machine, &error),
+                },
+            }
+        }
+    }
+
+    fn killed(&self, machine: &Machine, back: Return) -> End {
+        machine.die();
+        self.world.say(machine, format_args!("is killed"));
+        End::Back(back)
+    }
+
+    async fn stopped(&self, machine: &Arc<Machine>, report: Report, back: Option<Return>) -> End {
+        self.world.say(&**machine, format_args!("has stopped: {report:?}"));
+        sleep(Duration::from_millis(10)).await;
+        let running = machine.running.load(Ordering::Relaxed);
+        if running > 0 {
+            let mut truth = self.world.lock();
+            let (now, text) = (truth.now, format!("{running} readers or processors of {machine}"));
+            truth.ledger.broken(Promise::Remains, now, None, text);
+        }
+        back.map_or(End::Over, End::Back)
+    }
+
+    /// The worker gave up: someone starts it again, unless it must not give up for this.
+    fn ended(&self, machine: &Machine, error: &Error) -> End {
+        self.world.say(machine, format_args!("gives up: {error}"));
+        if error.kind() != ErrorKind::Unavailable {
+            self.broken(format!("the worker ended by itself: {error}"));
+        }
+        End::Back(Return { after: Some(RESTART), same_id: false })
+    }
+
+    fn broken(&self, text: String) {
+        let mut truth = self.world.lock();
+        let now = truth.now;
+        truth.ledger.broken(Promise::Sound, now, None, text);
+    }
+}
+
+async fn start(machine: &Arc<Machine>) -> Result<WorkerHandle, Error> {
+    let plan = &machine.world.plan;
+    let settings = Settings {
+        lease_duration: plan.lease_duration,
+        poll_interval: plan.poll_interval,
+        audit_interval: plan.audit_interval,
+        max_unacknowledged: plan.max_unacknowledged,
+        checkpoints: plan.checkpoints,
+        initial_position: match plan.start {
+            Start::Horizon => InitialPosition::TrimHorizon,
+            Start::Latest => InitialPosition::Latest,
+            Start::At(at) => InitialPosition::AtTimestamp(service_time(at)),
+        },
+        control_plane: ControlPlane::Inline,
+        seed: Some(machine.draw(|rng| rng.u64(..))),
+        ..Settings::default()
+    };
+    let observed = Arc::clone(machine);
+    let worker = Worker::builder("simulation", "stream")
+        .worker_id(machine.id.clone())
+        .settings(settings)
+        .lease_store(Table(Arc::clone(machine)))
+        .stream(SimStream(Arc::clone(machine)))
+        .clock(Arc::new(DriftingClock(Arc::clone(machine))))
+        .on_event(move |event| observed.world.say(&*observed, format_args!("* {event}")))
+        .build()
+        .await?;
+    let machine = Arc::clone(machine);
+    worker.start(move |shard| SimProcessor::new(&machine, shard)).await
+}

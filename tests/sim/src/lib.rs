@@ -1,0 +1,31 @@
+//! The worker under simulation: a whole fleet on virtual time, with seeded faults, and checkers for
+//! every promise against what the world saw.
+//!
+//! One seed is one run. A [`Plan`] is drawn from it: settings, and a list of operations with their
+//! times (kills, freezes, faults of a link, resharding, moods of processors). [`run`] executes it on a
+//! single-threaded runtime with paused time; same plan, same trace, byte for byte. The first broken
+//! promise ends the run as a [`Violation`]. [`shrink`](shrink::shrink) removes operations while the
+//! promise stays broken.
+//!
+//! Never asks the library whether it did well: the table, the stream and the processors are the
+//! simulation's own, and the checkers look at those only.
+
+mod checks;
+mod clock;
+mod driver;
+mod fleet;
+mod machine;
+pub mod mutants;
+mod network;
+mod plan;
+mod processor;
+pub mod shrink;
+mod stream;
+mod table;
+mod trace;
+mod world;
+
+pub use checks::{Counts, Promise, Violation};
+pub use driver::{Outcome, run};
+pub use plan::{Operation, Plan};
+pub use trace::Line;

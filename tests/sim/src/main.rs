@@ -1,0 +1,135 @@
+//! The command: runs seeds, replays one with its timeline, shrinks what fails.
+
+#![expect(clippy::print_stdout, reason = "a command prints")]
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use clap::Parser;
+use sim::{Counts, Plan, Violation, run, shrink};
+
+/// Runs a fleet of workers on virtual time, with seeded faults, and checks every promise.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Run this seed and print its timeline if it fails.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Run so many seeds, from `--from` on.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// The first of many seeds.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Threads; each runs one seed after another.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// With `--seed`: keep only these operations of its plan, by number.
+    #[arg(long, value_delimiter = ',')]
+    keep: Option<Vec<usize>>,
+    /// With `--seed`: remove operations while it fails.
+    #[arg(long)]
+    shrink: bool,
+    /// With `--seed`: print the whole timeline, also when nothing fails.
+    #[arg(long)]
+    timeline: bool,
+    /// Stop after so many failures.
+    #[arg(long, default_value_t = 10)]
+    failures: usize,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.seed {
+        Some(seed) => one(&arguments, seed),
+        None => many(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            println!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
+    let mut plan = Plan::of(seed);
+    let mut kept = arguments.keep.clone();
+    if let Some(kept) = &kept {
+        plan = plan.keeping(kept);
+    }
+    if arguments.shrink
+        && let Some(violation) = run(&plan, false).violation
+    {
+        let (numbers, runs) = shrink::shrink(&plan, violation.promise);
+        let numbers = match &kept {
+            Some(kept) => numbers.iter().map(|number| kept[*number]).collect(),
+            None => numbers,
+        };
+        println!("{} of {} operations are needed ({runs} runs)", numbers.len(), plan.operations.len());
+        plan = Plan::of(seed).keeping(&numbers);
+        kept = Some(numbers);
+    }
+    let outcome = run(&plan, true);
+    println!("{:?}", Plan { operations: Vec::new(), ..plan });
+    let about = outcome.violation.as_ref().and_then(|it| it.shard.clone());
+    let end = outcome.violation.as_ref().map_or(outcome.lasted, |it| it.at);
+    for line in &outcome.lines {
+        let is_recent = line.at + Duration::from_secs(60) >= end;
+        let concerns = about.as_ref().is_none_or(|shard| line.text.contains(shard.as_str()));
+        let is_cause = line.who == "plan" || line.who == "stream" || line.text.starts_with("is ");
+        if line.at <= end && (arguments.timeline || is_cause || concerns && is_recent) {
+            println!("{line}");
+        }
+    }
+    println!("{:?}, {} events, trace {:016x}", outcome.counts, outcome.events, outcome.hash);
+    match outcome.violation {
+        None => Ok(()),
+        Some(violation) => {
+            let keep = kept.map(|kept| {
+                let kept: Vec<_> = kept.iter().map(ToString::to_string).collect();
+                format!(" --keep {}", kept.join(","))
+            });
+            println!("replay: cargo run -p sim -- --seed {seed}{}", keep.unwrap_or_default());
+            Err(violation.to_string())
+        }
+    }
+}
+
+fn many(arguments: &Arguments) -> Result<(), String> {
+    let next = AtomicU64::new(arguments.from);
+    let end = arguments.from + arguments.seeds;
+    let failed: Mutex<Vec<(u64, Violation)>> = Mutex::default();
+    let total: Mutex<Counts> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..arguments.threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let failures = failed.lock().unwrap_or_else(PoisonError::into_inner).len();
+                    if seed >= end || failures >= arguments.failures {
+                        return;
+                    }
+                    let plan = Plan::of(seed);
+                    let outcome = run(&plan, false);
+                    total.lock().unwrap_or_else(PoisonError::into_inner).add(&outcome.counts);
+                    if let Some(violation) = outcome.violation {
+                        println!("seed {seed} ({:?}): {violation}", plan.theme);
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push((seed, violation));
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("{:?}", total.into_inner().unwrap_or_else(PoisonError::into_inner));
+    match failed.iter().min_by_key(|(seed, _)| *seed) {
+        None => Ok(()),
+        Some((seed, _)) => {
+            let count = failed.len();
+            Err(format!("{count} failed; replay one: cargo run -p sim -- --seed {seed}"))
+        }
+    }
+}

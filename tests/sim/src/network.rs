@@ -1,0 +1,104 @@
+//! What becomes of a call: it takes time, it may never arrive, and its answer may never come.
+//!
+//! A request that has left its sender is a task of its own: whoever gave up waiting, or is dead,
+//! cannot recall it. So writes may land long after their sender has forgotten them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future;
+use kcl_lite::{ServiceError, ServiceErrorKind};
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use crate::machine::Machine;
+use crate::plan::{Service, Trouble};
+use crate::world::Truth;
+
+/// What becomes of one call.
+enum Fate {
+    /// Not done; an error comes after a while.
+    Refused(ServiceErrorKind, Duration),
+    /// Neither done nor answered.
+    Lost,
+    /// Done after `request`.
+    Done { request: Duration, answer: Answer },
+}
+
+/// What the sender hears of a call that is done.
+enum Answer {
+    After(Duration),
+    Broken(Duration),
+    Never,
+}
+
+impl Machine {
+    /// Does `work` at the service, if the call gets there, and returns its answer, if that comes.
+    pub(crate) async fn call<T: Send + 'static>(
+        self: &Arc<Self>,
+        service: Service,
+        what: &str,
+        work: impl FnOnce(&mut Truth) -> T + Send + 'static,
+    ) -> Result<T, ServiceError> {
+        self.awake().await;
+        let broken = |kind| Err(ServiceError::new(kind, format!("{what} in the simulation")));
+        match self.fate(service, what) {
+            Fate::Refused(kind, after) => {
+                sleep(after).await;
+                self.awake().await;
+                broken(kind)
+            }
+            Fate::Lost => future::pending().await,
+            Fate::Done { request, answer } => {
+                let (done, result) = oneshot::channel();
+                let world = Arc::clone(&self.world);
+                self.world.spawn(async move {
+                    sleep(request).await;
+                    // The sender may be gone.
+                    let _ = done.send(work(&mut world.lock()));
+                });
+                let (after, is_broken) = match answer {
+                    Answer::After(after) => (after, false),
+                    Answer::Broken(after) => (after, true),
+                    Answer::Never => future::pending().await,
+                };
+                let result = result.await.expect("a request that has left is always done");
+                sleep(after).await;
+                self.awake().await;
+                if is_broken { broken(ServiceErrorKind::Unavailable) } else { Ok(result) }
+            }
+        }
+    }
+
+    fn fate(&self, service: Service, what: &str) -> Fate {
+        let mut truth = self.world.lock();
+        let now = truth.now;
+        let weather = &mut truth.weather;
+        let trouble = self.draw(|rng| weather.trouble(now, self.slot, service, rng));
+        if let Some(trouble) = trouble {
+            truth.say(self, format_args!("  ({what}: {trouble:?})"));
+        }
+        drop(truth);
+        let mut millis = |most: Duration| {
+            let most = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
+            self.draw(|rng| Duration::from_millis(rng.u64(1..=most.max(1))))
+        };
+        let usual = Duration::from_millis(15);
+        let request = millis(usual);
+        let after = millis(usual);
+        match trouble {
+            None => Fate::Done { request, answer: Answer::After(after) },
+            Some(Trouble::Slow(most)) => {
+                Fate::Done { request: millis(most), answer: Answer::After(millis(most)) }
+            }
+            Some(Trouble::Refused) => Fate::Refused(ServiceErrorKind::Unavailable, after),
+            Some(Trouble::Throttled) => Fate::Refused(ServiceErrorKind::Throttled, after),
+            Some(Trouble::RequestLost) => Fate::Lost,
+            Some(Trouble::ReplyBroken) => Fate::Done { request, answer: Answer::Broken(after) },
+            Some(Trouble::ReplyLost) => Fate::Done { request, answer: Answer::Never },
+            Some(Trouble::Late(most)) => {
+                Fate::Done { request: millis(most), answer: Answer::Never }
+            }
+        }
+    }
+}

@@ -1,0 +1,468 @@
+//! What happens in one run: settings and a list of timed operations, drawn from a seed.
+//!
+//! Owns all the chance of a run's *script*; what a single call meets is drawn while it runs, from
+//! generators that are seeded with the same seed. An operation names its targets by numbers that
+//! are resolved when its time comes, so that removing one leaves the others meaningful.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use kcl_lite::CheckpointPolicy;
+
+/// The script of one run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where everything comes from.
+    pub seed: u64,
+    /// What the run is mostly about.
+    pub theme: Theme,
+    /// Slots for workers; each runs one incarnation after another.
+    pub workers: usize,
+    /// How fast the clock of each slot runs.
+    pub rates: Vec<f64>,
+    /// Shards at the beginning.
+    pub shards: u32,
+    /// Settings of all workers.
+    pub lease_duration: Duration,
+    /// See [`kcl_lite::Settings`].
+    pub poll_interval: Duration,
+    /// See [`kcl_lite::Settings`].
+    pub audit_interval: Duration,
+    /// See [`kcl_lite::Settings`].
+    pub max_unacknowledged: usize,
+    /// See [`kcl_lite::Settings`].
+    pub checkpoints: CheckpointPolicy,
+    /// Where the application starts.
+    pub start: Start,
+    /// The most records of one reply.
+    pub read_limit: usize,
+    /// Partition keys of the producer.
+    pub keys: usize,
+    /// Mean time between puts.
+    pub put_every: Duration,
+    /// How the processors acknowledge.
+    pub style: Style,
+    /// When all faults have ended and must have been repaired after a stated time.
+    pub calm_at: Duration,
+    /// The whole run.
+    pub length: Duration,
+    /// What happens, in order of time.
+    pub operations: Vec<Operation>,
+}
+
+/// What a run is mostly about: each makes other situations likely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Theme {
+    /// No faults at all: nothing may be repeated, and budgets hold exactly.
+    Calm,
+    /// A bit of everything, each kind in or out by chance.
+    Chaos,
+    /// Shards split and merge all the time.
+    Resharding,
+    /// Mostly merges, and workers that die at shard ends.
+    Merging,
+    /// Workers stop and come back one after the other.
+    Rolling,
+    /// Links break for long.
+    Partitions,
+    /// Processes are stopped for seconds and minutes.
+    Freezes,
+    /// Processors fail, panic, hang, and drop tokens.
+    Processors,
+    /// Records expire, and listings are behind.
+    Retention,
+}
+
+/// Where the application starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With everything in the stream.
+    Horizon,
+    /// With what comes.
+    Latest,
+    /// With what came at this time of the run, or later.
+    At(Duration),
+}
+
+/// How processors acknowledge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// By returning `Ok`.
+    Return,
+    /// With one token for the batch, later.
+    Defer,
+    /// With one token for each record, later and in any order.
+    Split,
+}
+
+/// Something that happens at a time.
+#[derive(Debug, Clone)]
+pub struct Operation {
+    /// When, from the beginning of the run.
+    pub at: Duration,
+    /// What.
+    pub what: What,
+}
+
+/// What can happen.
+#[derive(Debug, Clone)]
+pub enum What {
+    /// The process of a slot is gone from one moment to the next.
+    Kill {
+        /// The slot.
+        slot: usize,
+        /// Time until another incarnation starts; `None`: never.
+        back_after: Option<Duration>,
+        /// Whether it has the id of the old one.
+        same_id: bool,
+    },
+    /// The worker of a slot is asked to stop.
+    Stop {
+        /// The slot.
+        slot: usize,
+        /// How long it has.
+        deadline: Duration,
+        /// Time until another incarnation starts; `None`: never.
+        back_after: Option<Duration>,
+        /// Whether it has the id of the old one.
+        same_id: bool,
+    },
+    /// Nothing in the process runs for a while; its clock goes on.
+    Freeze {
+        /// The slot.
+        slot: usize,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// Some calls of a slot to a service go wrong.
+    Link {
+        /// The slot.
+        slot: usize,
+        /// To which service.
+        service: Service,
+        /// In which way.
+        trouble: Trouble,
+        /// How many of a hundred.
+        percent: u8,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// A shard is split.
+    Split(u64),
+    /// Two neighbours are merged.
+    Merge(u64),
+    /// Listings show the past, each shard another one.
+    StaleListings {
+        /// At most this far.
+        lag: Duration,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// The last reply of a shard does not name its children.
+    NamelessChildren {
+        /// For how long.
+        lasts: Duration,
+    },
+    /// The processors of a slot behave in another way.
+    Mood {
+        /// The slot.
+        slot: usize,
+        /// In which.
+        mood: Mood,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// Records older than this are gone, and closed shards without records with them.
+    Trim {
+        /// How old a record may be.
+        keep: Duration,
+    },
+    /// Many records at once.
+    Burst(usize),
+    /// The producer pauses.
+    Drought {
+        /// For how long.
+        lasts: Duration,
+    },
+}
+
+/// The two services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// The lease table.
+    Table,
+    /// The stream: listings and reads.
+    Stream,
+}
+
+/// What goes wrong with a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// It takes up to this long in each direction.
+    Slow(Duration),
+    /// An error, before anything was done.
+    Refused,
+    /// Too many requests, before anything was done.
+    Throttled,
+    /// It never arrives, and no answer comes.
+    RequestLost,
+    /// It is done; an error comes instead of the answer.
+    ReplyBroken,
+    /// It is done; no answer comes.
+    ReplyLost,
+    /// It is done up to this much later; no answer comes.
+    Late(Duration),
+}
+
+/// How processors behave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mood {
+    /// A batch takes up to this long.
+    Slow(Duration),
+    /// So many of a hundred calls fail.
+    Failing(u8),
+    /// So many of a hundred calls panic.
+    Panicking(u8),
+    /// So many of a hundred calls do not return while the mood lasts.
+    Hanging(u8),
+    /// So many of a hundred tokens are dropped; of plain processors, calls fail.
+    Dropping(u8),
+}
+
+/// A generator for one concern of a run, so that one concern does not shift another.
+pub(crate) fn chance(seed: u64, concern: &str) -> Rng {
+    let mut hash = 0xcbf2_9ce4_8422_2325 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    for byte in concern.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    Rng::with_seed(hash)
+}
+
+/// A duration between two, to the millisecond.
+pub(crate) fn between(rng: &mut Rng, least: Duration, most: Duration) -> Duration {
+    let millis = |it: Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(rng.u64(millis(least)..=millis(most).max(millis(least))))
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+/// The length of a run: ten virtual minutes, of which the last three are without faults.
+const LENGTH: Duration = Duration::from_secs(600);
+const CALM_AT: Duration = Duration::from_secs(420);
+
+impl Plan {
+    /// The plan of a seed.
+    #[must_use]
+    pub fn of(seed: u64) -> Self {
+        let rng = &mut chance(seed, "plan");
+        let theme = match rng.u8(0..16) {
+            0 => Theme::Calm,
+            1..=4 => Theme::Chaos,
+            5 | 6 => Theme::Resharding,
+            7 => Theme::Merging,
+            8 | 9 => Theme::Rolling,
+            10 | 11 => Theme::Partitions,
+            12 | 13 => Theme::Freezes,
+            14 => Theme::Processors,
+            _ => Theme::Retention,
+        };
+        let workers = rng.usize(1..=4);
+        let start = match rng.u8(0..4) {
+            0 | 1 => Start::Horizon,
+            2 => Start::Latest,
+            _ => Start::At(between(rng, SECOND, 20 * SECOND)),
+        };
+        let mut plan = Self {
+            seed,
+            theme,
+            workers,
+            rates: (0..workers).map(|_| 0.99 + rng.f64() * 0.02).collect(),
+            shards: rng.u32(1..=6),
+            lease_duration: SECOND * *pick(rng, &[3, 5, 10, 10, 20]),
+            poll_interval: Duration::from_millis(*pick(rng, &[200, 500, 1000, 1000])),
+            audit_interval: SECOND * *pick(rng, &[5, 20, 60]),
+            max_unacknowledged: *pick(rng, &[1, 20, 100, 100_000]),
+            checkpoints: *pick(rng, &[CheckpointPolicy::OnRenewal, CheckpointPolicy::EveryBatch]),
+            start,
+            read_limit: rng.usize(1..=40),
+            keys: rng.usize(1..=30),
+            put_every: Duration::from_millis(rng.u64(100..=1500)),
+            style: *pick(rng, &[Style::Return, Style::Return, Style::Defer, Style::Split]),
+            calm_at: CALM_AT,
+            length: LENGTH,
+            operations: Vec::new(),
+        };
+        plan.draw_operations(rng);
+        plan.operations.sort_by_key(|operation| operation.at);
+        plan
+    }
+
+    /// The same plan with some of its operations only, by their numbers.
+    #[must_use]
+    pub fn keeping(&self, numbers: &[usize]) -> Self {
+        let kept = numbers.iter().filter_map(|number| self.operations.get(*number)).cloned();
+        Self { operations: kept.collect(), ..self.clone() }
+    }
+
+    fn draw_operations(&mut self, rng: &mut Rng) {
+        for kind in Kind::ALL {
+            let most = self.theme.most(kind);
+            // Kinds that a theme is not about are in or out by chance.
+            let count = if self.theme.is_about(kind) {
+                rng.usize(most / 2..=most)
+            } else if most > 0 && rng.bool() {
+                rng.usize(0..=most)
+            } else {
+                0
+            };
+            for _ in 0..count {
+                let at = between(rng, 2 * SECOND, self.calm_at - 5 * SECOND);
+                let what = self.draw(rng, kind, self.calm_at - at);
+                self.operations.push(Operation { at, what });
+            }
+        }
+    }
+
+    /// One operation that is over within `left`.
+    fn draw(&self, rng: &mut Rng, kind: Kind, left: Duration) -> What {
+        let slot = rng.usize(0..self.workers);
+        let lasts = between(rng, SECOND, Duration::from_secs(90)).min(left);
+        match kind {
+            Kind::Kill => {
+                What::Kill { slot, back_after: self.draw_return(rng), same_id: rng.bool() }
+            }
+            Kind::Stop => What::Stop {
+                slot,
+                deadline: SECOND * *pick(rng, &[1, 10, 30, 60]),
+                back_after: self.draw_return(rng),
+                same_id: rng.bool(),
+            },
+            Kind::Freeze => {
+                let long = self.lease_duration * 3;
+                What::Freeze { slot, lasts: between(rng, SECOND, long).min(left) }
+            }
+            Kind::Link => What::Link {
+                slot,
+                service: *pick(rng, &[Service::Table, Service::Table, Service::Stream]),
+                trouble: draw_trouble(rng),
+                percent: *pick(rng, &[5, 20, 50, 100]),
+                lasts,
+            },
+            Kind::Split => What::Split(rng.u64(..)),
+            Kind::Merge => What::Merge(rng.u64(..)),
+            Kind::Stale => {
+                What::StaleListings { lag: between(rng, SECOND, Duration::from_secs(15)), lasts }
+            }
+            Kind::Nameless => What::NamelessChildren { lasts },
+            Kind::Mood => What::Mood { slot, mood: draw_mood(rng), lasts },
+            Kind::Trim => What::Trim { keep: between(rng, SECOND * 20, SECOND * 120) },
+            Kind::Burst => What::Burst(rng.usize(10..=200)),
+            Kind::Drought => What::Drought { lasts },
+        }
+    }
+
+    /// When a worker that has gone comes back; never by chance.
+    fn draw_return(&self, rng: &mut Rng) -> Option<Duration> {
+        let soon = between(rng, Duration::from_millis(100), self.lease_duration * 2);
+        (rng.u8(0..8) > 0).then_some(soon)
+    }
+}
+
+fn pick<'a, T>(rng: &mut Rng, choices: &'a [T]) -> &'a T {
+    &choices[rng.usize(0..choices.len())]
+}
+
+fn draw_trouble(rng: &mut Rng) -> Trouble {
+    match rng.u8(0..9) {
+        0 => Trouble::Slow(between(rng, Duration::from_millis(100), 4 * SECOND)),
+        1 => Trouble::Refused,
+        2 => Trouble::Throttled,
+        3 | 4 => Trouble::RequestLost,
+        5 => Trouble::ReplyBroken,
+        6 | 7 => Trouble::ReplyLost,
+        _ => Trouble::Late(between(rng, SECOND, 40 * SECOND)),
+    }
+}
+
+fn draw_mood(rng: &mut Rng) -> Mood {
+    let percent = *pick(rng, &[2, 10, 50]);
+    match rng.u8(0..5) {
+        0 => Mood::Slow(between(rng, SECOND, 30 * SECOND)),
+        1 => Mood::Failing(percent),
+        2 => Mood::Panicking(percent),
+        3 => Mood::Hanging(percent),
+        _ => Mood::Dropping(percent),
+    }
+}
+
+/// The kinds of operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Kill,
+    Stop,
+    Freeze,
+    Link,
+    Split,
+    Merge,
+    Stale,
+    Nameless,
+    Mood,
+    Trim,
+    Burst,
+    Drought,
+}
+
+impl Kind {
+    const ALL: [Self; 12] = [
+        Self::Kill,
+        Self::Stop,
+        Self::Freeze,
+        Self::Link,
+        Self::Split,
+        Self::Merge,
+        Self::Stale,
+        Self::Nameless,
+        Self::Mood,
+        Self::Trim,
+        Self::Burst,
+        Self::Drought,
+    ];
+
+    /// How many of it there are at most in a run that is not about it.
+    fn usual(self) -> usize {
+        match self {
+            Self::Kill | Self::Stop | Self::Freeze | Self::Stale | Self::Mood => 4,
+            Self::Link => 10,
+            Self::Split | Self::Merge => 3,
+            Self::Nameless | Self::Burst | Self::Drought => 2,
+            Self::Trim => 0,
+        }
+    }
+}
+
+impl Theme {
+    fn is_about(self, kind: Kind) -> bool {
+        match self {
+            Self::Calm | Self::Chaos => false,
+            Self::Resharding => matches!(kind, Kind::Split | Kind::Merge | Kind::Stale),
+            Self::Merging => matches!(kind, Kind::Split | Kind::Merge | Kind::Kill),
+            Self::Rolling => matches!(kind, Kind::Stop),
+            Self::Partitions => matches!(kind, Kind::Link),
+            Self::Freezes => matches!(kind, Kind::Freeze),
+            Self::Processors => matches!(kind, Kind::Mood),
+            Self::Retention => matches!(kind, Kind::Trim | Kind::Split | Kind::Merge),
+        }
+    }
+
+    fn most(self, kind: Kind) -> usize {
+        match (self, kind) {
+            // Resharding is no fault, and neither is a stop.
+            (Self::Calm, Kind::Split | Kind::Merge | Kind::Burst | Kind::Drought) => kind.usual(),
+            (Self::Calm, Kind::Stop) => 3,
+            (Self::Calm, _) => 0,
+            (Self::Merging, Kind::Kill) => 8,
+            (Self::Retention, Kind::Trim) => 6,
+            _ if self.is_about(kind) => kind.usual().max(5) * 3,
+            _ => kind.usual(),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The application: processors that note what they are given, and that behave as the run wants.
+//!
+//! They note an acknowledgement at the moment at which they give it; a token of an older delivery
+//! of the same record does not count.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kcl_lite::lease::LeaseKey;
+use kcl_lite::{Batch, BoxError, Ack, RecordProcessor, ShardContext};
+use tokio::time::sleep;
+
+use crate::checks::{Delivery, Promise, TenureId};
+use crate::machine::{Machine, Running};
+use crate::plan::{Mood, Style, between};
+
+/// What a panic of these processors says; any other panic is the library's.
+pub(crate) const PANIC: &str = "a processor of the simulation panics";
+
+/// The most that a batch takes in a good mood.
+const USUAL: Duration = Duration::from_millis(20);
+/// The most that a later acknowledgement takes in a good mood.
+const LATER: Duration = Duration::from_secs(2);
+
+/// Where a processor is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    New,
+    Ready,
+    Busy,
+    Over,
+}
+
+/// A processor of one shard.
+pub(crate) struct SimProcessor {
+    machine: Arc<Machine>,
+    _running: Running,
+    shard: Option<usize>,
+    key: LeaseKey,
+    tenure: TenureId,
+    stage: Stage,
+}
+
+/// Notes the end of a call, also when it is dropped.
+struct Call<'a>(&'a mut SimProcessor);
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.stage = Stage::Ready;
+        if self.0.machine.is_dead() {
+            return;
+        }
+        let mut truth = self.0.machine.world.lock();
+        let (now, thawed) = (truth.now, self.0.machine.thawed_at());
+        truth.ledger.processed(now, self.0.tenure, &self.0.key, thawed);
+    }
+}
+
+impl SimProcessor {
+    pub(crate) fn new(machine: &Arc<Machine>, context: &ShardContext) -> Self {
+        let shard = machine.world.lock().shards.find(&context.shard_id);
+        Self {
+            _running: machine.hold(),
+            machine: Arc::clone(machine),
+            shard,
+            key: LeaseKey::from(context.shard_id.clone()),
+            tenure: (machine.number, context.fencing_token),
+            stage: Stage::New,
+        }
+    }
+
+    fn moves(&mut self, from: &[Stage], to: Stage, call: &str) {
+        if !from.contains(&self.stage) {
+            let text = format!("{call} when {:?}", self.stage);
+            let mut truth = self.machine.world.lock();
+            let now = truth.now;
+            truth.ledger.broken(Promise::Lifecycle, now, Some(&self.key), text);
+        }
+        self.stage = to;
+    }
+
+    /// Notes the delivery; returns its number and that of its first record.
+    fn note(&self, batch: &Batch) -> (u64, usize) {
+        let mut truth = self.machine.world.lock();
+        let truth = &mut *truth;
+        let records = batch.records();
+        let first = records.first().map(|it| it.sequence_number.to_string()).unwrap_or_default();
+        truth.say(
+            &*self.machine,
+            format_args!("processes {} of {}, from {first}", records.len(), self.key),
+        );
+        if let Some(shard) = self.shard {
+            truth.shards.all[shard].failing = false;
+        }
+        let delivery = Delivery {
+            at: truth.now,
+            tenure: self.tenure,
+            shard: self.shard.unwrap_or_default(),
+            records,
+        };
+        truth.ledger.delivered(&delivery, &mut truth.shards, &truth.rows)
+    }
+
+    fn fails(&self) {
+        fails(&self.machine, self.shard);
+    }
+
+    async fn work(&self, mut batch: Batch, delivery: (u64, usize)) -> Result<(), BoxError> {
+        let world = &self.machine.world;
+        let now = world.now();
+        let mood = world.lock().weather.mood(now, self.machine.slot);
+        let chance = self.machine.draw(|rng| rng.u8(0..100));
+        let takes = match mood {
+            Some((Mood::Slow(most), _)) => most,
+            _ => USUAL,
+        };
+        sleep(self.machine.draw(|rng| between(rng, Duration::ZERO, takes))).await;
+        self.machine.awake().await;
+        let mut spoiled = None;
+        match mood {
+            Some((Mood::Failing(percent), _)) if chance < percent => {
+                // Half of them have already taken the acknowledgement over.
+                if chance % 2 == 1 {
+                    self.acknowledge(&mut batch, delivery, 0);
+                }
+                self.fails();
+                return Err("a failure of the simulation".into());
+            }
+            Some((Mood::Panicking(percent), _)) if chance < percent => {
+                self.fails();
+                panic!("{PANIC}");
+            }
+            Some((Mood::Hanging(percent), until)) if chance < percent => {
+                sleep(until.saturating_sub(now)).await;
+                self.machine.awake().await;
+            }
+            Some((Mood::Dropping(percent), _)) => spoiled = Some(percent),
+            _ => {}
+        }
+        if world.plan.style == Style::Return {
+            if spoiled.is_some_and(|percent| chance < percent) {
+                self.fails();
+                return Err("a failure of the simulation".into());
+            }
+            let count = batch.records().len();
+            settle(&self.machine, self.shard, delivery.0, delivery.1..delivery.1 + count);
+        } else {
+            self.acknowledge(&mut batch, delivery, spoiled.unwrap_or(0));
+        }
+        Ok(())
+    }
+
+    /// Takes the acknowledgement over, and gives it later.
+    fn acknowledge(&self, batch: &mut Batch, (delivery, first): (u64, usize), dropped: u8) {
+        let count = batch.records().len();
+        let mut acks: Vec<(std::ops::Range<usize>, Ack)> = match self.machine.world.plan.style {
+            Style::Return => return,
+            Style::Defer => vec![(first..first + count, batch.defer())],
+            Style::Split => {
+                let acks = batch.split().into_iter().zip(first..);
+                acks.map(|((_, ack), index)| (index..index + 1, ack)).collect()
+            }
+        };
+        let (machine, shard) = (Arc::clone(&self.machine), self.shard);
+        machine.draw(|rng| rng.shuffle(&mut acks));
+        self.machine.world.spawn(async move {
+            for (range, ack) in acks {
+                let (pause, chance) = machine
+                    .draw(|rng| (between(rng, Duration::ZERO, LATER / count as u32), rng.u8(0..100)));
+                sleep(pause).await;
+                machine.awake().await;
+                if chance < dropped {
+                    fails(&machine, shard);
+                    drop(ack);
+                } else {
+                    settle(&machine, shard, delivery, range);
+                    ack.acknowledge();
+                }
+            }
+        });
+    }
+}
+
+fn settle(machine: &Machine, shard: Option<usize>, delivery: u64, range: std::ops::Range<usize>) {
+    if machine.is_dead() {
+        return;
+    }
+    if let Some(shard) = shard {
+        let mut truth = machine.world.lock();
+        range.for_each(|index| truth.shards.acknowledge(shard, index, delivery));
+    }
+}
+
+fn fails(machine: &Machine, shard: Option<usize>) {
+    let mut truth = machine.world.lock();
+    if let Some(shard) = shard {
+        truth.shards.all[shard].failing = true;
+        let id = truth.shards.all[shard].id.clone();
+        truth.say(machine, format_args!("  (a processor of {id} fails)"));
+    }
+}
+
+impl RecordProcessor for SimProcessor {
+    async fn process(&mut self, batch: Batch) -> Result<(), BoxError> {
+        self.machine.awake().await;
+        self.moves(&[Stage::Ready], Stage::Busy, "process");
+        let delivery = self.note(&batch);
+        let call = Call(self);
+        call.0.work(batch, delivery).await
+    }
+
+    async fn initialize(&mut self, _: &ShardContext) -> Result<(), BoxError> {
+        self.moves(&[Stage::New], Stage::Ready, "initialize");
+        Ok(())
+    }
+
+    async fn idle(&mut self) -> Result<(), BoxError> {
+        self.moves(&[Stage::Ready], Stage::Ready, "idle");
+        Ok(())
+    }
+
+    async fn shard_ended(&mut self) {
+        self.moves(&[Stage::Ready], Stage::Over, "shard_ended");
+        let mut truth = self.machine.world.lock();
+        if !truth.ledger.is_finished(&self.key) {
+            let (now, text) = (truth.now, "shard_ended before it is stored".to_owned());
+            truth.ledger.broken(Promise::Lifecycle, now, Some(&self.key), text);
+        }
+    }
+
+    async fn shutdown_requested(&mut self) {
+        self.moves(&[Stage::Ready], Stage::Over, "shutdown_requested");
+        if let Some(shard) = self.shard {
+            let mut truth = self.machine.world.lock();
+            let truth = &mut *truth;
+            truth.ledger.asked_to_stop(truth.now, self.tenure, shard, &mut truth.shards);
+        }
+    }
+
+    async fn lease_lost(&mut self) {
+        self.moves(&[Stage::New, Stage::Ready], Stage::Over, "lease_lost");
+    }
+}

@@ -1,0 +1,493 @@
+//! The stream: shards, records and lineage as they really are, and one machine's view of them.
+//!
+//! Owns what becomes of every record: put, needed, delivered, acknowledged, gone. Listings may be
+//! behind, each shard by another time; reads fail, hang, and name no children. Records are found by
+//! their index in the shard, which their data carries.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastrand::Rng;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use kcl_lite::stream::{ListFrom, Listing, Read, ShardReader, Stream};
+use kcl_lite::{
+    Checkpoint, ChildShard, Cursor, HashRange, InitialPosition, Record, SequenceNumber,
+    ServiceError, ServiceErrorKind, Shard, ShardId, Timestamp,
+};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::machine::{Machine, Running};
+use crate::plan::{Plan, Service, Start, chance};
+use crate::world::Truth;
+
+/// When the run begins, by the service's clock.
+const EPOCH: i64 = 1_700_000_000_000;
+/// How long a read may hang, as in the client of the real service.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// The least time between two reads of a shard.
+const SPACING: Duration = Duration::from_millis(205);
+
+/// The service's time at a moment of the run.
+pub(crate) fn service_time(at: Duration) -> Timestamp {
+    Timestamp::from_millis(EPOCH + i64::try_from(at.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// One record and what became of it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) record: Record,
+    pub(crate) key: usize,
+    pub(crate) nth: usize,
+    pub(crate) arrived: Duration,
+    /// Whether the application has to process it: it came after the start, and is not gone.
+    pub(crate) needed: bool,
+    pub(crate) delivered: bool,
+    pub(crate) acknowledged: bool,
+    /// The newest delivery of it.
+    pub(crate) delivery: u64,
+}
+
+/// One shard as it really is.
+#[derive(Debug)]
+pub(crate) struct ShardTruth {
+    pub(crate) id: ShardId,
+    pub(crate) parents: Vec<usize>,
+    pub(crate) children: Vec<usize>,
+    pub(crate) range: HashRange,
+    pub(crate) opened: Duration,
+    pub(crate) closed: Option<Duration>,
+    /// The first record that is still there.
+    pub(crate) trimmed: usize,
+    /// The service has forgotten it.
+    pub(crate) gone: bool,
+    pub(crate) entries: Vec<Entry>,
+    /// The newest delivery failed, or a token of it was dropped.
+    pub(crate) failing: bool,
+    /// All needed records before this one are acknowledged.
+    done: usize,
+}
+
+/// All shards.
+pub(crate) struct Shards {
+    pub(crate) all: Vec<ShardTruth>,
+    by_id: BTreeMap<ShardId, usize>,
+    /// Per partition key: its hash, and its records as (shard, index).
+    keys: Vec<(u128, Vec<(usize, usize)>)>,
+    /// Per partition key: all needed records before this one are acknowledged.
+    keys_done: Vec<usize>,
+    numbers: u64,
+    deliveries: u64,
+    start: Start,
+    /// Records that came before the application started are not needed.
+    pub(crate) started: Option<Duration>,
+    rng: Rng,
+}
+
+impl ShardTruth {
+    /// The index of the first record after what is acknowledged without a hole.
+    pub(crate) fn done(&mut self) -> usize {
+        while self.entries.get(self.done).is_some_and(|it| it.acknowledged || !it.needed) {
+            self.done += 1;
+        }
+        self.done
+    }
+
+    pub(crate) fn is_done(&mut self) -> bool {
+        self.done() == self.entries.len()
+    }
+
+    /// The index of the first record that a reader gets who starts at the position of a lease.
+    pub(crate) fn first_after(&self, checkpoint: &Checkpoint, anchor: Option<Timestamp>) -> usize {
+        let first = match checkpoint {
+            Checkpoint::TrimHorizon => 0,
+            Checkpoint::ShardEnd => self.entries.len(),
+            Checkpoint::At(position) => {
+                let number = &position.sequence_number;
+                self.entries.partition_point(|it| it.record.sequence_number <= *number)
+            }
+            Checkpoint::Latest | Checkpoint::AtTimestamp => anchor.map_or(0, |time| {
+                self.entries.partition_point(|it| it.record.arrived < time)
+            }),
+        };
+        first.max(self.trimmed)
+    }
+
+    /// The oldest needed record that has never been delivered.
+    pub(crate) fn oldest_unseen(&mut self) -> Option<&Entry> {
+        let done = self.done();
+        self.entries[done..].iter().find(|it| it.needed && !it.acknowledged && !it.delivered)
+    }
+}
+
+impl Shards {
+    pub(crate) fn new(plan: &Plan) -> Self {
+        let mut rng = chance(plan.seed, "producer");
+        let keys = (0..plan.keys).map(|_| (rng.u128(..), Vec::new())).collect::<Vec<_>>();
+        let mut shards = Self {
+            all: Vec::new(),
+            by_id: BTreeMap::new(),
+            keys_done: vec![0; keys.len()],
+            keys,
+            numbers: 0,
+            deliveries: 0,
+            start: plan.start,
+            started: None,
+            rng,
+        };
+        let count = plan.shards;
+        let width = u128::MAX / u128::from(count);
+        for index in 0..u128::from(count) {
+            let start = if index == 0 { 0 } else { index * width + 1 };
+            let end = if index + 1 == u128::from(count) { u128::MAX } else { (index + 1) * width };
+            shards.open_shard(Vec::new(), HashRange { start, end }, Duration::ZERO);
+        }
+        shards
+    }
+
+    pub(crate) fn find(&self, id: &ShardId) -> Option<usize> {
+        self.by_id.get(id).copied()
+    }
+
+    fn open_shard(&mut self, parents: Vec<usize>, range: HashRange, now: Duration) -> usize {
+        let number = self.all.len();
+        let id = ShardId::from(format!("shard-{number:03}"));
+        self.by_id.insert(id.clone(), number);
+        for parent in &parents {
+            self.all[*parent].children.push(number);
+            self.all[*parent].closed = Some(now);
+        }
+        self.all.push(ShardTruth {
+            id,
+            parents,
+            children: Vec::new(),
+            range,
+            opened: now,
+            closed: None,
+            trimmed: 0,
+            gone: false,
+            entries: Vec::new(),
+            failing: false,
+            done: 0,
+        });
+        number
+    }
+
+    fn open(&self) -> Vec<usize> {
+        (0..self.all.len()).filter(|it| self.all[*it].closed.is_none()).collect()
+    }
+
+    /// One record of a key chosen by chance.
+    pub(crate) fn put(&mut self, now: Duration) {
+        let key = self.rng.usize(0..self.keys.len());
+        let hash = self.keys[key].0;
+        let serves = |it: &ShardTruth| {
+            it.closed.is_none() && (it.range.start..=it.range.end).contains(&hash)
+        };
+        let shard =
+            self.all.iter().position(serves).expect("open shards cover the whole hash space");
+        // Numbers have gaps, and grow in width.
+        self.numbers += self.rng.u64(1..20);
+        let index = self.all[shard].entries.len();
+        let nth = self.keys[key].1.len();
+        self.keys[key].1.push((shard, index));
+        let record = Record {
+            sequence_number: SequenceNumber::from_string(self.numbers.to_string())
+                .expect("an integer is a sequence number"),
+            sub_sequence_number: 0,
+            partition_key: format!("key-{key}"),
+            data: Bytes::copy_from_slice(&(index as u64).to_be_bytes()),
+            arrived: service_time(now),
+        };
+        self.all[shard].entries.push(Entry {
+            record,
+            key,
+            nth,
+            arrived: now,
+            needed: match self.start {
+                Start::Horizon | Start::Latest => true,
+                Start::At(first) => now >= first,
+            },
+            delivered: false,
+            acknowledged: false,
+            delivery: 0,
+        });
+    }
+
+    /// The application has started: what came before is not needed, if it starts at the tip.
+    pub(crate) fn start(&mut self, now: Duration) {
+        if self.started.is_some() {
+            return;
+        }
+        self.started = Some(now);
+        if self.start == Start::Latest {
+            for entry in self.all.iter_mut().flat_map(|shard| &mut shard.entries) {
+                entry.needed = false;
+            }
+        }
+    }
+
+    /// Splits an open shard; returns it and its children.
+    pub(crate) fn split(&mut self, pick: u64, now: Duration) -> Option<(usize, [usize; 2])> {
+        let open = self.open();
+        let parent = open[usize::try_from(pick % open.len() as u64).ok()?];
+        let HashRange { start, end } = self.all[parent].range;
+        if end - start < 1 << 100 {
+            return None;
+        }
+        let middle = start + (end - start) / 2;
+        let halves = [HashRange { start, end: middle }, HashRange { start: middle + 1, end }];
+        Some((parent, halves.map(|half| self.open_shard(vec![parent], half, now))))
+    }
+
+    /// Merges two open neighbours; returns them and their child.
+    pub(crate) fn merge(&mut self, pick: u64, now: Duration) -> Option<([usize; 2], usize)> {
+        let mut open = self.open();
+        open.sort_by_key(|shard| self.all[*shard].range.start);
+        let pairs = (open.len() as u64).checked_sub(1).filter(|pairs| *pairs > 0)?;
+        let at = usize::try_from(pick % pairs).ok()?;
+        let (left, right) = (open[at], open[at + 1]);
+        let range =
+            HashRange { start: self.all[left].range.start, end: self.all[right].range.end };
+        Some(([left, right], self.open_shard(vec![left, right], range, now)))
+    }
+
+    /// Records that came before `oldest` are gone; so are closed shards without records, but never
+    /// one that `keeps` says has to stay.
+    pub(crate) fn trim(&mut self, oldest: Duration, keeps: impl Fn(&ShardId) -> bool) {
+        for shard in &mut self.all {
+            let first = shard.entries.partition_point(|it| it.arrived < oldest);
+            for entry in shard.entries.iter_mut().take(first).skip(shard.trimmed) {
+                entry.needed = false;
+            }
+            shard.trimmed = shard.trimmed.max(first);
+            let is_over = shard.closed.is_some_and(|closed| closed < oldest);
+            shard.gone |= is_over && !keeps(&shard.id);
+        }
+    }
+
+    /// The index of a record that was delivered from `shard`, if it is the one it says it is.
+    pub(crate) fn index_of(&self, shard: usize, record: &Record) -> Option<usize> {
+        let index = u64::from_be_bytes(record.data.as_ref().try_into().ok()?);
+        let index = usize::try_from(index).ok()?;
+        let entry = self.all[shard].entries.get(index)?;
+        (entry.record.sequence_number == record.sequence_number).then_some(index)
+    }
+
+    /// Notes a delivery of some records; returns its number.
+    pub(crate) fn deliver(&mut self, shard: usize, first: usize, count: usize) -> u64 {
+        self.deliveries += 1;
+        for entry in &mut self.all[shard].entries[first..first + count] {
+            entry.delivered = true;
+            entry.delivery = self.deliveries;
+        }
+        self.deliveries
+    }
+
+    /// Notes that a record was processed, unless it has been delivered again since.
+    pub(crate) fn acknowledge(&mut self, shard: usize, index: usize, delivery: u64) {
+        let entry = &mut self.all[shard].entries[index];
+        entry.acknowledged |= entry.delivery == delivery;
+    }
+
+    /// An earlier needed record of the same key, in another shard, that is not acknowledged.
+    pub(crate) fn earlier_of_key(&mut self, shard: usize, index: usize) -> Option<&Entry> {
+        let Entry { key, nth, .. } = self.all[shard].entries[index];
+        let places = &self.keys[key].1;
+        let settled = |(shard, index): (usize, usize)| {
+            let entry = &self.all[shard].entries[index];
+            entry.acknowledged || !entry.needed
+        };
+        while places.get(self.keys_done[key]).is_some_and(|place| settled(*place)) {
+            self.keys_done[key] += 1;
+        }
+        let from = self.keys_done[key].min(nth);
+        let earlier = places[from..nth].iter().find(|place| place.0 != shard && !settled(**place));
+        earlier.map(|(shard, index)| &self.all[*shard].entries[*index])
+    }
+
+    pub(crate) fn total(&self) -> usize {
+        self.all.iter().map(|shard| shard.entries.len()).sum()
+    }
+
+    /// The shards as they were some time ago, each at a time of its own; with its closing if that
+    /// was seen already.
+    fn visible(&self, now: Duration, lag: Duration, rng: &mut Rng) -> Vec<(usize, Option<Duration>)> {
+        let mut visible = Vec::new();
+        for (number, shard) in self.all.iter().enumerate() {
+            let seen = now.saturating_sub(lag.mul_f64(rng.f64()));
+            // The first shards have always been there.
+            if !shard.gone && (shard.opened <= seen || shard.opened == Duration::ZERO) {
+                visible.push((number, shard.closed.filter(|closed| *closed <= seen)));
+            }
+        }
+        visible
+    }
+
+    fn listing(&self, from: ListFrom, now: Duration, lag: Duration, rng: &mut Rng) -> Listing {
+        let visible = self.visible(now, lag, rng);
+        let lasts_until = |closed: Option<Duration>, time: Timestamp| {
+            closed.is_none_or(|closed| service_time(closed) >= time)
+        };
+        let chosen = visible.iter().filter(|(number, closed)| match from {
+            ListFrom::All => true,
+            ListFrom::Start(InitialPosition::Latest) => closed.is_none(),
+            ListFrom::Start(position) => {
+                let time = match position {
+                    InitialPosition::AtTimestamp(time) => time,
+                    _ => Timestamp::from_millis(i64::MIN),
+                };
+                let parents = visible.iter().filter(|it| self.all[*number].parents.contains(&it.0));
+                lasts_until(*closed, time) && !parents.into_iter().any(|it| lasts_until(it.1, time))
+            }
+        });
+        let mut shards: Vec<Shard> = chosen
+            .map(|(number, closed)| {
+                let shard = &self.all[*number];
+                Shard {
+                    id: shard.id.clone(),
+                    parents: self.ids(&shard.parents),
+                    hash_range: shard.range,
+                    is_open: closed.is_none(),
+                }
+            })
+            .collect();
+        shards.sort_by(|a, b| a.id.cmp(&b.id));
+        Listing { shards, at: service_time(now) }
+    }
+
+    pub(crate) fn ids(&self, numbers: &[usize]) -> BTreeSet<ShardId> {
+        numbers.iter().map(|number| self.all[*number].id.clone()).collect()
+    }
+}
+
+/// The stream as one machine reaches it.
+#[derive(Debug, Clone)]
+pub(crate) struct SimStream(pub(crate) Arc<Machine>);
+
+impl Stream for SimStream {
+    fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
+        async move {
+            let machine = Arc::clone(&self.0);
+            // Known from earlier replies, and a little early.
+            let at = Timestamp::from_millis(service_time(machine.world.now()).as_millis() - 1500);
+            let list = move |truth: &mut Truth| {
+                truth.ledger.listed(machine.number, truth.now);
+                let (lag, until) = truth.weather.stale;
+                let lag = if truth.now < until { lag } else { Duration::ZERO };
+                let listing = truth.shards.listing(from, truth.now, lag, &mut truth.rng);
+                let count = listing.shards.len();
+                truth.say(&machine, format_args!("lists {count} shards"));
+                listing
+            };
+            let listing = self.0.call(Service::Stream, "listing", list).await?;
+            Ok(Listing { at, ..listing })
+        }
+        .boxed()
+    }
+
+    fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
+        let number = self.0.world.lock().shards.find(shard);
+        Box::new(Reader {
+            machine: Arc::clone(&self.0),
+            _running: self.0.hold(),
+            shard: number,
+            cursor,
+            next: None,
+            due: Instant::now(),
+        })
+    }
+}
+
+/// Reads one shard.
+#[derive(Debug)]
+struct Reader {
+    machine: Arc<Machine>,
+    _running: Running,
+    shard: Option<usize>,
+    cursor: Cursor,
+    /// The next record, once the first read has found it.
+    next: Option<usize>,
+    /// When the next read may be made.
+    due: Instant,
+}
+
+impl ShardReader for Reader {
+    fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
+        async move {
+            sleep_until(self.due).await;
+            let (shard, cursor, next) = (self.shard, self.cursor.clone(), self.next);
+            let limit = self.machine.world.plan.read_limit;
+            let read = move |truth: &mut Truth| truth.read(shard, &cursor, next, limit);
+            let call = self.machine.call(Service::Stream, "reading", read);
+            let result = timeout(READ_TIMEOUT, call).await.unwrap_or_else(|_| {
+                Err(ServiceError::new(ServiceErrorKind::Unavailable, "no answer to a read"))
+            });
+            self.machine.awake().await;
+            let poll = self.machine.world.plan.poll_interval;
+            let (read, next) = match result.and_then(|read| read) {
+                Ok(read) => read,
+                Err(error) => {
+                    self.due = Instant::now() + Duration::from_secs(1);
+                    return Err(error);
+                }
+            };
+            self.next = Some(next);
+            let is_behind = matches!(read, Read::Records { millis_behind_latest: 1.., .. });
+            self.due = Instant::now() + if is_behind { SPACING } else { poll };
+            Ok(read)
+        }
+        .boxed()
+    }
+}
+
+impl Truth {
+    /// What a read of the service answers, and where the next one continues.
+    fn read(
+        &mut self,
+        shard: Option<usize>,
+        cursor: &Cursor,
+        next: Option<usize>,
+        limit: usize,
+    ) -> Result<(Read, usize), ServiceError> {
+        let shards = &self.shards;
+        let shard = shard.map(|number| &shards.all[number]).filter(|shard| !shard.gone);
+        let shard = shard
+            .ok_or_else(|| ServiceError::new(ServiceErrorKind::Missing, "no such shard"))?;
+        let entries = &shard.entries;
+        let first = next.unwrap_or_else(|| match cursor {
+            Cursor::Horizon => 0,
+            Cursor::At(number) => {
+                entries.partition_point(|it| it.record.sequence_number < *number)
+            }
+            Cursor::After(number) => {
+                entries.partition_point(|it| it.record.sequence_number <= *number)
+            }
+            Cursor::Timestamp(time) => entries.partition_point(|it| it.record.arrived < *time),
+        });
+        let first = first.max(shard.trimmed);
+        let last = entries.len().min(first + limit);
+        if first < last {
+            let behind = entries.get(last).map_or(0, |it| {
+                u64::try_from(self.now.saturating_sub(it.arrived).as_millis()).unwrap_or(0).max(1)
+            });
+            let records = entries[first..last].iter().map(|it| it.record.clone()).collect();
+            return Ok((Read::Records { records, millis_behind_latest: behind }, last));
+        }
+        if shard.closed.is_some() {
+            let named = self.now >= self.weather.nameless_until;
+            let children = shard.children.iter().filter(|_| named).map(|child| {
+                let child = &shards.all[*child];
+                ChildShard {
+                    id: child.id.clone(),
+                    parents: shards.ids(&child.parents),
+                    hash_range: Some(child.range),
+                }
+            });
+            return Ok((Read::End { children: children.collect() }, first));
+        }
+        Ok((Read::Records { records: Vec::new(), millis_behind_latest: 0 }, first))
+    }
+}

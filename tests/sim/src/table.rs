@@ -1,0 +1,157 @@
+//! The lease table: linearizable rows, and one machine's view of it over the network.
+//!
+//! A row changes by the library's own rule, [`LeaseWrite::apply`]; the ledger looks at every change
+//! and knows who really sent it. A scan reads the rows one after another, as the service does: each
+//! is as it was at some moment of the scan.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use kcl_lite::lease::store::{LeaseStore, WriteOutcome};
+use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite};
+use kcl_lite::{ServiceError, ServiceErrorKind};
+use tokio::time::{sleep, timeout};
+
+use crate::checks::Change;
+use crate::machine::Machine;
+use crate::plan::Service;
+use crate::world::Truth;
+
+/// The rows.
+pub(crate) type Rows = BTreeMap<LeaseKey, Lease>;
+
+/// The table as one machine reaches it.
+#[derive(Debug, Clone)]
+pub(crate) struct Table(pub(crate) Arc<Machine>);
+
+impl Truth {
+    /// A write arrives, which `machine` sent at `sent`.
+    fn write(&mut self, machine: &Machine, sent: Duration, write: &LeaseWrite) -> WriteOutcome {
+        let before = self.rows.get(&write.key).cloned();
+        let result = write.apply(before.as_ref());
+        let (after, outcome) = match result {
+            Err(refused) => {
+                self.say(machine, format_args!("refused: {}", Shown(write)));
+                return WriteOutcome::Refused(refused.current.map(|row| *row));
+            }
+            Ok(Some(row)) => {
+                self.rows.insert(write.key.clone(), row.clone());
+                (Some(row.clone()), WriteOutcome::Done(Some(row)))
+            }
+            Ok(None) => {
+                self.rows.remove(&write.key);
+                (None, WriteOutcome::Done(None))
+            }
+        };
+        let sent_before = self.now.saturating_sub(sent);
+        if sent_before > Duration::from_millis(100) {
+            self.say(machine, format_args!("{} (sent {sent_before:?} ago)", Shown(write)));
+        } else {
+            self.say(machine, format_args!("{}", Shown(write)));
+        }
+        if matches!(write.change, LeaseChange::Create(_)) {
+            self.shards.start(self.now);
+        }
+        let change = Change {
+            at: self.now,
+            sent,
+            who: machine.number,
+            id: &machine.id,
+            what: &write.change,
+            key: &write.key,
+            before: before.as_ref(),
+            after: after.as_ref(),
+        };
+        self.ledger.changed(&change, &mut self.shards, &self.rows);
+        outcome
+    }
+}
+
+impl LeaseStore for Table {
+    fn prepare(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
+        async move {
+            let call = self.0.call(Service::Table, "describing the table", |_| ());
+            timeout(Duration::from_secs(10), call).await.unwrap_or_else(|_| {
+                Err(ServiceError::new(ServiceErrorKind::Unavailable, "describing the table"))
+            })
+        }
+        .boxed()
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Lease>, ServiceError>> {
+        async move {
+            let number = self.0.number;
+            let first = self.0.call(Service::Table, "scanning", move |truth| {
+                truth.ledger.scanned(number, truth.now);
+                let half = truth.rows.len() / 2;
+                let rest = truth.rows.keys().nth(half).cloned();
+                (truth.rows.values().take(half).cloned().collect::<Vec<_>>(), rest)
+            });
+            let (mut leases, rest) = first.await?;
+            let pause = self.0.draw(|rng| if rng.u8(0..20) == 0 { rng.u64(0..300) } else { 0 });
+            sleep(Duration::from_millis(pause)).await;
+            self.0.awake().await;
+            let truth = self.0.world.lock();
+            if let Some(rest) = rest {
+                leases.extend(truth.rows.range(rest..).map(|(_, row)| row.clone()));
+            }
+            Ok(leases)
+        }
+        .boxed()
+    }
+
+    fn get<'a>(&'a self, key: &'a LeaseKey) -> BoxFuture<'a, Result<Option<Lease>, ServiceError>> {
+        let key = key.clone();
+        let read = move |truth: &mut Truth| truth.rows.get(&key).cloned();
+        self.0.call(Service::Table, "reading a row", read).boxed()
+    }
+
+    fn write<'a>(
+        &'a self,
+        write: &'a LeaseWrite,
+    ) -> BoxFuture<'a, Result<WriteOutcome, ServiceError>> {
+        async move {
+            self.0.awake().await;
+            let (machine, write, sent) = (Arc::clone(&self.0), write.clone(), self.0.world.now());
+            self.0.world.lock().ledger.wrote(machine.number, sent);
+            let work = move |truth: &mut Truth| truth.write(&machine, sent, &write);
+            self.0.call(Service::Table, "writing a row", work).await
+        }
+        .boxed()
+    }
+}
+
+/// A write as a timeline shows it.
+struct Shown<'a>(&'a LeaseWrite);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = &self.0.key;
+        match &self.0.change {
+            LeaseChange::Create(lease) => write!(f, "create {key} at {}", lease.checkpoint),
+            LeaseChange::Take { counter, from, .. } => {
+                write!(f, "take {key} from {from:?} at counter {counter}")
+            }
+            LeaseChange::AskHandoff { counter, from, .. } => {
+                write!(f, "ask {from} for {key} at counter {counter}")
+            }
+            LeaseChange::HandOver { counter, checkpoint, to } => {
+                write!(f, "hand {key} over to {to} at counter {counter}, {checkpoint:?}")
+            }
+            LeaseChange::Renew { counter, checkpoint } => {
+                write!(f, "renew {key} at counter {counter}, {checkpoint:?}")
+            }
+            LeaseChange::Finish { counter, children } => {
+                write!(f, "finish {key} at counter {counter}, children {children:?}")
+            }
+            LeaseChange::Release { counter, checkpoint } => {
+                write!(f, "release {key} at counter {counter}, {checkpoint:?}")
+            }
+            LeaseChange::Delete { counter } => write!(f, "delete {key} at counter {counter}"),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What is really so: the table, the stream, what is wrong with the links, and the ledger of what
+//! has been seen.
+//!
+//! Owns the one lock of a run. Everything is on one thread, so it is never contended; it is held for
+//! single steps only and never across an await.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fastrand::Rng;
+use kcl_lite::ShardId;
+use kcl_lite::lease::LeaseKey;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::checks::{Ledger, Violation};
+use crate::plan::{Mood, Plan, Service, Trouble, What, chance};
+use crate::stream::Shards;
+use crate::table::Rows;
+use crate::trace::Trace;
+
+/// The world of one run.
+pub(crate) struct World {
+    pub(crate) plan: Plan,
+    pub(crate) began: Instant,
+    truth: Mutex<Truth>,
+    /// Requests that have left their sender, and acknowledgements that come later.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// Everything that can change.
+pub(crate) struct Truth {
+    /// The time of this step, from the beginning of the run.
+    pub(crate) now: Duration,
+    pub(crate) rows: Rows,
+    pub(crate) shards: Shards,
+    pub(crate) ledger: Ledger,
+    pub(crate) trace: Trace,
+    pub(crate) weather: Weather,
+    pub(crate) rng: Rng,
+}
+
+/// What is wrong at the moment.
+#[derive(Debug, Default)]
+pub(crate) struct Weather {
+    links: Vec<LinkEpisode>,
+    moods: Vec<(usize, Mood, Duration)>,
+    /// How far listings may be behind, until when.
+    pub(crate) stale: (Duration, Duration),
+    /// Until when last replies do not name children.
+    pub(crate) nameless_until: Duration,
+    /// Until when the producer pauses.
+    pub(crate) drought_until: Duration,
+}
+
+#[derive(Debug)]
+struct LinkEpisode {
+    slot: usize,
+    service: Service,
+    trouble: Trouble,
+    percent: u8,
+    until: Duration,
+}
+
+impl Weather {
+    pub(crate) fn break_link(
+        &mut self,
+        (slot, service): (usize, Service),
+        trouble: Trouble,
+        percent: u8,
+        until: Duration,
+    ) {
+        self.links.push(LinkEpisode { slot, service, trouble, percent, until });
+    }
+
+    pub(crate) fn set_mood(&mut self, slot: usize, mood: Mood, until: Duration) {
+        self.moods.push((slot, mood, until));
+    }
+
+    /// What goes wrong with a call now, if anything.
+    pub(crate) fn trouble(
+        &mut self,
+        now: Duration,
+        slot: usize,
+        service: Service,
+        rng: &mut Rng,
+    ) -> Option<Trouble> {
+        self.links.retain(|link| link.until > now);
+        let links = self.links.iter().filter(|link| link.slot == slot && link.service == service);
+        let mut found = None;
+        for link in links {
+            if found.is_none() && rng.u8(0..100) < link.percent {
+                found = Some(link.trouble);
+            }
+        }
+        found
+    }
+
+    /// How the processors of a slot behave now, and until when.
+    pub(crate) fn mood(&mut self, now: Duration, slot: usize) -> Option<(Mood, Duration)> {
+        self.moods.retain(|(_, _, until)| *until > now);
+        let mood = self.moods.iter().find(|(of, _, _)| *of == slot);
+        mood.map(|(_, mood, until)| (*mood, *until))
+    }
+}
+
+impl World {
+    pub(crate) fn new(plan: Plan, keep_lines: bool) -> Arc<Self> {
+        let truth = Truth {
+            now: Duration::ZERO,
+            rows: Rows::default(),
+            shards: Shards::new(&plan),
+            ledger: Ledger::new(&plan),
+            trace: Trace::new(keep_lines),
+            weather: Weather::default(),
+            rng: chance(plan.seed, "world"),
+        };
+        Arc::new(Self {
+            plan,
+            began: Instant::now(),
+            truth: Mutex::new(truth),
+            tasks: Mutex::new(JoinSet::new()),
+        })
+    }
+
+    /// Time since the beginning.
+    pub(crate) fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// For one step.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Truth> {
+        let mut truth = self.truth.lock().unwrap_or_else(PoisonError::into_inner);
+        truth.now = self.now();
+        truth
+    }
+
+    /// Something that goes on whatever becomes of whoever started it.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    /// Ends what [`spawn`](Self::spawn) has started.
+    pub(crate) async fn settle(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.shutdown().await;
+    }
+
+    pub(crate) fn say(&self, who: &dyn fmt::Display, text: fmt::Arguments<'_>) {
+        let mut truth = self.lock();
+        let now = truth.now;
+        truth.trace.add(now, who, text);
+    }
+
+    pub(crate) fn violation(&self) -> Option<Violation> {
+        self.lock().ledger.violation().cloned()
+    }
+}
+
+impl Truth {
+    /// Changes the world as the plan says. What concerns processes is not done here.
+    pub(crate) fn happen(&mut self, what: &What) {
+        let now = self.now;
+        match *what {
+            What::Link { slot, service, trouble, percent, lasts } => {
+                self.weather.break_link((slot, service), trouble, percent, now + lasts);
+            }
+            What::Split(pick) => {
+                if let Some((parent, children)) = self.shards.split(pick, now) {
+                    let ids = self.shards.ids(&children);
+                    let parent = self.shards.all[parent].id.clone();
+                    self.say(&"stream", format_args!("{parent} is split into {ids:?}"));
+                }
+            }
+            What::Merge(pick) => {
+                if let Some((parents, child)) = self.shards.merge(pick, now) {
+                    let ids = self.shards.ids(&parents);
+                    let child = self.shards.all[child].id.clone();
+                    self.say(&"stream", format_args!("{ids:?} are merged into {child}"));
+                }
+            }
+            What::StaleListings { lag, lasts } => self.weather.stale = (lag, now + lasts),
+            What::NamelessChildren { lasts } => self.weather.nameless_until = now + lasts,
+            What::Mood { slot, mood, lasts } => self.weather.set_mood(slot, mood, now + lasts),
+            What::Trim { keep } => {
+                let rows = &self.rows;
+                let unfinished = |id: &ShardId| {
+                    rows.get(&LeaseKey::from(id.clone()))
+                        .is_none_or(|row| !row.checkpoint.is_shard_end())
+                };
+                let ledger = &self.ledger;
+                let keeps = |id: &ShardId| {
+                    let key = LeaseKey::from(id.clone());
+                    !ledger.is_finished(&key) && unfinished(id)
+                };
+                self.shards.trim(now.saturating_sub(keep), keeps);
+            }
+            What::Burst(count) => (0..count).for_each(|_| self.shards.put(now)),
+            What::Drought { lasts } => self.weather.drought_until = now + lasts,
+            What::Kill { .. } | What::Stop { .. } | What::Freeze { .. } => {}
+        }
+    }
+
+    pub(crate) fn say(&mut self, who: &dyn fmt::Display, text: fmt::Arguments<'_>) {
+        self.trace.add(self.now, who, text);
+    }
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("World").field("seed", &self.plan.seed).finish_non_exhaustive()
+    }
+}
