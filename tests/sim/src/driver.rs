@@ -77,7 +77,7 @@ fn watch_panics() {
 
 async fn drive(plan: Plan, keep_lines: bool) -> Outcome {
     let world = World::new(plan, keep_lines);
-    let mut fleet = Fleet::new(&world);
+    let fleet = Fleet::new(&world);
     let mut pace = chance(world.plan.seed, "pace");
     let mut operations = world.plan.operations.clone().into_iter().peekable();
     let (mut next_put, mut next_look) = (Duration::ZERO, TICK);
@@ -102,13 +102,11 @@ async fn drive(plan: Plan, keep_lines: bool) -> Outcome {
         let next = next.into_iter().flatten().min().unwrap_or(next_look);
         sleep_until(world.began + next).await;
     }
+    note_panic(&world);
     fleet.finish().await;
     world.settle().await;
+    note_panic(&world);
     let mut truth = world.lock();
-    if let Some(text) = PANICKED.with_borrow_mut(Option::take) {
-        let now = truth.now;
-        truth.ledger.broken(Promise::Sound, now, None, format!("the library panicked: {text}"));
-    }
     Outcome {
         hash: truth.trace.hash(),
         events: truth.trace.count(),
@@ -116,6 +114,14 @@ async fn drive(plan: Plan, keep_lines: bool) -> Outcome {
         counts: truth.ledger.counts,
         lasted: truth.now,
         lines: truth.trace.take_lines(),
+    }
+}
+
+fn note_panic(world: &World) {
+    if let Some(text) = PANICKED.with_borrow_mut(Option::take) {
+        let mut truth = world.lock();
+        let now = truth.now;
+        truth.ledger.broken(Promise::Sound, now, None, format!("the library panicked: {text}"));
     }
 }
 

@@ -173,7 +173,7 @@ enum End {
 impl Slot {
     /// Lives until the run ends; returns the worker that was stopped last.
     async fn run(mut self) -> Option<WorkerId> {
-        let spread = Duration::from_millis(self.number as u64 * 700);
+        let spread = self.world.plan.boot_at + Duration::from_millis(self.number as u64 * 700);
         let mut back = Return { after: Some(spread), same_id: false };
         let mut id = None;
         loop {

@@ -79,7 +79,7 @@ impl Machine {
             truth.say(self, format_args!("  ({what}: {trouble:?})"));
         }
         drop(truth);
-        let mut millis = |most: Duration| {
+        let millis = |most: Duration| {
             let most = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
             self.draw(|rng| Duration::from_millis(rng.u64(1..=most.max(1))))
         };

@@ -34,6 +34,8 @@ pub struct Plan {
     pub checkpoints: CheckpointPolicy,
     /// Where the application starts.
     pub start: Start,
+    /// When its first worker starts; the stream is older.
+    pub boot_at: Duration,
     /// The most records of one reply.
     pub read_limit: usize,
     /// Partition keys of the producer.
@@ -269,7 +271,7 @@ impl Plan {
         let start = match rng.u8(0..4) {
             0 | 1 => Start::Horizon,
             2 => Start::Latest,
-            _ => Start::At(between(rng, SECOND, 20 * SECOND)),
+            _ => Start::At(between(rng, Duration::ZERO, 8 * SECOND)),
         };
         let mut plan = Self {
             seed,
@@ -283,6 +285,7 @@ impl Plan {
             max_unacknowledged: *pick(rng, &[1, 20, 100, 100_000]),
             checkpoints: *pick(rng, &[CheckpointPolicy::OnRenewal, CheckpointPolicy::EveryBatch]),
             start,
+            boot_at: between(rng, 8 * SECOND, 20 * SECOND),
             read_limit: rng.usize(1..=40),
             keys: rng.usize(1..=30),
             put_every: Duration::from_millis(rng.u64(100..=1500)),

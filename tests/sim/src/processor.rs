@@ -58,12 +58,12 @@ impl Drop for Call<'_> {
 
 impl SimProcessor {
     pub(crate) fn new(machine: &Arc<Machine>, context: &ShardContext) -> Self {
-        let shard = machine.world.lock().shards.find(&context.shard_id);
+        let shard = machine.world.lock().shards.find(context.shard_id.as_str());
         Self {
             _running: machine.hold(),
             machine: Arc::clone(machine),
             shard,
-            key: LeaseKey::from(context.shard_id.clone()),
+            key: context.lease_key.clone(),
             tenure: (machine.number, context.fencing_token),
             stage: Stage::New,
         }

@@ -17,7 +17,7 @@ use kcl_lite::{
     Checkpoint, ChildShard, Cursor, HashRange, InitialPosition, Record, SequenceNumber,
     ServiceError, ServiceErrorKind, Shard, ShardId, Timestamp,
 };
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::machine::{Machine, Running};
 use crate::plan::{Plan, Service, Start, chance};
@@ -147,7 +147,8 @@ impl Shards {
         shards
     }
 
-    pub(crate) fn find(&self, id: &ShardId) -> Option<usize> {
+    /// The number of a shard by its id, or by the key of its lease, which is the same here.
+    pub(crate) fn find(&self, id: &str) -> Option<usize> {
         self.by_id.get(id).copied()
     }
 
@@ -308,10 +309,6 @@ impl Shards {
         earlier.map(|(shard, index)| &self.all[*shard].entries[*index])
     }
 
-    pub(crate) fn total(&self) -> usize {
-        self.all.iter().map(|shard| shard.entries.len()).sum()
-    }
-
     /// The shards as they were some time ago, each at a time of its own; with its closing if that
     /// was seen already.
     fn visible(&self, now: Duration, lag: Duration, rng: &mut Rng) -> Vec<(usize, Option<Duration>)> {
@@ -389,7 +386,7 @@ impl Stream for SimStream {
     }
 
     fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
-        let number = self.0.world.lock().shards.find(shard);
+        let number = self.0.world.lock().shards.find(shard.as_str());
         Box::new(Reader {
             machine: Arc::clone(&self.0),
             _running: self.0.hold(),

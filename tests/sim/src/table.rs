@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use kcl_lite::lease::store::{LeaseStore, WriteOutcome};
-use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite};
+use kcl_lite::lease::store::{self, LeaseStore, WriteOutcome};
+use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, News};
 use kcl_lite::{ServiceError, ServiceErrorKind};
 use tokio::time::{sleep, timeout};
 
@@ -82,7 +82,7 @@ impl LeaseStore for Table {
         .boxed()
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Lease>, ServiceError>> {
+    fn list(&self) -> BoxFuture<'_, Result<store::Table, ServiceError>> {
         async move {
             let number = self.0.number;
             let first = self.0.call(Service::Table, "scanning", move |truth| {
@@ -99,7 +99,7 @@ impl LeaseStore for Table {
             if let Some(rest) = rest {
                 leases.extend(truth.rows.range(rest..).map(|(_, row)| row.clone()));
             }
-            Ok(leases)
+            Ok(leases.into())
         }
         .boxed()
     }
@@ -139,19 +139,32 @@ impl fmt::Display for Shown<'_> {
             LeaseChange::AskHandoff { counter, from, .. } => {
                 write!(f, "ask {from} for {key} at counter {counter}")
             }
-            LeaseChange::HandOver { counter, checkpoint, to } => {
-                write!(f, "hand {key} over to {to} at counter {counter}, {checkpoint:?}")
+            LeaseChange::HandOver { counter, news, to } => {
+                write!(f, "hand {key} over to {to} at counter {counter}{}", Told(news))
             }
-            LeaseChange::Renew { counter, checkpoint } => {
-                write!(f, "renew {key} at counter {counter}, {checkpoint:?}")
+            LeaseChange::Renew { counter, news } => {
+                write!(f, "renew {key} at counter {counter}{}", Told(news))
             }
             LeaseChange::Finish { counter, children } => {
                 write!(f, "finish {key} at counter {counter}, children {children:?}")
             }
-            LeaseChange::Release { counter, checkpoint } => {
-                write!(f, "release {key} at counter {counter}, {checkpoint:?}")
+            LeaseChange::Release { counter, news } => {
+                write!(f, "release {key} at counter {counter}{}", Told(news))
             }
             LeaseChange::Delete { counter } => write!(f, "delete {key} at counter {counter}"),
+            LeaseChange::Reset { counter, checkpoint, .. } => {
+                write!(f, "reset {key} at counter {counter} to {checkpoint}")
+            }
+            LeaseChange::Discard { counter } => write!(f, "discard {key} at counter {counter}"),
         }
+    }
+}
+
+/// What a write stores, if it is new.
+struct Told<'a>(&'a News);
+
+impl fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.checkpoint.iter().try_for_each(|it| write!(f, ", {it}"))
     }
 }

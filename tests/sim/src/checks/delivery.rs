@@ -6,7 +6,7 @@ use kcl_lite::Record;
 use kcl_lite::lease::LeaseKey;
 
 use super::{End, Ledger, Promise, TenureId};
-use crate::stream::{Shards, service_time};
+use crate::stream::Shards;
 use crate::table::Rows;
 
 /// A worker must have stopped when this part of a lease duration has passed since its last proof,
@@ -176,9 +176,4 @@ fn keys_are_in_order(delivery: &Delivery<'_>, shards: &mut Shards, first: usize)
         }
     }
     Ok(())
-}
-
-/// When a record arrived, for messages.
-pub(crate) fn arrival(at: Duration) -> i64 {
-    service_time(at).as_millis()
 }

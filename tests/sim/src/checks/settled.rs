@@ -193,7 +193,7 @@ impl Ledger {
                 let text = format!("still owned by {:?}, which has stopped", row.actual_owner());
                 return self.broken(Promise::Repeats, now, Some(&row.key), text);
             }
-            let Some(shard) = shards.find(&row.key.clone()) else { continue };
+            let Some(shard) = shards.find(row.key.as_str()) else { continue };
             let truth = &mut shards.all[shard];
             let stored = truth.first_after(&row.checkpoint, row.anchor);
             let last = truth.entries.iter().rposition(|it| it.needed && it.delivered);

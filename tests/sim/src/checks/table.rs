@@ -19,7 +19,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 impl Ledger {
     /// A write has been applied.
     pub(crate) fn changed(&mut self, change: &Change<'_>, shards: &mut Shards, rows: &Rows) {
-        let Some(shard) = shards.find(&change.key.clone()) else {
+        let Some(shard) = shards.find(change.key.as_str()) else {
             let text = "a lease of a shard that does not exist".to_owned();
             return self.broken(Promise::Rows, change.at, Some(change.key), text);
         };
@@ -47,6 +47,9 @@ impl Ledger {
             LeaseChange::Delete { .. } => {
                 self.counts.deleted += 1;
                 self.deleted(change, shards, shard)
+            }
+            LeaseChange::Reset { .. } | LeaseChange::Discard { .. } => {
+                Err((Promise::Rows, "nobody asked for a reset".to_owned()))
             }
         };
         let result = result
@@ -117,7 +120,7 @@ impl Ledger {
         }
         for child in &shards.all[shard].children {
             let id = &shards.all[*child].id;
-            let moved = self.leases.get(id).and_then(|it| it.best.as_ref());
+            let moved = self.leases.get(id.as_str()).and_then(|it| it.best.as_ref());
             if !moved.is_some_and(Checkpoint::has_progress) {
                 return Err((Promise::Rows, format!("deleted before its child {id} has moved")));
             }
@@ -160,7 +163,7 @@ fn asked(change: &Change<'_>, facts: &mut Facts) -> Found {
     if before.counter != after.counter || before.checkpoint != after.checkpoint {
         return Err((Promise::Fence, "asking for a lease changes more than who is next".into()));
     }
-    if facts.current.is_none() {
+    if before.owner.is_none() {
         return Err((Promise::Take, "a lease that nobody holds is asked for".into()));
     }
     facts.asked = Some((change.id.clone(), change.at));
@@ -274,9 +277,9 @@ fn finished(
 ) -> Found {
     let LeaseChange::Finish { children, .. } = change.what else { return Ok(()) };
     for child in children {
-        let known = shards.find(child).is_some_and(|it| shards.all[shard].children.contains(&it));
-        let finished = leases.get(child).is_some_and(|it| it.finished.is_some());
-        if !known || !(rows.contains_key(child) || finished) {
+        let known = shards.find(child.as_str()).is_some_and(|it| shards.all[shard].children.contains(&it));
+        let finished = leases.get(child.as_str()).is_some_and(|it| it.finished.is_some());
+        if !known || !(rows.contains_key(child.as_str()) || finished) {
             return Err((Promise::Rows, format!("finished before its child {child} has a lease")));
         }
     }
