@@ -58,18 +58,16 @@ pub fn run(plan: &Plan, keep_lines: bool) -> Outcome {
     runtime.block_on(drive(plan.clone(), keep_lines))
 }
 
-/// Panics of processors are part of the run and silent; others are kept and shown.
+/// Panics are silent: those of processors are part of the run, others are kept and told.
 fn watch_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             let text = info.to_string();
             if !text.contains(PANIC) {
                 PANICKED.with_borrow_mut(|kept| {
                     kept.get_or_insert(text);
                 });
-                before(info);
             }
         }));
     });
@@ -88,7 +86,7 @@ async fn drive(plan: Plan, keep_lines: bool) -> Outcome {
             fleet.perform(&operation.what).await;
         }
         if calm_at.take_if(|at| *at <= now).is_some() {
-            fleet.calm().await;
+            world.say(&"plan", format_args!("calm"));
         }
         while next_put <= now {
             put(&world, 1);
@@ -97,6 +95,9 @@ async fn drive(plan: Plan, keep_lines: bool) -> Outcome {
         if next_look <= now {
             next_look += TICK;
             look(&world);
+            if calm_at.is_none() {
+                fleet.keep_alive().await;
+            }
         }
         let next = [operations.peek().map(|it| it.at), calm_at, Some(next_put), Some(next_look)];
         let next = next.into_iter().flatten().min().unwrap_or(next_look);

@@ -126,9 +126,8 @@ impl Fleet {
         let _ = self.commands[slot].send(command).await;
     }
 
-    /// The faults are over, and somebody lives.
-    pub(crate) async fn calm(&self) {
-        self.world.say(&"plan", format_args!("calm"));
+    /// The faults are over: somebody has to live.
+    pub(crate) async fn keep_alive(&self) {
         if self.live.ids().is_empty() {
             self.tell(0, Command::Revive).await;
         }

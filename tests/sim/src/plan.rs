@@ -286,7 +286,7 @@ impl Plan {
             checkpoints: *pick(rng, &[CheckpointPolicy::OnRenewal, CheckpointPolicy::EveryBatch]),
             start,
             boot_at: between(rng, 8 * SECOND, 20 * SECOND),
-            read_limit: rng.usize(1..=40),
+            read_limit: rng.usize(5..=40),
             keys: rng.usize(1..=30),
             put_every: Duration::from_millis(rng.u64(100..=1500)),
             style: *pick(rng, &[Style::Return, Style::Return, Style::Defer, Style::Split]),

@@ -20,7 +20,7 @@ pub(crate) const PANIC: &str = "a processor of the simulation panics";
 /// The most that a batch takes in a good mood.
 const USUAL: Duration = Duration::from_millis(20);
 /// The most that a later acknowledgement takes in a good mood.
-const LATER: Duration = Duration::from_secs(2);
+const LATER: Duration = Duration::from_millis(400);
 
 /// Where a processor is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -85,9 +85,9 @@ impl Ledger {
         if !indexes.zip(first + 1..).all(|(found, expected)| found == Some(expected)) {
             return Err((Promise::Order, "a batch with a gap".into()));
         }
-        let facts = self.leases.get_mut(key);
-        let tenure = facts.and_then(|it| it.tenures.get_mut(&delivery.tenure));
-        let Some(tenure) = tenure else { return Ok(first) };
+        let Some(facts) = self.leases.get_mut(key) else { return Ok(first) };
+        facts.delivered = delivery.at;
+        let Some(tenure) = facts.tenures.get_mut(&delivery.tenure) else { return Ok(first) };
         let truth = &shards.all[delivery.shard];
         let expected = tenure.next.unwrap_or(tenure.start);
         // What is gone cannot be delivered.

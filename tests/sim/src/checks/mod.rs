@@ -106,6 +106,8 @@ struct Facts {
     /// Who asked for it, and when that was written.
     asked: Option<(WorkerId, Duration)>,
     best: Option<Checkpoint>,
+    /// When records of it were last delivered.
+    delivered: Duration,
     token: u64,
     finished: Option<Duration>,
 }
