@@ -117,6 +117,8 @@ pub(crate) struct State {
     /// Held or being taken.
     mine: BTreeSet<LeaseKey>,
     taking: BTreeSet<LeaseKey>,
+    /// Takes that were never answered: at which counter, and when the oldest was sent.
+    unanswered: BTreeMap<LeaseKey, (u64, Instant)>,
     /// Rows that were there and are not: deleted by hand, or finished and removed.
     vanished: BTreeMap<LeaseKey, Vanished>,
     /// Leases that other workers were asked for.
@@ -187,6 +189,7 @@ impl State {
             observations: Observations::default(),
             mine: BTreeSet::new(),
             taking: BTreeSet::new(),
+            unanswered: BTreeMap::new(),
             asked: BTreeMap::new(),
             vanished: BTreeMap::new(),
             writing: BTreeSet::new(),
@@ -423,6 +426,9 @@ impl State {
             Ok(outcome) => outcome,
             Err(error) => {
                 // Unknown whether it was applied: the next scan shows it.
+                if let LeaseChange::Take { counter, .. } = write.change {
+                    self.sent_before(&write.key, counter, sent);
+                }
                 self.forget(&write.key);
                 return vec![failure(why.describe(), &error)];
             }
@@ -440,6 +446,13 @@ impl State {
             }
             (Why::Delete, None) => vec![Action::Emit(Event::LeaseDeleted { shard: write.key })],
             (Why::Take { reason, from }, Some(row)) if self.is_ours(&outcome, &write, &row) => {
+                // A take that is only recognised may be as old as the first that was sent: the
+                // others count from when the row changed.
+                let sent = match outcome {
+                    WriteOutcome::Refused(_) => self.sent_before(&write.key, row.counter - 1, sent),
+                    WriteOutcome::Done(_) => sent,
+                };
+                self.unanswered.remove(&write.key);
                 self.taken(row, sent, reason, from)
             }
             (Why::Ask { from }, _) => {
@@ -452,6 +465,15 @@ impl State {
             }
             (Why::Create | Why::Delete, _) => Vec::new(),
         }
+    }
+
+    /// When the oldest take at `counter` was sent, counting one sent at `sent`.
+    fn sent_before(&mut self, key: &LeaseKey, counter: u64, sent: Instant) -> Instant {
+        let oldest = self.unanswered.entry(key.clone()).or_insert((counter, sent));
+        if oldest.0 != counter {
+            *oldest = (counter, sent);
+        }
+        oldest.1
     }
 
     fn taken(

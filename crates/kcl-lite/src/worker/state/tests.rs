@@ -523,3 +523,32 @@ fn c05_workers_audit_in_turn_and_who_holds_nothing_leaves_it_to_them() {
     assert!(by_owners.iter().all(|count| (2..=3).contains(count)), "{by_owners:?}");
     assert_eq!(listings("e"), 0);
 }
+
+#[test]
+fn a_take_that_is_recognised_counts_from_the_oldest_that_was_sent() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let free = || vec![lease("0", None, 0)];
+    let take = taken(&state.step(start, scanned(free()))).remove(0);
+    let row = take.apply(Some(&lease("0", None, 0))).unwrap();
+    let why = || Why::Take { reason: TakeReason::Unowned, from: None };
+    let error = ServiceError::new(ServiceErrorKind::Unavailable, "no answer");
+    let lost = Input::Wrote { write: take, why: why(), sent: start, result: Err(error) };
+    state.step(start + SECOND, lost);
+    // A scan that was under way shows it free, and it is taken again.
+    let again = taken(&state.step(start + SECOND, scanned(free()))).remove(0);
+    let result = Ok(WriteOutcome::Refused(row));
+    let sent = start + 2 * SECOND;
+    let actions = state.step(sent, Input::Wrote { write: again, why: why(), sent, result });
+    let started = actions.iter().find_map(|action| match action {
+        Action::Start { sent, .. } => Some(*sent),
+        Action::Write(..)
+        | Action::Scan
+        | Action::List { .. }
+        | Action::Drain(_)
+        | Action::DrainAll
+        | Action::Fail(_)
+        | Action::Emit(_) => None,
+    });
+    assert_eq!(started, Some(start));
+}
