@@ -65,18 +65,23 @@ impl State {
     /// Forgets what is no longer being handed over; looks again soon at what is.
     pub(super) fn follow_handoffs(&mut self, now: Instant) {
         let (me, leases, observations) = (&self.me, &self.leases, &self.observations);
+        // What is held or being taken is not waited for any more.
+        let mine = &self.mine;
         self.asked.retain(|key, asked| {
             // A scan that was under way when we asked shows the row as it was before.
             leases.get(key).is_some_and(|lease| {
                 // A worker that stops does not wait for an owner that died.
                 let is_dead = self.stopping
                     && observations.unchanged_for(now, lease) >= self.settings.lease_duration;
-                !is_dead && (lease.owner.as_ref() == Some(me) || lease.counter <= asked.counter)
+                !is_dead
+                    && !mine.contains(key)
+                    && (lease.owner.as_ref() == Some(me) || lease.counter <= asked.counter)
             })
         });
         // Asked for in an earlier life, or by a request whose every reply was lost.
         for lease in self.leases.values().filter(|lease| lease.owner.as_ref() == Some(me)) {
-            if lease.checkpoint_owner.as_ref().is_some_and(|owner| owner != me) {
+            let is_pending = lease.checkpoint_owner.as_ref().is_some_and(|owner| owner != me);
+            if is_pending && !mine.contains(&lease.key) {
                 let asked = Asked { since: now, counter: lease.counter };
                 self.asked.entry(lease.key.clone()).or_insert(asked);
             }

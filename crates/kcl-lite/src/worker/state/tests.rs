@@ -552,3 +552,15 @@ fn a_take_that_is_recognised_counts_from_the_oldest_that_was_sent() {
     });
     assert_eq!(started, Some(start));
 }
+
+#[test]
+fn a_request_that_is_seen_while_the_lease_is_being_taken_is_not_waited_for() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let pending = Lease { checkpoint_owner: Some("dead".into()), ..held_by("0", "me", 4) };
+    state.step(start, scanned(vec![pending.clone()]));
+    let expired = start + 10 * SECOND;
+    assert_eq!(taken(&state.step(expired, Input::TimeDue)).len(), 1);
+    state.step(expired, scanned(vec![pending]));
+    assert!(state.asked.is_empty(), "it would be looked for four times a second, for ever");
+}
