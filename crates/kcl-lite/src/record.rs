@@ -185,6 +185,13 @@ pub struct Record {
     pub arrived: Timestamp,
 }
 
+impl Record {
+    /// What the service counts: data and partition key, in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        (self.data.len() + self.partition_key.len()) as u64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -78,10 +78,8 @@ impl Live {
 impl Fleet {
     pub(crate) fn new(world: &Arc<World>) -> Self {
         let slots = world.plan.workers;
-        let live = Arc::new(Live {
-            slots: Mutex::new(vec![None; slots]),
-            booted: AtomicUsize::new(0),
-        });
+        let live =
+            Arc::new(Live { slots: Mutex::new(vec![None; slots]), booted: AtomicUsize::new(0) });
         let mut fleet = Self {
             world: Arc::clone(world),
             commands: Vec::new(),

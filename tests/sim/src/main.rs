@@ -68,7 +68,11 @@ fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
             Some(kept) => numbers.iter().map(|number| kept[*number]).collect(),
             None => numbers,
         };
-        println!("{} of {} operations are needed ({runs} runs)", numbers.len(), plan.operations.len());
+        println!(
+            "{} of {} operations are needed ({runs} runs)",
+            numbers.len(),
+            plan.operations.len()
+        );
         plan = Plan::of(seed).keeping(&numbers);
         kept = Some(numbers);
     }
@@ -117,7 +121,10 @@ fn many(arguments: &Arguments) -> Result<(), String> {
                     total.lock().unwrap_or_else(PoisonError::into_inner).add(&outcome.counts);
                     if let Some(violation) = outcome.violation {
                         println!("seed {seed} ({:?}): {violation}", plan.theme);
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).push((seed, violation));
+                        failed
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .push((seed, violation));
                     }
                 }
             });

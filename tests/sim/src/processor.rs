@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kcl_lite::lease::LeaseKey;
-use kcl_lite::{Batch, BoxError, Ack, RecordProcessor, ShardContext};
+use kcl_lite::{Ack, Batch, BoxError, RecordProcessor, ShardContext};
 use tokio::time::sleep;
 
 use crate::checks::{Delivery, Promise, TenureId};
@@ -165,8 +165,9 @@ impl SimProcessor {
         machine.draw(|rng| rng.shuffle(&mut acks));
         self.machine.world.spawn(async move {
             for (range, ack) in acks {
-                let (pause, chance) = machine
-                    .draw(|rng| (between(rng, Duration::ZERO, LATER / count as u32), rng.u8(0..100)));
+                let (pause, chance) = machine.draw(|rng| {
+                    (between(rng, Duration::ZERO, LATER / count as u32), rng.u8(0..100))
+                });
                 sleep(pause).await;
                 machine.awake().await;
                 if chance < dropped {

@@ -108,9 +108,9 @@ impl ShardTruth {
                 let number = &position.sequence_number;
                 self.entries.partition_point(|it| it.record.sequence_number <= *number)
             }
-            Checkpoint::Latest | Checkpoint::AtTimestamp => anchor.map_or(0, |time| {
-                self.entries.partition_point(|it| it.record.arrived < time)
-            }),
+            Checkpoint::Latest | Checkpoint::AtTimestamp => {
+                anchor.map_or(0, |time| self.entries.partition_point(|it| it.record.arrived < time))
+            }
         };
         first.max(self.trimmed)
     }
@@ -250,8 +250,7 @@ impl Shards {
         let pairs = (open.len() as u64).checked_sub(1).filter(|pairs| *pairs > 0)?;
         let at = usize::try_from(pick % pairs).ok()?;
         let (left, right) = (open[at], open[at + 1]);
-        let range =
-            HashRange { start: self.all[left].range.start, end: self.all[right].range.end };
+        let range = HashRange { start: self.all[left].range.start, end: self.all[right].range.end };
         Some(([left, right], self.open_shard(vec![left, right], range, now)))
     }
 
@@ -311,7 +310,12 @@ impl Shards {
 
     /// The shards as they were some time ago, each at a time of its own; with its closing if that
     /// was seen already.
-    fn visible(&self, now: Duration, lag: Duration, rng: &mut Rng) -> Vec<(usize, Option<Duration>)> {
+    fn visible(
+        &self,
+        now: Duration,
+        lag: Duration,
+        rng: &mut Rng,
+    ) -> Vec<(usize, Option<Duration>)> {
         let mut visible = Vec::new();
         for (number, shard) in self.all.iter().enumerate() {
             let seen = now.saturating_sub(lag.mul_f64(rng.f64()));
@@ -451,14 +455,12 @@ impl Truth {
     ) -> Result<(Read, usize), ServiceError> {
         let shards = &self.shards;
         let shard = shard.map(|number| &shards.all[number]).filter(|shard| !shard.gone);
-        let shard = shard
-            .ok_or_else(|| ServiceError::new(ServiceErrorKind::Missing, "no such shard"))?;
+        let shard =
+            shard.ok_or_else(|| ServiceError::new(ServiceErrorKind::Missing, "no such shard"))?;
         let entries = &shard.entries;
         let first = next.unwrap_or_else(|| match cursor {
             Cursor::Horizon => 0,
-            Cursor::At(number) => {
-                entries.partition_point(|it| it.record.sequence_number < *number)
-            }
+            Cursor::At(number) => entries.partition_point(|it| it.record.sequence_number < *number),
             Cursor::After(number) => {
                 entries.partition_point(|it| it.record.sequence_number <= *number)
             }

@@ -145,7 +145,8 @@ impl World {
 
     /// Ends what [`spawn`](Self::spawn) has started.
     pub(crate) async fn settle(&self) {
-        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut tasks =
+            std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         tasks.shutdown().await;
     }
 

@@ -167,7 +167,7 @@ impl World {
         let leases = self.table.rows.snapshot().into_iter();
         let theirs =
             leases.filter(|lease| lease.owner.as_ref().is_some_and(|it| it.as_str() == worker));
-        theirs.map(|lease| lease.shard_id().clone()).collect()
+        theirs.map(|lease| lease.shard()).collect()
     }
 
     /// Waits until another worker than `left` delivers each of `shards`; the times since `since`.

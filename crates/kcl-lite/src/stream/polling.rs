@@ -233,10 +233,9 @@ impl PollingReader {
             Ending::Suspected
         };
 
-        let size = |record: &Record| (record.data.len() + record.partition_key.len()) as u64;
         let millis_behind_latest =
             u64::try_from(reply.millis_behind_latest.unwrap_or(0)).unwrap_or(0);
-        let bytes = records.iter().map(size).sum();
+        let bytes = records.iter().map(Record::size).sum();
         self.pace.answered(sent, self.now(), bytes, millis_behind_latest > 0);
         if let Ending::Certain(children) = &self.ending
             && records.is_empty()

@@ -380,6 +380,7 @@ impl Worker {
         );
         let coordinator = Coordinator {
             judge_at: self.clock.now(),
+            awake_since: self.clock.now(),
             me: self.me,
             shard_context: ShardTaskContext {
                 stream: Arc::clone(&keeper_context.stream),

@@ -38,6 +38,8 @@ use crate::stream::{ListFrom, Listing};
 const FAILURE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often the shards are judged by their progress.
 const JUDGE_INTERVAL: Duration = Duration::from_secs(1);
+/// How much later than that the process must have been stopped meanwhile.
+const JUDGE_LATENESS: Duration = Duration::from_secs(2);
 /// How often a write whose answer is unknown is sent again before a scan has to settle it.
 const WRITE_ATTEMPTS: u32 = 3;
 
@@ -62,6 +64,8 @@ pub(crate) struct Coordinator {
     pub(crate) report: Report,
     /// When the shards are judged next.
     pub(crate) judge_at: Instant,
+    /// Since when this task has been running without a long break.
+    pub(crate) awake_since: Instant,
     /// Why the worker stops by itself.
     pub(crate) failure: Option<Error>,
 }
@@ -218,6 +222,10 @@ impl Coordinator {
     /// Gives back what makes no progress and cannot help itself.
     fn judge_shards(&mut self) {
         let now = self.keeper_context.clock.now();
+        if now > self.judge_at + JUDGE_LATENESS {
+            // The whole process was stopped, or starved: no shard is to blame for that time.
+            self.awake_since = now;
+        }
         self.judge_at = now + JUDGE_INTERVAL;
         for (key, held) in self.held.iter().filter(|(_, held)| !held.give_up.is_cancelled()) {
             if let Liveness::Stuck { cause } = self.liveness(held, now) {
@@ -234,7 +242,7 @@ impl Coordinator {
         }
         let progress = held.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let (activity, since) = progress.current();
-        judge(&activity, since, now, &self.keeper_context.settings)
+        judge(&activity, since.max(self.awake_since), now, &self.keeper_context.settings)
     }
 
     fn given_back(&self, key: &LeaseKey, reason: String) {

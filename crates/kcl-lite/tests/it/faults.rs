@@ -153,9 +153,6 @@ impl Link {
         Self { faults: Mutex::default(), paused, skew, fast, made: Instant::now() }
     }
 
-    pub(crate) fn set(&self, faults: Faults) {
-        *self.faults.lock().unwrap() = faults;
-    }
 
     /// Stops the worker.
     pub(crate) fn pause(&self) {
@@ -236,9 +233,6 @@ pub(crate) struct FaultyStore {
 
 impl FaultyStore {
     /// Faults for all workers.
-    pub(crate) fn set(&self, faults: Faults) {
-        *self.faults.lock().unwrap() = faults;
-    }
 
     /// Asks `plan` about every write of every worker, before and after it is applied.
     pub(crate) fn plan(

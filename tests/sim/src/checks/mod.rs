@@ -66,7 +66,13 @@ pub enum Promise {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shard = self.shard.as_deref().map(|it| format!(" {it}:")).unwrap_or_default();
-        write!(f, "{:?} broken at {:.3} s:{shard} {}", self.promise, self.at.as_secs_f64(), self.text)
+        write!(
+            f,
+            "{:?} broken at {:.3} s:{shard} {}",
+            self.promise,
+            self.at.as_secs_f64(),
+            self.text
+        )
     }
 }
 

@@ -72,7 +72,10 @@ impl Ledger {
     ) {
         for shard in &mut shards.all {
             let done = shard.done();
-            let late = shard.entries.get(done).filter(|it| it.arrived < now.saturating_sub(Duration::from_secs(30)));
+            let late = shard
+                .entries
+                .get(done)
+                .filter(|it| it.arrived < now.saturating_sub(Duration::from_secs(30)));
             if let Some(entry) = late {
                 let text = format!("record {} was not acknowledged", entry.record.sequence_number);
                 let row = rows.get(&LeaseKey::from(shard.id.clone()));
@@ -148,14 +151,13 @@ impl Ledger {
         if self.moved_at >= began.saturating_sub(Duration::from_secs(1)) {
             return;
         }
-        let held: BTreeMap<usize, u64> = self
-            .leases
-            .values()
-            .filter_map(|it| it.current)
-            .fold(BTreeMap::new(), |mut held, (who, _)| {
+        let held: BTreeMap<usize, u64> = self.leases.values().filter_map(|it| it.current).fold(
+            BTreeMap::new(),
+            |mut held, (who, _)| {
                 *held.entry(who).or_default() += 1;
                 held
-            });
+            },
+        );
         let renewals = 60_000_f64 / (self.rules.lasts.as_secs_f64() * 1000.0 / 3.0);
         for ((who, at), calls) in self.calls.clone() {
             if at != minute {
@@ -170,7 +172,8 @@ impl Ledger {
         let scans = 62;
         let writes = if self.rules.eager { f64::INFINITY } else { renewals * 1.1 + 2.0 };
         let lists = 60.0 / self.rules.audit.as_secs_f64() + 2.0;
-        let is_over = calls.scans > scans || calls.writes as f64 > writes || calls.lists as f64 > lists;
+        let is_over =
+            calls.scans > scans || calls.writes as f64 > writes || calls.lists as f64 > lists;
         if is_over {
             let text = format!(
                 "incarnation {who} made {calls:?} in a quiet minute; stated are {scans} scans, \

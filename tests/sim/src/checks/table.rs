@@ -277,7 +277,8 @@ fn finished(
 ) -> Found {
     let LeaseChange::Finish { children, .. } = change.what else { return Ok(()) };
     for child in children {
-        let known = shards.find(child.as_str()).is_some_and(|it| shards.all[shard].children.contains(&it));
+        let known =
+            shards.find(child.as_str()).is_some_and(|it| shards.all[shard].children.contains(&it));
         let finished = leases.get(child.as_str()).is_some_and(|it| it.finished.is_some());
         if !known || !(rows.contains_key(child.as_str()) || finished) {
             return Err((Promise::Rows, format!("finished before its child {child} has a lease")));

@@ -92,11 +92,14 @@ pub(super) struct Facts {
     pub(super) checkpoint: Option<Checkpoint>,
     /// Everything that arrived until then is acknowledged.
     pub(super) read_until: Option<Timestamp>,
+    /// Bytes delivered in this tenure.
+    pub(super) bytes: u64,
 }
 
 impl Facts {
     pub(super) fn of(mark: &Mark) -> Self {
-        Self { checkpoint: Some(Checkpoint::At(mark.position.clone())), read_until: mark.arrived }
+        let checkpoint = Some(Checkpoint::At(mark.position.clone()));
+        Self { checkpoint, read_until: mark.arrived, bytes: 0 }
     }
 
     /// Takes over what is newer; true if the checkpoint is.
@@ -104,6 +107,7 @@ impl Facts {
         let is_news = other.checkpoint > self.checkpoint;
         self.checkpoint = self.checkpoint.take().max(other.checkpoint);
         self.read_until = self.read_until.max(other.read_until);
+        self.bytes = self.bytes.max(other.bytes);
         is_news
     }
 }
@@ -118,7 +122,15 @@ impl KeeperLink {
     /// for a write of its own.
     pub(crate) fn read_until(&self, time: Timestamp) {
         self.facts.send_if_modified(|facts| {
-            facts.merge(Facts { checkpoint: None, read_until: Some(time) })
+            facts.merge(Facts { read_until: Some(time), ..Facts::default() })
+        });
+    }
+
+    /// Notes that so many more bytes are delivered. No reason for a write either.
+    pub(crate) fn delivered(&self, bytes: u64) {
+        self.facts.send_if_modified(|facts| {
+            facts.bytes += bytes;
+            false
         });
     }
 

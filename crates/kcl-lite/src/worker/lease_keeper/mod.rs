@@ -6,6 +6,7 @@
 //! Runs on the control plane; never waits for a processor.
 
 mod link;
+mod rate;
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 pub(crate) use link::KeeperLink;
 use link::{Facts, KeeperEnd, Request};
 
+use self::rate::Rate;
 use super::children;
 use crate::clock::{Clock, within};
 use crate::error::{ServiceError, ServiceErrorKind};
@@ -31,7 +33,7 @@ use crate::position::Checkpoint;
 use crate::processor::StoreRequest;
 use crate::record::ShardId;
 use crate::retry::Retry;
-use crate::settings::{CheckpointPolicy, Settings};
+use crate::settings::{Balance, CheckpointPolicy, Settings};
 use crate::stream::Stream;
 
 /// The pause after the first failed write.
@@ -75,6 +77,7 @@ pub(crate) struct LeaseKeeper {
     /// The least time between two checkpoints that no renewal is due for. None until the table
     /// throttles: what it can take then belongs to the renewals.
     spacing: Duration,
+    rate: Rate,
     retry: Retry,
     rng: fastrand::Rng,
 }
@@ -111,6 +114,7 @@ impl LeaseKeeper {
         let most = context.settings.lease_duration / 10;
         let keeper = Self {
             pause_until: tenure.valid_from(),
+            rate: Rate::new(context.clock.now(), tenure.lease().throughput),
             spacing: Duration::ZERO,
             context,
             tenure,
@@ -202,6 +206,9 @@ impl LeaseKeeper {
     /// What the next write is to store.
     fn news(&mut self) -> News {
         let told = self.line.facts.borrow_and_update().clone();
+        let is_asked = self.context.settings.balance == Balance::Throughput;
+        let now = self.context.clock.now();
+        let throughput = is_asked.then(|| self.rate.measure(now, told.bytes)).flatten();
         let mut facts = self.asked.facts.clone();
         let row = self.tenure.lease();
         let newest = facts.checkpoint.as_ref().max(Some(&row.checkpoint));
@@ -214,12 +221,7 @@ impl LeaseKeeper {
         let newest = facts.checkpoint.as_ref().max(Some(&row.checkpoint));
         let pending = self.asked.pending.clone().filter(|it| Some(&it.checkpoint) > newest);
         let pending = pending.map_or(PendingChange::Keep, PendingChange::Prepare);
-        News {
-            checkpoint: facts.checkpoint,
-            pending,
-            read_until: facts.read_until,
-            throughput: None,
-        }
+        News { checkpoint: facts.checkpoint, pending, read_until: facts.read_until, throughput }
     }
 
     /// Answers those whose wish the row fulfils. A write that was recognised by its mark may be an

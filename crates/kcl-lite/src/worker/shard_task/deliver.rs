@@ -33,6 +33,7 @@ impl ShardTask {
         if let Some(pass) = self.look_for_gap(processor, records.first()).await {
             return Some(pass);
         }
+        self.keeper.delivered(records.iter().map(Record::size).sum());
         loop {
             self.publish(&line.window);
             self.drop_acknowledged(&mut records);
