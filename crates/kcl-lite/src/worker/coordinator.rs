@@ -208,7 +208,8 @@ impl Coordinator {
             }
             Some((key, exit)) = self.shards.join_next() => {
                 // A panic outside a callback: the keeper sees the dropped line and releases.
-                Wake::ShardExited(key, exit.unwrap_or(ShardExit::Drained { clean: false }))
+                let panicked = |error| ShardExit::GivenBack { reason: format!("its task: {error}") };
+                Wake::ShardExited(key, exit.unwrap_or_else(panicked))
             }
             Some(input) = self.calls.join_next() => match input {
                 Ok(input) => Wake::Input(Box::new(input)),
@@ -227,7 +228,8 @@ impl Coordinator {
             self.awake_since = now;
         }
         self.judge_at = now + JUDGE_INTERVAL;
-        for (key, held) in self.held.iter().filter(|(_, held)| !held.give_up.is_cancelled()) {
+        let held_still = |held: &Held| held.keeper.is_none() && !held.give_up.is_cancelled();
+        for (key, held) in self.held.iter().filter(|(_, held)| held_still(held)) {
             if let Liveness::Stuck { cause } = self.liveness(held, now) {
                 self.given_back(key, cause);
                 held.give_up.cancel();

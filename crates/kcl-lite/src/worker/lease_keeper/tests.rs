@@ -76,6 +76,21 @@ async fn giving_up_stops_the_shard_first_and_does_not_wait_for_it() {
     drop(link);
 }
 
+/// The answer to a write may be that an older one was applied: the row decides who is told what.
+#[tokio::test(start_paused = true)]
+async fn a_wish_is_not_fulfilled_by_a_write_that_does_not_carry_it() {
+    let (mut keeper, _link) = keeper(Duration::ZERO);
+    let (stored, mut is_stored) = oneshot::channel();
+    keeper.store(StoreRequest { mark: Some(mark(5, 0)), pending: None, stored });
+    keeper.settle_asked();
+    assert_eq!(is_stored.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+    let (stored, mut is_prepared) = oneshot::channel();
+    let pending = PendingCheckpoint { checkpoint: Checkpoint::ShardEnd, state: None };
+    keeper.store(StoreRequest { mark: None, pending: Some(pending), stored });
+    keeper.settle_asked();
+    assert_eq!(is_prepared.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_time_that_was_read_is_no_reason_for_a_write_and_rides_on_the_next_one() {
     let (mut keeper, link) = keeper(Duration::ZERO);

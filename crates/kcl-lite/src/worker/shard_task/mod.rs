@@ -333,12 +333,19 @@ impl ShardTask {
 
 /// Drops the records at or before `done`, where reading starts again.
 fn drop_done(records: &mut Vec<Record>, done: &Position) {
+    let place = |record: &Record| {
+        let of_number = record.sequence_number.cmp(&done.sequence_number);
+        of_number.then(record.sub_sequence_number.cmp(&done.sub_sequence_number))
+    };
+    if records.first().is_none_or(|first| place(first).is_gt()) {
+        return;
+    }
     let is_same = |record: &Record| record.sequence_number == done.sequence_number;
     // Another library stopped inside an aggregate, which is delivered whole here: repeat its
     // beginning rather than lose its end.
     let is_packed = done.sub_sequence_number > 0
         && !records.iter().any(|record| is_same(record) && record.sub_sequence_number > 0);
-    records.retain(|record| (is_packed && is_same(record)) || Position::of(record) > *done);
+    records.retain(|record| (is_packed && is_same(record)) || place(record).is_gt());
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

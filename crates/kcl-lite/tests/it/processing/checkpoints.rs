@@ -342,7 +342,8 @@ async fn l12_records_that_aged_out_unread_are_told_once_and_reading_goes_on_with
 #[tokio::test(start_paused = true)]
 async fn l12_a_worker_that_is_told_to_stop_at_a_gap_delivers_nothing() {
     let (fleet, _, worker) = away_for_too_long(GapPolicy::Stop).await;
-    let error = worker.stopped().await.unwrap_err();
+    let stopped = tokio::time::timeout(RETENTION, worker.stopped());
+    let error = stopped.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Gap);
     assert!(error.to_string().contains("behind checkpoint `3`"), "{error}");
     assert_eq!(gaps(&fleet).len(), 1);

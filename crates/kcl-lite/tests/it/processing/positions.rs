@@ -10,7 +10,7 @@ use crate::fleet::{Fleet, Script, Seen};
 /// moment, and the row never names a record that is not acknowledged with all before it.
 #[tokio::test(start_paused = true)]
 async fn l02_no_checkpoint_runs_ahead_of_asynchronous_work_whenever_the_worker_is_killed() {
-    for seed in 0..200 {
+    for seed in 0..1_000 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
         fleet.stream = fleet.stream.with_read_limit(7);
@@ -79,9 +79,16 @@ async fn l17_a_reader_restarts_from_what_was_handed_over_and_neither_skips_nor_r
     for seed in 0..40 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let faults = [Fault::None, Fault::None, Fault::Hang, Fault::Panic, Fault::Error];
-        let faults: Vec<_> = (0..40).map(|_| faults[rng.usize(..faults.len())]).collect();
-        let fleet = Fleet::new(1);
+        // The third in a row would give the shard back, and then repeats are right.
+        let mut faults: Vec<_> = (0..40).map(|_| faults[rng.usize(..faults.len())]).collect();
+        faults.iter_mut().skip(2).step_by(3).for_each(|fault| *fault = Fault::None);
+        // Nothing is acknowledged while it is read: that would hide a repeat.
+        let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
         let worker = fleet.start_on("a", Shelf::new(60, 1).fails(faults), eager()).await;
+        fleet.until_delivered(60).await;
+        tokio::time::sleep(DEADLINE).await;
+        let acks = std::mem::take(&mut *fleet.acks.lock().unwrap());
+        acks.into_iter().for_each(|(_, ack)| ack.acknowledge());
         until_stored(&fleet, &at(60)).await;
         worker.shutdown(DEADLINE).await.unwrap();
         assert_eq!(fleet.delivered(), numbers(1..=60), "seed {seed}");

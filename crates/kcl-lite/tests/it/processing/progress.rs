@@ -58,6 +58,17 @@ async fn s01_a_reader_that_never_answers_is_given_back_with_what_is_done() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn s01_a_shard_whose_task_dies_is_named_and_taken_again() {
+    let fleet = Fleet::new(1);
+    let shelf = Shelf::new(6, 1).fails([Fault::PanicAtOpen; 2]);
+    let worker = fleet.start_on("a", shelf, eager()).await;
+    until_stored(&fleet, &at(6)).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    assert_eq!(count(&fleet, |event| given_back("", event)), 2);
+    assert_eq!(fleet.delivered(), numbers(1..=6));
+}
+
+#[tokio::test(start_paused = true)]
 async fn s01_a_service_that_refuses_is_named_and_not_given_back() {
     let fleet = Fleet::new(1);
     let shelf = Shelf::new(3, 1).fails([Fault::Error; 2_000]);

@@ -20,6 +20,8 @@ pub(super) enum Fault {
     None,
     Hang,
     Panic,
+    /// The whole task of the shard panics: the next reader cannot even be opened.
+    PanicAtOpen,
     Error,
 }
 
@@ -110,6 +112,12 @@ impl Stream for Shelf {
 
     fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
         assert_eq!(*shard, Self::shard());
+        let mut faults = self.faults.lock().unwrap();
+        if faults.pop_front_if(|fault| *fault == Fault::PanicAtOpen).is_some() {
+            drop(faults);
+            panic!("no reader can be made");
+        }
+        drop(faults);
         Box::new(Reader { shelf: self.clone(), cursor })
     }
 }
@@ -148,7 +156,7 @@ impl ShardReader for Reader {
         Box::pin(async move {
             let fault = self.shelf.faults.lock().unwrap().pop_front().unwrap_or(Fault::None);
             match fault {
-                Fault::None => {}
+                Fault::None | Fault::PanicAtOpen => {}
                 Fault::Hang => std::future::pending().await,
                 Fault::Panic => panic!("the reader broke"),
                 Fault::Error => {
