@@ -35,6 +35,12 @@ impl WriteId {
         Self(text.into())
     }
 
+    /// Whether an incarnation of `worker` made the write.
+    pub(crate) fn is_of(&self, worker: &WorkerId) -> bool {
+        let rest = self.0.strip_prefix(worker.as_str());
+        rest.is_some_and(|rest| rest.starts_with('#'))
+    }
+
     /// The counter at which the write was made, if this library made it.
     pub(crate) fn counter(&self) -> Option<u64> {
         self.0.rsplit_once(':').and_then(|(_, counter)| counter.parse().ok())

@@ -222,17 +222,6 @@ async fn rows_of_the_java_library_are_leases() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn items_that_are_not_leases_are_passed_over() {
-    let bench = Bench::new().await;
-    bench.put("leaseKey S Leader; entityType S LEADER; ownerName S w1").await;
-    bench.put("leaseKey S Migration3.0; entityType S CLIENT_VERSION_MIGRATION").await;
-    bench.put(&bare(SHARD)).await;
-    let leases = bench.store.list().await.unwrap().leases;
-    assert_eq!(leases, [Lease::new(SHARD, Checkpoint::TrimHorizon)]);
-    assert_eq!(bench.store.get(&"Leader".into()).await.unwrap(), None);
-}
-
-#[tokio::test(start_paused = true)]
 async fn one_damaged_row_is_listed_apart_with_its_fault_and_named_when_asked_for() {
     let bench = Bench::new().await;
     bench.put(&bare("shardId-000000000009")).await;
@@ -273,28 +262,6 @@ async fn a_new_row_has_what_the_java_library_needs_and_nothing_empty() {
          checkpoint S LATEST; checkpointSubSequenceNumber N 0; klWriteId S w1/1"
     );
     assert_eq!(bench.raw(SHARD).await, Some(item(&expected)));
-}
-
-#[tokio::test(start_paused = true)]
-async fn attributes_that_are_not_ours_survive_every_write() {
-    let bench = Bench::new().await;
-    let foreign = "throughputKBps N 0.000001; entityType S LEASE; team S rides; tags SS a b";
-    bench.put(&format!("{}; {foreign}", bare(SHARD))).await;
-    bench.write(take(0)).await;
-    bench.write(renew(1)).await;
-    bench.write(LeaseChange::Release { counter: 2, news: News::of(Some(at("7", 0))) }).await;
-    bench.write(LeaseChange::Finish { counter: 3, children: shards([2]) }).await;
-    let raw = bench.raw(SHARD).await.unwrap();
-    assert_eq!(raw["leaseCounter"], AttributeValue::N("4".into()));
-    for (name, value) in item(foreign) {
-        let kept = raw.get(&name);
-        match (&value, kept) {
-            (AttributeValue::Ss(all), Some(AttributeValue::Ss(kept))) => {
-                assert_eq!(BTreeSet::from_iter(kept), BTreeSet::from_iter(all));
-            }
-            _ => assert_eq!(kept, Some(&value), "{name}"),
-        }
-    }
 }
 
 #[tokio::test(start_paused = true)]

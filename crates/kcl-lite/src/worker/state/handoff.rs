@@ -113,8 +113,10 @@ impl State {
     }
 }
 
-/// Whether the owner of `lease` knows what to do when it is asked: the last write was this library's,
-/// by the counter in its mark. Others (Java 2.x among them) leave an older mark where it is.
+/// Whether the owner of `lease` knows what to do when it is asked: it is the one who wrote last, by the
+/// counter in its mark, and left a mark of this library. Others leave an older mark where it is; and a
+/// lease that was handed over to one of them (by a Java 3 leader's wish) has the old owner's.
 pub(super) fn understands_handoff(lease: &Lease) -> bool {
-    lease.write_id.as_ref().is_some_and(|id| id.counter() == lease.counter.checked_sub(1))
+    let mark = lease.write_id.as_ref().zip(lease.actual_owner());
+    mark.is_some_and(|(id, owner)| id.is_of(owner) && id.counter() == lease.counter.checked_sub(1))
 }

@@ -190,7 +190,8 @@ fn the_end_of_a_shard_is_followed_by_a_scan_at_once() {
 
 /// A lease that a worker of this library holds.
 fn held_by(key: &str, owner: &str, counter: u64) -> Lease {
-    Lease { write_id: Some(write_id(owner, counter - 1)), ..lease(key, Some(owner), counter) }
+    let id = write_id(&format!("{owner}#1"), counter - 1);
+    Lease { write_id: Some(id), ..lease(key, Some(owner), counter) }
 }
 
 /// Asks `other` for one of its two leases; returns the state and the row as asked for.
@@ -222,6 +223,16 @@ fn a_lease_is_asked_for_and_taken_as_soon_as_its_owner_has_let_go() {
         action,
         Action::Write(_, Why::Take { reason: TakeReason::Handoff, .. })
     )));
+}
+
+/// A Java 3 leader has had them handed over to its worker, which has not written yet and does not look
+/// at a lease that is asked for.
+#[test]
+fn a_worker_whose_mark_is_not_on_its_leases_is_taken_from_and_not_asked() {
+    let start = Instant::now();
+    let handed = |key| Lease { owner: Some("java".into()), ..held_by(key, "other", 7) };
+    let actions = state(start).step(start, scanned(vec![handed("0"), handed("1")]));
+    assert_eq!(taken(&actions).len(), 1, "{}", names(&actions));
 }
 
 #[test]
