@@ -153,7 +153,6 @@ impl Link {
         Self { faults: Mutex::default(), paused, skew, fast, made: Instant::now() }
     }
 
-
     /// Stops the worker.
     pub(crate) fn pause(&self) {
         self.paused.send_replace(true);
