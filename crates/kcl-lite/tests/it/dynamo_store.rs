@@ -171,6 +171,7 @@ fn rows_of_kcl_3() -> Vec<Sample> {
             Lease {
                 owner: Some("w4".into()),
                 counter: 10,
+                throughput: Some(0),
                 parents: shards([0]),
                 children: shards([4]),
                 hash_range: Some(HashRange { start: 0, end: u128::MAX / 4 }),
@@ -188,6 +189,7 @@ fn rows_of_kcl_3() -> Vec<Sample> {
                 owner: Some("w5".into()),
                 checkpoint_owner: Some("w4".into()),
                 counter: 354,
+                throughput: Some(0),
                 hash_range: Some(HIGH),
                 ..Lease::new("shardId-000000000001", at(handed, 0))
             },
@@ -250,6 +252,17 @@ async fn one_damaged_row_is_listed_apart_with_its_fault_and_named_when_asked_for
         let expected = format!("table `{TABLE}` in us-east-1 has a bad row `{SHARD}`: {fault}");
         assert_eq!(error.to_string(), expected);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_weight_that_cannot_be_read_does_not_make_the_row_unreadable() {
+    let bench = Bench::new().await;
+    bench.put(&format!("{}; throughputKBps S much", bare(SHARD))).await;
+    let lease = Lease::new(SHARD, Checkpoint::TrimHorizon);
+    assert_eq!(bench.store.get(&SHARD.into()).await.unwrap(), Some(lease));
+    bench.put(&format!("{}; throughputKBps N 1.5E1", bare(SHARD))).await;
+    let lease = bench.store.get(&SHARD.into()).await.unwrap().unwrap();
+    assert_eq!(lease.throughput, Some(15 * 1024));
 }
 
 #[tokio::test(start_paused = true)]

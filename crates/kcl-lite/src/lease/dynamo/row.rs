@@ -81,7 +81,7 @@ impl<'a> Row<'a> {
             write_id: self.text(WRITE_ID)?.map(WriteId::new),
             anchor: self.time(ANCHOR)?,
             read_until: self.time(READ_UNTIL)?,
-            throughput: self.throughput()?,
+            throughput: self.throughput(),
             stream: self.stream()?,
         }))
     }
@@ -102,10 +102,11 @@ impl<'a> Row<'a> {
         Ok(self.number(attribute)?.map(Timestamp::from_millis))
     }
 
-    fn throughput(self) -> Result<Option<u64>, String> {
-        let rate: Option<f64> = self.number(THROUGHPUT)?;
-        // Never negative, and far below 2^53.
-        Ok(rate.map(|rate| (rate * 1024.0) as u64))
+    /// Only a weight: what cannot be read is left out, rather than stopping the shard.
+    #[expect(clippy::cast_possible_truncation, reason = "a rate is far below 2^53 bytes a second")]
+    fn throughput(self) -> Option<u64> {
+        let rate: Option<f64> = self.number(THROUGHPUT).ok().flatten();
+        rate.map(|rate| (rate * 1024.0) as u64)
     }
 
     fn stream(self) -> Result<Option<StreamIdentity>, String> {
