@@ -125,7 +125,9 @@ impl Tenure {
         let reached = self.lease.pending.as_ref().is_some_and(|it| it.checkpoint <= *newest);
         let pending = match &told.pending {
             PendingChange::Keep if reached => PendingChange::Clear,
-            told => told.clone(),
+            PendingChange::Keep => PendingChange::Keep,
+            PendingChange::Prepare(pending) => PendingChange::Prepare(pending.clone()),
+            PendingChange::Clear => PendingChange::Clear,
         };
         let read_until = told.read_until.filter(|news| Some(*news) > self.lease.read_until);
         News { checkpoint, pending, read_until, throughput: told.throughput }

@@ -203,7 +203,8 @@ impl WorkerBuilder {
                 (none.clone(), none)
             }
             None => {
-                let config = aws::config().load().await;
+                // Boxed, because it is large and every caller's future would carry it.
+                let config = Box::pin(aws::config().load()).await;
                 // Connections are driven by the runtime that opened them: renewals get their own,
                 // so that a processor that blocks the user's runtime cannot hold them up.
                 let own = config.to_builder().http_client(aws::https_client()).build();

@@ -165,7 +165,7 @@ impl Link {
 
     /// Completes while the worker is not paused.
     pub(crate) async fn pass(&self) {
-        let _ = self.paused.subscribe().wait_for(|paused| !paused).await;
+        self.paused.subscribe().wait_for(|paused| !paused).await.map(drop).unwrap();
     }
 }
 
@@ -232,6 +232,9 @@ pub(crate) struct FaultyStore {
 
 impl FaultyStore {
     /// Faults for all workers.
+    pub(crate) fn set(&self, faults: Faults) {
+        *self.faults.lock().unwrap() = faults;
+    }
 
     /// Asks `plan` about every write of every worker, before and after it is applied.
     pub(crate) fn plan(

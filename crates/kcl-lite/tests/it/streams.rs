@@ -22,11 +22,18 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What the processors saw: stream and payload.
 #[derive(Clone, Default)]
-struct Seen(Arc<(Mutex<Vec<String>>, Mutex<Vec<Event>>, Notify)>);
+struct Seen(Arc<Log>);
+
+#[derive(Default)]
+struct Log {
+    records: Mutex<Vec<String>>,
+    events: Mutex<Vec<Event>>,
+    changed: Notify,
+}
 
 impl Seen {
     fn all(&self) -> Vec<String> {
-        let mut all = self.0.0.lock().unwrap().clone();
+        let mut all = self.0.records.lock().unwrap().clone();
         all.sort();
         all
     }
@@ -34,11 +41,15 @@ impl Seen {
     async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let wait = async {
             while !condition(self) {
-                self.0.2.notified().await;
+                self.0.changed.notified().await;
             }
         };
         if tokio::time::timeout(PATIENCE, wait).await.is_err() {
-            panic!("never happened: {what}; seen {:?}, {:?}", self.all(), self.0.1.lock().unwrap());
+            panic!(
+                "never happened: {what}; seen {:?}, {:?}",
+                self.all(),
+                self.0.events.lock().unwrap()
+            );
         }
     }
 
@@ -47,7 +58,7 @@ impl Seen {
     }
 
     fn events(&self, wanted: impl Fn(&Event) -> bool) -> usize {
-        self.0.1.lock().unwrap().iter().filter(|event| wanted(event)).count()
+        self.0.events.lock().unwrap().iter().filter(|event| wanted(event)).count()
     }
 }
 
@@ -58,9 +69,9 @@ impl RecordProcessor for Print {
         for record in batch.records() {
             let payload = String::from_utf8_lossy(&record.data);
             let line = format!("{} {payload}", batch.shard().stream);
-            self.0.0.0.lock().unwrap().push(line);
+            self.0.0.records.lock().unwrap().push(line);
         }
-        self.0.0.2.notify_one();
+        self.0.0.changed.notify_one();
         Ok(())
     }
 }
@@ -89,8 +100,8 @@ async fn try_run(
 ) -> Result<WorkerHandle, kcl_lite::Error> {
     let (events, records) = (seen.clone(), seen.clone());
     let worker = builder.settings(settings).on_event(move |event| {
-        events.0.1.lock().unwrap().push(event.clone());
-        events.0.2.notify_one();
+        events.0.events.lock().unwrap().push(event.clone());
+        events.0.changed.notify_one();
     });
     worker.build().await?.start(move |_: &ShardContext| Print(records.clone())).await
 }

@@ -61,7 +61,7 @@ async fn c01_a_quiet_minute_costs_what_the_formula_says() {
         let (shards, count) = (shards as usize, usize::try_from(count).unwrap());
         let expected = count * scans_of_a_minute(shards);
         assert!(reads.abs_diff(expected) <= count, "{reads} reads, {expected} expected");
-        let expected = shards * 60 * 3 / LEASE.as_secs() as usize;
+        let expected = shards * 60 * 3 / usize::try_from(LEASE.as_secs()).unwrap();
         assert!(writes.abs_diff(expected) <= shards, "{writes} writes, {expected} expected");
     }
 }
