@@ -160,7 +160,8 @@ const ROW_BYTES: usize = 400;
 /// How long to wait between scans of a table of `rows` leases: a second for small tables, at most
 /// what the read budget allows for large ones, never slower than half the lease duration.
 pub(crate) fn scan_interval(rows: usize, lease_duration: Duration) -> Duration {
-    let affordable = Duration::from_secs((rows * ROW_BYTES / SCAN_BYTES_PER_SECOND) as u64);
+    let affordable =
+        Duration::from_millis((rows * ROW_BYTES * 1_000 / SCAN_BYTES_PER_SECOND) as u64);
     affordable.max(Duration::from_secs(1)).min(lease_duration / 2)
 }
 

@@ -248,6 +248,27 @@ fn an_owner_that_does_not_let_go_in_time_is_no_longer_asked() {
 }
 
 #[test]
+fn a_row_that_a_refused_take_found_gone_is_not_made_again_before_the_next_scan() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let half = u128::MAX / 2;
+    let ranges = [HashRange { start: 0, end: half }, HashRange { start: half + 1, end: u128::MAX }];
+    let row = |key: &str, range| Lease { hash_range: Some(range), ..held_by(key, "other", 4) };
+    state.step(start, scanned(vec![row("0", ranges[0]), row("1", ranges[1])]));
+    // Paused until the owner has finished the shard, and its lease was removed.
+    let later = start + 60 * SECOND;
+    let takes = taken(&state.step(later, Input::TimeDue));
+    let take = takes.into_iter().find(|take| take.key.as_str() == "0").expect("it has expired");
+    let why = Why::Take { reason: TakeReason::Expired, from: Some("other".into()) };
+    let result = Ok(WriteOutcome::Refused(None));
+    state.step(later, Input::Wrote { write: take, why, sent: later, result });
+    let shard =
+        Shard { id: "0".into(), parents: BTreeSet::new(), hash_range: ranges[0], is_open: true };
+    let before = Listing { shards: vec![shard], at: Timestamp::from_millis(0) };
+    assert!(!names(&state.step(later, listed(Ok(before)))).contains("creating"));
+}
+
+#[test]
 fn a_shard_that_another_worker_has_asked_for_is_drained() {
     let start = Instant::now();
     let mut state = state(start);
