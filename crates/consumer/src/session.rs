@@ -65,10 +65,10 @@ pub(crate) fn worker(options: &Options, config: SdkConfig) -> WorkerBuilder {
     let builder = match &options.sharing {
         // The name is never seen: without a table it names nothing.
         Sharing::Alone => {
-            Worker::builder("consumer", &options.stream).lease_store(MemoryStore::new())
+            Worker::builder("consumer", options.stream.as_str()).lease_store(MemoryStore::new())
         }
         Sharing::Group { application, worker_id } => {
-            let builder = Worker::builder(application, &options.stream);
+            let builder = Worker::builder(application, options.stream.as_str());
             match worker_id {
                 Some(id) => builder.worker_id(id.as_str()),
                 None => builder,
