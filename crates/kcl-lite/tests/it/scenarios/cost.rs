@@ -45,8 +45,9 @@ async fn requests_of_a_minute(fleet: &Fleet) -> (usize, usize, usize) {
 /// The formula of the README: a worker reads the table every second, a large one as often as 20 KiB a
 /// second allow with rows of 400 bytes, at the latest after half a lease duration.
 fn scans_of_a_minute(rows: usize) -> usize {
-    let affordable = (rows * 400) as u64 / 20_480;
-    60 / usize::try_from(affordable.clamp(1, LEASE.as_secs() / 2)).unwrap()
+    let affordable = (rows * 400 * 1_000) as u64 / 20_480;
+    let most = u64::try_from(LEASE.as_millis()).unwrap() / 2;
+    60_000 / usize::try_from(affordable.clamp(1_000, most)).unwrap()
 }
 
 /// A lease costs a write every third of its duration, a worker a scan now and then, and nothing else.
