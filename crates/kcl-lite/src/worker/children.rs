@@ -41,11 +41,8 @@ async fn try_make(
     parent: &Lease,
     named: &[ChildShard],
 ) -> Result<BTreeSet<ShardId>, ServiceError> {
-    let children = if named.is_empty() {
-        ChildShard::of(&parent.shard(), listed(context).await?)
-    } else {
-        named.to_vec()
-    };
+    let children =
+        if named.is_empty() { listed_children(context, parent).await? } else { named.to_vec() };
     for child in &children {
         for other in child.parents.iter().filter(|id| parent.shard() != **id) {
             let (child, other) = (parent.key.sibling(&child.id), parent.key.sibling(other));
@@ -62,8 +59,28 @@ async fn try_make(
     Ok(children.into_iter().map(|child| child.id).collect())
 }
 
-/// A parent counts if it has a lease, or if a complete listing no longer shows it; and none has to
-/// be looked for if the child has a lease already.
+/// The children by a listing. One that is behind may show only some of them, or none: they have to
+/// continue all that the parent served, unless the parent itself is history.
+async fn listed_children(
+    context: &KeeperContext,
+    parent: &Lease,
+) -> Result<Vec<ChildShard>, ServiceError> {
+    let shards = listed(context).await?;
+    let is_listed = shards.iter().any(|shard| shard.id == parent.shard());
+    let children = ChildShard::of(&parent.shard(), shards);
+    let ranges = children.iter().filter_map(|child| child.hash_range);
+    let is_whole = parent.hash_range.is_none_or(|whole| plan::covers(ranges, whole));
+    if is_listed && (children.is_empty() || !is_whole) {
+        return Err(ServiceError::new(
+            ServiceErrorKind::NotReady,
+            format!("the shard listing does not show all children of {} yet", parent.key),
+        ));
+    }
+    Ok(children)
+}
+
+/// A parent counts if it has a lease, or if a listing that shows the child no longer shows it; and
+/// none has to be looked for if the child has a lease already.
 async fn other_parent_is_known(
     context: &KeeperContext,
     child: &LeaseKey,
@@ -74,7 +91,10 @@ async fn other_parent_is_known(
             return Ok(());
         }
     }
-    if listed(context).await?.iter().any(|shard| shard.id == other.shard()) {
+    let shards = listed(context).await?;
+    let shows = |key: &LeaseKey| shards.iter().any(|shard| shard.id == key.shard());
+    // A listing without the child is older than it, and tells nothing of its parents.
+    if shows(other) || !shows(child) {
         return Err(ServiceError::new(
             ServiceErrorKind::NotReady,
             format!("{child} waits: its other parent {other} has no lease yet"),
@@ -93,4 +113,84 @@ async fn timely<T>(
     call: impl Future<Output = Result<T, ServiceError>>,
 ) -> Result<T, ServiceError> {
     clock::timely(&context.clock, context.settings.lease_duration, "ending a shard", call).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures_util::FutureExt as _;
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::clock::TokioClock;
+    use crate::event::Events;
+    use crate::lease::memory::MemoryStore;
+    use crate::position::{Checkpoint, Cursor};
+    use crate::record::Timestamp;
+    use crate::settings::Settings;
+    use crate::shard::HashRange;
+    use crate::stream::{Listing, ShardReader, Stream};
+
+    /// A stream whose listing is what it is given.
+    #[derive(Debug)]
+    struct Listed(Vec<Shard>);
+
+    impl Stream for Listed {
+        fn list(&self, _: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
+            let listing = Listing { shards: self.0.clone(), at: Timestamp::from_millis(0) };
+            async { Ok(listing) }.boxed()
+        }
+
+        fn open(&self, _: &ShardId, _: Cursor) -> Box<dyn ShardReader> {
+            unreachable!("nothing is read here")
+        }
+    }
+
+    const HALF: u128 = u128::MAX / 2;
+
+    fn shard(id: &str, parents: &[&str], start: u128, end: u128) -> Shard {
+        Shard {
+            id: id.into(),
+            parents: parents.iter().map(|id| ShardId::from(*id)).collect(),
+            hash_range: HashRange { start, end },
+            is_open: false,
+        }
+    }
+
+    async fn made(shards: Vec<Shard>, named: &[ChildShard]) -> Result<usize, ServiceErrorKind> {
+        let context = KeeperContext {
+            store: Arc::new(MemoryStore::new()),
+            stream: Arc::new(Listed(shards)),
+            clock: Arc::new(TokioClock),
+            settings: Settings::default(),
+            events: Events::new("me".into(), None),
+            incarnation: "me#1".to_owned(),
+            several_streams: false,
+        };
+        let hash_range = Some(HashRange::ALL);
+        let parent = Lease { hash_range, ..Lease::new("0", Checkpoint::TrimHorizon) };
+        try_make(&context, &parent, named).await.map(|made| made.len()).map_err(|error| error.kind)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listing_that_shows_a_part_of_the_children_is_asked_again() {
+        let parent = shard("0", &[], 0, u128::MAX);
+        let (low, high) = (shard("1", &["0"], 0, HALF), shard("2", &["0"], HALF + 1, u128::MAX));
+        let behind = Err(ServiceErrorKind::NotReady);
+        assert_eq!(made(vec![parent.clone()], &[]).await, behind);
+        assert_eq!(made(vec![parent.clone(), low.clone()], &[]).await, behind);
+        assert_eq!(made(vec![parent, low.clone(), high], &[]).await, Ok(2));
+        assert_eq!(made(vec![low], &[]).await, Ok(1), "the parent is history, its children go too");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listing_that_is_older_than_a_child_says_nothing_of_its_other_parent() {
+        let parent = shard("0", &[], 0, u128::MAX);
+        let child = shard("2", &["0", "1"], 0, u128::MAX);
+        let named = ChildShard::of(&"0".into(), vec![child.clone()]);
+        let behind = Err(ServiceErrorKind::NotReady);
+        assert_eq!(made(vec![parent.clone()], &named).await, behind);
+        assert_eq!(made(vec![parent, child], &named).await, Ok(1), "that one is history");
+    }
 }

@@ -41,9 +41,14 @@ pub(crate) fn first_leases(listing: &Listing, source: &Source) -> Option<Vec<Lea
 
 /// Whether the ranges together cover the hash space; overlaps are allowed.
 pub(crate) fn covers_everything(ranges: impl Iterator<Item = HashRange>) -> bool {
+    covers(ranges, HashRange::ALL)
+}
+
+/// Whether the ranges together cover `whole`; overlaps are allowed.
+pub(crate) fn covers(ranges: impl Iterator<Item = HashRange>, whole: HashRange) -> bool {
     let mut ranges: Vec<_> = ranges.collect();
     ranges.sort_unstable();
-    cover(&ranges, HashRange::ALL)
+    cover(&ranges, whole)
 }
 
 /// Whether `ranges`, which are sorted, together cover `whole`; overlaps are allowed.
