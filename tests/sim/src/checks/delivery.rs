@@ -134,7 +134,8 @@ impl Ledger {
         shards: &mut Shards,
     ) {
         let truth = &mut shards.all[shard];
-        let done = truth.done();
+        // After a failure the remaining tokens of the delivery do not count.
+        let done = if truth.failing { 0 } else { truth.done() };
         let facts = self.leases.get_mut(&LeaseKey::from(truth.id.clone()));
         if let Some(tenure) = facts.and_then(|it| it.tenures.get_mut(&tenure)) {
             let done = tenure.next.map_or(0, |next| next.min(done));
