@@ -165,6 +165,9 @@ pub(crate) fn scan_interval(rows: usize, lease_duration: Duration) -> Duration {
     affordable.max(Duration::from_secs(1)).min(lease_duration / 2)
 }
 
+/// How long a finished row stays at least.
+const FINISHED_STAYS: Duration = Duration::from_secs(60);
+
 impl State {
     pub(crate) fn new(
         me: WorkerId,
@@ -292,7 +295,7 @@ impl State {
         let mut actions = self.let_go();
         self.follow_handoffs(now);
         actions.extend(self.take(now, Sight::New));
-        actions.extend(self.delete());
+        actions.extend(self.delete(now));
         actions.extend(self.stand_by());
         actions
     }
@@ -352,8 +355,9 @@ impl State {
     }
 
     fn begin_take(&mut self, take: Take) -> Option<Action> {
-        if self.mine.contains(&take.key) {
-            // Expired and overdue at once: one of the two is under way.
+        if self.mine.contains(&take.key) || self.writing.contains(&take.key) {
+            // One write at a time: expired and overdue at once, or refused while it was being made.
+            // Two answers could come in the wrong order, and the older row would count.
             return None;
         }
         let lease = self.leases.get(&take.key)?;
@@ -381,9 +385,13 @@ impl State {
         Some(Action::Write(write, Why::Take { reason, from }))
     }
 
-    fn delete(&mut self) -> Vec<Action> {
+    /// A finished row stays for a while, so that nobody who has not heard of its end makes it again:
+    /// its owner, whose last write was applied but not answered, or a creation that is on its way.
+    fn delete(&mut self, now: Instant) -> Vec<Action> {
+        let stays = FINISHED_STAYS.max(self.settings.lease_duration * 2);
         let doomed: Vec<_> = plan::leases_to_delete(&self.leases)
             .into_iter()
+            .filter(|lease| self.observations.unchanged_for(now, lease) >= stays)
             .filter(|lease| !self.mine.contains(&lease.key) && !self.writing.contains(&lease.key))
             .map(|lease| LeaseWrite {
                 key: lease.key.clone(),
@@ -560,7 +568,10 @@ impl State {
                 self.leases.insert(key.clone(), row);
             }
             None => {
-                self.leases.remove(key);
+                let gone = self.leases.remove(key);
+                if let Some(row) = gone.filter(|row| !row.checkpoint.is_shard_end()) {
+                    self.vanished.insert(key.clone(), Vanished { since: now, row });
+                }
             }
         }
     }

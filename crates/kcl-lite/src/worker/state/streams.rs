@@ -43,8 +43,8 @@ pub(super) struct StreamState {
 /// A row that is no longer in the table, as it was last seen.
 #[derive(Debug)]
 pub(super) struct Vanished {
-    since: Instant,
-    row: Lease,
+    pub(super) since: Instant,
+    pub(super) row: Lease,
 }
 
 impl StreamState {

@@ -596,3 +596,52 @@ fn a_request_that_is_seen_while_the_lease_is_being_taken_is_not_waited_for() {
     state.step(expired, scanned(vec![pending]));
     assert!(state.asked.is_empty(), "it would be looked for four times a second, for ever");
 }
+
+#[test]
+fn a_finished_row_stays_until_nobody_can_miss_its_end() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let child = || Lease {
+        checkpoint: Checkpoint::parse("55", 0).unwrap(),
+        ..lease("1", Some("other"), 4)
+    };
+    let parent = || Lease {
+        checkpoint: Checkpoint::ShardEnd,
+        children: BTreeSet::from(["1".into()]),
+        ..lease("0", None, 4)
+    };
+    let deletes = |actions: &[Action]| names(actions).contains("deleting a finished lease 0");
+    assert!(!deletes(&state.step(start, scanned(vec![parent(), child()]))));
+    let later = start + FINISHED_STAYS;
+    assert!(!deletes(&state.step(later - SECOND, scanned(vec![parent(), child()]))));
+    assert!(deletes(&state.step(later, scanned(vec![parent(), child()]))));
+}
+
+#[test]
+fn a_row_that_a_write_does_not_find_is_not_made_again_before_the_table_has_been_read() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let row = || Lease { hash_range: Some(HashRange::ALL), ..lease("0", None, 4) };
+    let take = taken(&state.step(start, scanned(vec![row(), lease("1", Some("b"), 1)]))).remove(0);
+    let why = Why::Take { reason: TakeReason::Unowned, from: None };
+    let result = Ok(WriteOutcome::Refused(None));
+    state.step(start, Input::Wrote { write: take, why, sent: start, result });
+    let shard = Shard {
+        id: "0".into(),
+        parents: BTreeSet::new(),
+        hash_range: HashRange::ALL,
+        is_open: true,
+    };
+    let listing = Listing { shards: vec![shard], at: Timestamp::from_millis(0) };
+    assert_eq!(names(&state.step(start + SECOND, listed(Ok(listing)))), "");
+}
+
+#[test]
+fn a_row_that_is_being_written_is_neither_taken_nor_asked_for() {
+    let start = Instant::now();
+    let mut state = state(start);
+    state.writing.insert("1".into());
+    let rows = vec![held_by("0", "other", 4), held_by("1", "other", 4)];
+    let actions = names(&state.step(start, scanned(rows)));
+    assert!(!actions.contains("asking"), "{actions}");
+}
