@@ -165,8 +165,8 @@ pub(crate) fn scan_interval(rows: usize, lease_duration: Duration) -> Duration {
     affordable.max(Duration::from_secs(1)).min(lease_duration / 2)
 }
 
-/// How long a finished row stays at least.
-const FINISHED_STAYS: Duration = Duration::from_secs(60);
+/// How many lease durations a finished row stays at least.
+const FINISHED_STAYS: u32 = 6;
 
 impl State {
     pub(crate) fn new(
@@ -388,7 +388,7 @@ impl State {
     /// A finished row stays for a while, so that nobody who has not heard of its end makes it again:
     /// its owner, whose last write was applied but not answered, or a creation that is on its way.
     fn delete(&mut self, now: Instant) -> Vec<Action> {
-        let stays = FINISHED_STAYS.max(self.settings.lease_duration * 2);
+        let stays = self.settings.lease_duration * FINISHED_STAYS;
         let doomed: Vec<_> = plan::leases_to_delete(&self.leases)
             .into_iter()
             .filter(|lease| self.observations.unchanged_for(now, lease) >= stays)

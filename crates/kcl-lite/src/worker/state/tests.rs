@@ -612,7 +612,7 @@ fn a_finished_row_stays_until_nobody_can_miss_its_end() {
     };
     let deletes = |actions: &[Action]| names(actions).contains("deleting a finished lease 0");
     assert!(!deletes(&state.step(start, scanned(vec![parent(), child()]))));
-    let later = start + FINISHED_STAYS;
+    let later = start + 60 * SECOND;
     assert!(!deletes(&state.step(later - SECOND, scanned(vec![parent(), child()]))));
     assert!(deletes(&state.step(later, scanned(vec![parent(), child()]))));
 }
