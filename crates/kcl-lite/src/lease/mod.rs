@@ -427,4 +427,6 @@ impl News {
 }
 
 #[cfg(test)]
+mod interleavings;
+#[cfg(test)]
 mod tests;

@@ -37,6 +37,7 @@ pub(crate) fn is_by_other_life(mark: &WriteId, me: &WorkerId, incarnation: &str)
 
 /// A lease that this worker has taken.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Tenure {
     lease: Lease,
     me: WorkerId,
