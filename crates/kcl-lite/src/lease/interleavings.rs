@@ -188,15 +188,13 @@ impl World {
         assert!(after.checkpoint >= self.row.checkpoint, "I3: {write:?} on {:?}", self.row);
         let most = self.sides.iter().map(|side| side.acknowledged).max();
         assert!(Some(&after.checkpoint) <= most.map(at).as_ref(), "I1: {write:?}");
-        match write.change {
-            LeaseChange::Take { .. } => self.takes += 1,
-            LeaseChange::AskHandoff { .. } => {
-                assert_eq!(self.row.actual_owner(), after.actual_owner(), "who reads goes on");
-            }
-            _ => {
-                assert_eq!(self.row.actual_owner(), Some(&name(from)), "I4: {write:?}");
-                self.let_go |= after.actual_owner() != Some(&name(from));
-            }
+        if matches!(write.change, LeaseChange::Take { .. }) {
+            self.takes += 1;
+        } else if matches!(write.change, LeaseChange::AskHandoff { .. }) {
+            assert_eq!(self.row.actual_owner(), after.actual_owner(), "who reads goes on");
+        } else {
+            assert_eq!(self.row.actual_owner(), Some(&name(from)), "I4: {write:?}");
+            self.let_go |= after.actual_owner() != Some(&name(from));
         }
     }
 
@@ -234,10 +232,8 @@ impl World {
 }
 
 fn row_position(row: &Lease) -> usize {
-    match &row.checkpoint {
-        Checkpoint::At(position) => position.sequence_number.as_str().parse().unwrap(),
-        other => panic!("{other} in this model"),
-    }
+    let Checkpoint::At(position) = &row.checkpoint else { panic!("{row:?} in this model") };
+    position.sequence_number.as_str().parse().unwrap()
 }
 
 #[test]

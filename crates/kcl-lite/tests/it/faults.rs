@@ -21,7 +21,7 @@ use kcl_lite::{Cursor, ServiceError, ServiceErrorKind, ShardId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Faults of the lease table, for one worker or for all.
+/// Faults of the lease table, for all workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Faults {
     #[default]
@@ -94,7 +94,9 @@ impl Faults {
                     Fate::Pass
                 }
             }
-            _ => Fate::Pass,
+            Self::None | Self::Down | Self::Hang | Self::LoseReplies(_) | Self::Capacity { .. } => {
+                Fate::Pass
+            }
         }
     }
 
@@ -132,7 +134,6 @@ impl Fate {
 /// How one worker reaches the world.
 #[derive(Debug)]
 pub(crate) struct Link {
-    faults: Mutex<Faults>,
     paused: watch::Sender<bool>,
     /// Added to this worker's clock.
     pub(crate) skew: Duration,
@@ -150,7 +151,7 @@ impl Default for Link {
 impl Link {
     pub(crate) fn with_clock(skew: Duration, fast: u32) -> Self {
         let paused = watch::Sender::new(false);
-        Self { faults: Mutex::default(), paused, skew, fast, made: Instant::now() }
+        Self { paused, skew, fast, made: Instant::now() }
     }
 
     /// Stops the worker.
@@ -165,7 +166,7 @@ impl Link {
 
     /// Completes while the worker is not paused.
     pub(crate) async fn pass(&self) {
-        self.paused.subscribe().wait_for(|paused| !paused).await.map(drop).unwrap();
+        self.paused.subscribe().wait_for(|paused| !paused).await.ok();
     }
 }
 
@@ -251,9 +252,7 @@ impl FaultyStore {
 
     async fn read(&self) -> Result<(), ServiceError> {
         self.link.pass().await;
-        let (ours, all) =
-            (self.link.faults.lock().unwrap().read(), self.faults.lock().unwrap().read());
-        ours.meet().await?;
+        let all = self.faults.lock().unwrap().read();
         all.meet().await
     }
 
@@ -313,20 +312,16 @@ impl LeaseStore for FaultyStore {
         Box::pin(async move {
             self.link.pass().await;
             let now = Instant::now();
-            let ours = self.link.faults.lock().unwrap().write_sent(now);
             let all = self.faults.lock().unwrap().write_sent(now);
             let planned = self.planned(Moment::Sent, write);
-            let is_applied = [ours, all, planned].iter().all(|fate| *fate == Fate::Pass);
+            let is_applied = [all, planned].iter().all(|fate| *fate == Fate::Pass);
             self.log(Some(write), 0, is_applied);
-            ours.meet().await?;
             all.meet().await?;
             planned.meet().await?;
             self.link.pass().await;
             let outcome = self.apply(write).await?;
-            let ours = self.link.faults.lock().unwrap().write_applied(&write.change);
             let all = self.faults.lock().unwrap().write_applied(&write.change);
             let planned = self.planned(Moment::Applied, write);
-            ours.meet().await?;
             all.meet().await?;
             planned.meet().await?;
             self.link.pass().await;

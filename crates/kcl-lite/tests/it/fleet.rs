@@ -288,11 +288,9 @@ impl Fleet {
 
     /// Leases that changed hands although their owner had not let them go by itself.
     pub(crate) fn moves(&self) -> usize {
-        self.count(|_, event| match event {
-            Event::LeaseTaken { reason, .. } => {
-                matches!(reason, TakeReason::Expired | TakeReason::Balance | TakeReason::Handoff)
-            }
-            _ => false,
+        self.count(|_, event| {
+            let Event::LeaseTaken { reason, .. } = event else { return false };
+            matches!(reason, TakeReason::Expired | TakeReason::Balance | TakeReason::Handoff)
         })
     }
 

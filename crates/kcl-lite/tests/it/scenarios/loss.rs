@@ -118,16 +118,16 @@ async fn l05_a_closed_parent_is_read_to_its_end_before_its_children() {
     assert!(delivered[..30].iter().all(|number| *number < 30), "{delivered:?}");
 }
 
-/// What was listed, and since when.
-type History = Arc<Mutex<Vec<(Instant, Vec<Shard>)>>>;
-
 /// A stream whose listings are as old as `behind`.
 #[derive(Debug, Clone)]
 struct Behind {
     inner: MemoryStream,
     behind: Duration,
-    history: History,
+    history: Arc<Mutex<History>>,
 }
+
+/// All listings and when each was new.
+type History = Vec<(Instant, Vec<Shard>)>;
 
 impl Behind {
     fn new(inner: MemoryStream, behind: Duration) -> Self {
@@ -168,7 +168,7 @@ async fn open_shards(stream: &MemoryStream) -> Vec<Shard> {
 /// Splits or merges something.
 pub(super) async fn reshard(stream: &MemoryStream, seed: &mut u64) {
     let open = open_shards(stream).await;
-    let chosen = usize::try_from(draw(seed)).unwrap() % open.len();
+    let chosen = usize::try_from(draw(seed) % open.len() as u64).unwrap();
     if draw(seed).is_multiple_of(2) || open.len() < 2 {
         stream.split(&open[chosen].id);
     } else {

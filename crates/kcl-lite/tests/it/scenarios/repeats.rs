@@ -51,10 +51,7 @@ fn pauses(fleet: &Fleet, ends: impl Fn(&Event) -> Option<ShardId>) -> Vec<Durati
 }
 
 fn released(event: &Event) -> Option<ShardId> {
-    match event {
-        Event::LeaseReleased { shard, .. } => Some(shard.shard()),
-        _ => None,
-    }
+    if let Event::LeaseReleased { shard, .. } = event { Some(shard.shard()) } else { None }
 }
 
 /// The value that 99 of 100 do not exceed.
