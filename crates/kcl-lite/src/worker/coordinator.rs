@@ -254,6 +254,7 @@ impl Coordinator {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Scan => self.scan(),
+            Action::Look(key) => self.look(key),
             Action::List { stream, verify } => self.list(stream, verify),
             Action::Write(write, why) => self.write(write, why),
             Action::Start { lease, sent } => self.start(&lease, sent),
@@ -275,6 +276,15 @@ impl Coordinator {
         self.calls.spawn(async move {
             let (limit, what) = (call_limit(&context), "reading the lease table");
             Input::Scanned(timely(&context.clock, limit, what, context.store.list()).await)
+        });
+    }
+
+    fn look(&mut self, key: LeaseKey) {
+        let context = self.keeper_context.clone();
+        self.calls.spawn(async move {
+            let (limit, what) = (call_limit(&context), "reading a lease");
+            let result = timely(&context.clock, limit, what, context.store.get(&key)).await;
+            Input::Looked { key, result }
         });
     }
 

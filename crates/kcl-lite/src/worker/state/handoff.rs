@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Action, State, Why};
+use super::{Action, Sight, State, Why, scan_interval};
 use crate::event::{Event, TakeReason};
 use crate::lease::balance::Take;
 use crate::lease::tenure::write_id;
@@ -21,12 +21,19 @@ const HANDOFF_DEADLINE: Duration = Duration::from_secs(30);
 /// How soon to look again while a lease is being handed over.
 pub(super) const HANDOFF_SCAN: Duration = Duration::from_millis(250);
 
+/// A table that is read so often is small.
+const SMALL: Duration = Duration::from_secs(1);
+/// How many rows are looked at at once.
+const LOOKS: usize = 16;
+
 /// A request for a lease that has been answered with yes.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) since: Instant,
     /// The owner's counter at that time.
     pub(super) counter: u64,
+    /// When its row was last looked at by itself.
+    pub(super) looked: Instant,
 }
 
 impl State {
@@ -82,13 +89,56 @@ impl State {
         for lease in self.leases.values().filter(|lease| lease.owner.as_ref() == Some(me)) {
             let is_pending = lease.checkpoint_owner.as_ref().is_some_and(|owner| owner != me);
             if is_pending && !mine.contains(&lease.key) {
-                let asked = Asked { since: now, counter: lease.counter };
+                let asked = Asked { since: now, counter: lease.counter, looked: now };
                 self.asked.entry(lease.key.clone()).or_insert(asked);
             }
         }
-        if !self.asked.is_empty() && self.next_scan <= now + Duration::from_secs(1) {
-            self.next_scan = now + HANDOFF_SCAN;
+        if !self.asked.is_empty() {
+            self.look_again_soon(now);
         }
+    }
+
+    /// A small table is read as a whole; of a large one, which is read every few seconds, only the rows
+    /// that are waited for.
+    fn look_again_soon(&mut self, now: Instant) {
+        let soon = now + HANDOFF_SCAN;
+        if scan_interval(self.leases.len(), self.settings.lease_duration) <= SMALL {
+            self.next_scan = self.next_scan.min(soon);
+        } else {
+            self.next_look.get_or_insert(soon);
+        }
+    }
+
+    /// Looks at rows that are waited for, those that were not looked at for longest first.
+    pub(super) fn look_at_handoffs(&mut self, now: Instant) -> Vec<Action> {
+        if self.next_look.is_none_or(|due| now < due) {
+            return Vec::new();
+        }
+        let (mine, writing) = (&self.mine, &self.writing);
+        let waiting = self.asked.iter_mut();
+        let mut waiting: Vec<_> =
+            waiting.filter(|(key, _)| !mine.contains(*key) && !writing.contains(*key)).collect();
+        waiting.sort_by_key(|(_, asked)| asked.looked);
+        self.next_look = (!waiting.is_empty()).then_some(now + HANDOFF_SCAN);
+        let looks = waiting.into_iter().take(LOOKS).map(|(key, asked)| {
+            asked.looked = now;
+            Action::Look(key.clone())
+        });
+        looks.collect()
+    }
+
+    /// One row, read by itself. A row that is being written meanwhile is told by that write's answer.
+    pub(super) fn looked(
+        &mut self,
+        now: Instant,
+        key: &LeaseKey,
+        row: Option<Lease>,
+    ) -> Vec<Action> {
+        if row.is_none() || self.mine.contains(key) || self.writing.contains(key) {
+            return Vec::new();
+        }
+        self.remember(now, key, row);
+        self.take(now, Sight::Old)
     }
 
     /// Leases whose owners were asked and have not let go in time.
@@ -107,8 +157,8 @@ impl State {
             lease.owner.as_ref() == Some(&self.me) && lease.checkpoint_owner.as_ref() == Some(&from)
         });
         let Some(counter) = asked.map(|lease| lease.counter) else { return Vec::new() };
-        self.asked.insert(key.clone(), Asked { since: now, counter });
-        self.next_scan = self.next_scan.min(now + HANDOFF_SCAN);
+        self.asked.insert(key.clone(), Asked { since: now, counter, looked: now });
+        self.look_again_soon(now);
         vec![Action::Emit(Event::HandoffAsked { shard: key, from })]
     }
 }

@@ -41,6 +41,8 @@ pub(crate) enum Input {
     TimeDue,
     /// The scan came back.
     Scanned(Result<Table, ServiceError>),
+    /// One row came back.
+    Looked { key: LeaseKey, result: Result<Option<Lease>, ServiceError> },
     /// The listing of a stream came back.
     Listed { stream: StreamKey, result: Result<Listing, ServiceError> },
     /// A create, take or delete came back; its first attempt was sent at `sent`.
@@ -79,6 +81,8 @@ pub(crate) enum Why {
 pub(crate) enum Action {
     /// Read all leases.
     Scan,
+    /// Read the row of one lease.
+    Look(LeaseKey),
     /// List the shards of a stream; `verify` also that it is still the same stream.
     List { stream: StreamKey, verify: bool },
     /// Write, trying again while the answer is unknown.
@@ -141,6 +145,8 @@ pub(crate) struct State {
     /// Why it could not be read since.
     table_trouble: Option<String>,
     next_scan: Instant,
+    /// When rows that are being handed over are looked at by themselves.
+    next_look: Option<Instant>,
     /// When takes were last decided.
     decided_at: Instant,
     failed_scans: u32,
@@ -202,6 +208,7 @@ impl State {
             scan_asked_at: now,
             learned: BTreeMap::new(),
             next_scan: now,
+            next_look: None,
             decided_at: now,
             failed_scans: 0,
             sighted: now,
@@ -226,10 +233,11 @@ impl State {
     /// When [`Input::TimeDue`] should come at the latest.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         if self.stopping {
-            return (!self.asked.is_empty() && !self.scanning).then_some(self.next_scan);
+            let scan = (!self.asked.is_empty() && !self.scanning).then_some(self.next_scan);
+            return [scan, self.next_look].into_iter().flatten().min();
         }
         let scan = (!self.scanning).then_some(self.next_scan);
-        [scan, self.next_audit(), self.next_expiry()].into_iter().flatten().min()
+        [scan, self.next_look, self.next_audit(), self.next_expiry()].into_iter().flatten().min()
     }
 
     /// Decides what follows from `input`.
@@ -237,6 +245,7 @@ impl State {
         match input {
             Input::TimeDue => self.time_due(now),
             Input::Scanned(Ok(table)) => self.scanned(now, table),
+            Input::Looked { key, result } => self.looked(now, &key, result.ok().flatten()),
             Input::Scanned(Err(error)) => self.scan_failed(now, &error),
             Input::Listed { stream, result } => self.listed(now, &stream, result),
             Input::Wrote { write, why, sent, result } => self.wrote(now, write, why, sent, result),
@@ -253,6 +262,7 @@ impl State {
     fn time_due(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.stopping && self.asked.is_empty() {
+            self.next_look = None;
             return actions;
         }
         if !self.scanning && now >= self.next_scan {
@@ -263,6 +273,7 @@ impl State {
         if !self.stopping {
             actions.extend(self.list_what_is_due(now));
         }
+        actions.extend(self.look_at_handoffs(now));
         // A lease that expires between two scans is taken at that instant: the take is conditional
         // on the counter, so no newer scan is needed. An owner that is only to be asked for a lease has
         // renewed it since the scan: a request by the old counter would be refused.

@@ -32,6 +32,7 @@ fn taken(actions: &[Action]) -> Vec<LeaseWrite> {
         Action::Write(..)
         | Action::Scan
         | Action::List { .. }
+        | Action::Look(_)
         | Action::Start { .. }
         | Action::Drain(_)
         | Action::DrainAll
@@ -45,6 +46,7 @@ fn names(actions: &[Action]) -> String {
     let names = actions.iter().map(|action| match action {
         Action::Scan => "scan".to_owned(),
         Action::List { .. } => "list".to_owned(),
+        Action::Look(key) => format!("look at {key}"),
         Action::Write(write, why) => format!("{} {}", why.describe(), write.key),
         Action::Start { lease, .. } => format!("start {}", lease.key),
         Action::Drain(key) => format!("drain {key}"),
@@ -310,7 +312,7 @@ fn a_lease_that_is_expired_and_overdue_at_once_is_taken_once() {
     let start = Instant::now();
     let mut state = state(start);
     let row = Lease { checkpoint_owner: Some("w".into()), ..lease("0", Some("me"), 7) };
-    state.asked.insert("0".into(), Asked { since: start, counter: 7 });
+    state.asked.insert("0".into(), Asked { since: start, counter: 7, looked: start });
     state.step(start, scanned(vec![row.clone()]));
     let actions = state.step(start + 40 * SECOND, scanned(vec![row]));
     assert_eq!(names(&actions), "taking a lease 0");
@@ -497,6 +499,7 @@ fn d10_of_two_living_workers_with_one_id_the_one_that_was_there_first_stops() {
         Action::Write(write, why) => Some((write, why)),
         Action::Scan
         | Action::List { .. }
+        | Action::Look(_)
         | Action::Start { .. }
         | Action::Drain(_)
         | Action::DrainAll
@@ -577,6 +580,7 @@ fn a_take_that_is_recognised_counts_from_the_oldest_that_was_sent() {
         Action::Write(..)
         | Action::Scan
         | Action::List { .. }
+        | Action::Look(_)
         | Action::Drain(_)
         | Action::DrainAll
         | Action::Fail(_)
@@ -644,4 +648,32 @@ fn a_row_that_is_being_written_is_neither_taken_nor_asked_for() {
     let rows = vec![held_by("0", "other", 4), held_by("1", "other", 4)];
     let actions = names(&state.step(start, scanned(rows)));
     assert!(!actions.contains("asking"), "{actions}");
+}
+
+#[test]
+fn d01_of_a_large_table_only_the_rows_that_are_waited_for_are_looked_at() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let all: Vec<_> = (0..400).map(|key| held_by(&format!("{key:03}"), "other", 4)).collect();
+    let asks = state.step(start, scanned(all.clone()));
+    let asks: Vec<_> = asks
+        .into_iter()
+        .filter_map(|action| match action {
+            Action::Write(write, why) => Some((write, why)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(asks.len(), 200);
+    let rows: BTreeMap<_, _> = all.into_iter().map(|row| (row.key.clone(), row)).collect();
+    let (write, why) = asks.into_iter().next().unwrap();
+    let asked = write.apply(rows.get(&write.key)).unwrap().unwrap();
+    let result = Ok(WriteOutcome::Done(Some(asked.clone())));
+    state.step(start, Input::Wrote { write, why, sent: start, result });
+    assert_eq!(state.next_due(), Some(start + HANDOFF_SCAN), "the next scan is seconds away");
+    let soon = start + HANDOFF_SCAN;
+    assert_eq!(names(&state.step(soon, Input::TimeDue)), format!("look at {}", asked.key));
+    let handed = Lease { checkpoint_owner: None, counter: asked.counter + 1, ..asked.clone() };
+    let looked = Input::Looked { key: asked.key.clone(), result: Ok(Some(handed)) };
+    assert_eq!(names(&state.step(soon, looked)), format!("taking a lease {}", asked.key));
+    assert_eq!(names(&state.step(soon + HANDOFF_SCAN, Input::TimeDue)), "");
 }

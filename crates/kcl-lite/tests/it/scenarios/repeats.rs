@@ -59,9 +59,11 @@ fn p99(sorted: &[Duration]) -> Duration {
     sorted[(sorted.len() * 99).div_ceil(100) - 1]
 }
 
+/// With as many shards as a table may have that is read every second: what a worker that stops lets go
+/// is found by the next scan.
 #[tokio::test(start_paused = true)]
 async fn d01_a_fleet_that_grows_and_shrinks_under_load_repeats_nothing() {
-    let fleet = Fleet::new(64);
+    let fleet = Fleet::new(48);
     let mut all = workers(&fleet, 0..2).await;
     let mut fed = 0;
     for size in [2, 4, 8, 2] {
@@ -79,7 +81,7 @@ async fn d01_a_fleet_that_grows_and_shrinks_under_load_repeats_nothing() {
     fleet.all_of(fed, DEADLINE).await;
     assert_eq!((fleet.repeats(), fleet.losses()), (0, 0));
     let pauses = pauses(&fleet, released);
-    assert!(pauses.len() > 60 && pauses.last() <= Some(&SECOND), "{:?}", pauses.last());
+    assert!(pauses.len() > 45 && pauses.last() <= Some(&SECOND), "{:?}", pauses.last());
 }
 
 /// A stop is asked for at any moment of a life: before the first lease, while records flow, while a
