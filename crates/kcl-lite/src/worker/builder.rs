@@ -379,6 +379,7 @@ impl Worker {
             sources,
             self.clock.now(),
         );
+        let (paused, is_paused) = watch::channel(false);
         let coordinator = Coordinator {
             judge_at: self.clock.now(),
             awake_since: self.clock.now(),
@@ -390,11 +391,13 @@ impl Worker {
                 events: self.events,
                 factory,
                 dead_letter: self.dead_letter,
+                paused: is_paused,
                 service_clock: ServiceClock::new(Arc::clone(&keeper_context.clock)),
             },
             keeper_context,
             streams,
             commands,
+            paused,
             data_plane,
             state,
             stop,

@@ -61,6 +61,7 @@ pub(crate) struct Coordinator {
     pub(crate) shards: JoinMap<LeaseKey, ShardExit>,
     /// What the user asks of a running worker.
     pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) paused: watch::Sender<bool>,
     pub(crate) report: Report,
     /// When the shards are judged next.
     pub(crate) judge_at: Instant,
@@ -75,6 +76,8 @@ pub(crate) struct Coordinator {
 pub(crate) enum Command {
     /// Hold nothing, or take part again.
     Drain(bool),
+    /// Keep all leases and deliver nothing, or go on.
+    Pause(bool),
     /// Say what would be done with every lease, and why.
     Explain(oneshot::Sender<Vec<Explanation>>),
 }
@@ -128,6 +131,9 @@ impl Coordinator {
                 Wake::StopDeadline => break,
                 Wake::JudgeDue => {
                     self.judge_shards();
+                    for stream in self.streams_that_readers_miss() {
+                        self.step(Input::ReaderMissesShard(stream));
+                    }
                     continue;
                 }
                 Wake::CallPanicked(panic) => {
@@ -141,9 +147,6 @@ impl Coordinator {
                 stopping = *self.stop.borrow_and_update();
             }
             self.step(input);
-            for stream in self.streams_that_readers_miss() {
-                self.step(Input::ReaderMissesShard(stream));
-            }
             if stopping.is_none() && self.failure.is_some() {
                 stopping = Some(self.keeper_context.clock.now() + FAILURE_DEADLINE);
                 self.step(Input::StopRequested);
@@ -171,6 +174,10 @@ impl Coordinator {
     fn command(&self, command: Command) -> Option<Input> {
         match command {
             Command::Drain(drain) => Some(Input::DrainRequested(drain)),
+            Command::Pause(pause) => {
+                self.paused.send_replace(pause);
+                None
+            }
             Command::Explain(answer) => {
                 // Whoever asked may be gone.
                 let _unheard = answer.send(self.state.explain(self.keeper_context.clock.now()));

@@ -63,11 +63,21 @@ impl WorkerHandle {
         self.command(Command::Drain(true)).await;
     }
 
-    /// Takes part again after [`drain`](Self::drain).
+    /// Delivers nothing more until [`resume`](Self::resume), and keeps every lease: for a sink that is
+    /// being repaired. What is being processed goes on to its end; `idle` is still called.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may take the request back.
+    pub async fn pause(&self) {
+        self.command(Command::Pause(true)).await;
+    }
+
+    /// Goes on after [`drain`](Self::drain) or [`pause`](Self::pause).
     ///
     /// # Cancel safety
     /// Dropping the future may take the request back.
     pub async fn resume(&self) {
+        self.command(Command::Pause(false)).await;
         self.command(Command::Drain(false)).await;
     }
 

@@ -34,6 +34,8 @@ pub(crate) enum Activity {
     WaitingForAcknowledgements,
     /// All is read, and some records are not acknowledged.
     WaitingForTheEnd,
+    /// Told to deliver nothing.
+    Paused,
     /// Letting the shard go.
     Draining,
     /// Waiting before the next attempt.
@@ -50,7 +52,8 @@ pub(crate) struct Progress {
     /// When the shard last proved life: a reply, or a batch done.
     pub(crate) at: Instant,
     pub(crate) millis_behind_latest: Option<u64>,
-    /// The service said that the shard or stream does not exist.
+    /// The service said that the shard or stream does not exist, or did not understand what was asked
+    /// for: the stream may be another one.
     pub(crate) is_missing: bool,
     activity: Activity,
     since: Instant,
@@ -155,6 +158,7 @@ fn limits(activity: &Activity, settings: &Settings) -> (Duration, Duration) {
         Activity::Reading | Activity::WaitingAtTip => {
             (READ_LIMIT + GRACE, READ_LIMIT * READER_RESTARTS + GRACE * 2)
         }
+        Activity::Paused => (Duration::MAX, Duration::MAX),
         // Each of these is an event again and again, and giving the shard back would not help, or
         // is what the failure policy decides.
         Activity::ReadFailing { .. }
@@ -182,6 +186,7 @@ impl fmt::Display for Activity {
             Self::WaitingForTheEnd => {
                 f.write_str("all is read and some records are not acknowledged")
             }
+            Self::Paused => f.write_str("paused"),
             Self::Draining => f.write_str("letting the shard go"),
             Self::Retrying { failures, error } => {
                 write!(f, "the processor fails ({failures} times, last: {error})")

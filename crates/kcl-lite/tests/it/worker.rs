@@ -616,3 +616,43 @@ async fn a_steady_worker_writes_once_per_lease_and_renewal_interval() {
     let writes = fleet.lease(&"shardId-000000000000".into()).counter - before;
     assert!((29..=31).contains(&writes), "{writes} writes in 100 s");
 }
+
+#[tokio::test(start_paused = true)]
+async fn e14_a_paused_worker_keeps_its_leases_and_delivers_nothing() {
+    let fleet = Fleet::new(2);
+    let a = fleet.start("a").await;
+    let b = fleet.start("b").await;
+    fleet.feed(0..10);
+    fleet.until_delivered(10).await;
+    a.pause().await;
+    b.pause().await;
+    let before = (fleet.owners(), fleet.delivered().len());
+    fleet.feed(10..20);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!((fleet.owners(), fleet.delivered().len()), before);
+    assert!(a.health().is_well(), "{:?}", a.health());
+    a.resume().await;
+    b.resume().await;
+    fleet.until_delivered(20).await;
+    assert_eq!(fleet.repeats(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn e14_a_drained_worker_holds_nothing_until_it_is_resumed() {
+    let fleet = Fleet::new(4);
+    let a = fleet.start("a").await;
+    let b = fleet.start("b").await;
+    fleet.feed(0..10);
+    fleet.until_delivered(10).await;
+    a.drain().await;
+    let all_at_b = |fleet: &Fleet| fleet.owners().get("b") == Some(&4);
+    fleet.within(LEASE, "b has all", all_at_b).await;
+    assert_eq!(a.explain().await.len(), 4, "it still looks");
+    fleet.feed(10..20);
+    fleet.until_delivered(20).await;
+    a.resume().await;
+    let is_even = |fleet: &Fleet| fleet.owners().values().all(|held| *held == 2);
+    fleet.within(LEASE * 2, "two each", is_even).await;
+    b.shutdown(Duration::from_secs(10)).await.unwrap();
+    assert_eq!(fleet.repeats(), 0);
+}

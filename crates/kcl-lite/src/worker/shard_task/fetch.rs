@@ -128,7 +128,8 @@ impl Fetch {
     async fn failed(&self, error: &ServiceError) {
         let now = self.context.clock.now();
         {
-            let is_missing = error.kind == ServiceErrorKind::Missing;
+            use ServiceErrorKind::{Invalid, Missing};
+            let is_missing = matches!(error.kind, Missing | Invalid);
             let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
             progress.read_failed(now, error.to_string(), is_missing);
         }

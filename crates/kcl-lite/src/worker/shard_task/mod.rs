@@ -30,6 +30,7 @@ use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -81,6 +82,8 @@ pub(crate) struct ShardTaskContext {
     pub(crate) factory: Factory,
     pub(crate) dead_letter: Option<Arc<dyn DeadLetter>>,
     pub(crate) service_clock: ServiceClock,
+    /// Whether nothing may be delivered.
+    pub(crate) paused: watch::Receiver<bool>,
 }
 
 /// Where a tenure starts.

@@ -118,6 +118,7 @@ impl ShardTask {
         let mut children = None;
         let mut idle_at = clock.now() + IDLE_INTERVAL;
         let mut settled_at = clock.now();
+        let mut paused = self.context.paused.clone();
         loop {
             self.publish(window);
             if let Some(position) = window.failed_at() {
@@ -131,8 +132,10 @@ impl ShardTask {
             {
                 return Pass::Ended(children);
             }
+            let is_paused = *paused.borrow_and_update();
             let has_room = window.in_flight() < self.context.settings.max_unacknowledged;
             match (has_room, &children) {
+                _ if is_paused => self.doing(Activity::Paused),
                 (_, Some(_)) => self.doing_since(Activity::WaitingForTheEnd, settled_at),
                 (false, None) => self.doing_since(Activity::WaitingForAcknowledgements, settled_at),
                 (true, None) => self.doing(Activity::Reading),
@@ -141,7 +144,8 @@ impl ShardTask {
                 biased;
                 () = drain.cancelled() => return Pass::Drained { clean: true },
                 () = window.changed() => settled_at = clock.now(),
-                Some(fetched) = fetched.recv(), if has_room && children.is_none() => {
+                Ok(()) = paused.changed() => {}
+                Some(fetched) = fetched.recv(), if has_room && children.is_none() && !is_paused => {
                     let pass = match fetched {
                         Fetched::Records { records, millis_behind_latest } => {
                             let batch = (records, millis_behind_latest);
