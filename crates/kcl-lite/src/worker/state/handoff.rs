@@ -24,7 +24,7 @@ pub(super) const HANDOFF_SCAN: Duration = Duration::from_millis(250);
 /// A table that is read so often is small.
 const SMALL: Duration = Duration::from_secs(1);
 /// How many rows are looked at at once.
-const LOOKS: usize = 16;
+const LOOKS: usize = 64;
 
 /// A request for a lease that has been answered with yes.
 #[derive(Debug)]

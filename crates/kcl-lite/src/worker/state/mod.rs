@@ -342,6 +342,13 @@ impl State {
         takes.into_iter().filter_map(|take| self.begin_take(take)).collect()
     }
 
+    /// How long a free lease is left to the worker it falls to: until that one must have seen it, but
+    /// never for a large part of a lease duration.
+    fn patience(&self) -> Duration {
+        let lasts = self.settings.lease_duration;
+        (lasts / 5).min(scan_interval(self.leases.len(), lasts) + Duration::from_millis(250))
+    }
+
     fn snapshot(&self, now: Instant) -> Snapshot<'_> {
         Snapshot {
             me: &self.me,
@@ -354,7 +361,7 @@ impl State {
             sighted: if self.failed_scans > 0 { now } else { self.sighted },
             now,
             lasts: self.settings.lease_duration,
-            patience: self.settings.lease_duration / 5,
+            patience: self.patience(),
             balance: self.settings.balance,
             limit: self.settings.max_leases,
         }
