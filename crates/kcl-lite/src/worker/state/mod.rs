@@ -140,6 +140,8 @@ pub(crate) struct State {
     scan_asked_at: Instant,
     /// Rows that an answer of their own has shown since then: a scan that is older knows less.
     learned: BTreeMap<LeaseKey, Instant>,
+    /// When the newest scan that was answered had been asked for.
+    table_asked_at: Instant,
     /// When the table was last read.
     scanned_at: Instant,
     /// Why it could not be read since.
@@ -206,6 +208,7 @@ impl State {
             writing: BTreeSet::new(),
             scanning: false,
             scan_asked_at: now,
+            table_asked_at: now,
             learned: BTreeMap::new(),
             next_scan: now,
             next_look: None,
@@ -284,7 +287,9 @@ impl State {
     fn scanned(&mut self, now: Instant, table: Table) -> Vec<Action> {
         let Table { mut leases, unreadable } = table;
         leases.retain(|lease| self.reads(&lease.key));
+        self.table_asked_at = now;
         if std::mem::take(&mut self.scanning) {
+            self.table_asked_at = self.scan_asked_at;
             self.keep_what_is_newer(&mut leases);
         }
         self.scanned_at = now;
@@ -405,6 +410,7 @@ impl State {
 
     /// A finished row stays for a while, so that nobody who has not heard of its end makes it again:
     /// its owner, whose last write was applied but not answered, or a creation that is on its way.
+    /// It stays longer than the table as it was known may be old when a creation is decided.
     fn delete(&mut self, now: Instant) -> Vec<Action> {
         let stays = self.settings.lease_duration * FINISHED_STAYS;
         let doomed: Vec<_> = plan::leases_to_delete(&self.leases)

@@ -186,7 +186,13 @@ impl State {
 
     /// Creates what a listing shows to be missing.
     fn create(&mut self, now: Instant, key: &StreamKey, listing: &Listing) -> Vec<Action> {
-        let Some(stream) = self.streams.get(key) else { return Vec::new() };
+        let Some(stream) = self.streams.get_mut(key) else { return Vec::new() };
+        if now > self.table_asked_at + self.settings.lease_duration {
+            // The process was stopped, or the table cannot be read: what is missing here may have
+            // come and gone there.
+            stream.list_soon(now);
+            return Vec::new();
+        }
         let has_rows = self.leases.keys().any(|lease| lease.stream() == *key);
         if self.stopping || !has_rows {
             return Vec::new();

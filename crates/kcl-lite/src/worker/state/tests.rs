@@ -677,3 +677,24 @@ fn d01_of_a_large_table_only_the_rows_that_are_waited_for_are_looked_at() {
     assert_eq!(names(&state.step(soon, looked)), format!("taking a lease {}", asked.key));
     assert_eq!(names(&state.step(soon + HANDOFF_SCAN, Input::TimeDue)), "");
 }
+
+#[test]
+fn what_is_missing_in_a_table_that_was_read_long_ago_is_not_made() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let half = u128::MAX / 2;
+    let shard = |id: &str, start, end| Shard {
+        id: id.into(),
+        parents: BTreeSet::new(),
+        hash_range: HashRange { start, end },
+        is_open: true,
+    };
+    let shards = vec![shard("0", 0, half), shard("1", half + 1, u128::MAX)];
+    let listing = Listing { shards, at: Timestamp::from_millis(0) };
+    state.step(start, scanned(vec![lease("0", Some("other"), 4)]));
+    let makes = |actions: &[Action]| names(actions).contains("creating a lease");
+    let late = start + 11 * SECOND;
+    assert!(!makes(&state.step(late, listed(Ok(listing.clone())))));
+    state.step(late, scanned(vec![lease("0", Some("other"), 5)]));
+    assert!(makes(&state.step(late, listed(Ok(listing)))));
+}
