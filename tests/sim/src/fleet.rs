@@ -233,7 +233,12 @@ impl Slot {
                     Some(Command::Revive) => {}
                 },
                 started = &mut starting => match started {
-                    Ok(handle) => break handle,
+                    Ok(handle) => {
+                        let mut truth = self.world.lock();
+                        let now = truth.now;
+                        truth.shards.start(now);
+                        break handle;
+                    }
                     Err(error) => return self.ended(machine, &error),
                 },
             }

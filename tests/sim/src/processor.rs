@@ -195,7 +195,7 @@ fn settle(machine: &Machine, shard: Option<usize>, delivery: u64, range: std::op
 fn fails(machine: &Machine, shard: Option<usize>) {
     let mut truth = machine.world.lock();
     if let Some(shard) = shard {
-        truth.shards.all[shard].failing = true;
+        truth.shards.fail(shard);
         let id = truth.shards.all[shard].id.clone();
         truth.say(machine, format_args!("  (a processor of {id} fails)"));
     }
@@ -203,10 +203,10 @@ fn fails(machine: &Machine, shard: Option<usize>) {
 
 impl RecordProcessor for SimProcessor {
     async fn process(&mut self, batch: Batch) -> Result<(), BoxError> {
-        self.machine.awake().await;
         self.moves(&[Stage::Ready], Stage::Busy, "process");
         let delivery = self.note(&batch);
         let call = Call(self);
+        call.0.machine.awake().await;
         call.0.work(batch, delivery).await
     }
 

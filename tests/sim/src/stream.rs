@@ -46,6 +46,8 @@ pub(crate) struct Entry {
     pub(crate) needed: bool,
     pub(crate) delivered: bool,
     pub(crate) acknowledged: bool,
+    /// Whether the library has to know that: no delivery of the shard has failed since this one.
+    pub(crate) counts: bool,
     /// The newest delivery of it.
     pub(crate) delivery: u64,
 }
@@ -66,6 +68,8 @@ pub(crate) struct ShardTruth {
     pub(crate) entries: Vec<Entry>,
     /// The newest delivery failed, or a token of it was dropped.
     pub(crate) failing: bool,
+    /// The acknowledgements of deliveries up to this one do not count any more, because one failed.
+    void: u64,
     /// All needed records before this one are acknowledged.
     done: usize,
 }
@@ -113,6 +117,12 @@ impl ShardTruth {
             }
         };
         first.max(self.trimmed)
+    }
+
+    /// Up to where, from `start` to `end`, everything is acknowledged and counts.
+    pub(crate) fn counted(&self, start: usize, end: usize) -> usize {
+        let counts = |it: &&Entry| it.counts || !it.needed;
+        start + self.entries[start.min(end)..end].iter().take_while(counts).count()
     }
 
     /// The oldest needed record that has never been delivered.
@@ -171,6 +181,7 @@ impl Shards {
             gone: false,
             entries: Vec::new(),
             failing: false,
+            void: 0,
             done: 0,
         });
         number
@@ -213,6 +224,7 @@ impl Shards {
             },
             delivered: false,
             acknowledged: false,
+            counts: false,
             delivery: 0,
         });
     }
@@ -281,6 +293,7 @@ impl Shards {
         self.deliveries += 1;
         for entry in &mut self.all[shard].entries[first..first + count] {
             entry.delivered = true;
+            entry.counts = false;
             entry.delivery = self.deliveries;
         }
         self.deliveries
@@ -288,8 +301,17 @@ impl Shards {
 
     /// Notes that a record was processed, unless it has been delivered again since.
     pub(crate) fn acknowledge(&mut self, shard: usize, index: usize, delivery: u64) {
+        let void = self.all[shard].void;
         let entry = &mut self.all[shard].entries[index];
         entry.acknowledged |= entry.delivery == delivery;
+        entry.counts |= entry.delivery == delivery && delivery > void;
+    }
+
+    /// Notes that a delivery of a shard has failed: what was delivered is delivered again, unless it
+    /// is acknowledged without a hole.
+    pub(crate) fn fail(&mut self, shard: usize) {
+        self.all[shard].failing = true;
+        self.all[shard].void = self.deliveries;
     }
 
     /// An earlier needed record of the same key, in another shard, that is not acknowledged.

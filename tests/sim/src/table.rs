@@ -53,9 +53,6 @@ impl Truth {
         } else {
             self.say(machine, format_args!("{}", Shown(write)));
         }
-        if matches!(write.change, LeaseChange::Create(_)) {
-            self.shards.start(self.now);
-        }
         let change = Change {
             at: self.now,
             sent,

@@ -134,12 +134,10 @@ impl Ledger {
         shards: &mut Shards,
     ) {
         let truth = &mut shards.all[shard];
-        // After a failure the remaining tokens of the delivery do not count.
-        let done = if truth.failing { 0 } else { truth.done() };
         let facts = self.leases.get_mut(&LeaseKey::from(truth.id.clone()));
         if let Some(tenure) = facts.and_then(|it| it.tenures.get_mut(&tenure)) {
-            let done = tenure.next.map_or(0, |next| next.min(done));
-            tenure.asked_to_stop = Some((at, done));
+            let counted = tenure.next.map_or(0, |next| truth.counted(tenure.start, next));
+            tenure.asked_to_stop = Some((at, counted));
         }
     }
 
@@ -157,7 +155,8 @@ fn parents_are_done(delivery: &Delivery<'_>, shards: &mut Shards, rows: &Rows) -
         let truth = &mut shards.all[parent];
         let row = rows.get(&LeaseKey::from(truth.id.clone()));
         let is_unfinished = row.is_some_and(|row| !row.checkpoint.is_shard_end());
-        if !truth.gone && (is_unfinished || !truth.is_done()) {
+        let is_needed = truth.entries.last().is_some_and(|last| last.needed);
+        if !truth.gone && is_needed && (is_unfinished || !truth.is_done()) {
             let text = format!("delivered before its parent {} has ended", truth.id);
             return Err((Promise::Order, text));
         }

@@ -70,8 +70,8 @@ impl Ledger {
     ) -> Found {
         let (before, after) = both(change)?;
         let quiet = change.at.saturating_sub(facts.changed);
-        let end = if before.actual_owner().is_none_or(|owner| owner == change.id) {
-            // Free, handed over, or its own from before.
+        let end = if facts.current.is_none() || before.actual_owner() == Some(change.id) {
+            // Free, handed over and not taken yet, or its own from before.
             None
         } else if quiet >= self.rules.lasts.mul_f64(FAST) {
             self.counts.expired += 1;
