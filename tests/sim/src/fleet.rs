@@ -121,7 +121,7 @@ impl Fleet {
 
     async fn tell(&self, slot: usize, command: Command) {
         // A slot that has ended needs nothing any more.
-        let _ = self.commands[slot].send(command).await;
+        self.commands[slot].send(command).await.unwrap_or(());
     }
 
     /// The faults are over: somebody has to live.
@@ -140,7 +140,7 @@ impl Fleet {
             truth.ledger.is_settled(truth.now, &mut truth.shards, &truth.rows, &live);
         }
         for commands in &self.commands {
-            let _ = commands.send(Command::End).await;
+            commands.send(Command::End).await.unwrap_or(());
         }
         let mut stopped = Vec::new();
         while let Some(result) = self.tasks.join_next().await {

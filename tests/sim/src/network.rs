@@ -54,8 +54,9 @@ impl Machine {
                 let world = Arc::clone(&self.world);
                 self.world.spawn(async move {
                     sleep(request).await;
+                    let result = work(&mut world.lock());
                     // The sender may be gone.
-                    let _ = done.send(work(&mut world.lock()));
+                    drop(done.send(result));
                 });
                 let (after, is_broken) = match answer {
                     Answer::After(after) => (after, false),

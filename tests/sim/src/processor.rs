@@ -166,7 +166,7 @@ impl SimProcessor {
         self.machine.world.spawn(async move {
             for (range, ack) in acks {
                 let (pause, chance) = machine.draw(|rng| {
-                    (between(rng, Duration::ZERO, LATER / count as u32), rng.u8(0..100))
+                    (between(rng, Duration::ZERO, LATER.div_f64(count as f64)), rng.u8(0..100))
                 });
                 sleep(pause).await;
                 machine.awake().await;

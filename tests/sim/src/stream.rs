@@ -360,7 +360,9 @@ impl Shards {
             ListFrom::Start(position) => {
                 let time = match position {
                     InitialPosition::AtTimestamp(time) => time,
-                    _ => Timestamp::from_millis(i64::MIN),
+                    InitialPosition::Latest | InitialPosition::TrimHorizon => {
+                        Timestamp::from_millis(i64::MIN)
+                    }
                 };
                 let parents = visible.iter().filter(|it| self.all[*number].parents.contains(&it.0));
                 lasts_until(*closed, time) && !parents.into_iter().any(|it| lasts_until(it.1, time))

@@ -39,8 +39,7 @@ impl Trace {
 
     pub(crate) fn add(&mut self, at: Duration, who: &dyn fmt::Display, text: fmt::Arguments<'_>) {
         self.scratch.clear();
-        // Writing to a string cannot fail.
-        let _ = write!(self.scratch, "{} {who} {text}", at.as_nanos());
+        write!(self.scratch, "{} {who} {text}", at.as_nanos()).expect("a string takes any text");
         for byte in self.scratch.bytes() {
             self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
