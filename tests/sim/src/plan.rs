@@ -40,6 +40,8 @@ pub struct Plan {
     pub read_limit: usize,
     /// Partition keys of the producer.
     pub keys: usize,
+    /// How many of a hundred records of the stream are aggregates of several.
+    pub aggregates: u8,
     /// Mean time between puts.
     pub put_every: Duration,
     /// How the processors acknowledge.
@@ -288,6 +290,7 @@ impl Plan {
             boot_at: between(rng, 8 * SECOND, 20 * SECOND),
             read_limit: rng.usize(5..=40),
             keys: rng.usize(1..=30),
+            aggregates: *pick(rng, &[0, 0, 20, 80]),
             put_every: Duration::from_millis(rng.u64(100..=1500)),
             style: *pick(rng, &[Style::Return, Style::Return, Style::Defer, Style::Split]),
             calm_at: CALM_AT,

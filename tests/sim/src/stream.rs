@@ -14,7 +14,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use kcl_lite::stream::{ListFrom, Listing, Read, ShardReader, Stream};
 use kcl_lite::{
-    Checkpoint, ChildShard, Cursor, HashRange, InitialPosition, Record, SequenceNumber,
+    Checkpoint, ChildShard, Cursor, HashRange, InitialPosition, Position, Record, SequenceNumber,
     ServiceError, ServiceErrorKind, Shard, ShardId, Timestamp,
 };
 use tokio::time::{Instant, sleep_until, timeout};
@@ -83,6 +83,7 @@ pub(crate) struct Shards {
     /// Per partition key: all needed records before this one are acknowledged.
     keys_done: Vec<usize>,
     numbers: u64,
+    aggregates: u8,
     deliveries: u64,
     start: Start,
     /// Records that came before the application started are not needed.
@@ -109,8 +110,7 @@ impl ShardTruth {
             Checkpoint::TrimHorizon => 0,
             Checkpoint::ShardEnd => self.entries.len(),
             Checkpoint::At(position) => {
-                let number = &position.sequence_number;
-                self.entries.partition_point(|it| it.record.sequence_number <= *number)
+                self.entries.partition_point(|it| Position::of(&it.record) <= *position)
             }
             Checkpoint::Latest | Checkpoint::AtTimestamp => {
                 anchor.map_or(0, |time| self.entries.partition_point(|it| it.record.arrived < time))
@@ -142,6 +142,7 @@ impl Shards {
             keys_done: vec![0; keys.len()],
             keys,
             numbers: 0,
+            aggregates: plan.aggregates,
             deliveries: 0,
             start: plan.start,
             started: None,
@@ -191,24 +192,37 @@ impl Shards {
         (0..self.all.len()).filter(|it| self.all[*it].closed.is_none()).collect()
     }
 
-    /// One record of a key chosen by chance.
+    /// One record of a key chosen by chance, or an aggregate of several of its shard.
     pub(crate) fn put(&mut self, now: Duration) {
         let key = self.rng.usize(0..self.keys.len());
         let hash = self.keys[key].0;
-        let serves = |it: &ShardTruth| {
+        let serves = |it: &ShardTruth, hash: u128| {
             it.closed.is_none() && (it.range.start..=it.range.end).contains(&hash)
         };
-        let shard =
-            self.all.iter().position(serves).expect("open shards cover the whole hash space");
+        let shard = self.all.iter().position(|it| serves(it, hash));
+        let shard = shard.expect("open shards cover the whole hash space");
         // Numbers have gaps, and grow in width.
         self.numbers += self.rng.u64(1..20);
+        self.append(now, shard, key, 0);
+        if self.rng.u8(0..100) < self.aggregates {
+            let range = 0..self.keys.len();
+            let keys: Vec<_> =
+                range.filter(|key| serves(&self.all[shard], self.keys[*key].0)).collect();
+            for sub in 1..self.rng.u64(2..7) {
+                let key = keys[self.rng.usize(0..keys.len())];
+                self.append(now, shard, key, sub);
+            }
+        }
+    }
+
+    fn append(&mut self, now: Duration, shard: usize, key: usize, sub_sequence_number: u64) {
         let index = self.all[shard].entries.len();
         let nth = self.keys[key].1.len();
         self.keys[key].1.push((shard, index));
         let record = Record {
             sequence_number: SequenceNumber::from_string(self.numbers.to_string())
                 .expect("an integer is a sequence number"),
-            sub_sequence_number: 0,
+            sub_sequence_number,
             partition_key: format!("key-{key}"),
             data: Bytes::copy_from_slice(&(index as u64).to_be_bytes()),
             arrived: service_time(now),
@@ -285,7 +299,7 @@ impl Shards {
         let index = u64::from_be_bytes(record.data.as_ref().try_into().ok()?);
         let index = usize::try_from(index).ok()?;
         let entry = self.all[shard].entries.get(index)?;
-        (entry.record.sequence_number == record.sequence_number).then_some(index)
+        (Position::of(&entry.record) == Position::of(record)).then_some(index)
     }
 
     /// Notes a delivery of some records; returns its number.
@@ -492,6 +506,9 @@ impl Truth {
         });
         let first = first.max(shard.trimmed);
         let last = entries.len().min(first + limit);
+        // An aggregate comes whole.
+        let rest = entries[last..].iter().take_while(|it| it.record.sub_sequence_number > 0);
+        let last = last + rest.count();
         if first < last {
             let behind = entries.get(last).map_or(0, |it| {
                 u64::try_from(self.now.saturating_sub(it.arrived).as_millis()).unwrap_or(0).max(1)
