@@ -27,7 +27,7 @@ pub struct Reset {
     pub restarted: Vec<LeaseKey>,
     /// Shards that start from their beginning after those.
     pub rewound: Vec<LeaseKey>,
-    /// Leases that were removed, because their shards ended before the new place.
+    /// Leases that are ended, because their shards ended before the new place.
     pub dropped: Vec<LeaseKey>,
 }
 
@@ -179,7 +179,9 @@ fn change(step: &Step, row: Option<&Lease>) -> Option<LeaseChange> {
         (Step::Restart(lease), Some(row)) => Some(at(row, lease.checkpoint.clone(), lease.anchor)),
         (Step::Restart(lease), None) => Some(LeaseChange::Create(lease.clone())),
         (Step::Rewind(_), Some(row)) => Some(at(row, Checkpoint::TrimHorizon, None)),
-        (Step::Drop(_), Some(row)) => Some(LeaseChange::Discard { counter: row.counter }),
+        // Ended rather than removed: an owner would write a row again that is gone.
+        (Step::Drop(_), Some(row)) if row.checkpoint.is_shard_end() => None,
+        (Step::Drop(_), Some(row)) => Some(at(row, Checkpoint::ShardEnd, None)),
         (Step::Rewind(_) | Step::Drop(_), None) => None,
     }
 }

@@ -282,8 +282,9 @@ pub enum LeaseChange {
         counter: u64,
     },
     /// Start a shard again from another place, whoever owns it: the only write that may move a
-    /// checkpoint back. Its owner, if there is one, is fenced by the counter and stops. Condition:
-    /// the counter.
+    /// checkpoint back. Its owner, if there is one, is fenced by the counter, stops, and takes it again
+    /// at once; it stays the owner in the row, so that nobody else begins before it has stopped.
+    /// Condition: the counter.
     Reset {
         /// The counter as observed.
         counter: u64,
@@ -364,12 +365,14 @@ impl LeaseWrite {
             }
             LeaseChange::Reset { counter, checkpoint, anchor } => {
                 let mut lease = at(*counter)?;
-                lease.counter += 1;
+                // The Java library takes one more at its own row for a lost reply of its own.
+                lease.counter += 2;
                 lease.checkpoint = checkpoint.clone();
                 lease.anchor = *anchor;
                 (lease.pending, lease.read_until, lease.owner_switches) = (None, None, 0);
                 lease.children = BTreeSet::new();
-                lease.freed()
+                lease.checkpoint_owner = None;
+                lease
             }
             LeaseChange::Discard { counter } => return at(*counter).map(|_| None),
         };

@@ -175,7 +175,7 @@ fn a_reset_moves_back_fences_the_owner_and_forgets_what_was_pending() {
         checkpoint: Checkpoint::AtTimestamp,
         anchor: then,
         write_id: Some(WriteId::new("me-1")),
-        ..row("shard-0", 8, None)
+        ..row("shard-0", 9, Some("a"))
     };
     assert_eq!(next, expected);
 }

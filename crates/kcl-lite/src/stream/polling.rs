@@ -234,7 +234,8 @@ impl PollingReader {
         };
 
         let millis_behind_latest =
-            u64::try_from(reply.millis_behind_latest.unwrap_or(0)).unwrap_or(0);
+            // A reply that does not say it is not taken for the tip.
+            u64::try_from(reply.millis_behind_latest.unwrap_or(1)).unwrap_or(0);
         let bytes = records.iter().map(Record::size).sum();
         self.pace.answered(sent, self.now(), bytes, millis_behind_latest > 0);
         if let Ending::Certain(children) = &self.ending

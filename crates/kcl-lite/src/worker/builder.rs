@@ -336,7 +336,13 @@ impl Worker {
         P: RecordProcessor,
         F: Fn(&ShardContext) -> P + Send + Sync + 'static,
     {
-        let handle = self.start(factory).await?;
+        let mut shutdown = std::pin::pin!(shutdown);
+        let handle = tokio::select! {
+            biased;
+            handle = self.start(factory) => handle?,
+            // Dropping the start stops it; nothing is held yet.
+            _ = &mut shutdown => return Ok(Report::default()),
+        };
         tokio::select! {
             biased;
             stopped = handle.stopped() => return stopped,

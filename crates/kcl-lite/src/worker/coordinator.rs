@@ -35,7 +35,7 @@ use crate::record::WorkerId;
 use crate::stream::{ListFrom, Listing};
 
 /// How long shards may take to be let go when the worker stops by itself.
-const FAILURE_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const FAILURE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often the shards are judged by their progress.
 const JUDGE_INTERVAL: Duration = Duration::from_secs(1);
 /// How much later than that the process must have been stopped meanwhile.
@@ -222,8 +222,8 @@ impl Coordinator {
                 Ok(input) => Wake::Input(Box::new(input)),
                 Err(panic) => Wake::CallPanicked(panic),
             },
-            () = due => Wake::Input(Box::new(Input::TimeDue)),
             () = clock.sleep_until(self.judge_at) => Wake::JudgeDue,
+            () = due => Wake::Input(Box::new(Input::TimeDue)),
         }
     }
 

@@ -106,7 +106,9 @@ impl WorkerHandle {
     /// # Errors
     /// Why the worker had stopped by itself before, if it had.
     pub async fn shutdown(&self, deadline: Duration) -> Outcome {
-        let deadline = self.clock.now() + deadline;
+        let now = self.clock.now();
+        let a_year = Duration::from_secs(365 * 24 * 3_600);
+        let deadline = now + deadline.min(a_year);
         self.stop.send_if_modified(|stop| {
             let first = stop.is_none();
             stop.get_or_insert(deadline);

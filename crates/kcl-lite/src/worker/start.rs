@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::store::{Table, WriteOutcome};
 use crate::lease::tenure::write_id;
-use crate::lease::{Lease, LeaseChange, LeaseWrite, StreamIdentity, StreamKey};
+use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, StreamIdentity, StreamKey};
 use crate::position::InitialPosition;
 use crate::record::Timestamp;
 use crate::retry::Retry;
@@ -83,7 +83,8 @@ pub(crate) async fn make_ready(
         let mut ready = ready(context, given, &description, &table)?;
         drop_former(context, &mut ready.source, &mut table, rng).await?;
         let rows = table.leases.iter().filter(|lease| lease.key.stream() == ready.source.key);
-        let rows = rows.count() + table.unreadable.len();
+        let is_ours = |key: &&LeaseKey| key.stream() == ready.source.key;
+        let rows = rows.count() + table.unreadable.keys().filter(is_ours).count();
         leases += if rows > 0 { rows } else { create_first(context, &ready, rng).await? };
         streams.insert(ready.source.key.clone(), ready);
     }

@@ -26,8 +26,8 @@ pub(crate) struct Snapshot<'a> {
     pub(crate) me: &'a WorkerId,
     /// All leases in key order.
     pub(crate) leases: &'a BTreeMap<LeaseKey, Lease>,
-    /// Rows that cannot be read: neither free nor finished.
-    pub(crate) unreadable: &'a BTreeMap<LeaseKey, String>,
+    /// Rows that cannot be read, or have gone without having been finished: their children wait.
+    pub(crate) hidden: &'a BTreeSet<LeaseKey>,
     /// Leases that made no progress here, left to others for a while.
     pub(crate) avoided: &'a BTreeMap<LeaseKey, Instant>,
     /// Leases of another living worker that has our id.
@@ -61,12 +61,12 @@ pub(crate) struct Take {
 pub(crate) fn is_runnable(
     lease: &Lease,
     leases: &BTreeMap<LeaseKey, Lease>,
-    unreadable: &BTreeMap<LeaseKey, String>,
+    hidden: &BTreeSet<LeaseKey>,
 ) -> bool {
     !lease.checkpoint.is_shard_end()
         && lease.parent_keys().all(|parent| {
             let is_done = |parent: &Lease| parent.checkpoint.is_shard_end();
-            leases.get(&parent).is_none_or(is_done) && !unreadable.contains_key(&parent)
+            leases.get(&parent).is_none_or(is_done) && !hidden.contains(&parent)
         })
 }
 
@@ -145,7 +145,7 @@ pub(crate) fn explain(snapshot: &Snapshot<'_>) -> Vec<Explanation> {
         Some(reason) => Intent::Take(*reason),
         None if lease.checkpoint.is_shard_end() => Intent::Finished,
         None if snapshot.mine.contains(&lease.key) => Intent::Keep,
-        None if !is_runnable(lease, snapshot.leases, snapshot.unreadable) => Intent::WaitForParents,
+        None if !is_runnable(lease, snapshot.leases, snapshot.hidden) => Intent::WaitForParents,
         None if snapshot.why_free(lease).is_none() => Intent::LeaveToOwner,
         None if snapshot.avoided.contains_key(&lease.key) => Intent::LeaveAfterTrouble,
         None if held >= snapshot.limit => Intent::AtLimit,
@@ -171,7 +171,7 @@ impl<'a> World<'a> {
         let mut world = Self { orphans: Vec::new(), held: BTreeMap::new() };
         world.held.insert(snapshot.me, Vec::new());
         for lease in snapshot.leases.values() {
-            if !is_runnable(lease, snapshot.leases, snapshot.unreadable) {
+            if !is_runnable(lease, snapshot.leases, snapshot.hidden) {
                 continue;
             }
             let is_mine = snapshot.mine.contains(&lease.key);

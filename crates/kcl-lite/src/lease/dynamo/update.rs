@@ -73,8 +73,15 @@ impl Update {
     }
 
     pub(super) fn reset(seen: u64, checkpoint: &Checkpoint, anchor: Option<Timestamp>) -> Self {
-        let reset = Self::new(seen).checkpoint(checkpoint).freed();
-        let reset = reset.remove(&[CHILDREN, PENDING, PENDING_SUB, PENDING_STATE, READ_UNTIL]);
+        let reset = Self::counting(seen, 2).checkpoint(checkpoint);
+        let reset = reset.remove(&[
+            CHECKPOINT_OWNER,
+            CHILDREN,
+            PENDING,
+            PENDING_SUB,
+            PENDING_STATE,
+            READ_UNTIL,
+        ]);
         match anchor {
             Some(anchor) => reset.set(ANCHOR, number(anchor.as_millis())),
             None => reset.remove(&[ANCHOR]),
@@ -82,9 +89,13 @@ impl Update {
     }
 
     fn new(seen: u64) -> Self {
+        Self::counting(seen, 1)
+    }
+
+    fn counting(seen: u64, by: u64) -> Self {
         let mut update = Self::default();
         update.values.insert(":seen".to_owned(), number(seen));
-        update.set(LEASE_COUNTER, number(seen + 1))
+        update.set(LEASE_COUNTER, number(seen + by))
     }
 
     fn freed(self) -> Self {

@@ -101,13 +101,21 @@ pub(crate) fn leases_to_create(
             planner.planned.insert(shard.id.clone(), position.checkpoint());
         }
     }
-    // The first start resolved "latest"; a lease that it did not get to starts at the same time.
-    let at = leases.values().filter_map(|lease| lease.anchor).min().unwrap_or(listing.at);
+    // The first start resolved "latest"; a lease that it did not get to starts at the same time. Where
+    // no row tells that time any more, a shard of unknown lineage starts at its beginning: "latest"
+    // would now be another time.
+    let anchor = leases.values().filter_map(|lease| lease.anchor).min();
+    let at = anchor.unwrap_or(listing.at);
+    let is_lost = anchor.is_none() && !leases.is_empty();
     let planned = std::mem::take(&mut planner.planned);
     planned
         .into_iter()
         .filter_map(|(id, checkpoint)| {
             let shard = planner.shards.get(&id)?;
+            let checkpoint = match checkpoint {
+                Checkpoint::Latest if is_lost => Checkpoint::TrimHorizon,
+                checkpoint => checkpoint,
+            };
             Some(source.new_lease(shard, checkpoint, at))
         })
         .collect()

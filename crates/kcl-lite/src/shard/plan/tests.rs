@@ -235,3 +235,12 @@ fn l06_a_parent_that_a_late_listing_shows_open_is_not_read_again_beside_its_chil
     let made = leases_to_create(&late, &rows, &from(InitialPosition::TrimHorizon));
     assert_eq!(made.iter().map(|lease| lease.key.as_str()).collect::<Vec<_>>(), ["1"]);
 }
+
+#[test]
+fn l03_a_shard_of_unknown_lineage_starts_at_its_beginning_when_no_row_tells_what_latest_was() {
+    let rows = leases("1");
+    let made =
+        leases_to_create(&listing("1\n9 parents=5 open"), &rows, &from(InitialPosition::Latest));
+    let told: Vec<_> = made.iter().map(|it| (it.key.as_str(), &it.checkpoint)).collect();
+    assert_eq!(told, [("9", &Checkpoint::TrimHorizon)]);
+}

@@ -137,6 +137,7 @@ impl LeaseKeeper {
                 Wake::GivenUp => {
                     // First the shard: it may notice late, but then it does not get anything done.
                     self.line.lost.cancel();
+                    self.ending = None;
                     self.goal = Goal::Release;
                     self.next_write = self.context.clock.now();
                 }
@@ -162,7 +163,8 @@ impl LeaseKeeper {
     /// The only select: the fence first, so that nothing can hide it.
     async fn wake(&mut self) -> Wake {
         let is_eager = self.checkpoint_delay().is_some();
-        let is_free = self.goal == Goal::Keep && self.ending.is_none();
+        // Also while the children are being made: a shard that is asked for need not wait for them.
+        let is_free = self.goal == Goal::Keep;
         let clock = &self.context.clock;
         tokio::select! {
             biased;

@@ -56,6 +56,8 @@ use suspects::Suspects;
 /// How long a drain waits for deferred acknowledgements. Shorter than the time that a worker which
 /// asked for the shard waits, so that it gets what is acknowledged.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// How long a shard that is asked for may still take to be finished.
+const FINISH_LIMIT: Duration = Duration::from_secs(3);
 
 /// How a shard task ended.
 #[derive(Debug, Clone)]
@@ -209,8 +211,10 @@ impl ShardTask {
             let exit = match pass {
                 Pass::Ended(children) => {
                     self.doing(Activity::Storing);
-                    self.keeper.finish(children).await;
-                    return self.ended(processor).await;
+                    if self.finish(children).await {
+                        return self.ended(processor).await;
+                    }
+                    ShardExit::Drained { clean: true }
                 }
                 Pass::Drained { clean } => ShardExit::Drained { clean },
                 Pass::Stop(error) => ShardExit::Stop(error),
@@ -246,6 +250,21 @@ impl ShardTask {
         ShardExit::Ended
     }
 
+    /// Has the end of the shard stored; false if the shard is to be let go, and the children, which have
+    /// to be made first, take too long: the next owner makes them.
+    async fn finish(&self, children: Vec<ChildShard>) -> bool {
+        let clock = Arc::clone(&self.context.clock);
+        let let_go = async {
+            self.drain.cancelled().await;
+            clock::sleep(&clock, FINISH_LIMIT).await;
+        };
+        tokio::select! {
+            biased;
+            () = self.keeper.finish(children) => true,
+            () = let_go => false,
+        }
+    }
+
     async fn let_go(
         &mut self,
         processor: &mut Option<Box<dyn ErasedProcessor>>,
@@ -267,6 +286,8 @@ impl ShardTask {
         clock::within(&clock, DRAIN_LIMIT, settled).await;
         self.publish(window);
         window.close();
+        // Once more: what was acknowledged until the window closed.
+        self.publish(window);
         self.keeper.release().await;
         if self.keeper.lost.is_cancelled() {
             return ShardExit::Lost;

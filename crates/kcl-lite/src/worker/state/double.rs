@@ -14,6 +14,7 @@ use super::{Action, State};
 use crate::error::{Error, ErrorKind};
 use crate::lease::tenure::is_by_other_life;
 use crate::lease::{Lease, LeaseKey};
+use crate::worker::coordinator::FAILURE_DEADLINE;
 
 /// What is known of other workers with our id.
 #[derive(Debug, Default)]
@@ -60,8 +61,9 @@ impl State {
                 self.observations.unchanged_for(now, lease) < self.settings.lease_duration
             })
         };
-        let has_lasted =
-            self.double.since.is_some_and(|since| now >= since + self.settings.lease_duration);
+        // By then the other one has stopped, if it is the one that has to.
+        let patience = self.settings.lease_duration * 2 + FAILURE_DEADLINE;
+        let has_lasted = self.double.since.is_some_and(|since| now >= since + patience);
         let mut doubles = self.double.leases.iter();
         let (key, _) = doubles.find(|(key, mark)| {
             let yields = has_lasted && self.incarnation < **mark;

@@ -36,7 +36,7 @@ impl State {
 
     /// Free, or its owner silent, for so long that somebody should have taken it.
     fn is_unheld(&self, now: Instant, lease: &Lease) -> bool {
-        let is_runnable = balance::is_runnable(lease, &self.leases, &self.unreadable);
+        let is_runnable = balance::is_runnable(lease, &self.leases, &self.hidden);
         let unchanged = self.observations.unchanged_for(now, lease);
         !self.mine.contains(&lease.key)
             && is_runnable

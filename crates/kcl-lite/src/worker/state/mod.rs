@@ -117,6 +117,8 @@ pub(crate) struct State {
     leases: BTreeMap<LeaseKey, Lease>,
     /// Rows that cannot be read.
     unreadable: BTreeMap<LeaseKey, String>,
+    /// Rows that are, or ought to be, in the table, and of which nothing is known now.
+    hidden: BTreeSet<LeaseKey>,
     streams: BTreeMap<StreamKey, StreamState>,
     observations: Observations,
     /// Held or being taken.
@@ -190,6 +192,7 @@ impl State {
         Self {
             streams: streams.collect(),
             unreadable: BTreeMap::new(),
+            hidden: BTreeSet::new(),
             given_back: BTreeMap::new(),
             double: Double::default(),
             lost: BTreeSet::new(),
@@ -292,10 +295,13 @@ impl State {
             self.table_asked_at = self.scan_asked_at;
             self.keep_what_is_newer(&mut leases);
         }
+        let unseen = now.saturating_duration_since(self.scanned_at);
         self.scanned_at = now;
         self.note_table_trouble(None);
         self.unreadable = unreadable;
-        if std::mem::take(&mut self.failed_scans) > 0 {
+        let has_failed = std::mem::take(&mut self.failed_scans) > 0;
+        // Only an outage in which nobody could renew excuses owners that did not.
+        if has_failed && unseen >= self.settings.lease_duration / 2 {
             self.sighted = now;
         }
         self.next_scan = now + scan_interval(leases.len(), self.settings.lease_duration);
@@ -309,6 +315,7 @@ impl State {
         }
         self.look_into_holes(now);
         let mut actions = self.let_go();
+        actions.extend(self.restore_vanished(now));
         self.follow_handoffs(now);
         actions.extend(self.take(now, Sight::New));
         actions.extend(self.delete(now));
@@ -335,10 +342,10 @@ impl State {
     }
 
     fn take(&mut self, now: Instant, sight: Sight) -> Vec<Action> {
+        self.decided_at = now;
         if self.stopping || self.draining {
             return self.take_what_was_asked_for();
         }
-        self.decided_at = now;
         self.given_back.retain(|_, until| now < *until);
         self.note_doubles(now);
         let mut takes = balance::leases_to_take(&self.snapshot(now));
@@ -358,7 +365,7 @@ impl State {
         Snapshot {
             me: &self.me,
             leases: &self.leases,
-            unreadable: &self.unreadable,
+            hidden: &self.hidden,
             mine: &self.mine,
             avoided: &self.given_back,
             doubles: &self.double.leases,
@@ -605,7 +612,7 @@ impl State {
         self.leases
             .values()
             .filter(|lease| lease.owner.is_some() && !self.mine.contains(&lease.key))
-            .filter(|lease| balance::is_runnable(lease, &self.leases, &self.unreadable))
+            .filter(|lease| balance::is_runnable(lease, &self.leases, &self.hidden))
             .filter_map(|lease| self.observations.expires_at(lease, self.settings.lease_duration))
             // One that had expired when we last decided falls to another worker; scans see to it.
             .filter(|expiry| *expiry > self.decided_at)

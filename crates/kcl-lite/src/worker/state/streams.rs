@@ -13,6 +13,7 @@ use super::{Action, State, Why, create_write, failure};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::{Lease, LeaseKey, StreamKey};
+use crate::position::Checkpoint;
 use crate::settings::Settings;
 use crate::shard::plan::{self, Source};
 use crate::stream::Listing;
@@ -45,6 +46,26 @@ pub(super) struct StreamState {
 pub(super) struct Vanished {
     pub(super) since: Instant,
     pub(super) row: Lease,
+}
+
+impl Vanished {
+    /// The row as it was last seen, but free.
+    fn again(&self) -> Lease {
+        let counter = self.row.counter + 1;
+        Lease { owner: None, checkpoint_owner: None, counter, ..self.row.clone() }
+    }
+}
+
+/// Whether what `gone` served is served by others that have begun: then it was finished and removed,
+/// and this worker has missed it. Without its range nobody can tell.
+fn is_superseded(gone: &Lease, leases: &BTreeMap<LeaseKey, Lease>) -> bool {
+    let Some(range) = gone.hash_range else { return false };
+    leases.values().filter(|lease| lease.key.stream() == gone.key.stream()).any(|lease| {
+        let overlaps =
+            lease.hash_range.is_some_and(|it| it.start <= range.end && range.start <= it.end);
+        let has_begun = matches!(lease.checkpoint, Checkpoint::At(_));
+        overlaps && has_begun && !gone.parents.contains(&lease.shard())
+    })
 }
 
 impl StreamState {
@@ -184,6 +205,29 @@ impl State {
         self.vanished.extend(gone.map(|(key, row)| (key, Vanished { since: now, row })));
     }
 
+    /// Makes rows again that were deleted by hand, as they were last seen, once their owners have had
+    /// the time to do it themselves. Until then the children of such a shard wait.
+    pub(super) fn restore_vanished(&mut self, now: Instant) -> Vec<Action> {
+        let leases = &self.leases;
+        self.vanished.retain(|_, gone| !is_superseded(&gone.row, leases));
+        // Of a row without a range nobody can tell whether it was finished: only a listing can.
+        let vanished = self.vanished.iter().filter(|(_, gone)| gone.row.hash_range.is_some());
+        let vanished = vanished.map(|(key, _)| key);
+        self.hidden = self.unreadable.keys().chain(vanished).cloned().collect();
+        if self.stopping {
+            return Vec::new();
+        }
+        let lasts = self.settings.lease_duration;
+        let due = self.vanished.iter().filter(|(key, gone)| {
+            let is_free = !self.mine.contains(*key) && !self.writing.contains(*key);
+            is_free && self.hidden.contains(*key) && now >= gone.since + lasts
+        });
+        let rows: Vec<_> = due.map(|(_, gone)| gone.again()).collect();
+        self.writing.extend(rows.iter().map(|lease| lease.key.clone()));
+        let create = |lease| Action::Write(create_write(lease, &self.incarnation), Why::Create);
+        rows.into_iter().map(create).collect()
+    }
+
     /// Creates what a listing shows to be missing.
     fn create(&mut self, now: Instant, key: &StreamKey, listing: &Listing) -> Vec<Action> {
         let Some(stream) = self.streams.get_mut(key) else { return Vec::new() };
@@ -211,10 +255,7 @@ impl State {
         let missing = missing.into_iter().filter_map(|lease| match self.vanished.get(&lease.key) {
             _ if self.mine.contains(&lease.key) => None,
             Some(gone) if now < gone.since + self.settings.lease_duration => None,
-            Some(gone) => {
-                let counter = gone.row.counter + 1;
-                Some(Lease { owner: None, checkpoint_owner: None, counter, ..gone.row.clone() })
-            }
+            Some(gone) => Some(gone.again()),
             None => Some(lease),
         });
         let is_free =

@@ -660,7 +660,14 @@ fn d01_of_a_large_table_only_the_rows_that_are_waited_for_are_looked_at() {
         .into_iter()
         .filter_map(|action| match action {
             Action::Write(write, why) => Some((write, why)),
-            _ => None,
+            Action::Scan
+            | Action::Look(_)
+            | Action::List { .. }
+            | Action::Start { .. }
+            | Action::Drain(_)
+            | Action::DrainAll
+            | Action::Emit(_)
+            | Action::Fail(_) => None,
         })
         .collect();
     assert_eq!(asks.len(), 200);
@@ -697,4 +704,46 @@ fn what_is_missing_in_a_table_that_was_read_long_ago_is_not_made() {
     assert!(!makes(&state.step(late, listed(Ok(listing.clone())))));
     state.step(late, scanned(vec![lease("0", Some("other"), 5)]));
     assert!(makes(&state.step(late, listed(Ok(listing)))));
+}
+
+#[test]
+fn l14_a_row_that_was_deleted_by_hand_holds_its_children_back_and_comes_back() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let (half, at) = (u128::MAX / 2, Checkpoint::parse("55", 0).unwrap());
+    let range = |start, end| Some(HashRange { start, end });
+    let parent = Lease {
+        hash_range: range(0, half),
+        checkpoint: at.clone(),
+        ..lease("0", Some("other"), 4)
+    };
+    let child = || Lease {
+        hash_range: range(0, half),
+        parents: ["0".into()].into(),
+        ..lease("1", None, 0)
+    };
+    let rest = || Lease { hash_range: range(half + 1, u128::MAX), ..lease("2", Some("other"), 9) };
+    state.step(start, scanned(vec![parent, child(), rest()]));
+    let actions = names(&state.step(start + SECOND, scanned(vec![child(), rest()])));
+    assert_eq!(actions, "", "the child must not start yet");
+    let actions = state.step(start + 11 * SECOND, scanned(vec![child(), rest()]));
+    let again = actions.iter().find_map(|action| match action {
+        Action::Write(write, Why::Create) => Some(write.apply(None).unwrap().unwrap()),
+        Action::Write(..)
+        | Action::Scan
+        | Action::Look(_)
+        | Action::List { .. }
+        | Action::Start { .. }
+        | Action::Drain(_)
+        | Action::DrainAll
+        | Action::Emit(_)
+        | Action::Fail(_) => None,
+    });
+    let again = again.expect("the row comes back");
+    assert_eq!((again.key.as_str(), &again.checkpoint, again.owner), ("0", &at, None));
+    // A child that has begun tells that its parent was finished and removed.
+    let begun = || Lease { checkpoint: at.clone(), ..child() };
+    state.writing.clear();
+    let actions = names(&state.step(start + 12 * SECOND, scanned(vec![begun(), rest()])));
+    assert_eq!(actions, "taking a lease 1");
 }
