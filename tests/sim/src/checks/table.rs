@@ -46,6 +46,7 @@ impl Ledger {
             }
             LeaseChange::Delete { .. } => {
                 self.counts.deleted += 1;
+                self.removed_at = change.at;
                 self.deleted(change, shards, shard)
             }
             LeaseChange::Reset { .. } | LeaseChange::Discard { .. } => {

@@ -112,10 +112,8 @@ pub(crate) fn leases_to_create(
         .into_iter()
         .filter_map(|(id, checkpoint)| {
             let shard = planner.shards.get(&id)?;
-            let checkpoint = match checkpoint {
-                Checkpoint::Latest if is_lost => Checkpoint::TrimHorizon,
-                checkpoint => checkpoint,
-            };
+            let is_unknown = is_lost && checkpoint == Checkpoint::Latest;
+            let checkpoint = if is_unknown { Checkpoint::TrimHorizon } else { checkpoint };
             Some(source.new_lease(shard, checkpoint, at))
         })
         .collect()

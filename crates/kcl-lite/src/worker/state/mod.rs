@@ -485,7 +485,11 @@ impl State {
                     checkpoint: row.checkpoint,
                 })]
             }
-            (Why::Delete, None) => vec![Action::Emit(Event::LeaseDeleted { shard: write.key })],
+            (Why::Delete, None) => {
+                // Its children are known: nothing is missing because of it.
+                self.learned.remove(&write.key);
+                vec![Action::Emit(Event::LeaseDeleted { shard: write.key })]
+            }
             (Why::Take { reason, from }, Some(row)) if self.is_ours(&outcome, &write, &row) => {
                 // A take that is only recognised may be as old as the first that was sent: the
                 // others count from when the row changed.

@@ -13,7 +13,6 @@ use super::{Action, State, Why, create_write, failure};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::{Lease, LeaseKey, StreamKey};
-use crate::position::Checkpoint;
 use crate::settings::Settings;
 use crate::shard::plan::{self, Source};
 use crate::stream::Listing;
@@ -60,12 +59,25 @@ impl Vanished {
 /// and this worker has missed it. Without its range nobody can tell.
 fn is_superseded(gone: &Lease, leases: &BTreeMap<LeaseKey, Lease>) -> bool {
     let Some(range) = gone.hash_range else { return false };
+    let before = ancestors(gone, leases);
     leases.values().filter(|lease| lease.key.stream() == gone.key.stream()).any(|lease| {
         let overlaps =
             lease.hash_range.is_some_and(|it| it.start <= range.end && range.start <= it.end);
-        let has_begun = matches!(lease.checkpoint, Checkpoint::At(_));
-        overlaps && has_begun && !gone.parents.contains(&lease.shard())
+        overlaps && lease.checkpoint.has_progress() && !before.contains(&lease.key)
     })
+}
+
+/// The leases of the shards that `lease` continues, as far as they are known.
+fn ancestors(lease: &Lease, leases: &BTreeMap<LeaseKey, Lease>) -> BTreeSet<LeaseKey> {
+    let mut known = BTreeSet::new();
+    let mut next: Vec<_> = lease.parent_keys().collect();
+    while let Some(key) = next.pop() {
+        let Some(parent) = leases.get(&key) else { continue };
+        if known.insert(key) {
+            next.extend(parent.parent_keys());
+        }
+    }
+    known
 }
 
 impl StreamState {
