@@ -416,6 +416,16 @@ async fn a_missing_stream_is_an_error_and_never_the_end_of_a_shard() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_closed_shard_that_is_still_listed_is_read_to_its_end_whatever_a_call_says() {
+    let (local, client, mut reader) = with_shard().await;
+    put(&client, 0..3).await;
+    split(&client, &shard(0)).await;
+    local.faults().add(rule("GetRecords", fail("ResourceNotFoundException", 400)).times(1));
+    assert_eq!(reader.next().await.unwrap_err().kind, ServiceErrorKind::Missing);
+    assert_eq!(read(&mut reader, 3, &[]).await, [0, 1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_expired_iterator_loses_nothing_repeats_nothing_and_is_no_error() {
     for seen_before in [0, 5] {
         for queued in [0, 7] {

@@ -7,7 +7,8 @@ use crate::position::Checkpoint;
 
 const LASTS: Duration = Duration::from_secs(10);
 
-/// A world of leases; one line each: `shard-2 owner=b idle=12s end`.
+/// A world of leases; one line each: `shard-2 owner=b idle=12s end`. With `load=9`, in KiB a second,
+/// loads are made even instead of numbers.
 struct Fixture {
     leases: BTreeMap<LeaseKey, Lease>,
     observations: Observations,
@@ -31,6 +32,9 @@ impl Fixture {
                     Some(("idle", seconds)) => {
                         idle = seconds.trim_end_matches('s').parse().expect("seconds");
                     }
+                    Some(("load", load)) => {
+                        lease.throughput = Some(1024 * load.parse::<u64>().expect("KiB a second"));
+                    }
                     Some(("parents", list)) => {
                         lease.parents = list.split(',').map(Into::into).collect()
                     }
@@ -49,6 +53,7 @@ impl Fixture {
 
     /// The takes of a worker that has seen the table for so many seconds.
     fn takes_sighted(&self, me: &str, mine: &str, limit: usize, seconds: u64) -> Vec<Take> {
+        let is_measured = self.leases.values().any(|lease| lease.throughput.is_some());
         leases_to_take(&Snapshot {
             me: &me.into(),
             leases: &self.leases,
@@ -61,7 +66,7 @@ impl Fixture {
             now: self.now,
             lasts: LASTS,
             patience: LASTS / 5,
-            balance: Balance::Count,
+            balance: if is_measured { Balance::Throughput } else { Balance::Count },
             limit,
         })
     }
@@ -133,6 +138,7 @@ fn finished_leases_and_children_of_unfinished_parents_do_not_count() {
     check("0 end\n 1 owner=b parents=0\n 2 owner=b", "a", "", "2 Balance");
     check("0 owner=b\n 1 parents=0", "a", "", "");
     check("0 end\n 1 parents=0", "a", "", "1 Unowned");
+    check("0 end\n 2 parents=0,1", "a", "", "2 Unowned");
 }
 
 #[test]
@@ -149,6 +155,15 @@ fn the_limit_of_a_worker_is_kept() {
     let fixture = Fixture::parse("0\n 1\n 2");
     assert_eq!(fixture.takes("a", "", 2).len(), 2);
     assert_eq!(fixture.takes("a", "0,1", 2).len(), 0);
+}
+
+#[test]
+fn c10_the_setting_decides_whether_numbers_or_loads_are_made_even() {
+    let by_number = "0 owner=b\n 1 owner=b\n 2 owner=b\n 3 owner=a";
+    check(by_number, "a", "3", "2 Balance");
+    let by_load =
+        "0 owner=b load=900\n 1 owner=b load=500\n 2 owner=b load=400\n 3 owner=a load=100";
+    check(by_load, "a", "3", "0 Balance");
 }
 
 /// Random leases over up to six workers, none of them expired.

@@ -131,6 +131,8 @@ fn a_merge_child_waits_until_both_parents_have_ended() {
 fn a_child_listed_beside_its_open_parent_is_left_for_a_later_listing() {
     let graph = "0 open\n 1 parents=0 open";
     assert_eq!(created(graph, "5", InitialPosition::TrimHorizon), "0");
+    let graph = "0 open\n 1\n 2 parents=0,1 open";
+    assert_eq!(created(graph, "", InitialPosition::Latest), "0", "and so is its other parent");
 }
 
 #[test]
@@ -243,4 +245,14 @@ fn l03_a_shard_of_unknown_lineage_starts_at_its_beginning_when_no_row_tells_what
         leases_to_create(&listing("1\n9 parents=5 open"), &rows, &from(InitialPosition::Latest));
     let told: Vec<_> = made.iter().map(|it| (it.key.as_str(), &it.checkpoint)).collect();
     assert_eq!(told, [("9", &Checkpoint::TrimHorizon)]);
+}
+
+#[test]
+fn a_child_is_made_when_one_parent_has_ended_and_the_other_left_no_trace() {
+    let mut leases = leases("0");
+    leases.get_mut("0").expect("in the fixture").checkpoint = Checkpoint::ShardEnd;
+    let graph = listing("2 parents=0,1 open");
+    let made = leases_to_create(&graph, &leases, &from(InitialPosition::Latest));
+    assert_eq!(made.len(), 1);
+    assert_eq!(made[0].checkpoint, Checkpoint::TrimHorizon);
 }

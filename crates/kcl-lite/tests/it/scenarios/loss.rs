@@ -118,6 +118,27 @@ async fn l05_a_closed_parent_is_read_to_its_end_before_its_children() {
     assert!(delivered[..30].iter().all(|number| *number < 30), "{delivered:?}");
 }
 
+/// The parent that ends first finds the other's lease in the table and makes the child's.
+#[tokio::test(start_paused = true)]
+async fn l05_a_merge_child_waits_for_the_slower_of_its_parents() {
+    let script = Script { takes: SECOND, ..Script::default() };
+    let fleet = Fleet::new(2).script(script);
+    let [quick, slow] = [0, 1].map(polling::shard);
+    for number in 0..40 {
+        let parent = if number < 2 { &quick } else { &slow };
+        fleet.stream.put_to(parent, "key", number.to_string());
+    }
+    let child = fleet.stream.merge(&quick, &slow);
+    for number in 40..50 {
+        fleet.stream.put_to(&child, "key", number.to_string());
+    }
+    let worker = fleet.start_on("a", fleet.stream.clone().with_read_limit(2), horizon()).await;
+    fleet.all_delivered(50, MINUTE).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    let delivered: Vec<u32> = fleet.delivered().iter().map(|it| it.parse().unwrap()).collect();
+    assert!(delivered[..40].iter().all(|number| *number < 40), "{delivered:?}");
+}
+
 /// A stream whose listings are as old as `behind`.
 #[derive(Debug, Clone)]
 struct Behind {

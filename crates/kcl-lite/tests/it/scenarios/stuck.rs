@@ -69,6 +69,7 @@ async fn s07_the_end_of_a_shard_is_stored_by_the_library_although_acknowledgemen
     let children = ["shardId-000000000001", "shardId-000000000002"].map(ShardId::from);
     let first = children.iter().filter_map(|child| started.get(child)).map(|at| at[0]).min();
     let wait = first.unwrap().saturating_duration_since(last_ack.unwrap());
+    assert!(first >= last_ack, "the end was stored before the last acknowledgement");
     assert!(wait <= settings().renew_interval(), "{wait:?} after the last acknowledgement");
     assert_eq!(complaints(&fleet), []);
     worker.shutdown(DEADLINE).await.unwrap();
