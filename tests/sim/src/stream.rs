@@ -125,6 +125,12 @@ impl ShardTruth {
         start + self.entries[start.min(end)..end].iter().take_while(counts).count()
     }
 
+    /// The oldest needed record that is not acknowledged, if it came before `since`.
+    pub(crate) fn waiting_since(&mut self, since: Duration) -> Option<&Entry> {
+        let done = self.done();
+        self.entries.get(done).filter(|it| it.arrived < since)
+    }
+
     /// The oldest needed record that has never been delivered.
     pub(crate) fn oldest_unseen(&mut self) -> Option<&Entry> {
         let done = self.done();
@@ -345,7 +351,7 @@ impl Shards {
     }
 
     /// The shards as they were some time ago, each at a time of its own; with its closing if that
-    /// was seen already.
+    /// was seen already. A shard is never shown without the parents that still exist.
     fn visible(
         &self,
         now: Duration,
@@ -353,10 +359,13 @@ impl Shards {
         rng: &mut Rng,
     ) -> Vec<(usize, Option<Duration>)> {
         let mut visible = Vec::new();
+        let mut hidden = vec![false; self.all.len()];
         for (number, shard) in self.all.iter().enumerate() {
             let seen = now.saturating_sub(lag.mul_f64(rng.f64()));
+            hidden[number] = shard.opened > seen && shard.opened > Duration::ZERO
+                || shard.parents.iter().any(|parent| hidden[*parent]);
             // The first shards have always been there.
-            if !shard.gone && (shard.opened <= seen || shard.opened == Duration::ZERO) {
+            if !shard.gone && !hidden[number] {
                 visible.push((number, shard.closed.filter(|closed| *closed <= seen)));
             }
         }

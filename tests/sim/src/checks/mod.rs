@@ -95,8 +95,8 @@ pub(crate) struct Ledger {
     leases: BTreeMap<LeaseKey, Facts>,
     calls: BTreeMap<(usize, u64), Calls>,
     moved_at: Duration,
-    /// When a finished lease was last removed: that costs a write and a listing.
-    removed_at: Duration,
+    /// When a lease was last made or removed.
+    listed_at: Duration,
     violation: Option<Violation>,
     pub(crate) counts: Counts,
 }
@@ -209,7 +209,7 @@ impl Ledger {
             leases: BTreeMap::new(),
             calls: BTreeMap::new(),
             moved_at: Duration::ZERO,
-            removed_at: Duration::ZERO,
+            listed_at: Duration::ZERO,
             violation: None,
             counts: Counts::default(),
         }

@@ -70,22 +70,14 @@ impl Ledger {
         rows: &Rows,
         live: &[WorkerId],
     ) {
+        let recent = now.saturating_sub(Duration::from_secs(30));
         for shard in &mut shards.all {
-            // A backlog that is being worked on may be longer than the run.
             let key = LeaseKey::from(shard.id.clone());
-            let delivered = self.leases.get(&key).map_or(Duration::ZERO, |it| it.delivered);
-            if now < delivered + self.rules.poll * 2 {
-                continue;
-            }
-            let done = shard.done();
-            let late = shard
-                .entries
-                .get(done)
-                .filter(|it| it.arrived < now.saturating_sub(Duration::from_secs(30)));
-            if let Some(entry) = late {
-                let text = format!("record {} was not acknowledged", entry.record.sequence_number);
-                let row = rows.get(&LeaseKey::from(shard.id.clone()));
-                let text = format!("{text}; {row:?}");
+            let row = rows.get(&key);
+            let moves = self.leases.get(&key).is_some_and(|it| it.delivered > recent);
+            if let Some(entry) = shard.waiting_since(recent).filter(|_| !moves) {
+                let number = &entry.record.sequence_number;
+                let text = format!("record {number} was not acknowledged; {row:?}");
                 return self.broken(Promise::Progress, now, Some(&shard.id), text);
             }
         }
@@ -106,16 +98,8 @@ impl Ledger {
                 let text = format!("everything is read, but the end is not stored; {row:?}");
                 return self.broken(Promise::Progress, now, Some(&key), text);
             }
-            let Some(row) = row else { continue };
-            let delivered = self.leases.get(&key).map_or(Duration::ZERO, |it| it.delivered);
-            let done = shard.done();
-            let is_late = |at: Duration| at < now.saturating_sub(Duration::from_secs(30));
-            if now < delivered + self.rules.poll * 2
-                && shard.entries.get(done).is_some_and(|it| is_late(it.arrived))
-            {
-                // A backlog: what is acknowledged is old by its arrival, and is stored in its turn.
-                continue;
-            }
+            // While a backlog is worked off, old records are always fresh in the window.
+            let Some(row) = row.filter(|_| shard.waiting_since(old).is_none()) else { continue };
             let stored = shard.first_after(&row.checkpoint, row.anchor);
             let behind = shard.entries.iter().skip(stored).find(|it| it.needed);
             if let Some(entry) = behind.filter(|it| it.arrived < old) {
@@ -163,7 +147,7 @@ impl Ledger {
     fn is_cheap(&mut self, now: Duration, rows: &Rows) {
         let minute = now.as_secs() / 60 - 1;
         let began = Duration::from_secs(minute * 60);
-        if self.moved_at.max(self.removed_at) >= began.saturating_sub(Duration::from_secs(1)) {
+        if self.moved_at.max(self.listed_at) >= began.saturating_sub(Duration::from_secs(1)) {
             return;
         }
         let held: BTreeMap<usize, u64> = self.leases.values().filter_map(|it| it.current).fold(

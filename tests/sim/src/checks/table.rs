@@ -25,7 +25,10 @@ impl Ledger {
         };
         let mut facts = self.leases.remove(change.key).unwrap_or_default();
         let result = match change.what {
-            LeaseChange::Create(_) => created(change, &mut facts, shards, shard),
+            LeaseChange::Create(_) => {
+                self.listed_at = change.at;
+                created(change, &mut facts, shards, shard)
+            }
             LeaseChange::Take { .. } => self.taken(change, &mut facts, shards, shard),
             LeaseChange::AskHandoff { .. } => asked(change, &mut facts),
             LeaseChange::Renew { .. } => by_owner(change, &mut facts, None),
@@ -46,7 +49,7 @@ impl Ledger {
             }
             LeaseChange::Delete { .. } => {
                 self.counts.deleted += 1;
-                self.removed_at = change.at;
+                self.listed_at = change.at;
                 self.deleted(change, shards, shard)
             }
             LeaseChange::Reset { .. } | LeaseChange::Discard { .. } => {
