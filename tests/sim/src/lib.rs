@@ -15,7 +15,6 @@ mod clock;
 mod driver;
 mod fleet;
 mod machine;
-pub mod mutants;
 mod network;
 mod plan;
 mod processor;

@@ -1,1 +1,0 @@
-//! The seeded bugs of the library, and which of them the simulation has found.
