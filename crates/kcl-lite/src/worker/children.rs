@@ -17,14 +17,19 @@ use crate::record::ShardId;
 use crate::shard::{ChildShard, Shard, plan};
 use crate::stream::ListFrom;
 
+/// How often, once a second, a listing that shows neither a parent nor its children is taken for one
+/// that is behind; then the parent is history.
+const PATIENCE: u32 = 30;
+
 /// Makes the leases of the children of `parent`; returns their ids.
 pub(crate) async fn make(
     context: KeeperContext,
     parent: Lease,
     named: Vec<ChildShard>,
 ) -> BTreeSet<ShardId> {
+    let mut attempts = 0;
     loop {
-        match try_make(&context, &parent, &named).await {
+        match try_make(&context, &parent, &named, attempts >= PATIENCE).await {
             Ok(children) => return children,
             Err(error) => context.events.emit(&Event::CoordinationFailed {
                 operation: "creating the leases of the children",
@@ -33,6 +38,7 @@ pub(crate) async fn make(
             }),
         }
         clock::sleep(&context.clock, Duration::from_secs(1)).await;
+        attempts += 1;
     }
 }
 
@@ -40,9 +46,13 @@ async fn try_make(
     context: &KeeperContext,
     parent: &Lease,
     named: &[ChildShard],
+    has_waited: bool,
 ) -> Result<BTreeSet<ShardId>, ServiceError> {
-    let children =
-        if named.is_empty() { listed_children(context, parent).await? } else { named.to_vec() };
+    let children = if named.is_empty() {
+        listed_children(context, parent, has_waited).await?
+    } else {
+        named.to_vec()
+    };
     for child in &children {
         for other in child.parents.iter().filter(|id| parent.shard() != **id) {
             let (child, other) = (parent.key.sibling(&child.id), parent.key.sibling(other));
@@ -60,17 +70,19 @@ async fn try_make(
 }
 
 /// The children by a listing. One that is behind may show only some of them, or none: they have to
-/// continue all that the parent served, unless the parent itself is history.
+/// continue all that the parent served, unless the parent itself has been history for a while.
 async fn listed_children(
     context: &KeeperContext,
     parent: &Lease,
+    has_waited: bool,
 ) -> Result<Vec<ChildShard>, ServiceError> {
     let shards = listed(context).await?;
     let is_listed = shards.iter().any(|shard| shard.id == parent.shard());
     let children = ChildShard::of(&parent.shard(), shards);
     let ranges = children.iter().filter_map(|child| child.hash_range);
     let is_whole = parent.hash_range.is_none_or(|whole| plan::covers(ranges, whole));
-    if is_listed && (children.is_empty() || !is_whole) {
+    let may_be_behind = is_listed || !has_waited;
+    if may_be_behind && (children.is_empty() || !is_whole) {
         return Err(ServiceError::new(
             ServiceErrorKind::NotReady,
             format!("the shard listing does not show all children of {} yet", parent.key),
@@ -159,6 +171,14 @@ mod tests {
     }
 
     async fn made(shards: Vec<Shard>, named: &[ChildShard]) -> Result<usize, ServiceErrorKind> {
+        made_after(shards, named, false).await
+    }
+
+    async fn made_after(
+        shards: Vec<Shard>,
+        named: &[ChildShard],
+        has_waited: bool,
+    ) -> Result<usize, ServiceErrorKind> {
         let context = KeeperContext {
             store: Arc::new(MemoryStore::new()),
             stream: Arc::new(Listed(shards)),
@@ -170,7 +190,8 @@ mod tests {
         };
         let hash_range = Some(HashRange::ALL);
         let parent = Lease { hash_range, ..Lease::new("0", Checkpoint::TrimHorizon) };
-        try_make(&context, &parent, named).await.map(|made| made.len()).map_err(|error| error.kind)
+        let made = try_make(&context, &parent, named, has_waited).await;
+        made.map(|made| made.len()).map_err(|error| error.kind)
     }
 
     #[tokio::test(start_paused = true)]
@@ -181,7 +202,9 @@ mod tests {
         assert_eq!(made(vec![parent.clone()], &[]).await, behind);
         assert_eq!(made(vec![parent.clone(), low.clone()], &[]).await, behind);
         assert_eq!(made(vec![parent, low.clone(), high], &[]).await, Ok(2));
-        assert_eq!(made(vec![low], &[]).await, Ok(1), "the parent is history, its children go too");
+        assert_eq!(made(vec![low.clone()], &[]).await, behind);
+        let gone = made_after(vec![low], &[], true).await;
+        assert_eq!(gone, Ok(1), "the parent is history, and its children go too");
     }
 
     #[tokio::test(start_paused = true)]
