@@ -261,7 +261,12 @@ impl State {
             }
             return Vec::new();
         }
-        let missing = plan::leases_to_create(listing, &self.leases, &stream.source);
+        // A row that will be restored still covers its shard: without it the plan would begin again
+        // with ancestors that were finished and removed long ago.
+        let restored = self.vanished.iter().filter(|(key, _)| self.hidden.contains(*key));
+        let mut known = self.leases.clone();
+        known.extend(restored.map(|(key, gone)| (key.clone(), gone.row.clone())));
+        let missing = plan::leases_to_create(listing, &known, &stream.source);
         // The owner of a row that was deleted knows its position and writes it again; only when it
         // has not, within a lease duration, is the row made again as it was last seen.
         let missing = missing.into_iter().filter_map(|lease| match self.vanished.get(&lease.key) {

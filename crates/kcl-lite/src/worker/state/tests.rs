@@ -4,7 +4,7 @@ use super::handoff::HANDOFF_SCAN;
 use super::streams::HOLE_PAUSE;
 use super::*;
 use crate::error::ServiceErrorKind;
-use crate::position::Checkpoint;
+use crate::position::{Checkpoint, InitialPosition};
 use crate::record::Timestamp;
 use crate::shard::{HashRange, Shard};
 
@@ -385,8 +385,13 @@ fn a_row_that_vanished_is_left_to_its_owner_and_then_made_as_it_was_last_seen() 
     state.step(start, scanned(rows()));
     state.step(start + SECOND, scanned(vec![rows().remove(0)]));
     assert_eq!(names(&state.step(start + SECOND, listed(Ok(listing.clone())))), "");
-    let actions = state.step(start + 11 * SECOND, listed(Ok(listing)));
-    let [Action::Write(write, Why::Create)] = &actions[..] else { panic!("{actions:?}") };
+    let later = start + 11 * SECOND;
+    let actions = state.step(later, scanned(vec![rows().remove(0)]));
+    let is_create = |action: &&Action| matches!(action, Action::Write(_, Why::Create));
+    let Some(Action::Write(write, _)) = actions.iter().find(is_create) else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(names(&state.step(later, listed(Ok(listing)))), "", "it is on its way");
     let LeaseChange::Create(made) = &write.change else { panic!("{write:?}") };
     assert_eq!((&made.checkpoint, made.counter, &made.owner), (&rows()[1].checkpoint, 5, &None));
 }
@@ -746,4 +751,38 @@ fn l14_a_row_that_was_deleted_by_hand_holds_its_children_back_and_comes_back() {
     state.writing.clear();
     let actions = names(&state.step(start + 12 * SECOND, scanned(vec![begun(), rest()])));
     assert_eq!(actions, "taking a lease 1");
+}
+
+#[test]
+fn a_row_that_will_be_restored_keeps_its_ancestors_from_being_made_again() {
+    let start = Instant::now();
+    let source = Source { position: InitialPosition::TrimHorizon, ..Source::default() };
+    let mut state =
+        State::new("me".into(), "me#1".into(), Settings::default(), vec![source], start);
+    let half = u128::MAX / 2;
+    let ranges = [("1", 0, half), ("2", half + 1, u128::MAX)];
+    let rows = || {
+        ranges.map(|(key, start, end)| Lease {
+            hash_range: Some(HashRange { start, end }),
+            parents: BTreeSet::from(["0".into()]),
+            ..lease(key, Some("other"), 4)
+        })
+    };
+    let child = |(id, start, end): (&str, u128, u128)| Shard {
+        id: id.into(),
+        parents: BTreeSet::from(["0".into()]),
+        hash_range: HashRange { start, end },
+        is_open: true,
+    };
+    let parent = Shard {
+        id: "0".into(),
+        parents: BTreeSet::new(),
+        hash_range: HashRange::ALL,
+        is_open: false,
+    };
+    let shards = std::iter::once(parent).chain(ranges.map(child)).collect();
+    state.step(start, scanned(rows().to_vec()));
+    state.step(start + SECOND, scanned(rows()[..1].to_vec()));
+    let listing = Listing { shards, at: Timestamp::from_millis(0) };
+    assert_eq!(names(&state.step(start + SECOND, listed(Ok(listing)))), "");
 }
