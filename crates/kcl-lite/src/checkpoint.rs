@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::mutant;
 use crate::position::Position;
 use crate::record::{Record, Timestamp};
 
@@ -36,7 +37,7 @@ impl Ack {
 impl Drop for Ack {
     fn drop(&mut self) {
         if self.armed {
-            self.window.settle(self.delivered, self.part, false);
+            self.window.settle(self.delivered, self.part, mutant::is("dropped-tokens-acknowledge"));
         }
     }
 }
@@ -245,7 +246,8 @@ impl State {
     /// The batch, if this attempt at it is the present one.
     fn entry(&mut self, delivered: Delivered) -> Option<&mut Entry> {
         let index = usize::try_from(delivered.entry.checked_sub(self.first)?).ok()?;
-        self.entries.get_mut(index).filter(|entry| entry.attempt == delivered.attempt)
+        let any = mutant::is("tokens-of-earlier-attempts-count");
+        self.entries.get_mut(index).filter(|entry| entry.attempt == delivered.attempt || any)
     }
 
     fn defer(&mut self, delivered: Delivered, parts: Option<Vec<Part>>) {
@@ -261,6 +263,9 @@ impl State {
     fn advance(&mut self) {
         while let Some(entry) = self.entries.front() {
             let done = entry.parts.iter().take_while(|part| part.acknowledged).count();
+            let last = entry.parts.iter().rposition(|part| part.acknowledged);
+            let jumps = mutant::is("mark-jumps-over-holes");
+            let done = last.filter(|_| jumps).map_or(done, |last| last + 1);
             if let Some(part) = done.checked_sub(1).and_then(|last| entry.parts.get(last)) {
                 self.mark = Some(part.mark.clone());
             }

@@ -10,6 +10,11 @@ pub mod dead_letter;
 mod error;
 mod event;
 pub mod lease;
+#[cfg(feature = "mutants")]
+#[doc(hidden)]
+pub mod mutant;
+#[cfg(not(feature = "mutants"))]
+mod mutant;
 mod position;
 mod processor;
 mod record;

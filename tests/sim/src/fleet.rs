@@ -114,6 +114,7 @@ impl Fleet {
             | What::NamelessChildren { .. }
             | What::Mood { .. }
             | What::Trim { .. }
+            | What::Forget(_)
             | What::Burst(_)
             | What::Drought { .. } => self.world.lock().happen(what),
         }

@@ -15,6 +15,8 @@ mod clock;
 mod driver;
 mod fleet;
 mod machine;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 mod network;
 mod plan;
 mod processor;

@@ -34,6 +34,12 @@ struct Arguments {
     /// With `--seed`: print the whole timeline, also when nothing fails.
     #[arg(long)]
     timeline: bool,
+    /// Run every seeded bug of the library until it is found; needs the feature `mutants`.
+    #[arg(long)]
+    mutants: bool,
+    /// With `--mutants`, or with `--seed`: this bug only.
+    #[arg(long)]
+    mutant: Option<String>,
     /// Stop after so many failures.
     #[arg(long, default_value_t = 10)]
     failures: usize,
@@ -42,6 +48,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.seed {
+        _ if arguments.mutants => mutants(&arguments),
         Some(seed) => one(&arguments, seed),
         None => many(&arguments),
     };
@@ -55,6 +62,7 @@ fn main() -> ExitCode {
 }
 
 fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
+    choose(arguments.mutant.as_deref());
     let mut plan = Plan::of(seed);
     let mut kept = arguments.keep.clone();
     if let Some(kept) = &kept {
@@ -100,6 +108,54 @@ fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
             Err(violation.to_string())
         }
     }
+}
+
+#[cfg(not(feature = "mutants"))]
+fn mutants(_: &Arguments) -> Result<(), String> {
+    Err("build with the feature: cargo run -p sim --features mutants -- --mutants".to_owned())
+}
+
+#[cfg(feature = "mutants")]
+fn mutants(arguments: &Arguments) -> Result<(), String> {
+    let only = |name: &&str| arguments.mutant.as_deref().is_none_or(|wanted| wanted == *name);
+    let names: Vec<_> = sim::mutants::names().into_iter().filter(only).collect();
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let unseen: Mutex<Vec<&str>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..arguments.threads {
+            scope.spawn(|| {
+                while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let verdict = sim::mutants::hunt(name, arguments.from, arguments.seeds);
+                    let (seeds, time) = (verdict.seeds, verdict.time.as_secs());
+                    match verdict.found {
+                        Some((seed, it)) => {
+                            println!(
+                                "{name:44} {seeds:4} seeds {time:7} s  {:?} ({seed})",
+                                it.promise
+                            );
+                        }
+                        None => {
+                            println!("{name:44} {seeds:4} seeds {time:7} s  NOT FOUND");
+                            unseen.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let unseen = unseen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("{} of {} bugs were found", names.len() - unseen.len(), names.len());
+    if unseen.is_empty() { Ok(()) } else { Err(format!("not found: {}", unseen.join(", "))) }
+}
+
+#[cfg(not(feature = "mutants"))]
+fn choose(_: Option<&str>) {}
+
+/// For a replay: one of the library's seeded bugs.
+#[cfg(feature = "mutants")]
+fn choose(name: Option<&str>) {
+    let known = kcl_lite::mutant::ALL.iter().find(|(known, _)| name == Some(*known));
+    kcl_lite::mutant::choose(known.map(|(known, _)| *known));
 }
 
 fn many(arguments: &Arguments) -> Result<(), String> {

@@ -93,6 +93,10 @@ impl Machine {
                 Fate::Done { request: millis(most), answer: Answer::After(millis(most)) }
             }
             Some(Trouble::Refused) => Fate::Refused(ServiceErrorKind::Unavailable, after),
+            Some(Trouble::NotFound) if what == "reading" => {
+                Fate::Refused(ServiceErrorKind::Missing, after)
+            }
+            Some(Trouble::NotFound) => Fate::Done { request, answer: Answer::After(after) },
             Some(Trouble::Throttled) => Fate::Refused(ServiceErrorKind::Throttled, after),
             Some(Trouble::RequestLost) => Fate::Lost,
             Some(Trouble::ReplyBroken) => Fate::Done { request, answer: Answer::Broken(after) },

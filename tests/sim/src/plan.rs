@@ -181,6 +181,8 @@ pub enum What {
         /// How old a record may be.
         keep: Duration,
     },
+    /// Someone deletes a row by hand.
+    Forget(u64),
     /// Many records at once.
     Burst(usize),
     /// The producer pauses.
@@ -206,6 +208,8 @@ pub enum Trouble {
     Slow(Duration),
     /// An error, before anything was done.
     Refused,
+    /// A read is told that its shard does not exist.
+    NotFound,
     /// Too many requests, before anything was done.
     Throttled,
     /// It never arrives, and no answer comes.
@@ -258,8 +262,8 @@ impl Plan {
     #[must_use]
     pub fn of(seed: u64) -> Self {
         let rng = &mut chance(seed, "plan");
-        let theme = match rng.u8(0..16) {
-            0 => Theme::Calm,
+        let theme = match rng.u8(0..17) {
+            0 | 16 => Theme::Calm,
             1..=4 => Theme::Chaos,
             5 | 6 => Theme::Resharding,
             7 => Theme::Merging,
@@ -321,10 +325,32 @@ impl Plan {
                 0
             };
             for _ in 0..count {
-                let at = between(rng, 2 * SECOND, self.calm_at - 5 * SECOND);
-                let what = self.draw(rng, kind, self.calm_at - at);
+                let mut at = between(rng, 2 * SECOND, self.calm_at - 5 * SECOND);
+                let mut what = self.draw(rng, kind, self.calm_at - at);
+                if let What::Kill { slot, .. } = &mut what
+                    && rng.u8(0..6) == 0
+                {
+                    // In the middle of the first start.
+                    *slot = 0;
+                    at = self.boot_at + between(rng, Duration::ZERO, Duration::from_millis(200));
+                }
+                self.cut_what_is_slow(rng, at, &what);
                 self.operations.push(Operation { at, what });
             }
+        }
+    }
+
+    /// A link that is slow and then cut: who counts from answers believes for too long.
+    fn cut_what_is_slow(&mut self, rng: &mut Rng, at: Duration, what: &What) {
+        let What::Link { slot, service, trouble: Trouble::Slow(_), lasts, .. } = *what else {
+            return;
+        };
+        let at = at + lasts;
+        let lasts = (self.lease_duration * 2).min(self.calm_at.saturating_sub(at));
+        if rng.bool() {
+            let trouble = Trouble::RequestLost;
+            let what = What::Link { slot, service, trouble, percent: 100, lasts };
+            self.operations.push(Operation { at, what });
         }
     }
 
@@ -338,12 +364,15 @@ impl Plan {
             }
             Kind::Stop => What::Stop {
                 slot,
-                deadline: SECOND * *pick(rng, &[1, 10, 30, 60]),
+                deadline: match self.theme {
+                    Theme::Calm => SECOND * 30,
+                    _ => SECOND * *pick(rng, &[1, 10, 30, 60]),
+                },
                 back_after: self.draw_return(rng),
                 same_id: rng.bool(),
             },
             Kind::Freeze => {
-                let long = self.lease_duration * 3;
+                let long = self.lease_duration * *pick(rng, &[2, 3, 3, 12]);
                 What::Freeze { slot, lasts: between(rng, SECOND, long).min(left) }
             }
             Kind::Link => What::Link {
@@ -356,11 +385,13 @@ impl Plan {
             Kind::Split => What::Split(rng.u64(..)),
             Kind::Merge => What::Merge(rng.u64(..)),
             Kind::Stale => {
-                What::StaleListings { lag: between(rng, SECOND, Duration::from_secs(15)), lasts }
+                let most = SECOND * *pick(rng, &[5, 15, 45]);
+                What::StaleListings { lag: between(rng, SECOND, most), lasts }
             }
             Kind::Nameless => What::NamelessChildren { lasts },
             Kind::Mood => What::Mood { slot, mood: draw_mood(rng), lasts },
             Kind::Trim => What::Trim { keep: between(rng, SECOND * 20, SECOND * 120) },
+            Kind::Forget => What::Forget(rng.u64(..)),
             Kind::Burst => What::Burst(rng.usize(10..=200)),
             Kind::Drought => What::Drought { lasts },
         }
@@ -378,7 +409,8 @@ fn pick<'a, T>(rng: &mut Rng, choices: &'a [T]) -> &'a T {
 }
 
 fn draw_trouble(rng: &mut Rng) -> Trouble {
-    match rng.u8(0..9) {
+    match rng.u8(0..10) {
+        9 => Trouble::NotFound,
         0 => Trouble::Slow(between(rng, Duration::from_millis(100), 4 * SECOND)),
         1 => Trouble::Refused,
         2 => Trouble::Throttled,
@@ -413,12 +445,13 @@ enum Kind {
     Nameless,
     Mood,
     Trim,
+    Forget,
     Burst,
     Drought,
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Kill,
         Self::Stop,
         Self::Freeze,
@@ -429,6 +462,7 @@ impl Kind {
         Self::Nameless,
         Self::Mood,
         Self::Trim,
+        Self::Forget,
         Self::Burst,
         Self::Drought,
     ];
@@ -440,7 +474,7 @@ impl Kind {
             Self::Link => 10,
             Self::Split | Self::Merge => 3,
             Self::Nameless | Self::Burst | Self::Drought => 2,
-            Self::Trim => 0,
+            Self::Trim | Self::Forget => 0,
         }
     }
 }
@@ -464,6 +498,8 @@ impl Theme {
             // Resharding is no fault, and neither is a stop.
             (Self::Calm, Kind::Split | Kind::Merge | Kind::Burst | Kind::Drought) => kind.usual(),
             (Self::Calm, Kind::Stop) => 3,
+            // Its owner has to be well to put it back as it was.
+            (Self::Calm, Kind::Forget) => 2,
             (Self::Calm, _) => 0,
             (Self::Merging, Kind::Kill) => 8,
             (Self::Retention, Kind::Trim) => 6,

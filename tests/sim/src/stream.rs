@@ -125,6 +125,12 @@ impl ShardTruth {
         start + self.entries[start.min(end)..end].iter().take_while(counts).count()
     }
 
+    /// Whether something before `end` was delivered, has not failed, and is not acknowledged.
+    pub(crate) fn is_outstanding(&mut self, end: usize) -> bool {
+        let (done, void) = (self.done().min(end), self.void);
+        self.entries[done..end].iter().any(|it| !it.acknowledged && it.delivery > void)
+    }
+
     /// The oldest needed record that is not acknowledged, if it came before `since`.
     pub(crate) fn waiting_since(&mut self, since: Duration) -> Option<&Entry> {
         let done = self.done();

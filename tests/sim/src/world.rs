@@ -199,9 +199,20 @@ impl Truth {
                 };
                 self.shards.trim(now.saturating_sub(keep), keeps);
             }
+            What::Forget(pick) => self.forget(pick),
             What::Burst(count) => (0..count).for_each(|_| self.shards.put(now)),
             What::Drought { lasts } => self.weather.drought_until = now + lasts,
             What::Kill { .. } | What::Stop { .. } | What::Freeze { .. } => {}
+        }
+    }
+
+    /// Deletes the row of a shard that somebody holds.
+    fn forget(&mut self, pick: u64) {
+        let held: Vec<_> = self.rows.values().filter(|row| row.owner.is_some()).collect();
+        let at = usize::try_from(pick).unwrap_or(0) % held.len().max(1);
+        if let Some(key) = held.get(at).map(|row| row.key.clone()) {
+            self.rows.remove(&key);
+            self.say(&"plan", format_args!("the row of {key} is deleted"));
         }
     }
 

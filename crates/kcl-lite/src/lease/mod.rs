@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 pub use self::key::{LeaseKey, StreamKey};
+use crate::mutant;
 use crate::position::{Checkpoint, Cursor};
 use crate::record::{ShardId, Timestamp, WorkerId};
 use crate::shard::HashRange;
@@ -201,6 +202,9 @@ impl Lease {
             Checkpoint::ShardEnd => None,
             Checkpoint::At(position) => Some(Cursor::At(position.sequence_number.clone())),
             Checkpoint::TrimHorizon => Some(Cursor::Horizon),
+            Checkpoint::Latest if mutant::is("latest-is-resolved-again") => {
+                Some(Cursor::Timestamp(Timestamp::from_millis(i64::MAX)))
+            }
             Checkpoint::Latest | Checkpoint::AtTimestamp => {
                 Some(self.anchor.map_or(Cursor::Horizon, Cursor::Timestamp))
             }
@@ -315,18 +319,24 @@ impl LeaseWrite {
     /// [`Refused`] when the condition does not hold.
     pub fn apply(&self, row: Option<&Lease>) -> Result<Option<Lease>, Refused> {
         let refused = || Refused { current: row.cloned().map(Box::new) };
-        let at =
-            |counter: u64| row.filter(|row| row.counter == counter).cloned().ok_or_else(refused);
+        let at = |counter: u64| {
+            row.filter(|row| row.counter == counter || self.is_unfenced())
+                .cloned()
+                .ok_or_else(refused)
+        };
         let mut next = match &self.change {
             LeaseChange::Create(lease) => {
-                if row.is_some() {
+                if row.is_some() && !mutant::is("create-overwrites") {
                     return Err(refused());
                 }
                 Lease::clone(lease)
             }
             LeaseChange::Take { counter, from, owner } => {
                 let mut lease = at(*counter)?;
-                lease.counter += 1;
+                lease.counter += u64::from(!mutant::is("take-keeps-counter"));
+                if mutant::is("take-wipes-checkpoint") {
+                    lease.checkpoint = Checkpoint::TrimHorizon;
+                }
                 lease.owner_switches += u64::from(LeaseChange::is_switch(from.as_ref(), owner));
                 lease.owner = Some(owner.clone());
                 lease.checkpoint_owner = None;
@@ -344,6 +354,7 @@ impl LeaseWrite {
                     return Err(refused());
                 }
                 lease.checkpoint_owner = lease.owner.replace(to.clone());
+                lease.checkpoint_owner.take_if(|_| mutant::is("asking-is-taking"));
                 return Ok(Some(lease));
             }
             LeaseChange::HandOver { counter, news, to } => {
@@ -379,6 +390,23 @@ impl LeaseWrite {
         next.write_id = Some(self.id.clone());
         Ok(Some(next))
     }
+
+    /// Bugs that drop the condition of a write.
+    fn is_unfenced(&self) -> bool {
+        match self.change {
+            LeaseChange::Take { .. } => mutant::is("take-without-counter"),
+            LeaseChange::Renew { .. } => mutant::is("renew-without-counter"),
+            LeaseChange::Finish { .. } => mutant::is("finish-without-counter"),
+            LeaseChange::Release { .. } | LeaseChange::HandOver { .. } => {
+                mutant::is("release-without-counter")
+            }
+            LeaseChange::Create(_)
+            | LeaseChange::AskHandoff { .. }
+            | LeaseChange::Delete { .. }
+            | LeaseChange::Reset { .. }
+            | LeaseChange::Discard { .. } => false,
+        }
+    }
 }
 
 impl LeaseChange {
@@ -399,9 +427,12 @@ impl Lease {
     }
 
     fn renewed(mut self, news: &News) -> Self {
-        self.counter += 1;
+        self.counter += u64::from(!mutant::is("renew-keeps-counter"));
         if let Some(checkpoint) = &news.checkpoint {
-            debug_assert!(*checkpoint >= self.checkpoint, "a durable checkpoint never moves back");
+            debug_assert!(
+                mutant::is_any() || *checkpoint >= self.checkpoint,
+                "a durable checkpoint never moves back"
+            );
             self.checkpoint = checkpoint.clone();
             self.owner_switches = 0;
         }

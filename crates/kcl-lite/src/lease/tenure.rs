@@ -12,12 +12,14 @@ use tokio::time::Instant;
 
 use super::store::WriteOutcome;
 use super::{Lease, LeaseChange, LeaseWrite, News, PendingChange, WriteId};
+use crate::mutant;
 use crate::record::{ShardId, WorkerId};
 
 /// The mark of this worker's write at `counter`.
 ///
 /// All attempts at one counter share it: whichever was applied, the row then carries the mark.
 pub(crate) fn write_id(incarnation: &str, counter: u64) -> WriteId {
+    let incarnation = if mutant::is("marks-are-not-unique") { "" } else { incarnation };
     WriteId::new(format!("{incarnation}:{counter}"))
 }
 
@@ -84,7 +86,10 @@ impl Tenure {
         lasts: Duration,
         margin: Duration,
     ) -> Self {
-        debug_assert_eq!(lease.owner.as_ref(), Some(&me), "a tenure starts with our own row");
+        debug_assert!(
+            mutant::is_any() || lease.owner.as_ref() == Some(&me),
+            "a tenure starts with our own row"
+        );
         Self { lease, me, incarnation, lasts, margin, valid_from: sent, unanswered_since: None }
     }
 
@@ -101,7 +106,11 @@ impl Tenure {
     /// When this worker must have stopped, unless a write is confirmed before: a margin earlier than
     /// anyone may take the lease.
     pub(crate) fn fenced_at(&self) -> Instant {
-        self.valid_from + self.lasts - self.margin
+        if mutant::is("owner-never-stops-itself") {
+            return self.valid_from + self.lasts * 100;
+        }
+        let margin = if mutant::is("fence-without-margin") { Duration::ZERO } else { self.margin };
+        self.valid_from + self.lasts - margin
     }
 
     /// The next write towards `goal`, storing what of `told` is news.
@@ -110,6 +119,9 @@ impl Tenure {
         let news = self.news(told);
         let change = match goal {
             Goal::Keep => LeaseChange::Renew { counter, news },
+            Goal::Release if mutant::is("release-forgets-the-checkpoint") => {
+                LeaseChange::Release { counter, news: News::default() }
+            }
             Goal::Release => match self.asked_by() {
                 Some(to) => LeaseChange::HandOver { counter, news, to: to.clone() },
                 None => LeaseChange::Release { counter, news },
@@ -169,6 +181,7 @@ impl Tenure {
             WriteOutcome::Done(Some(row)) => self.hold(row, sent, goal),
             WriteOutcome::Refused(Some(row)) if self.is_ours(&row) => {
                 let since = self.unanswered_since.unwrap_or(self.valid_from);
+                let since = if mutant::is("recovered-counts-from-now") { sent } else { since };
                 self.hold(row, since, goal)
             }
             WriteOutcome::Refused(Some(row)) if self.is_asked_for(&row) => {
@@ -176,6 +189,9 @@ impl Tenure {
                 Verdict::Asked
             }
             WriteOutcome::Refused(Some(row)) => Verdict::Lost { to: row.owner },
+            WriteOutcome::Refused(None) if mutant::is("absent-is-stolen") => {
+                Verdict::Lost { to: None }
+            }
             WriteOutcome::Refused(None) => Verdict::Vanished,
             WriteOutcome::Done(None) => Verdict::Lost { to: None },
         }
@@ -189,18 +205,23 @@ impl Tenure {
             Goal::Release => row.actual_owner() != Some(&self.me),
             Goal::Finish(_) => row.checkpoint.is_shard_end(),
         };
-        debug_assert!(reached || row.actual_owner() == Some(&self.me), "a held row is ours");
+        debug_assert!(
+            mutant::is_any() || reached || row.actual_owner() == Some(&self.me),
+            "a held row is ours"
+        );
         self.lease = row;
         Verdict::Held { reached }
     }
 
     /// Asking leaves the counter alone, so a row at our counter is still ours.
     fn is_asked_for(&self, row: &Lease) -> bool {
-        row.counter == self.lease.counter && row.checkpoint_owner.as_ref() == Some(&self.me)
+        let is_asked = row.checkpoint_owner.as_ref() == Some(&self.me);
+        row.counter == self.lease.counter && is_asked && !mutant::is("asked-for-is-lost")
     }
 
     fn is_ours(&self, row: &Lease) -> bool {
-        row.counter == self.lease.counter + 1
+        !mutant::is("lost-reply-is-lost-lease")
+            && row.counter == self.lease.counter + 1
             && row.write_id.as_ref() == Some(&write_id(&self.incarnation, self.lease.counter))
     }
 }

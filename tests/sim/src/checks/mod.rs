@@ -17,7 +17,7 @@ use std::time::Duration;
 use kcl_lite::lease::{Lease, LeaseChange, LeaseKey};
 use kcl_lite::{Checkpoint, CheckpointPolicy, WorkerId};
 
-use crate::plan::Plan;
+use crate::plan::{Plan, Theme};
 
 /// A promise that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,8 +123,11 @@ struct Facts {
 /// One hold of one worker on one lease.
 #[derive(Debug)]
 struct Tenure {
+    id: WorkerId,
     /// When the newest write that was applied was sent.
     proof: Duration,
+    /// When the newest renewal that was applied and answered was sent: what its owner knows.
+    known: Duration,
     end: Option<(Duration, End)>,
     /// Where the first delivery has to start.
     start: usize,
@@ -154,6 +157,8 @@ struct Rules {
     calm_at: Duration,
     /// Checkpoints are written after every batch.
     eager: bool,
+    /// Nothing goes wrong.
+    calm: bool,
 }
 
 /// Calls of one worker in one minute.
@@ -204,6 +209,7 @@ impl Ledger {
                 poll: plan.poll_interval,
                 audit: plan.audit_interval,
                 calm_at: plan.calm_at,
+                calm: plan.theme == Theme::Calm,
                 eager: plan.checkpoints == CheckpointPolicy::EveryBatch,
             },
             leases: BTreeMap::new(),
@@ -233,6 +239,18 @@ impl Ledger {
 
     pub(crate) fn scanned(&mut self, who: usize, now: Duration) {
         self.calls.entry((who, now.as_secs() / 60)).or_default().scans += 1;
+    }
+
+    /// Its sender has learned that a write was applied.
+    pub(crate) fn answered(&mut self, who: usize, key: &LeaseKey, sent: Duration) {
+        let facts = self.leases.get_mut(key);
+        let current = facts.and_then(|it| {
+            let current = it.current.filter(|(of, _)| *of == who)?;
+            it.tenures.get_mut(&current)
+        });
+        if let Some(tenure) = current {
+            tenure.known = tenure.known.max(sent);
+        }
     }
 
     pub(crate) fn wrote(&mut self, who: usize, now: Duration) {

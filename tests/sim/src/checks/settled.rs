@@ -6,7 +6,7 @@ use std::time::Duration;
 use kcl_lite::lease::{Lease, LeaseKey};
 use kcl_lite::{Checkpoint, WorkerId};
 
-use super::{Calls, Ledger, Promise};
+use super::{Calls, Counts, Ledger, Promise};
 use crate::stream::Shards;
 use crate::table::Rows;
 
@@ -190,6 +190,14 @@ impl Ledger {
         rows: &Rows,
         stopped: &[WorkerId],
     ) {
+        let Counts { repeated, expired, forced, .. } = self.counts;
+        if self.rules.calm && repeated + expired + forced > 0 {
+            let text = format!(
+                "nothing went wrong, but {repeated} records were repeated, {expired} leases \
+                 expired and {forced} were taken by force"
+            );
+            return self.broken(Promise::Repeats, now, None, text);
+        }
         for row in rows.values() {
             if row.actual_owner().is_some_and(|owner| stopped.contains(owner)) {
                 let text = format!("still owned by {:?}, which has stopped", row.actual_owner());

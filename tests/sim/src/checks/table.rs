@@ -11,6 +11,8 @@ use crate::table::Rows;
 
 /// How much too early a clock that is one percent fast may be.
 const FAST: f64 = 0.985;
+/// An owner gives up no sooner than this part of a lease duration after its last proof.
+const NEEDED: f64 = 0.85;
 /// How long an owner that was asked has to let go.
 const HANDOFF_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a drain waits for acknowledgements that come later.
@@ -25,8 +27,12 @@ impl Ledger {
         };
         let mut facts = self.leases.remove(change.key).unwrap_or_default();
         let result = match change.what {
-            LeaseChange::Create(_) => {
+            LeaseChange::Create(made) => {
                 self.listed_at = change.at;
+                if self.rules.calm && made.owner.is_none() && facts.current.is_some() {
+                    let text = "a row whose owner is well is made again by another".to_owned();
+                    self.broken(Promise::Rows, change.at, Some(change.key), text);
+                }
                 created(change, &mut facts, shards, shard)
             }
             LeaseChange::Take { .. } => self.taken(change, &mut facts, shards, shard),
@@ -74,8 +80,15 @@ impl Ledger {
     ) -> Found {
         let (before, after) = both(change)?;
         let quiet = change.at.saturating_sub(facts.changed);
-        let end = if facts.current.is_none() || before.actual_owner() == Some(change.id) {
+        let tenure = facts.current.and_then(|it| facts.tenures.get(&it));
+        let end = if tenure.is_none_or(|tenure| tenure.id == *change.id) {
             // Free, handed over and not taken yet, or its own from before.
+            let is_again = facts.current.is_some_and(|(who, _)| who == change.who);
+            let age = change.sent.saturating_sub(tenure.map_or(Duration::ZERO, |it| it.known));
+            if is_again && age < self.rules.lasts.mul_f64(NEEDED) {
+                let text = format!("given up and taken again {age:?} after its last proof");
+                return Err((Promise::Repeats, text));
+            }
             None
         } else if quiet >= self.rules.lasts.mul_f64(FAST) {
             self.counts.expired += 1;
@@ -110,8 +123,15 @@ impl Ledger {
         facts.asked = None;
         facts.current = Some((change.who, after.counter));
         let start = shards.all[shard].first_after(&after.checkpoint, after.anchor);
-        let tenure =
-            Tenure { proof: change.sent, end: None, start, next: None, asked_to_stop: None };
+        let tenure = Tenure {
+            id: change.id.clone(),
+            proof: change.sent,
+            known: Duration::ZERO,
+            end: None,
+            start,
+            next: None,
+            asked_to_stop: None,
+        };
         facts.tenures.insert((change.who, after.counter), tenure);
         self.moved_at = change.at;
         Ok(())
@@ -159,6 +179,14 @@ fn created(change: &Change<'_>, facts: &mut Facts, shards: &mut Shards, shard: u
         }
     }
     facts.changed = change.at;
+    if after.owner.is_some() {
+        // Its owner puts a row back that somebody deleted.
+        let current = facts.current.filter(|(who, _)| *who == change.who);
+        let Some(tenure) = current.and_then(|it| facts.tenures.get_mut(&it)) else {
+            return Err((Promise::Fence, "made as its own by whom does not hold it".into()));
+        };
+        tenure.proof = tenure.proof.max(change.sent);
+    }
     Ok(())
 }
 
@@ -265,7 +293,7 @@ fn drained(change: &Change<'_>, facts: &Facts, shards: &mut Shards, shard: usize
         ));
     }
     let waited = change.sent.saturating_sub(at) >= DRAIN_LIMIT.mul_f64(FAST);
-    let outstanding = tenure.next.is_some_and(|next| truth.done() < next);
+    let outstanding = tenure.next.is_some_and(|next| truth.is_outstanding(next));
     if outstanding && !waited && !truth.failing {
         return Err((Promise::Repeats, "let go while acknowledgements could still come".into()));
     }
@@ -280,6 +308,13 @@ fn finished(
     leases: &std::collections::BTreeMap<kcl_lite::lease::LeaseKey, Facts>,
 ) -> Found {
     let LeaseChange::Finish { children, .. } = change.what else { return Ok(()) };
+    let truth = &shards.all[shard];
+    let named = |child: &usize| children.contains(&shards.all[*child].id);
+    let mut missing = truth.children.iter().filter(|child| !shards.all[**child].gone);
+    if let Some(child) = missing.find(|child| !truth.gone && !named(child)) {
+        let text = format!("finished without its child {}", shards.all[*child].id);
+        return Err((Promise::Rows, text));
+    }
     for child in children {
         let known =
             shards.find(child.as_str()).is_some_and(|it| shards.all[shard].children.contains(&it));

@@ -16,6 +16,7 @@ mod throughput;
 use super::expiry::Observations;
 use super::{Lease, LeaseKey};
 use crate::event::TakeReason;
+use crate::mutant;
 use crate::record::WorkerId;
 use crate::settings::Balance;
 
@@ -64,10 +65,19 @@ pub(crate) fn is_runnable(
     hidden: &BTreeSet<LeaseKey>,
 ) -> bool {
     !lease.checkpoint.is_shard_end()
-        && lease.parent_keys().all(|parent| {
+        && lease.parent_keys().take(mutant_parents()).all(|parent| {
             let is_done = |parent: &Lease| parent.checkpoint.is_shard_end();
             leases.get(&parent).is_none_or(is_done) && !hidden.contains(&parent)
         })
+}
+
+/// How many parents count.
+fn mutant_parents() -> usize {
+    match () {
+        () if mutant::is("parents-are-not-waited-for") => 0,
+        () if mutant::is("second-parent-is-ignored") => 1,
+        () => usize::MAX,
+    }
 }
 
 /// The leases that this worker should take now.
@@ -193,6 +203,13 @@ impl<'a> World<'a> {
         let mut loads: BTreeMap<&WorkerId, usize> =
             self.held.iter().map(|(worker, leases)| (*worker, leases.len())).collect();
         let mut takes = Vec::new();
+        if mutant::is("free-leases-of-an-even-fleet-are-ignored")
+            && let (Some(least), Some(most)) = (loads.values().min(), loads.values().max())
+            && most - least <= 1
+            && loads.len() > 1
+        {
+            return takes;
+        }
         for (lease, reason) in &self.orphans {
             let least = loads
                 .iter()
@@ -213,6 +230,9 @@ impl<'a> World<'a> {
     /// The leases that move to this worker so that loads differ by at most one, with as few moves
     /// as possible: who has more already keeps the larger share.
     fn moves_to_me(&self, snapshot: &Snapshot<'_>) -> Vec<Take> {
+        if mutant::is("leases-never-move") {
+            return Vec::new();
+        }
         let by_load = match snapshot.balance {
             Balance::Count => None,
             Balance::Throughput => throughput::moves(&self.held),
@@ -225,7 +245,11 @@ impl<'a> World<'a> {
         let (floor, larger) = (total / self.held.len(), total % self.held.len());
         let mut ranked: Vec<_> = self.held.iter().collect();
         ranked.sort_by_key(|(worker, leases)| (usize::MAX - leases.len(), **worker));
-        let share = |rank: usize| floor + usize::from(rank < larger);
+        let worst = usize::from(rank_is_reversed());
+        let share = |rank: usize| {
+            let rank = if worst == 1 { self.held.len() - 1 - rank } else { rank };
+            floor + usize::from(rank < larger)
+        };
 
         let mut surplus = ranked
             .iter()
@@ -244,6 +268,11 @@ impl<'a> World<'a> {
     }
 }
 
+/// Whether whoever has less gets the larger share.
+fn rank_is_reversed() -> bool {
+    mutant::is("leases-move-for-ever")
+}
+
 impl Snapshot<'_> {
     fn why_free(&self, lease: &Lease) -> Option<TakeReason> {
         match lease.actual_owner() {
@@ -251,6 +280,7 @@ impl Snapshot<'_> {
             Some(owner) if owner == self.me && !self.doubles.contains_key(&lease.key) => {
                 Some(TakeReason::Own)
             }
+            Some(_) if mutant::is("the-dead-own-for-ever") => None,
             Some(_) if !self.is_alive(lease) => Some(TakeReason::Expired),
             Some(_) => None,
         }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{ChildShard, HashRange, Shard};
 use crate::lease::{Lease, LeaseKey, StreamIdentity, StreamKey};
+use crate::mutant;
 use crate::position::{Checkpoint, InitialPosition};
 use crate::record::{ShardId, Timestamp};
 use crate::stream::Listing;
@@ -36,7 +37,9 @@ pub(crate) fn leases_of<'a>(
 pub(crate) fn first_leases(listing: &Listing, source: &Source) -> Option<Vec<Lease>> {
     let ranges = listing.shards.iter().map(|shard| shard.hash_range);
     let first = |shard| source.new_lease(shard, source.position.checkpoint(), listing.at);
-    covers_everything(ranges).then(|| listing.shards.iter().map(first).collect())
+    let skips = mutant::is("closed-shards-are-skipped");
+    let shards = listing.shards.iter().filter(|shard| shard.is_open || !skips);
+    covers_everything(ranges).then(|| shards.map(first).collect())
 }
 
 /// Whether the ranges together cover the hash space; overlaps are allowed.
@@ -78,6 +81,9 @@ pub(crate) fn leases_to_create(
     leases: &BTreeMap<LeaseKey, Lease>,
     source: &Source,
 ) -> Vec<Lease> {
+    if mutant::is("holes-are-not-filled") {
+        return Vec::new();
+    }
     let (position, leases) = (source.position, leases_of(source, leases));
     let shards: BTreeMap<&ShardId, &Shard> =
         listing.shards.iter().map(|shard| (&shard.id, shard)).collect();
@@ -94,7 +100,7 @@ pub(crate) fn leases_to_create(
     for shard in &listing.shards {
         if shard.is_open
             && !leases.contains_key(&shard.id)
-            && !cover(&covered, shard.hash_range)
+            && (!cover(&covered, shard.hash_range) || mutant::is("old-listings-are-believed"))
             && planner.is_consistent(shard)
             && !planner.visit(shard)
         {
@@ -196,11 +202,16 @@ impl<'a> Planner<'a> {
 
 /// The lease of a child that the last reply of `parent` named: it starts at its own beginning.
 pub(crate) fn child_lease(parent: &Lease, child: &ChildShard) -> Lease {
+    let tip = mutant::is("children-start-at-the-tip");
     Lease {
+        anchor: tip.then_some(Timestamp::from_millis(i64::MAX)),
         parents: child.parents.clone(),
         hash_range: child.hash_range,
         stream: parent.stream.clone(),
-        ..Lease::new(parent.key.sibling(&child.id), Checkpoint::TrimHorizon)
+        ..Lease::new(
+            parent.key.sibling(&child.id),
+            if tip { Checkpoint::Latest } else { Checkpoint::TrimHorizon },
+        )
     }
 }
 
@@ -244,6 +255,7 @@ pub(crate) fn leases_to_delete(leases: &BTreeMap<LeaseKey, Lease>) -> Vec<&Lease
                 && lease.child_keys().all(|child| {
                     leases.get(&child).is_some_and(|child| child.checkpoint.has_progress())
                 });
+            let children_moved = children_moved || mutant::is("parents-go-before-children-move");
             lease.checkpoint.is_shard_end() && parents_gone && children_moved
         })
         .collect()

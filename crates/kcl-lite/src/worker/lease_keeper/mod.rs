@@ -29,6 +29,7 @@ use crate::event::{Event, Events};
 use crate::lease::store::LeaseStore;
 use crate::lease::tenure::{Goal, Tenure, Verdict};
 use crate::lease::{Lease, News, PendingChange, PendingCheckpoint};
+use crate::mutant;
 use crate::position::Checkpoint;
 use crate::processor::StoreRequest;
 use crate::record::ShardId;
@@ -253,6 +254,10 @@ impl LeaseKeeper {
 
     fn requested(&mut self, request: Option<Request>) {
         match request {
+            Some(Request::Finish(_)) if mutant::is("ends-without-children") => {
+                self.goal = Goal::Finish(BTreeSet::new());
+                self.next_write = self.context.clock.now();
+            }
             Some(Request::Finish(children)) => {
                 let parent = self.tenure.lease().clone();
                 self.ending =
@@ -268,6 +273,13 @@ impl LeaseKeeper {
 
     async fn write(&mut self) -> Option<KeeperExit> {
         let news = self.news();
+        if mutant::is("quiet-shards-are-not-renewed")
+            && news.checkpoint.is_none()
+            && self.goal == Goal::Keep
+        {
+            self.next_write = self.context.clock.now() + self.context.settings.renew_interval();
+            return None;
+        }
         let write = self.tenure.write(&self.goal, &news);
         match self.send(&write).await {
             Sent::Answered(Verdict::Held { reached }) => self.held(reached),
@@ -284,6 +296,7 @@ impl LeaseKeeper {
                 self.next_write = self.context.clock.now();
                 None
             }
+            Sent::Unknown(_) if mutant::is("one-error-loses-the-lease") => Some(self.lose(None)),
             Sent::Unknown(error) => {
                 self.failed(&error);
                 None
@@ -310,6 +323,7 @@ impl LeaseKeeper {
         };
         match result {
             Some(Ok(outcome)) => {
+                let sent = if mutant::is("validity-from-the-reply") { clock.now() } else { sent };
                 let verdict = self.tenure.answered(sent, outcome, &self.goal);
                 if matches!(verdict, Verdict::Held { .. }) {
                     self.line.fenced_at.send_replace(self.tenure.fenced_at());
@@ -338,7 +352,8 @@ impl LeaseKeeper {
     fn held(&mut self, reached: bool) -> Option<KeeperExit> {
         self.retry.succeeded();
         self.spacing = self.spacing.mul_f64(0.9);
-        let renewal = self.tenure.valid_from() + self.context.settings.renew_interval();
+        let often = if mutant::is("renews-too-often") { 10 } else { 1 };
+        let renewal = self.tenure.valid_from() + self.context.settings.renew_interval() / often;
         self.next_write = if reached { renewal } else { self.context.clock.now() };
         self.settle_asked();
         if !reached || self.goal == Goal::Keep {

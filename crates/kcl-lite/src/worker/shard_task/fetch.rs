@@ -61,6 +61,14 @@ impl Fetch {
                     self.hand_over(read, asked, &batches).await;
                     continue;
                 }
+                Some(Ok(Err(error)))
+                    if error.kind == ServiceErrorKind::Missing
+                        && crate::mutant::is("missing-is-the-end") =>
+                {
+                    let end = Read::End { children: Vec::new() };
+                    self.hand_over(end, asked, &batches).await;
+                    continue;
+                }
                 Some(Ok(Err(error))) => {
                     hangs = 0;
                     self.failed(&error).await;
@@ -97,6 +105,9 @@ impl Fetch {
         match read {
             Read::Records { mut records, millis_behind_latest } => {
                 let is_at_tip = millis_behind_latest == 0;
+                if is_at_tip && crate::mutant::is("the-newest-records-are-dropped") {
+                    records.truncate(records.len().saturating_sub(1));
+                }
                 self.replied(is_at_tip, Some(millis_behind_latest));
                 let is_tip = is_at_tip && records.is_empty();
                 if let Some(last) = &self.last {

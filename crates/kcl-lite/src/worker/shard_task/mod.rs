@@ -188,7 +188,7 @@ impl ShardTask {
         let lost = self.keeper.lost.clone();
         let exit = tokio::select! {
             biased;
-            () = lost.cancelled() => ShardExit::Lost,
+            () = lost.cancelled(), if !crate::mutant::is("loss-stops-nothing") => ShardExit::Lost,
             exit = self.work(&mut processor) => exit,
         };
         // Whoever got another last callback is not here any more.
@@ -278,7 +278,11 @@ impl ShardTask {
         // Deferred acknowledgements may still come; a dropped token says that one will not.
         let clock = Arc::clone(&self.context.clock);
         let settled = async {
-            while window.in_flight() > 0 && window.failed_at().is_none() && !window.is_closed() {
+            while window.in_flight() > 0
+                && window.failed_at().is_none()
+                && !window.is_closed()
+                && !crate::mutant::is("a-drain-does-not-wait")
+            {
                 window.changed().await;
                 self.publish(window);
             }
@@ -357,6 +361,12 @@ impl ShardTask {
 
 /// Drops the records at or before `done`, where reading starts again.
 fn drop_done(records: &mut Vec<Record>, done: &Position) {
+    if crate::mutant::is("the-checkpoint-is-repeated") {
+        return;
+    }
+    if crate::mutant::is("the-rest-of-an-aggregate-is-dropped") {
+        return records.retain(|record| record.sequence_number > done.sequence_number);
+    }
     let place = |record: &Record| {
         let of_number = record.sequence_number.cmp(&done.sequence_number);
         of_number.then(record.sub_sequence_number.cmp(&done.sub_sequence_number))

@@ -28,6 +28,7 @@ use crate::lease::expiry::Observations;
 use crate::lease::store::{Table, WriteOutcome};
 use crate::lease::tenure::{take_id, write_id};
 use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, News, StreamKey};
+use crate::mutant;
 use crate::record::WorkerId;
 use crate::settings::Settings;
 use crate::shard::plan::{self, Source};
@@ -172,7 +173,8 @@ const ROW_BYTES: usize = 400;
 pub(crate) fn scan_interval(rows: usize, lease_duration: Duration) -> Duration {
     let affordable =
         Duration::from_millis((rows * ROW_BYTES * 1_000 / SCAN_BYTES_PER_SECOND) as u64);
-    affordable.max(Duration::from_secs(1)).min(lease_duration / 2)
+    let often = if mutant::is("scans-too-often") { 10 } else { 1 };
+    affordable.max(Duration::from_secs(1) / often).min(lease_duration / 2)
 }
 
 /// How many lease durations a finished row stays at least.
@@ -326,6 +328,9 @@ impl State {
     /// Puts rows that were read or written while the scan was under way in place of the scan's: what
     /// was asked for, taken or deleted meanwhile must not look as if it had never happened.
     fn keep_what_is_newer(&mut self, scanned: &mut Vec<Lease>) {
+        if mutant::is("a-scan-undoes-answers") {
+            return;
+        }
         self.learned.retain(|_, at| *at >= self.scan_asked_at);
         scanned.retain(|lease| !self.learned.contains_key(&lease.key));
         scanned.extend(self.learned.keys().filter_map(|key| self.leases.get(key)).cloned());
@@ -393,6 +398,7 @@ impl State {
         let lease = self.leases.get(&take.key)?;
         if take.reason == TakeReason::Balance
             && !self.asked.contains_key(&take.key)
+            && !mutant::is("steals-without-a-drain")
             && let Some(from) = lease.owner.clone().filter(|_| understands_handoff(lease))
         {
             return Some(self.ask(lease.key.clone(), lease.counter, from));
@@ -420,6 +426,7 @@ impl State {
     /// It stays longer than the table as it was known may be old when a creation is decided.
     fn delete(&mut self, now: Instant) -> Vec<Action> {
         let stays = self.settings.lease_duration * FINISHED_STAYS;
+        let stays = if mutant::is("finished-rows-go-at-once") { Duration::ZERO } else { stays };
         let doomed: Vec<_> = plan::leases_to_delete(&self.leases)
             .into_iter()
             .filter(|lease| self.observations.unchanged_for(now, lease) >= stays)
@@ -515,6 +522,9 @@ impl State {
     /// When the oldest take at `counter` was sent, counting one sent at `sent`.
     fn sent_before(&mut self, key: &LeaseKey, counter: u64, sent: Instant) -> Instant {
         let oldest = self.unanswered.entry(key.clone()).or_insert((counter, sent));
+        if mutant::is("a-recognised-take-counts-from-now") {
+            return sent;
+        }
         if oldest.0 != counter {
             *oldest = (counter, sent);
         }
@@ -578,6 +588,9 @@ impl State {
 
     fn stop(&mut self) -> Vec<Action> {
         self.stopping = true;
+        if mutant::is("a-stop-releases-nothing") {
+            return Vec::new();
+        }
         vec![Action::DrainAll]
     }
 

@@ -1,0 +1,128 @@
+//! Seeded bugs: each is one line at a decision, switched on by name, for the simulation only.
+//!
+//! Without the feature `mutants` nothing here can be switched on, and the compiler removes every
+//! hook. A thread runs with one bug at most. Not part of the public interface.
+
+#[cfg(feature = "mutants")]
+mod chosen {
+    use std::cell::Cell;
+
+    thread_local! {
+        static CHOSEN: Cell<Option<&'static str>> = const { Cell::new(None) };
+    }
+
+    /// Switches the bug `name` on for this thread, or all off.
+    pub fn choose(name: Option<&'static str>) {
+        CHOSEN.set(name);
+    }
+
+    /// Whether the bug `name` is on.
+    pub(crate) fn is(name: &str) -> bool {
+        CHOSEN.get() == Some(name)
+    }
+
+    /// Whether any bug is on: then assertions are silent, because the simulation has to find it.
+    pub(crate) fn is_any() -> bool {
+        CHOSEN.get().is_some()
+    }
+}
+
+#[cfg(feature = "mutants")]
+pub use chosen::choose;
+#[cfg(feature = "mutants")]
+pub(crate) use chosen::{is, is_any};
+
+/// Whether the bug `name` is on.
+#[cfg(not(feature = "mutants"))]
+pub(crate) const fn is(_: &str) -> bool {
+    false
+}
+
+/// Whether any bug is on.
+#[cfg(not(feature = "mutants"))]
+pub(crate) const fn is_any() -> bool {
+    false
+}
+
+/// The bugs, and what each does.
+#[cfg(feature = "mutants")]
+pub const ALL: &[(&str, &str)] = &[
+    ("take-without-counter", "a take has no condition"),
+    ("renew-without-counter", "a renewal, and the checkpoint with it, has no condition"),
+    ("finish-without-counter", "the end of a shard is stored without a condition"),
+    ("release-without-counter", "a release or handover has no condition"),
+    ("create-overwrites", "a lease is created over one that exists"),
+    ("take-keeps-counter", "a take does not move the counter"),
+    ("renew-keeps-counter", "a renewal does not move the counter"),
+    ("take-wipes-checkpoint", "a take starts the shard again"),
+    ("asking-is-taking", "whoever asks for a lease owns it at once"),
+    ("latest-is-resolved-again", "each owner resolves the tip again until the first checkpoint"),
+    ("marks-are-not-unique", "the mark of a write names no incarnation"),
+    ("owner-never-stops-itself", "an owner that cannot renew goes on"),
+    ("fence-without-margin", "an owner stops only when others may take its lease"),
+    (
+        "recovered-counts-from-now",
+        "a write that is recognised by its mark counts from the last attempt",
+    ),
+    ("absent-is-stolen", "a row that is gone counts as taken by another worker"),
+    ("asked-for-is-lost", "a lease that was asked for counts as lost"),
+    ("lost-reply-is-lost-lease", "a write whose reply was lost is not recognised"),
+    ("release-forgets-the-checkpoint", "a release does not store what is acknowledged"),
+    ("renewals-are-not-seen", "an observer does not start again when the counter moves"),
+    ("expires-early", "a lease expires after half of its duration"),
+    ("new-leases-are-expired", "a lease that is seen for the first time counts as expired"),
+    ("parents-are-not-waited-for", "a child is taken while its parents are unfinished"),
+    ("second-parent-is-ignored", "a merged shard waits for one of its parents"),
+    ("free-leases-of-an-even-fleet-are-ignored", "free leases are left alone while loads are even"),
+    ("leases-never-move", "a worker that joins gets nothing"),
+    ("leases-move-for-ever", "the larger share goes to whoever has less"),
+    ("the-dead-own-for-ever", "expired leases are not taken"),
+    ("closed-shards-are-skipped", "closed shards with unread records get no lease at the start"),
+    ("old-listings-are-believed", "a listing that is behind makes leases that others cover"),
+    ("holes-are-not-filled", "a shard whose lease was not made gets none later"),
+    ("children-start-at-the-tip", "the shards of a reshard start at the tip"),
+    (
+        "parents-go-before-children-move",
+        "a finished lease is removed before its children have moved",
+    ),
+    ("mark-jumps-over-holes", "a position is stored before everything up to it is acknowledged"),
+    ("tokens-of-earlier-attempts-count", "a token acknowledges another delivery"),
+    ("dropped-tokens-acknowledge", "a token that is dropped acknowledges"),
+    ("sub-sequence-is-forgotten", "the place inside an aggregate is not stored"),
+    ("validity-from-the-reply", "a lease counts as proven from the reply, not from the request"),
+    ("one-error-loses-the-lease", "one failed renewal gives the lease up"),
+    ("renews-too-often", "renewals come ten times as often"),
+    ("ends-without-children", "the end of a shard is stored before its children have leases"),
+    ("quiet-shards-are-not-renewed", "a lease is renewed only with news"),
+    (
+        "delivers-without-looking-at-the-fence",
+        "a batch is delivered though the lease may have run out",
+    ),
+    ("some-children-are-all", "a listing that is behind names all children"),
+    (
+        "other-parents-are-not-looked-for",
+        "a merged shard gets a lease while its other parent has none",
+    ),
+    ("a-scan-undoes-answers", "a scan that was under way hides what was written meanwhile"),
+    (
+        "a-recognised-take-counts-from-now",
+        "a take that is recognised late counts from the call that saw it",
+    ),
+    ("finished-rows-go-at-once", "a finished row is removed while others may still miss its end"),
+    ("a-stop-releases-nothing", "a worker that stops keeps its leases until they expire"),
+    ("scans-too-often", "the table is scanned ten times as often"),
+    ("steals-without-a-drain", "a lease is taken from a live owner without asking"),
+    ("a-handoff-is-awaited-for-ever", "a handoff that is over is still looked for"),
+    ("creates-by-an-old-table", "what is missing in a table that was read long ago is made"),
+    ("loss-stops-nothing", "a processor goes on when its lease is lost"),
+    ("a-drain-does-not-wait", "a shard is let go while acknowledgements are outstanding"),
+    ("the-checkpoint-is-repeated", "the record at the checkpoint is delivered again"),
+    ("the-rest-of-an-aggregate-is-dropped", "a restart inside an aggregate drops its rest"),
+    (
+        "ends-before-acknowledgements",
+        "the end of a shard is stored while records are not acknowledged",
+    ),
+    ("a-failed-batch-is-done", "a batch that failed counts as processed"),
+    ("the-newest-records-are-dropped", "the reply that reaches the tip is not delivered whole"),
+    ("missing-is-the-end", "a shard that is said not to exist counts as finished"),
+];
