@@ -95,6 +95,10 @@ pub(crate) struct Ledger {
     leases: BTreeMap<LeaseKey, Facts>,
     calls: BTreeMap<(usize, u64), Calls>,
     moved_at: Duration,
+    /// When a shard was last finished: that leaves loads uneven for a while.
+    finished_at: Duration,
+    /// When a lease last went from one live worker to another.
+    handed_at: Duration,
     /// When a lease was last made or removed.
     listed_at: Duration,
     violation: Option<Violation>,
@@ -215,6 +219,8 @@ impl Ledger {
             leases: BTreeMap::new(),
             calls: BTreeMap::new(),
             moved_at: Duration::ZERO,
+            finished_at: Duration::ZERO,
+            handed_at: Duration::ZERO,
             listed_at: Duration::ZERO,
             violation: None,
             counts: Counts::default(),

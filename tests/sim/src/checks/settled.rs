@@ -51,9 +51,11 @@ impl Ledger {
         let mut at = shards.all[shard].opened;
         for parent in shards.all[shard].parents.clone() {
             let id = LeaseKey::from(shards.all[parent].id.clone());
-            let finished = self.leases.get(&id).and_then(|it| it.finished);
+            let facts = self.leases.get(&id);
             let parent = &mut shards.all[parent];
-            match finished {
+            // Nothing tells when the last of its records was acknowledged.
+            at = at.max(facts.map_or(Duration::ZERO, |it| it.delivered));
+            match facts.and_then(|it| it.finished) {
                 Some(finished) => at = at.max(finished),
                 None if parent.gone || parent.is_done() => {}
                 None => return None,
@@ -136,9 +138,9 @@ impl Ledger {
             let text = format!("loads are {loads:?}");
             return self.broken(Promise::Balance, now, None, text);
         }
-        let quiet = self.rules.calm_at + AFTERMATH + self.patience() + BALANCING;
-        if self.moved_at > quiet.max(self.rules.calm_at + Duration::from_secs(120)) {
-            let text = format!("leases still moved at {:?}", self.moved_at);
+        let quiet = self.rules.calm_at + AFTERMATH + self.patience();
+        if self.handed_at > quiet.max(self.finished_at) + BALANCING {
+            let text = format!("leases still moved at {:?}", self.handed_at);
             self.broken(Promise::Balance, now, None, text);
         }
     }

@@ -40,6 +40,7 @@ impl Ledger {
             LeaseChange::Renew { .. } => by_owner(change, &mut facts, None),
             LeaseChange::HandOver { .. } => {
                 self.counts.handed_over += 1;
+                self.handed_at = change.at;
                 self.moved_at = change.at;
                 drained(change, &facts, shards, shard)
                     .and_then(|()| by_owner(change, &mut facts, Some(End::Released)))
@@ -48,6 +49,7 @@ impl Ledger {
                 .and_then(|()| by_owner(change, &mut facts, Some(End::Released))),
             LeaseChange::Finish { .. } => {
                 self.counts.finished += 1;
+                self.finished_at = change.at;
                 self.moved_at = change.at;
                 facts.finished.get_or_insert(change.at);
                 finished(change, shards, shard, rows, &self.leases)
@@ -92,11 +94,13 @@ impl Ledger {
             None
         } else if quiet >= self.rules.lasts.mul_f64(FAST) {
             self.counts.expired += 1;
+            self.handed_at = change.at;
             Some(End::Expired)
         } else if facts.asked.as_ref().is_some_and(|(by, at)| {
             by == change.id && change.at.saturating_sub(*at) >= HANDOFF_DEADLINE.mul_f64(FAST)
         }) {
             self.counts.forced += 1;
+            self.handed_at = change.at;
             Some(End::Forced)
         } else {
             return Err((
