@@ -184,6 +184,7 @@ impl Slot {
                 _ => WorkerId::from(format!("w{}.{number}", self.number)),
             };
             let machine = Machine::boot(&self.world, self.number, number, name.clone());
+            self.world.lock().boots(number);
             self.live.set(self.number, Some(name.clone()));
             let end = self.live(&machine).await;
             machine.die();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use sim::{Counts, Plan, Violation, run, shrink};
+use tokio::time::Instant;
 
 /// Runs a fleet of workers on virtual time, with seeded faults, and checks every promise.
 #[derive(Debug, Parser)]
@@ -22,6 +23,9 @@ struct Arguments {
     /// The first of many seeds.
     #[arg(long, default_value_t = 0)]
     from: u64,
+    /// Run seeds for so many hours instead.
+    #[arg(long)]
+    hours: Option<f64>,
     /// Threads; each runs one seed after another.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -44,6 +48,9 @@ struct Arguments {
     #[arg(long, default_value_t = 10)]
     failures: usize,
 }
+
+/// Seeds between two lines of progress.
+const PROGRESS: u64 = 1000;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -158,41 +165,68 @@ fn choose(name: Option<&str>) {
     kcl_lite::mutant::choose(known.map(|(known, _)| *known));
 }
 
+/// What a sweep has come to.
+#[derive(Debug, Default)]
+struct Sweep {
+    seeds: u64,
+    time: Duration,
+    counts: Counts,
+    failed: Vec<(u64, Violation)>,
+}
+
 fn many(arguments: &Arguments) -> Result<(), String> {
+    let began = Instant::now();
+    let deadline = arguments.hours.map(|hours| began + Duration::from_secs_f64(hours * 3600.0));
     let next = AtomicU64::new(arguments.from);
-    let end = arguments.from + arguments.seeds;
-    let failed: Mutex<Vec<(u64, Violation)>> = Mutex::default();
-    let total: Mutex<Counts> = Mutex::default();
+    let end = deadline.map_or(arguments.from + arguments.seeds, |_| u64::MAX);
+    let sweep: Mutex<Sweep> = Mutex::default();
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            let failures = sweep.lock().unwrap_or_else(PoisonError::into_inner).failed.len();
+            let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if seed >= end || failures >= arguments.failures || is_late {
+                return;
+            }
+            let plan = Plan::of(seed);
+            let outcome = run(&plan, false);
+            let mut sweep = sweep.lock().unwrap_or_else(PoisonError::into_inner);
+            sweep.seeds += 1;
+            sweep.time += outcome.lasted;
+            sweep.counts.add(&outcome.counts);
+            if let Some(violation) = outcome.violation {
+                println!("seed {seed} ({:?}): {violation}", plan.theme);
+                sweep.failed.push((seed, violation));
+            }
+            if sweep.seeds.is_multiple_of(PROGRESS) {
+                println!("{}", sweep.summary(began.elapsed()));
+            }
+        }
+    };
     std::thread::scope(|scope| {
         for _ in 0..arguments.threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let failures = failed.lock().unwrap_or_else(PoisonError::into_inner).len();
-                    if seed >= end || failures >= arguments.failures {
-                        return;
-                    }
-                    let plan = Plan::of(seed);
-                    let outcome = run(&plan, false);
-                    total.lock().unwrap_or_else(PoisonError::into_inner).add(&outcome.counts);
-                    if let Some(violation) = outcome.violation {
-                        println!("seed {seed} ({:?}): {violation}", plan.theme);
-                        failed
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .push((seed, violation));
-                    }
-                }
-            });
+            scope.spawn(work);
         }
     });
-    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    println!("{:?}", total.into_inner().unwrap_or_else(PoisonError::into_inner));
-    match failed.iter().min_by_key(|(seed, _)| *seed) {
+    let sweep = sweep.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("{}\n{:?}", sweep.summary(began.elapsed()), sweep.counts);
+    match sweep.failed.iter().min_by_key(|(seed, _)| *seed) {
         None => Ok(()),
         Some((seed, _)) => {
-            let count = failed.len();
-            Err(format!("{count} failed; replay one: cargo run -p sim -- --seed {seed}"))
+            let count = sweep.failed.len();
+            Err(format!("{count} failed; replay one: cargo run -p sim -- --seed {seed} --shrink"))
         }
+    }
+}
+
+impl Sweep {
+    fn summary(&self, took: Duration) -> String {
+        format!(
+            "{} seeds, {:.1} virtual days of fleets in {:.0} s, {} failed",
+            self.seeds,
+            self.time.as_secs_f64() / 86_400.0,
+            took.as_secs_f64(),
+            self.failed.len()
+        )
     }
 }

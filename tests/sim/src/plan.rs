@@ -364,9 +364,10 @@ impl Plan {
             }
             Kind::Stop => What::Stop {
                 slot,
-                deadline: match self.theme {
-                    Theme::Calm => SECOND * 30,
-                    _ => SECOND * *pick(rng, &[1, 10, 30, 60]),
+                deadline: if self.theme == Theme::Calm {
+                    SECOND * 30
+                } else {
+                    SECOND * *pick(rng, &[1, 10, 30, 60])
                 },
                 back_after: self.draw_return(rng),
                 same_id: rng.bool(),

@@ -206,10 +206,20 @@ impl Truth {
         }
     }
 
-    /// Deletes the row of a shard that somebody holds.
+    /// An incarnation starts.
+    pub(crate) fn boots(&mut self, number: usize) {
+        self.ledger.born.insert(number, self.now);
+    }
+
+    /// Deletes the row of a shard that somebody holds. Never the last one: an empty table is how an
+    /// application is told to start again.
     fn forget(&mut self, pick: u64) {
         let held: Vec<_> = self.rows.values().filter(|row| row.owner.is_some()).collect();
         let at = usize::try_from(pick).unwrap_or(0) % held.len().max(1);
+        self.ledger.forgotten_at = self.now;
+        if self.rows.len() < 2 {
+            return;
+        }
         if let Some(key) = held.get(at).map(|row| row.key.clone()) {
             self.rows.remove(&key);
             self.say(&"plan", format_args!("the row of {key} is deleted"));

@@ -95,6 +95,10 @@ pub(crate) struct Ledger {
     leases: BTreeMap<LeaseKey, Facts>,
     calls: BTreeMap<(usize, u64), Calls>,
     moved_at: Duration,
+    /// When each incarnation was started.
+    pub(crate) born: BTreeMap<usize, Duration>,
+    /// When somebody last deleted a row by hand.
+    pub(crate) forgotten_at: Duration,
     /// When a shard was last finished: that leaves loads uneven for a while.
     finished_at: Duration,
     /// When a lease last went from one live worker to another.
@@ -219,6 +223,8 @@ impl Ledger {
             leases: BTreeMap::new(),
             calls: BTreeMap::new(),
             moved_at: Duration::ZERO,
+            born: BTreeMap::new(),
+            forgotten_at: Duration::ZERO,
             finished_at: Duration::ZERO,
             handed_at: Duration::ZERO,
             listed_at: Duration::ZERO,

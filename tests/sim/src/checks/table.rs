@@ -1,5 +1,6 @@
 //! What may happen to a row, by whom, and when.
 
+use std::fmt;
 use std::time::Duration;
 
 use kcl_lite::Checkpoint;
@@ -29,9 +30,18 @@ impl Ledger {
         let result = match change.what {
             LeaseChange::Create(made) => {
                 self.listed_at = change.at;
-                if self.rules.calm && made.owner.is_none() && facts.current.is_some() {
-                    let text = "a row whose owner is well is made again by another".to_owned();
-                    self.broken(Promise::Rows, change.at, Some(change.key), text);
+                // Who starts without the row cannot know that it was there.
+                let knew = self.born.get(&change.who).is_some_and(|it| *it < self.forgotten_at);
+                let is_held = facts.current.is_some();
+                if self.rules.calm && made.owner.is_none() && is_held {
+                    if knew {
+                        let text = "a row whose owner is well is made again by another";
+                        let (at, key) = (change.at, Some(change.key as &dyn fmt::Display));
+                        self.broken(Promise::Rows, at, key, text.to_owned());
+                    }
+                    // It repeats what came since the first start.
+                    facts.best = None;
+                    self.rules.calm = false;
                 }
                 created(change, &mut facts, shards, shard)
             }
