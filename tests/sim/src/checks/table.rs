@@ -39,8 +39,10 @@ impl Ledger {
                         let (at, key) = (change.at, Some(change.key as &dyn fmt::Display));
                         self.broken(Promise::Rows, at, key, text.to_owned());
                     }
-                    // It repeats what came since the first start.
-                    facts.best = None;
+                    // It repeats what came since the first start, beside the owner for a while.
+                    (facts.best, facts.token) = (None, 0);
+                    let owner = facts.current.take().and_then(|it| facts.tenures.get_mut(&it));
+                    owner.into_iter().for_each(|it| it.end = Some((change.at, End::Forced)));
                     self.rules.calm = false;
                 }
                 created(change, &mut facts, shards, shard)
