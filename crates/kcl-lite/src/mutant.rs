@@ -125,4 +125,6 @@ pub const ALL: &[(&str, &str)] = &[
     ("a-failed-batch-is-done", "a batch that failed counts as processed"),
     ("the-newest-records-are-dropped", "the reply that reaches the tip is not delivered whole"),
     ("missing-is-the-end", "a shard that is said not to exist counts as finished"),
+    ("dead-letters-count-unstored", "a record counts as put aside though storing it failed"),
+    ("all-is-always-well", "nobody says that a shard is stuck"),
 ];

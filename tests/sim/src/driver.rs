@@ -95,6 +95,9 @@ async fn drive(plan: Plan, keep_lines: bool) -> Outcome {
         if next_look <= now {
             next_look += TICK;
             look(&world);
+            if next_look.as_secs().is_multiple_of(5) {
+                fleet.compare_health();
+            }
             if calm_at.is_none() {
                 fleet.keep_alive().await;
             }

@@ -3,13 +3,14 @@
 //! Does to a worker what a machine or an operator does: starts it, kills it, stops it in good order,
 //! starts it again when it ended by itself.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use kcl_lite::{
-    ControlPlane, Error, ErrorKind, InitialPosition, Report, Settings, Worker, WorkerHandle,
-    WorkerId,
+    ControlPlane, Error, ErrorKind, Health, InitialPosition, Report, Settings, Worker,
+    WorkerHandle, WorkerId,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -19,7 +20,7 @@ use crate::checks::Promise;
 use crate::clock::DriftingClock;
 use crate::machine::Machine;
 use crate::plan::{Start, What};
-use crate::processor::SimProcessor;
+use crate::processor::{Morgue, SimProcessor};
 use crate::stream::{SimStream, service_time};
 use crate::table::Table;
 use crate::world::World;
@@ -60,6 +61,8 @@ pub(crate) struct Fleet {
 #[derive(Debug)]
 struct Live {
     slots: Mutex<Vec<Option<WorkerId>>>,
+    /// The handles of those that have started.
+    handles: Mutex<BTreeMap<usize, (Arc<Machine>, Weak<WorkerHandle>)>>,
     /// Incarnations so far.
     booted: AtomicUsize,
 }
@@ -67,6 +70,16 @@ struct Live {
 impl Live {
     fn set(&self, slot: usize, id: Option<WorkerId>) {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)[slot] = id;
+    }
+
+    /// What the workers say that run and have started.
+    fn healths(&self) -> Vec<(Arc<Machine>, Health)> {
+        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        handles.retain(|_, (machine, handle)| !machine.is_dead() && handle.strong_count() > 0);
+        let handles = handles.values();
+        handles
+            .filter_map(|(machine, handle)| Some((Arc::clone(machine), handle.upgrade()?.health())))
+            .collect()
     }
 
     fn ids(&self) -> Vec<WorkerId> {
@@ -78,8 +91,11 @@ impl Live {
 impl Fleet {
     pub(crate) fn new(world: &Arc<World>) -> Self {
         let slots = world.plan.workers;
-        let live =
-            Arc::new(Live { slots: Mutex::new(vec![None; slots]), booted: AtomicUsize::new(0) });
+        let live = Arc::new(Live {
+            slots: Mutex::new(vec![None; slots]),
+            handles: Mutex::default(),
+            booted: AtomicUsize::new(0),
+        });
         let mut fleet = Self {
             world: Arc::clone(world),
             commands: Vec::new(),
@@ -132,12 +148,22 @@ impl Fleet {
         }
     }
 
+    /// Holds what the workers say of themselves against what is so.
+    pub(crate) fn compare_health(&self) {
+        let healths = self.live.healths();
+        let mut truth = self.world.lock();
+        let truth = &mut *truth;
+        truth.ledger.is_told(truth.now, &mut truth.shards, &healths);
+    }
+
     /// Looks at what has settled, stops everyone, and looks at what remains.
     pub(crate) async fn finish(mut self) {
         if self.world.now() >= self.world.plan.length {
             let mut truth = self.world.lock();
             let truth = &mut *truth;
             let live = self.live.ids();
+            let healths = self.live.healths();
+            truth.ledger.is_well(truth.now, &healths);
             truth.ledger.is_settled(truth.now, &mut truth.shards, &truth.rows, &live);
         }
         for commands in &self.commands {
@@ -239,6 +265,12 @@ impl Slot {
                         let mut truth = self.world.lock();
                         let now = truth.now;
                         truth.shards.start(now);
+                        drop(truth);
+                        let handle = Arc::new(handle);
+                        let entry = (Arc::clone(machine), Arc::downgrade(&handle));
+                        let handles = &self.live.handles;
+                        let mut handles = handles.lock().unwrap_or_else(PoisonError::into_inner);
+                        handles.insert(self.number, entry);
                         break handle;
                     }
                     Err(error) => return self.ended(machine, &error),
@@ -323,6 +355,9 @@ async fn start(machine: &Arc<Machine>) -> Result<WorkerHandle, Error> {
         audit_interval: plan.audit_interval,
         max_unacknowledged: plan.max_unacknowledged,
         checkpoints: plan.checkpoints,
+        failures: plan.failures,
+        slow_after: plan.slow_after,
+        callback_deadline: plan.callback_deadline,
         initial_position: match plan.start {
             Start::Horizon => InitialPosition::TrimHorizon,
             Start::Latest => InitialPosition::Latest,
@@ -339,6 +374,7 @@ async fn start(machine: &Arc<Machine>) -> Result<WorkerHandle, Error> {
         .lease_store(Table(Arc::clone(machine)))
         .stream(SimStream(Arc::clone(machine)))
         .clock(Arc::new(DriftingClock(Arc::clone(machine))))
+        .dead_letter(Morgue(Arc::clone(machine)))
         .on_event(move |event| observed.world.say(&*observed, format_args!("* {event}")))
         .build()
         .await?;

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use kcl_lite::CheckpointPolicy;
+use kcl_lite::{CheckpointPolicy, FailurePolicy};
 
 /// The script of one run.
 #[derive(Debug, Clone)]
@@ -32,6 +32,12 @@ pub struct Plan {
     pub max_unacknowledged: usize,
     /// See [`kcl_lite::Settings`].
     pub checkpoints: CheckpointPolicy,
+    /// See [`kcl_lite::Settings`].
+    pub failures: FailurePolicy,
+    /// See [`kcl_lite::Settings`].
+    pub slow_after: Duration,
+    /// See [`kcl_lite::Settings`].
+    pub callback_deadline: Duration,
     /// Where the application starts.
     pub start: Start,
     /// When its first worker starts; the stream is older.
@@ -289,7 +295,26 @@ impl Plan {
             poll_interval: Duration::from_millis(*pick(rng, &[200, 500, 1000, 1000])),
             audit_interval: SECOND * *pick(rng, &[5, 20, 60]),
             max_unacknowledged: *pick(rng, &[1, 20, 100, 100_000]),
-            checkpoints: *pick(rng, &[CheckpointPolicy::OnRenewal, CheckpointPolicy::EveryBatch]),
+            checkpoints: *pick(
+                rng,
+                &[
+                    CheckpointPolicy::OnRenewal,
+                    CheckpointPolicy::OnRenewal,
+                    CheckpointPolicy::EveryBatch,
+                    CheckpointPolicy::Every(SECOND),
+                ],
+            ),
+            failures: *pick(
+                rng,
+                &[
+                    FailurePolicy::Retry,
+                    FailurePolicy::Retry,
+                    FailurePolicy::GiveBack { attempts: 3 },
+                    FailurePolicy::DeadLetter { attempts: 2 },
+                ],
+            ),
+            slow_after: SECOND * *pick(rng, &[5, 30]),
+            callback_deadline: SECOND * *pick(rng, &[40, 120, 600]),
             start,
             boot_at: between(rng, 8 * SECOND, 20 * SECOND),
             read_limit: rng.usize(5..=40),
@@ -390,7 +415,11 @@ impl Plan {
                 What::StaleListings { lag: between(rng, SECOND, most), lasts }
             }
             Kind::Nameless => What::NamelessChildren { lasts },
-            Kind::Mood => What::Mood { slot, mood: draw_mood(rng), lasts },
+            Kind::Mood => {
+                let longer = if self.theme == Theme::Processors { 2 } else { 1 };
+                let lasts = (lasts * longer).min(left);
+                What::Mood { slot, mood: draw_mood(rng), lasts }
+            }
             Kind::Trim => What::Trim { keep: between(rng, SECOND * 20, SECOND * 120) },
             Kind::Forget => What::Forget(rng.u64(..)),
             Kind::Burst => What::Burst(rng.usize(10..=200)),
@@ -423,7 +452,7 @@ fn draw_trouble(rng: &mut Rng) -> Trouble {
 }
 
 fn draw_mood(rng: &mut Rng) -> Mood {
-    let percent = *pick(rng, &[2, 10, 50]);
+    let percent = *pick(rng, &[2, 10, 50, 100]);
     match rng.u8(0..5) {
         0 => Mood::Slow(between(rng, SECOND, 30 * SECOND)),
         1 => Mood::Failing(percent),

@@ -6,6 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use kcl_lite::dead_letter::{DeadLetter, DeadLetterRecord};
 use kcl_lite::lease::LeaseKey;
 use kcl_lite::{Ack, Batch, BoxError, RecordProcessor, ShardContext};
 use tokio::time::sleep;
@@ -89,9 +92,6 @@ impl SimProcessor {
             &*self.machine,
             format_args!("processes {} of {}, from {first}", records.len(), self.key),
         );
-        if let Some(shard) = self.shard {
-            truth.shards.all[shard].failing = false;
-        }
         let delivery = Delivery {
             at: truth.now,
             tenure: self.tenure,
@@ -198,6 +198,27 @@ fn fails(machine: &Machine, shard: Option<usize>) {
         truth.shards.fail(shard);
         let id = truth.shards.all[shard].id.clone();
         truth.say(machine, format_args!("  (a processor of {id} fails)"));
+    }
+}
+
+/// Where records go that cannot be processed: that counts as processed.
+#[derive(Debug)]
+pub(crate) struct Morgue(pub(crate) Arc<Machine>);
+
+impl DeadLetter for Morgue {
+    fn store<'a>(&'a self, letter: &'a DeadLetterRecord) -> BoxFuture<'a, Result<(), BoxError>> {
+        async move {
+            sleep(self.0.draw(|rng| between(rng, Duration::ZERO, USUAL))).await;
+            self.0.awake().await;
+            if self.0.draw(|rng| rng.u8(0..4)) == 0 {
+                return Err("a dead letter cannot be stored".into());
+            }
+            let mut truth = self.0.world.lock();
+            truth.say(&*self.0, format_args!("puts {} of {} aside", letter.position, letter.shard));
+            truth.shards.put_aside(letter.shard.as_str(), &letter.position);
+            Ok(())
+        }
+        .boxed()
     }
 }
 

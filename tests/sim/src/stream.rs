@@ -317,6 +317,9 @@ impl Shards {
     /// Notes a delivery of some records; returns its number.
     pub(crate) fn deliver(&mut self, shard: usize, first: usize, count: usize) -> u64 {
         self.deliveries += 1;
+        // What failed is over when it begins again.
+        let begins_again = first <= self.all[shard].done();
+        self.all[shard].failing &= !begins_again;
         for entry in &mut self.all[shard].entries[first..first + count] {
             entry.delivered = true;
             entry.counts = false;
@@ -331,6 +334,16 @@ impl Shards {
         let entry = &mut self.all[shard].entries[index];
         entry.acknowledged |= entry.delivery == delivery;
         entry.counts |= entry.delivery == delivery && delivery > void;
+    }
+
+    /// Notes that a record was stored where records go that cannot be processed.
+    pub(crate) fn put_aside(&mut self, shard: &str, position: &Position) {
+        let Some(shard) = self.find(shard) else { return };
+        let truth = &mut self.all[shard];
+        let entry = truth.entries.iter_mut().find(|it| Position::of(&it.record) == *position);
+        if let Some(entry) = entry {
+            (entry.acknowledged, entry.counts) = (true, true);
+        }
     }
 
     /// Notes that a delivery of a shard has failed: what was delivered is delivered again, unless it

@@ -51,6 +51,9 @@ impl WorkerHandle {
     /// What is wrong, if anything: for a liveness probe, and for people. At most a second or two old.
     #[must_use]
     pub fn health(&self) -> Health {
+        if crate::mutant::is("all-is-always-well") {
+            return Health::default();
+        }
         self.status.borrow().health.clone()
     }
 

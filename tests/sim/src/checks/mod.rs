@@ -5,6 +5,7 @@
 //! promise is kept; what follows from it is not looked at.
 
 mod delivery;
+mod health;
 mod settled;
 mod table;
 
@@ -57,6 +58,8 @@ pub enum Promise {
     Balance,
     /// Calls are as few as stated.
     Budget,
+    /// What is wrong is said, and nothing else.
+    Truth,
     /// Nothing runs after a stop.
     Remains,
     /// The library does not panic and does not stop by itself.
@@ -124,6 +127,10 @@ struct Facts {
     best: Option<Checkpoint>,
     /// When records of it were last delivered.
     delivered: Duration,
+    /// Up to where all was acknowledged when that last moved, and when it did.
+    progress: (usize, Duration),
+    /// When a worker last said that something is wrong with it.
+    named: Duration,
     token: u64,
     finished: Option<Duration>,
 }
@@ -163,6 +170,7 @@ struct Rules {
     poll: Duration,
     audit: Duration,
     calm_at: Duration,
+    slow_after: Duration,
     /// Checkpoints are written after every batch.
     eager: bool,
     /// Nothing goes wrong.
@@ -217,8 +225,9 @@ impl Ledger {
                 poll: plan.poll_interval,
                 audit: plan.audit_interval,
                 calm_at: plan.calm_at,
+                slow_after: plan.slow_after,
                 calm: plan.theme == Theme::Calm,
-                eager: plan.checkpoints == CheckpointPolicy::EveryBatch,
+                eager: plan.checkpoints != CheckpointPolicy::OnRenewal,
             },
             leases: BTreeMap::new(),
             calls: BTreeMap::new(),

@@ -17,7 +17,7 @@ const BALANCING: Duration = Duration::from_secs(60);
 
 impl Ledger {
     /// How long a record may wait for its delivery, once the faults are over.
-    fn patience(&self) -> Duration {
+    pub(super) fn patience(&self) -> Duration {
         self.rules.lasts * 2 + self.rules.audit.mul_f64(1.3) + self.rules.poll * 2
     }
 
@@ -47,7 +47,7 @@ impl Ledger {
     }
 
     /// Since when all parents are finished.
-    fn runnable_at(&self, shard: usize, shards: &mut Shards) -> Option<Duration> {
+    pub(super) fn runnable_at(&self, shard: usize, shards: &mut Shards) -> Option<Duration> {
         let mut at = shards.all[shard].opened;
         for parent in shards.all[shard].parents.clone() {
             let id = LeaseKey::from(shards.all[parent].id.clone());

@@ -1,0 +1,68 @@
+//! Whether what the workers say of themselves is so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kcl_lite::Health;
+use kcl_lite::lease::LeaseKey;
+
+use super::{Ledger, Promise};
+use crate::machine::Machine;
+use crate::stream::Shards;
+
+/// How long a call of the control plane, or of a reader, may hang before anyone can know.
+const UNKNOWN: Duration = Duration::from_secs(100);
+/// A worker that was stopped for a while has to look first.
+const AWAKE: Duration = Duration::from_secs(5);
+
+impl Ledger {
+    /// A shard that makes no progress for long is named by somebody, with the cause; or somebody
+    /// says that the table cannot be used.
+    pub(crate) fn is_told(
+        &mut self,
+        now: Duration,
+        shards: &mut Shards,
+        healths: &[(Arc<Machine>, Health)],
+    ) {
+        let is_awake =
+            |machine: &Machine| machine.thawed_at().is_none_or(|thawed| now > thawed + AWAKE);
+        let patience = self.patience() + self.rules.slow_after + UNKNOWN;
+        for shard in 0..shards.all.len() {
+            let Some(runnable_at) = self.runnable_at(shard, shards) else { continue };
+            let truth = &mut shards.all[shard];
+            let (key, done) = (LeaseKey::from(truth.id.clone()), truth.done());
+            let waits = truth.waiting_since(now).map(|it| it.arrived);
+            let Some(facts) = self.leases.get_mut(&key) else { continue };
+            if facts.progress.0 != done || waits.is_none() {
+                facts.progress = (done, now);
+            }
+            let Some(arrived) = waits else { continue };
+            let says = |health: &Health| health.table.is_some() || health.shards.contains_key(&key);
+            if healths.iter().any(|(_, health)| says(health)) {
+                facts.named = now;
+            }
+            // Between two attempts it may look as if nothing were wrong.
+            let since = facts.progress.1.max(arrived).max(runnable_at).max(facts.named);
+            let is_late = now > since + patience;
+            let has_seen = |machine: &Machine| {
+                let born = self.born.get(&machine.number).copied().unwrap_or_default();
+                now > born + patience && is_awake(machine)
+            };
+            let can_tell = healths.iter().any(|(machine, _)| has_seen(machine));
+            if is_late && can_tell {
+                let waited = now.saturating_sub(since);
+                let text = format!("no progress for {waited:?}, and nobody says so");
+                return self.broken(Promise::Truth, now, Some(&key), text);
+            }
+        }
+    }
+
+    /// Once all has settled nobody complains.
+    pub(crate) fn is_well(&mut self, now: Duration, healths: &[(Arc<Machine>, Health)]) {
+        let unwell = healths.iter().find(|(_, health)| !health.is_well());
+        if let Some((machine, health)) = unwell {
+            let text = format!("{machine} says that all is not well: {health:?}");
+            self.broken(Promise::Truth, now, None, text);
+        }
+    }
+}
