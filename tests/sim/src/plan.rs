@@ -349,6 +349,11 @@ impl Plan {
             } else {
                 0
             };
+            let starts_later =
+                self.operations.iter().any(|it| matches!(it.what, What::Stop { .. }));
+            if kind == Kind::Forget && starts_later {
+                continue;
+            }
             for _ in 0..count {
                 let mut at = between(rng, 2 * SECOND, self.calm_at - 5 * SECOND);
                 let mut what = self.draw(rng, kind, self.calm_at - at);
@@ -358,6 +363,10 @@ impl Plan {
                     // In the middle of the first start.
                     *slot = 0;
                     at = self.boot_at + between(rng, Duration::ZERO, Duration::from_millis(200));
+                }
+                if kind == Kind::Forget {
+                    // Who starts without the row cannot know that it was there.
+                    at = at.max(self.boot_at + 20 * SECOND + self.lease_duration * 2);
                 }
                 self.cut_what_is_slow(rng, at, &what);
                 self.operations.push(Operation { at, what });

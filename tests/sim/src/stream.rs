@@ -121,7 +121,7 @@ impl ShardTruth {
 
     /// Up to where, from `start` to `end`, everything is acknowledged and counts.
     pub(crate) fn counted(&self, start: usize, end: usize) -> usize {
-        let counts = |it: &&Entry| it.counts || !it.needed;
+        let counts = |it: &&Entry| it.counts || !(it.needed || it.delivered);
         start + self.entries[start.min(end)..end].iter().take_while(counts).count()
     }
 

@@ -213,8 +213,18 @@ async fn create_first(
     ready.service_clock.set(first.at);
     prepare(context, rng).await?;
     let wanted = first_leases(context, ready, first, rng).await?;
-    let count = wanted.len();
+    let (count, decided) = (wanted.len(), context.clock.now());
     for lease in wanted {
+        // The process was stopped meanwhile: others may have made this row, finished its shard and
+        // removed it. What is missing where there are rows is found by the first audit.
+        if context.clock.now() > decided + context.settings.lease_duration * 2 {
+            let table = retried(context, rng, || context.store.list()).await?;
+            let is_ours = |row: &&Lease| row.key.stream() == ready.source.key;
+            let rows = table.leases.iter().filter(is_ours).count();
+            if rows > 0 {
+                return Ok(rows);
+            }
+        }
         create(context, lease, rng).await?;
     }
     Ok(count)

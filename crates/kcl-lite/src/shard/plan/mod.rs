@@ -94,13 +94,21 @@ pub(crate) fn leases_to_create(
         visited: BTreeMap::new(),
         planned: BTreeMap::new(),
     };
-    let unfinished = leases.values().filter(|lease| !lease.checkpoint.is_shard_end());
-    let mut covered: Vec<_> = unfinished.filter_map(|lease| lease.hash_range).collect();
-    covered.sort_unstable();
+    let unfinished = |lease: &&Lease| !lease.checkpoint.is_shard_end();
+    // Of a shard that has just ended the children are in the table, but may not be known here.
+    let continued = |lease: &&Lease| lease.children.iter().any(|it| !leases.contains_key(it));
+    let covering = leases.values().copied().filter(|it| unfinished(it) || continued(it));
+    let covering: Vec<_> =
+        covering.filter_map(|it| Some((it.hash_range?, it.shard(), unfinished(&it)))).collect();
+    // But it does not stand in the way of its own children, in case they were not made.
+    let is_covered = |shard: &Shard| {
+        let counts = |it: &&(HashRange, ShardId, bool)| it.2 || !shard.parents.contains(&it.1);
+        covers(covering.iter().filter(counts).map(|it| it.0), shard.hash_range)
+    };
     for shard in &listing.shards {
         if shard.is_open
             && !leases.contains_key(&shard.id)
-            && (!cover(&covered, shard.hash_range) || mutant::is("old-listings-are-believed"))
+            && (!is_covered(shard) || mutant::is("old-listings-are-believed"))
             && planner.is_consistent(shard)
             && !planner.visit(shard)
         {

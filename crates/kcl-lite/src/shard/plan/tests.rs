@@ -256,3 +256,27 @@ fn a_child_is_made_when_one_parent_has_ended_and_the_other_left_no_trace() {
     assert_eq!(made.len(), 1);
     assert_eq!(made[0].checkpoint, Checkpoint::TrimHorizon);
 }
+
+#[test]
+fn a_shard_that_has_just_ended_covers_until_its_children_are_known() {
+    let shard = |id: &str, parents: &[&str], is_open| Shard {
+        id: id.into(),
+        parents: parents.iter().map(|id| ShardId::from(*id)).collect(),
+        hash_range: HashRange::ALL,
+        is_open,
+    };
+    let ended = Lease {
+        hash_range: Some(HashRange::ALL),
+        children: ["2".into()].into(),
+        parents: ["0".into()].into(),
+        ..Lease::new("1", Checkpoint::ShardEnd)
+    };
+    let rows: BTreeMap<LeaseKey, Lease> = [(ended.key.clone(), ended)].into();
+    let made = |shards| {
+        let listing = Listing { shards, at: Timestamp::from_millis(0) };
+        leases_to_create(&listing, &rows, &from(InitialPosition::TrimHorizon))
+    };
+    assert_eq!(made(vec![shard("0", &[], true)]), [], "it is shown as it was long ago");
+    let children = made(vec![shard("1", &["0"], false), shard("2", &["1"], true)]);
+    assert_eq!(children.len(), 1, "a child that could not be made is made here");
+}
