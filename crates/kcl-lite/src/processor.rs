@@ -144,7 +144,8 @@ pub struct Gap {
 #[derive(Debug)]
 pub struct Batch {
     shard: Arc<ShardContext>,
-    records: Arc<[Record]>,
+    /// Shared as it was read, not copied into a slice.
+    records: Arc<Vec<Record>>,
     millis_behind_latest: u64,
     deferral: Deferral,
     line: StoreLine,
@@ -153,7 +154,7 @@ pub struct Batch {
 impl Batch {
     pub(crate) fn new(
         shard: Arc<ShardContext>,
-        records: Arc<[Record]>,
+        records: Arc<Vec<Record>>,
         millis_behind_latest: u64,
         deferral: Deferral,
         line: StoreLine,

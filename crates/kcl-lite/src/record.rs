@@ -97,14 +97,13 @@ impl SequenceNumber {
     /// # Errors
     /// [`InvalidSequenceNumber`] when `digits` is not a decimal number.
     pub fn from_string(mut digits: String) -> Result<Self, InvalidSequenceNumber> {
-        let valid = !digits.is_empty()
-            && digits.len() <= MAX_DIGITS
-            && digits.bytes().all(|b| b.is_ascii_digit());
-        if !valid {
+        // All digits are looked at, whatever the first are: so it is done many at a time.
+        let are_digits = digits.bytes().fold(true, |are, byte| are & byte.is_ascii_digit());
+        if !(are_digits && (1..=MAX_DIGITS).contains(&digits.len())) {
             return Err(InvalidSequenceNumber(digits));
         }
-        let zeros = digits.len() - digits.trim_start_matches('0').len();
-        if zeros > 0 {
+        if digits.starts_with('0') {
+            let zeros = digits.len() - digits.trim_start_matches('0').len();
             digits.drain(..zeros.min(digits.len() - 1));
         }
         Ok(Self(digits))

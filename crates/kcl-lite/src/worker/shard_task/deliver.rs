@@ -57,11 +57,11 @@ impl ShardTask {
                     continue;
                 }
             };
-            let part: Arc<[Record]> = if count == records.len() {
-                std::mem::take(&mut records).into()
+            let part = Arc::new(if count == records.len() {
+                std::mem::take(&mut records)
             } else {
                 records.drain(..count).collect()
-            };
+            });
             let batch = (Arc::clone(&part), millis_behind_latest);
             match self.attempt(processor, shard, line, batch).await {
                 Ok(()) => {}
@@ -79,7 +79,7 @@ impl ShardTask {
         processor: &mut dyn ErasedProcessor,
         shard: &Arc<ShardContext>,
         line: &StoreLine,
-        (part, millis_behind_latest): (Arc<[Record]>, u64),
+        (part, millis_behind_latest): (Arc<Vec<Record>>, u64),
     ) -> Result<(), Option<Pass>> {
         self.doing(Activity::Storing);
         self.keeper.still_ours(&self.context.clock).await;
