@@ -283,6 +283,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::record::Packing;
 
     fn records(numbers: std::ops::Range<u64>) -> Vec<Record> {
         numbers
@@ -292,6 +293,7 @@ mod tests {
                 partition_key: String::new(),
                 data: Bytes::new(),
                 arrived: Timestamp::from_millis(1000 * i64::try_from(number).unwrap()),
+                packing: Packing::Plain,
             })
             .collect()
     }

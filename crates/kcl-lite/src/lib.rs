@@ -33,7 +33,8 @@ pub use lease::balance::{Explanation, Intent};
 pub use position::{Checkpoint, Cursor, InitialPosition, InvalidCheckpoint, Position};
 pub use processor::{Batch, Checkpointer, Gap, LeaseLost, RecordProcessor, Resume, ShardContext};
 pub use record::{
-    InvalidSequenceNumber, LeaseKey, Record, SequenceNumber, ShardId, Timestamp, WorkerId,
+    HashKey, InvalidSequenceNumber, LeaseKey, Packing, Record, SequenceNumber, ShardId, Timestamp,
+    WorkerId,
 };
 pub use settings::{
     Balance, Billing, CheckpointPolicy, ControlPlane, CreateTable, FailurePolicy, GapPolicy,

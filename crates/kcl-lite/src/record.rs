@@ -182,6 +182,57 @@ pub struct Record {
     pub data: Bytes,
     /// When the service received it, to the millisecond, by the service's clock.
     pub arrived: Timestamp,
+    /// Whether it shared a Kinesis record with others.
+    pub packing: Packing,
+}
+
+/// How a record lay in its Kinesis record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Packing {
+    /// It is the Kinesis record.
+    #[default]
+    Plain,
+    /// One of the records that the KPL, or a library that writes its format, packed into one.
+    Part {
+        /// The hash key that its producer gave it in place of the MD5 of its partition key.
+        explicit_hash_key: Option<HashKey>,
+        /// Whether its hash key belongs to another shard: its producer did not yet know of a
+        /// reshard, or does not group records by shard. The KPL sends such a record again.
+        foreign: bool,
+    },
+    /// The Kinesis record says that it is packed, and cannot be unpacked: its data are as they were
+    /// read.
+    Corrupt,
+}
+
+/// The place of a record in the hash-key space, which is what a shard serves a range of.
+///
+/// Kept as bytes, so that a [`Record`] needs no more room for it than they take.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HashKey([u8; 16]);
+
+impl HashKey {
+    /// The key as a number, as in a [`HashRange`](crate::HashRange).
+    #[must_use]
+    pub const fn get(self) -> u128 {
+        u128::from_be_bytes(self.0)
+    }
+}
+
+impl From<u128> for HashKey {
+    fn from(number: u128) -> Self {
+        Self(number.to_be_bytes())
+    }
+}
+impl fmt::Display for HashKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
+impl fmt::Debug for HashKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
 }
 
 impl Record {
@@ -201,6 +252,13 @@ mod tests {
         assert!(number("99") < number("100"));
         assert_eq!(number("007"), number("7"));
         assert_eq!(number("000").as_str(), "0");
+    }
+
+    #[test]
+    fn hash_keys_order_as_numbers_and_a_plain_record_pays_24_bytes() {
+        assert!(HashKey::from(255) < HashKey::from(256));
+        assert_eq!(HashKey::from(u128::MAX).to_string(), u128::MAX.to_string());
+        assert!(size_of::<Packing>() <= 24);
     }
 
     #[test]

@@ -14,8 +14,8 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use kcl_lite::stream::{ListFrom, Listing, Read, ShardReader, Stream};
 use kcl_lite::{
-    Checkpoint, ChildShard, Cursor, HashRange, InitialPosition, Position, Record, SequenceNumber,
-    ServiceError, ServiceErrorKind, Shard, ShardId, Timestamp,
+    Checkpoint, ChildShard, Cursor, HashRange, InitialPosition, Packing, Position, Record,
+    SequenceNumber, ServiceError, ServiceErrorKind, Shard, ShardId, Timestamp,
 };
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -238,6 +238,7 @@ impl Shards {
             partition_key: format!("key-{key}"),
             data: Bytes::copy_from_slice(&(index as u64).to_be_bytes()),
             arrived: service_time(now),
+            packing: Packing::Plain,
         };
         self.all[shard].entries.push(Entry {
             record,

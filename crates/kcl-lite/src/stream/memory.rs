@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::{ListFrom, Listing, Read, ShardReader, Stream};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::position::{Cursor, InitialPosition};
-use crate::record::{Record, SequenceNumber, ShardId, Timestamp};
+use crate::record::{Packing, Record, SequenceNumber, ShardId, Timestamp};
 use crate::shard::{ChildShard, HashRange, Shard};
 
 /// When the clock of every memory stream starts: 2023-11-14 22:13:20 UTC.
@@ -132,6 +132,7 @@ impl State {
             partition_key: key.to_owned(),
             data,
             arrived: now,
+            packing: Packing::Plain,
         });
         number
     }

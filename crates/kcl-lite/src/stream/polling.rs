@@ -20,7 +20,7 @@ use super::kinesis::{self, KinesisStream};
 use super::{ListFrom, Read, ShardReader, Stream as _};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::position::Cursor;
-use crate::record::{Record, SequenceNumber, ShardId, Timestamp};
+use crate::record::{Packing, Record, SequenceNumber, ShardId, Timestamp};
 use crate::retry::Retry;
 use crate::shard::ChildShard;
 
@@ -307,6 +307,7 @@ impl PollingReader {
             arrived: Timestamp::from_millis(
                 arrived.and_then(|time| time.to_millis().ok()).unwrap_or(0),
             ),
+            packing: Packing::Plain,
         })
     }
 

@@ -56,6 +56,7 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Packing;
 
     fn record(number: u64) -> Record {
         Record {
@@ -64,6 +65,7 @@ mod tests {
             partition_key: String::new(),
             data: Default::default(),
             arrived: Timestamp::from_millis(0),
+            packing: Packing::Plain,
         }
     }
 

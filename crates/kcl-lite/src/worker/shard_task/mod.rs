@@ -391,7 +391,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Timestamp;
+    use crate::record::{Packing, Timestamp};
 
     fn record(number: u64, sub: u64) -> Record {
         Record {
@@ -400,6 +400,7 @@ mod tests {
             partition_key: String::new(),
             data: Default::default(),
             arrived: Timestamp::from_millis(0),
+            packing: Packing::Plain,
         }
     }
 

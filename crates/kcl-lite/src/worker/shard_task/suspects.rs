@@ -99,7 +99,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::record::Timestamp;
+    use crate::record::{Packing, Timestamp};
 
     fn records(numbers: std::ops::RangeInclusive<usize>) -> Vec<Record> {
         let record = |number: usize| Record {
@@ -108,6 +108,7 @@ mod tests {
             partition_key: String::new(),
             data: Default::default(),
             arrived: Timestamp::from_millis(0),
+            packing: Packing::Plain,
         };
         numbers.map(record).collect()
     }

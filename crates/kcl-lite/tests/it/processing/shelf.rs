@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use kcl_lite::stream::{Description, ListFrom, Listing, Read, ShardReader, Stream};
 use kcl_lite::{
-    Cursor, HashRange, Record, ServiceError, ServiceErrorKind, Shard, ShardId, Timestamp,
+    Cursor, HashRange, Packing, Record, ServiceError, ServiceErrorKind, Shard, ShardId, Timestamp,
 };
 use tokio::time::Instant;
 
@@ -52,6 +52,10 @@ impl Shelf {
                     _ => format!("{number}:{part}").into(),
                 },
                 arrived: Timestamp::from_millis(EPOCH - 1_000_000 + i64::try_from(number).unwrap()),
+                packing: match parts {
+                    1 => Packing::Plain,
+                    _ => Packing::Part { explicit_hash_key: None, foreign: false },
+                },
             })
         });
         Self {
