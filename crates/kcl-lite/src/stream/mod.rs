@@ -73,11 +73,31 @@ pub trait Stream: Send + Sync + fmt::Debug {
 }
 
 /// Reads one shard from a cursor on.
+///
+/// Called in turn: [`ready`](Self::ready), then [`most_bytes`](Self::most_bytes), whose answer the
+/// worker takes out of its memory budget however long that takes, then [`next`](Self::next).
 pub trait ShardReader: Send + fmt::Debug {
+    /// Waits until [`next`](Self::next) would begin to read: until the pace of the service allows
+    /// another call, or until the socket has something. So a reader that only waits holds none of
+    /// the worker's memory. By default at once.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    fn ready(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
+    /// The most memory that the next reply may take while it is read, in bytes: what the worker sets
+    /// aside before it calls [`next`](Self::next). By default nothing, which is right for a reader
+    /// whose records are in memory anyway: what they take is counted when they are there.
+    fn most_bytes(&self) -> u64 {
+        0
+    }
+
     /// The next records, an empty reply at the tip, or the end.
     ///
-    /// Waits as long as the pace of the service asks for. Never ends a shard because of an error,
-    /// a missing iterator or an empty reply.
+    /// Waits as [`ready`](Self::ready) does when that was not called before. Never ends a shard
+    /// because of an error, a missing iterator or an empty reply.
     ///
     /// # Cancel safety
     /// Dropping the future loses no record: the next call reads from the same place.

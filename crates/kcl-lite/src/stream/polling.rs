@@ -143,13 +143,20 @@ impl PollingReader {
         self.stream.options.clock.now()
     }
 
+    /// Waits until the pace allows a call.
+    async fn wait(&self) {
+        if !matches!(self.ending, Ending::Certain(_))
+            && let Some(due) = self.pace.due()
+        {
+            self.stream.options.clock.sleep_until(due).await;
+        }
+    }
+
     async fn step(&mut self) -> Result<Read, ServiceError> {
         if let Ending::Certain(children) = &self.ending {
             return Ok(Read::End { children: children.clone() });
         }
-        if let Some(due) = self.pace.due() {
-            self.stream.options.clock.sleep_until(due).await;
-        }
+        self.wait().await;
         let result = self.attempt().await;
         if let Err(error) = &result {
             let now = self.now();
@@ -337,6 +344,10 @@ impl PollingReader {
 }
 
 impl ShardReader for PollingReader {
+    fn ready(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(self.wait())
+    }
+
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
         Box::pin(self.step())
     }

@@ -374,6 +374,14 @@ struct LinkReader {
 }
 
 impl ShardReader for LinkReader {
+    fn ready(&mut self) -> BoxFuture<'_, ()> {
+        self.inner.ready()
+    }
+
+    fn most_bytes(&self) -> u64 {
+        self.inner.most_bytes()
+    }
+
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
         Box::pin(async move {
             if self.reply.is_none() {

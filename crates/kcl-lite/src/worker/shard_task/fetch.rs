@@ -51,11 +51,10 @@ impl Fetch {
         let mut hangs = 0;
         let mut reader = self.open();
         loop {
-            let clock = Arc::clone(&self.context.clock);
             // Before the call: what the service says then holds at this time at least.
             let asked = self.context.service_clock.now();
-            let step = AssertUnwindSafe(reader.next()).catch_unwind();
-            let cause = match within(&clock, READ_LIMIT, step).await {
+            let step = AssertUnwindSafe(self.step(reader.as_mut())).catch_unwind();
+            let cause = match step.await.transpose() {
                 Some(Ok(Ok(read))) => {
                     hangs = 0;
                     self.hand_over(read, asked, &batches).await;
@@ -82,9 +81,19 @@ impl Fetch {
                 return format!("{cause}, {hangs} times in a row");
             }
             self.context.events.emit(&Event::ReaderRestarted { shard: self.key.clone(), cause });
-            clock::sleep(&clock, READ_FAILURE_PAUSE).await;
+            clock::sleep(&self.context.clock, READ_FAILURE_PAUSE).await;
             reader = self.open();
         }
+    }
+
+    /// One step of the reader; `None` if it does not answer in time. How long it waits for memory
+    /// counts for nothing.
+    async fn step(&self, reader: &mut dyn ShardReader) -> Option<Result<Read, ServiceError>> {
+        let clock = &self.context.clock;
+        let begun = clock.now();
+        within(clock, READ_LIMIT, reader.ready()).await?;
+        let left = READ_LIMIT.saturating_sub(clock.now().duration_since(begun));
+        within(clock, left, reader.next()).await
     }
 
     fn open(&self) -> Box<dyn ShardReader> {

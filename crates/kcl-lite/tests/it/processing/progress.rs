@@ -27,7 +27,7 @@ fn is_restart(event: &Event) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn s01_a_reader_that_hangs_or_panics_is_replaced_where_it_stood() {
-    for fault in [Fault::Hang, Fault::Panic] {
+    for fault in [Fault::Hang, Fault::HangBefore, Fault::Panic] {
         let fleet = Fleet::new(1);
         let shelf = Shelf::new(20, 1).fails([Fault::None, Fault::None, fault, Fault::None, fault]);
         let begun = Instant::now();

@@ -19,6 +19,8 @@ use tokio::time::Instant;
 pub(super) enum Fault {
     None,
     Hang,
+    /// Hangs before it would read.
+    HangBefore,
     Panic,
     /// The whole task of the shard panics: the next reader cannot even be opened.
     PanicAtOpen,
@@ -156,11 +158,21 @@ impl Reader {
 }
 
 impl ShardReader for Reader {
+    fn ready(&mut self) -> BoxFuture<'_, ()> {
+        let mut faults = self.shelf.faults.lock().unwrap();
+        let hangs = faults.pop_front_if(|fault| *fault == Fault::HangBefore).is_some();
+        Box::pin(async move {
+            if hangs {
+                std::future::pending().await
+            }
+        })
+    }
+
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
         Box::pin(async move {
             let fault = self.shelf.faults.lock().unwrap().pop_front().unwrap_or(Fault::None);
             match fault {
-                Fault::None | Fault::PanicAtOpen => {}
+                Fault::None | Fault::HangBefore | Fault::PanicAtOpen => {}
                 Fault::Hang => std::future::pending().await,
                 Fault::Panic => panic!("the reader broke"),
                 Fault::Error => {
