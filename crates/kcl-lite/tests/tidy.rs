@@ -160,7 +160,7 @@ fn decisions_are_pure() {
 fn each_sdk_is_named_where_it_is_called() {
     for (sdk, places) in [
         ("aws_sdk_dynamodb", &["lease/dynamo/"][..]),
-        ("aws_sdk_kinesis", &["stream/kinesis.rs", "stream/polling.rs", "dead_letter/kinesis.rs"]),
+        ("aws_sdk_kinesis", &["stream/", "dead_letter/kinesis.rs"]),
         ("aws_smithy_http_client", &["aws.rs"]),
     ] {
         let elsewhere =

@@ -5,7 +5,6 @@
 //! again, and how often, is decided where it is known what the call was for. Never reads the wall
 //! clock for a listing's time: that is the service's own, from the `Date` header of its replies.
 
-use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +26,7 @@ use aws_smithy_types::date_time::Format;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
+use super::one_shard::OneShard;
 use super::polling::PollingReader;
 use super::{Description, ListFrom, Listing, ShardReader, Stream};
 use crate::clock::{self, Clock, TokioClock};
@@ -346,7 +346,8 @@ impl Stream for KinesisStream {
     }
 
     fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
-        Box::new(PollingReader::new(self.clone(), shard.clone(), cursor, self.fork_rng()))
+        let of = OneShard { stream: self.clone(), id: shard.clone() };
+        Box::new(PollingReader::new(of, cursor, self.fork_rng()))
     }
 }
 
@@ -529,11 +530,6 @@ fn chain<'a>(
         next = error.source();
         Some(error)
     })
-}
-
-/// The parents of a shard as the reply about its own parent names them.
-pub(super) fn parents(child: &types::ChildShard) -> BTreeSet<ShardId> {
-    child.parent_shards.iter().map(|id| ShardId::from(id.as_str())).collect()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 pub mod kinesis;
 pub mod memory;
+mod one_shard;
 mod polling;
 
 use std::fmt;

@@ -11,16 +11,15 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_sdk_kinesis::primitives::DateTime;
-use aws_sdk_kinesis::types::{self, ShardIteratorType};
-use bytes::Bytes;
+use aws_sdk_kinesis::types::ShardIteratorType;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::kinesis::{self, KinesisStream};
-use super::{ListFrom, Read, ShardReader, Stream as _};
+use super::one_shard::OneShard;
+use super::{Read, ShardReader};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::position::Cursor;
-use crate::record::{Packing, Record, SequenceNumber, ShardId, Timestamp};
+use crate::record::Record;
 use crate::retry::Retry;
 use crate::shard::ChildShard;
 
@@ -119,8 +118,7 @@ enum Ending {
 /// Reads one shard.
 #[derive(Debug)]
 pub(super) struct PollingReader {
-    stream: KinesisStream,
-    shard: ShardId,
+    of: OneShard,
     /// Where the next record is read from.
     cursor: Cursor,
     iterator: Option<ShardIterator>,
@@ -129,18 +127,13 @@ pub(super) struct PollingReader {
 }
 
 impl PollingReader {
-    pub(super) fn new(
-        stream: KinesisStream,
-        shard: ShardId,
-        cursor: Cursor,
-        rng: fastrand::Rng,
-    ) -> Self {
-        let pace = Pace::new(stream.options.poll_interval, rng);
-        Self { stream, shard, cursor, iterator: None, ending: Ending::Open, pace }
+    pub(super) fn new(of: OneShard, cursor: Cursor, rng: fastrand::Rng) -> Self {
+        let pace = Pace::new(of.stream.options.poll_interval, rng);
+        Self { of, cursor, iterator: None, ending: Ending::Open, pace }
     }
 
     fn now(&self) -> Instant {
-        self.stream.options.clock.now()
+        self.of.stream.options.clock.now()
     }
 
     /// Waits until the pace allows a call.
@@ -148,7 +141,7 @@ impl PollingReader {
         if !matches!(self.ending, Ending::Certain(_))
             && let Some(due) = self.pace.due()
         {
-            self.stream.options.clock.sleep_until(due).await;
+            self.of.stream.options.clock.sleep_until(due).await;
         }
     }
 
@@ -175,17 +168,17 @@ impl PollingReader {
 
     async fn attempt(&mut self) -> Result<Read, ServiceError> {
         if matches!(self.ending, Ending::Suspected) {
-            self.ending = self.look_up_end().await?;
+            self.ending = self.of.look_up_end().await?.map_or(Ending::Open, Ending::Closed);
             if matches!(self.ending, Ending::Open) {
                 let what = "a reply of GetRecords had no iterator, but the shard is not closed";
-                return Err(self.malformed(ServiceErrorKind::Unavailable, what));
+                return Err(self.of.malformed(ServiceErrorKind::Unavailable, what));
             }
         }
         let is_cached = self.iterator.is_some();
         match self.read().await {
             Err(error) if error.kind == ServiceErrorKind::Missing => {
                 // The service may have forgotten the shard, with everything in it.
-                let Some(children) = self.look_up_forgotten().await else { return Err(error) };
+                let Some(children) = self.of.look_up_forgotten().await else { return Err(error) };
                 self.ending = Ending::Certain(children.clone());
                 Ok(Read::End { children })
             }
@@ -203,10 +196,10 @@ impl PollingReader {
             None => self.iterator.insert(self.get_iterator().await?).clone(),
         };
         let sent = self.now();
-        let call = self.stream.reads.get_records().set_stream_arn(self.stream.arn());
+        let call = self.of.stream.reads.get_records().set_stream_arn(self.of.stream.arn());
         let result = match call.shard_iterator(iterator.token).send().await {
             Ok(reply) => self.accept(reply, sent),
-            Err(error) => Err(self.stream.failure("GetRecords", &self.object(), error)),
+            Err(error) => Err(self.of.stream.failure("GetRecords", &self.of.object(), error)),
         };
         if let Err(error) = &result
             && matches!(error.kind, ServiceErrorKind::Expired | ServiceErrorKind::Invalid)
@@ -217,9 +210,8 @@ impl PollingReader {
     }
 
     fn accept(&mut self, reply: GetRecordsOutput, sent: Instant) -> Result<Read, ServiceError> {
-        let records = reply.records.into_iter().map(|record| self.record(record));
-        let records = records.collect::<Result<Vec<_>, _>>()?;
-        let children = self.children(&reply.child_shards.unwrap_or_default());
+        let records = self.of.records(reply.records)?;
+        let children = self.of.children(&reply.child_shards.unwrap_or_default());
         let is_at_tip = reply.millis_behind_latest == Some(0);
 
         if let Some(last) = records.last() {
@@ -255,7 +247,7 @@ impl PollingReader {
 
     async fn get_iterator(&self) -> Result<ShardIterator, ServiceError> {
         let since = self.now();
-        let call = self.stream.calls.get_shard_iterator();
+        let call = self.of.stream.calls.get_shard_iterator();
         let call = match &self.cursor {
             Cursor::Horizon => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
             Cursor::Timestamp(time) => call
@@ -268,78 +260,15 @@ impl PollingReader {
                 .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
                 .starting_sequence_number(number.as_str()),
         };
-        let call = call.set_stream_name(self.stream.name()).set_stream_arn(self.stream.arn());
-        let reply = call.shard_id(self.shard.as_str()).send().await;
-        let reply = reply
-            .map_err(|error| self.stream.failure("GetShardIterator", &self.object(), error))?;
+        let call = call.set_stream_name(self.of.stream.name()).set_stream_arn(self.of.stream.arn());
+        let reply = call.shard_id(self.of.id.as_str()).send().await;
+        let reply = reply.map_err(|error| {
+            self.of.stream.failure("GetShardIterator", &self.of.object(), error)
+        })?;
         let token = reply.shard_iterator.ok_or_else(|| {
-            self.malformed(ServiceErrorKind::Unavailable, "GetShardIterator gave no iterator")
+            self.of.malformed(ServiceErrorKind::Unavailable, "GetShardIterator gave no iterator")
         })?;
         Ok(ShardIterator { token, since })
-    }
-
-    /// Asks a complete listing whether the shard is closed, and for its children.
-    async fn look_up_end(&self) -> Result<Ending, ServiceError> {
-        let shards = self.stream.list(ListFrom::All).await?.shards;
-        let is_closed = shards.iter().any(|shard| shard.id == self.shard && !shard.is_open);
-        if !is_closed {
-            return Ok(Ending::Open);
-        }
-        Ok(Ending::Closed(ChildShard::of(&self.shard, shards)))
-    }
-
-    /// The children of this shard, if a complete listing shows the stream and no longer this shard.
-    ///
-    /// Only when a listed shard names it as a parent, or all listed shards are younger: a listing that
-    /// is behind may lack a shard that has just been made.
-    async fn look_up_forgotten(&self) -> Option<Vec<ChildShard>> {
-        let shards = self.stream.list(ListFrom::All).await.ok()?.shards;
-        if shards.iter().any(|shard| shard.id == self.shard) {
-            return None;
-        }
-        let is_older = shards.iter().all(|shard| shard.id > self.shard);
-        let children = ChildShard::of(&self.shard, shards);
-        (is_older || !children.is_empty()).then_some(children)
-    }
-
-    fn record(&self, record: types::Record) -> Result<Record, ServiceError> {
-        let sequence_number = SequenceNumber::from_string(record.sequence_number)
-            .map_err(|error| self.malformed(ServiceErrorKind::Invalid, &error.to_string()))?;
-        let arrived = record.approximate_arrival_timestamp;
-        Ok(Record {
-            sequence_number,
-            sub_sequence_number: 0,
-            partition_key: record.partition_key.unwrap_or_default(),
-            data: Bytes::from(record.data.into_inner()),
-            arrived: Timestamp::from_millis(
-                arrived.and_then(|time| time.to_millis().ok()).unwrap_or(0),
-            ),
-            packing: Packing::Plain,
-        })
-    }
-
-    /// The children of a reply; none when one of them does not name this shard as its parent,
-    /// for then the other parent may be missing too, and a listing has to tell.
-    fn children(&self, children: &[types::ChildShard]) -> Vec<ChildShard> {
-        let children = children.iter().map(|child| ChildShard {
-            id: ShardId::from(child.shard_id.as_str()),
-            parents: kinesis::parents(child),
-            hash_range: child.hash_key_range.as_ref().and_then(kinesis::hash_range),
-        });
-        let children: Vec<_> = children.collect();
-        if children.iter().all(|child| child.parents.contains(&self.shard)) {
-            children
-        } else {
-            Vec::new()
-        }
-    }
-
-    fn object(&self) -> String {
-        format!(", shard `{}`", self.shard)
-    }
-
-    fn malformed(&self, kind: ServiceErrorKind, what: &str) -> ServiceError {
-        ServiceError::new(kind, format!("shard `{}`: {what}", self.shard))
     }
 }
 

@@ -1,0 +1,94 @@
+//! What both ways of reading have in common: one shard of a stream of the service.
+//!
+//! Puts the service's records and children into our words, and asks listings whether the shard has
+//! ended. Never takes an error for an end: what is not listed as closed, or as gone, is open.
+
+use bytes::Bytes;
+
+use aws_sdk_kinesis::types;
+
+use super::kinesis::{self, KinesisStream};
+use super::{ListFrom, Stream as _};
+use crate::error::{ServiceError, ServiceErrorKind};
+use crate::record::{Packing, Record, SequenceNumber, ShardId, Timestamp};
+use crate::shard::ChildShard;
+
+/// A shard, and the stream that it belongs to.
+#[derive(Debug, Clone)]
+pub(super) struct OneShard {
+    pub(super) stream: KinesisStream,
+    pub(super) id: ShardId,
+}
+
+impl OneShard {
+    /// Asks a complete listing whether the shard is closed: its children then.
+    pub(super) async fn look_up_end(&self) -> Result<Option<Vec<ChildShard>>, ServiceError> {
+        let shards = self.stream.list(ListFrom::All).await?.shards;
+        let is_closed = shards.iter().any(|shard| shard.id == self.id && !shard.is_open);
+        Ok(is_closed.then(|| ChildShard::of(&self.id, shards)))
+    }
+
+    /// The children of this shard, if a complete listing shows the stream and no longer this shard.
+    ///
+    /// Only when a listed shard names it as a parent, or all listed shards are younger: a listing that
+    /// is behind may lack a shard that has just been made.
+    pub(super) async fn look_up_forgotten(&self) -> Option<Vec<ChildShard>> {
+        let shards = self.stream.list(ListFrom::All).await.ok()?.shards;
+        if shards.iter().any(|shard| shard.id == self.id) {
+            return None;
+        }
+        let is_older = shards.iter().all(|shard| shard.id > self.id);
+        let children = ChildShard::of(&self.id, shards);
+        (is_older || !children.is_empty()).then_some(children)
+    }
+
+    /// The records of a reply.
+    pub(super) fn records(&self, records: Vec<types::Record>) -> Result<Vec<Record>, ServiceError> {
+        records.into_iter().map(|record| self.record(record)).collect()
+    }
+
+    fn record(&self, record: types::Record) -> Result<Record, ServiceError> {
+        let arrived = record.approximate_arrival_timestamp;
+        Ok(Record {
+            sequence_number: self.number(record.sequence_number)?,
+            sub_sequence_number: 0,
+            partition_key: record.partition_key.unwrap_or_default(),
+            data: Bytes::from(record.data.into_inner()),
+            arrived: Timestamp::from_millis(
+                arrived.and_then(|time| time.to_millis().ok()).unwrap_or(0),
+            ),
+            packing: Packing::Plain,
+        })
+    }
+
+    /// A sequence number of a reply.
+    pub(super) fn number(&self, digits: String) -> Result<SequenceNumber, ServiceError> {
+        SequenceNumber::from_string(digits)
+            .map_err(|error| self.malformed(ServiceErrorKind::Invalid, &error.to_string()))
+    }
+
+    /// The children of a reply; none when one of them does not name this shard as its parent,
+    /// for then the other parent may be missing too, and a listing has to tell.
+    pub(super) fn children(&self, children: &[types::ChildShard]) -> Vec<ChildShard> {
+        let children = children.iter().map(|child| ChildShard {
+            id: ShardId::from(child.shard_id.as_str()),
+            parents: child.parent_shards.iter().map(|id| ShardId::from(id.as_str())).collect(),
+            hash_range: child.hash_key_range.as_ref().and_then(kinesis::hash_range),
+        });
+        let children: Vec<_> = children.collect();
+        if children.iter().all(|child| child.parents.contains(&self.id)) {
+            children
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// The shard, as messages of [`KinesisStream::failure`] name it.
+    pub(super) fn object(&self) -> String {
+        format!(", shard `{}`", self.id)
+    }
+
+    pub(super) fn malformed(&self, kind: ServiceErrorKind, what: &str) -> ServiceError {
+        ServiceError::new(kind, format!("shard `{}`: {what}", self.id))
+    }
+}
