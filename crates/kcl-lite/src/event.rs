@@ -168,6 +168,27 @@ pub enum Event {
         /// The oldest record that is left; `None` when none is.
         to: Option<Position>,
     },
+    /// Records of aggregates belong to other shards. At most one such event a minute and shard.
+    ForeignRecords {
+        /// The shard they were read from.
+        shard: LeaseKey,
+        /// How many since the last such event.
+        records: u64,
+        /// Whether they were dropped, as the settings say, or delivered.
+        dropped: bool,
+    },
+    /// Kinesis records say that they are aggregates, and cannot be unpacked; they are delivered as
+    /// they were read. At most one such event a minute and shard.
+    CorruptAggregate {
+        /// The shard.
+        shard: LeaseKey,
+        /// The newest of them.
+        position: Position,
+        /// What is wrong with it.
+        error: String,
+        /// How many since the last such event.
+        records: u64,
+    },
     /// Reading a shard failed; it is tried again.
     ReadFailed {
         /// The shard.
@@ -253,6 +274,7 @@ impl Event {
             | Self::DeadLetterFailed { .. }
             | Self::ReaderRestarted { .. }
             | Self::ShardGivenBack { .. }
+            | Self::CorruptAggregate { .. }
             | Self::GapDetected { .. } => tracing::Level::WARN,
             Self::ReadFailed { passing, .. } | Self::CoordinationFailed { passing, .. } => {
                 if *passing {
@@ -269,6 +291,7 @@ impl Event {
             | Self::LeaseTaken { .. }
             | Self::HandoffAsked { .. }
             | Self::LeaseLost { .. }
+            | Self::ForeignRecords { .. }
             | Self::LeaseReleased { .. }
             | Self::ShardStarted { .. }
             | Self::ShardEnded { .. }
@@ -331,21 +354,33 @@ impl fmt::Display for Event {
                 write!(f, "restarted the reader of {shard}: {cause}")
             }
             Self::ShardGivenBack { shard, reason } => write!(f, "gave {shard} back: {reason}"),
-            Self::GapDetected { shard, from, to } => match to {
-                Some(to) => write!(
-                    f,
-                    "records of {shard} aged out before they were read: between {from} and {to}"
-                ),
-                None => write!(
-                    f,
-                    "records of {shard} aged out before they were read: everything after {from}"
-                ),
-            },
+            Self::GapDetected { shard, from, to } => aged_out(f, shard, from, to.as_ref()),
+            Self::ForeignRecords { shard, records, dropped } => {
+                let what = if *dropped { "dropped" } else { "delivered" };
+                write!(f, "{what} {records} records in aggregates of {shard} of other shards")
+            }
+            Self::CorruptAggregate { shard, position, error, records } => write!(
+                f,
+                "delivered {records} aggregates of {shard} as they are, last {position}: {error}"
+            ),
             Self::ReadFailed { shard, error, .. } => write!(f, "reading {shard} failed: {error}"),
             Self::CoordinationFailed { operation, error, .. } => {
                 write!(f, "{operation} failed: {error}")
             }
             Self::Stopped => f.write_str("stopped"),
         }
+    }
+}
+
+fn aged_out(
+    f: &mut fmt::Formatter<'_>,
+    shard: &LeaseKey,
+    from: &Checkpoint,
+    to: Option<&Position>,
+) -> fmt::Result {
+    write!(f, "records of {shard} aged out before they were read: ")?;
+    match to {
+        Some(to) => write!(f, "between {from} and {to}"),
+        None => write!(f, "everything after {from}"),
     }
 }

@@ -37,8 +37,8 @@ pub use record::{
     WorkerId,
 };
 pub use settings::{
-    Balance, Billing, CheckpointPolicy, ControlPlane, CreateTable, FailurePolicy, GapPolicy,
-    Settings, StreamRecreated, TableOptions,
+    Balance, Billing, CheckpointPolicy, ControlPlane, CreateTable, FailurePolicy, ForeignPolicy,
+    GapPolicy, Settings, StreamRecreated, TableOptions,
 };
 pub use shard::{ChildShard, HashRange, Shard};
 pub use worker::{

@@ -45,6 +45,9 @@ pub struct Settings {
     /// What happens when records aged out of the stream before they were read. Default
     /// [`GapPolicy::Resume`].
     pub on_gap: GapPolicy,
+    /// What happens to records of an aggregate whose hash key belongs to another shard. Default
+    /// [`ForeignPolicy::Deliver`].
+    pub on_foreign: ForeignPolicy,
     /// How many delivered records of one shard may wait for deferred acknowledgements before reading
     /// stops. Default 100,000, at least 1.
     pub max_unacknowledged: usize,
@@ -75,6 +78,7 @@ impl Default for Settings {
             slow_after: Duration::from_secs(30),
             callback_deadline: Duration::from_secs(10 * 60),
             on_gap: GapPolicy::Resume,
+            on_foreign: ForeignPolicy::Deliver,
             max_unacknowledged: 100_000,
             audit_interval: Duration::from_secs(60),
             stream_recreated: StreamRecreated::Refuse,
@@ -153,6 +157,24 @@ pub enum GapPolicy {
     Resume,
     /// Deliver nothing, and stop the worker with an error of kind `Gap`.
     Stop,
+}
+
+/// What happens to records of an aggregate whose hash key belongs to another shard than the one that
+/// they were read from. They are counted in any case
+/// ([`Status::foreign_records`](crate::Status::foreign_records)), and an event from time to time
+/// ([`Event::ForeignRecords`](crate::Event::ForeignRecords)).
+///
+/// A producer that did not yet know of a reshard makes such records, and the KPL then sends each of
+/// them again; a producer that does not group records by shard makes them all the time, and sends
+/// nothing again. From here the two look the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ForeignPolicy {
+    /// Deliver them: some come twice after a reshard, none is lost.
+    #[default]
+    Deliver,
+    /// Drop them, and only them: right if every producer is the KPL. (The Java KCL drops the whole
+    /// aggregate, with records that nobody sends again.)
+    Drop,
 }
 
 /// The lease table: whether it may be made, and what it is like then.

@@ -14,7 +14,7 @@ use super::coordinator::{Command, Coordinator};
 use super::handle::{self, WorkerHandle};
 use super::lease_keeper::KeeperContext;
 use super::service_clock::ServiceClock;
-use super::shard_task::ShardTaskContext;
+use super::shard_task::{PackingFaults, ShardTaskContext};
 use super::start::GivenStream;
 use super::state::State;
 use super::{Report, Status, start};
@@ -398,6 +398,7 @@ impl Worker {
                 factory,
                 dead_letter: self.dead_letter,
                 paused: is_paused,
+                packing_faults: PackingFaults::default(),
                 service_clock: ServiceClock::new(Arc::clone(&keeper_context.clock)),
             },
             keeper_context,

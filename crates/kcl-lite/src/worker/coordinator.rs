@@ -348,7 +348,12 @@ impl Coordinator {
         // A lease at its end has no reader; dropping the line lets the keeper release it.
         match lease.cursor() {
             Some(cursor) => {
-                let start = ShardStart { shard, cursor, known: Known::of(lease, stream.horizon()) };
+                let start = ShardStart {
+                    shard,
+                    cursor,
+                    known: Known::of(lease, stream.horizon()),
+                    hash_range: lease.hash_range,
+                };
                 let task = ShardTask::new(
                     ShardTaskContext {
                         stream: stream.stream,
@@ -449,7 +454,14 @@ impl Coordinator {
             shard.trouble.clone().map(|trouble| (key.clone(), trouble))
         });
         health.shards.extend(troubles);
-        let status = Status { leases: self.state.unfinished(), shards, health };
+        let faults = &self.shard_context.packing_faults;
+        let status = Status {
+            leases: self.state.unfinished(),
+            shards,
+            health,
+            foreign_records: faults.foreign(),
+            corrupt_aggregates: faults.corrupt(),
+        };
         self.status.send_replace(status);
     }
 }

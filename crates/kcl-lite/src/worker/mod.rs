@@ -49,6 +49,12 @@ pub struct Status {
     pub shards: BTreeMap<LeaseKey, ShardStatus>,
     /// What is wrong.
     pub health: Health,
+    /// Records of aggregates since the start whose hash key belongs to another shard than the one
+    /// they were read from: [`Settings::on_foreign`](crate::Settings::on_foreign).
+    pub foreign_records: u64,
+    /// Kinesis records since the start that say they are aggregates and cannot be unpacked. Each was
+    /// delivered as it was read: [`Packing::Corrupt`](crate::Packing::Corrupt).
+    pub corrupt_aggregates: u64,
 }
 
 /// What a worker sees going wrong: in its own shards, and in those that nobody reads.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::{FutureExt as _, future};
 use tokio::sync::mpsc;
 
+use super::unpack::Unpacker;
 use super::{ShardTaskContext, drop_done, panic_message};
 use crate::clock::{self, within};
 use crate::error::{ServiceError, ServiceErrorKind};
@@ -39,6 +40,7 @@ pub(super) struct Fetch {
     pub(super) context: ShardTaskContext,
     pub(super) key: LeaseKey,
     pub(super) progress: Arc<Mutex<Progress>>,
+    pub(super) unpacker: Unpacker,
     /// Where the first reader starts.
     pub(super) start: Cursor,
     /// The last record that was handed over.
@@ -119,6 +121,7 @@ impl Fetch {
                 }
                 self.replied(is_at_tip, Some(millis_behind_latest));
                 let is_tip = is_at_tip && records.is_empty();
+                let mut records = self.unpacker.unpack(records, &self.context);
                 if let Some(last) = &self.last {
                     drop_done(&mut records, last);
                 }

@@ -17,7 +17,8 @@
 //! ```
 //!
 //! Its parts: [`pass`] is one pass; [`fetch`] reads ahead; [`deliver`] gets one batch done, whatever
-//! that takes, with [`suspects`] knowing what failed; [`gap`] knows what aged out.
+//! that takes, with [`suspects`] knowing what failed; [`gap`] knows what aged out; [`unpack`] takes
+//! aggregates apart.
 
 mod callback;
 mod deliver;
@@ -25,6 +26,7 @@ mod fetch;
 mod gap;
 mod pass;
 mod suspects;
+mod unpack;
 
 use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,11 +49,13 @@ use crate::processor::{ErasedProcessor, Factory, ShardContext};
 use crate::record::Record;
 use crate::retry::Retry;
 use crate::settings::Settings;
-use crate::shard::ChildShard;
+use crate::shard::{ChildShard, HashRange};
 use crate::stream::Stream;
 
 pub(crate) use gap::Known;
 use suspects::Suspects;
+pub(crate) use unpack::PackingFaults;
+use unpack::Unpacker;
 
 /// How long a drain waits for deferred acknowledgements. Shorter than the time that a worker which
 /// asked for the shard waits, so that it gets what is acknowledged.
@@ -86,6 +90,7 @@ pub(crate) struct ShardTaskContext {
     pub(crate) service_clock: ServiceClock,
     /// Whether nothing may be delivered.
     pub(crate) paused: watch::Receiver<bool>,
+    pub(crate) packing_faults: PackingFaults,
 }
 
 /// Where a tenure starts.
@@ -95,6 +100,8 @@ pub(crate) struct ShardStart {
     /// Where a reader starts when nothing is acknowledged yet.
     pub(crate) cursor: Cursor,
     pub(crate) known: Known,
+    /// What the shard serves, if its row says so.
+    pub(crate) hash_range: Option<HashRange>,
 }
 
 /// The task of one shard.
@@ -103,6 +110,7 @@ pub(crate) struct ShardTask {
     shard: ShardContext,
     cursor: Cursor,
     known: Known,
+    unpacker: Unpacker,
     gap: GapCheck,
     keeper: KeeperLink,
     drain: CancellationToken,
@@ -158,8 +166,10 @@ impl ShardTask {
         progress: Arc<Mutex<Progress>>,
         rng: fastrand::Rng,
     ) -> Self {
+        let (key, checkpoint) = (start.shard.lease_key.clone(), &start.known.checkpoint);
         Self {
             context,
+            unpacker: Unpacker::new(key, start.hash_range, checkpoint),
             shard: start.shard,
             cursor: start.cursor,
             known: start.known,

@@ -54,6 +54,7 @@ impl ShardTask {
             context: self.context.clone(),
             key: self.shard.lease_key.clone(),
             progress: Arc::clone(&self.progress),
+            unpacker: self.unpacker.clone(),
             start: self.start_cursor(),
             last: None,
         };
