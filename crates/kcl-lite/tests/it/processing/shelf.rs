@@ -1,17 +1,19 @@
 //! A stream of one shard whose records, age and faults a test decides.
 //!
-//! Yields what no in-memory stream does: parts of aggregates, readers that hang, panic or fail, and
-//! records that have aged out.
+//! Yields what no in-memory stream does: readers that hang, panic or fail, and records that have aged
+//! out.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use kcl_lite::stream::{Description, ListFrom, Listing, Read, ShardReader, Stream};
 use kcl_lite::{
     Cursor, HashRange, Packing, Record, ServiceError, ServiceErrorKind, Shard, ShardId, Timestamp,
 };
+use kpl_format::Packer;
 use tokio::time::Instant;
 
 /// What a reader does in place of its next answer.
@@ -42,23 +44,19 @@ pub(super) struct Shelf {
 const EPOCH: i64 = 1_000_000_000;
 
 impl Shelf {
-    /// `count` Kinesis records of `parts` user records each. The payload is `number` or `number:part`.
+    /// `count` Kinesis records; with more than one part each, aggregates. The payload of a user
+    /// record is `number` or `number:part`.
     pub(super) fn new(count: u64, parts: u64) -> Self {
-        let records = (1..=count).flat_map(|number| {
-            (0..parts).map(move |part| Record {
-                sequence_number: number.to_string().parse().unwrap(),
-                sub_sequence_number: part,
-                partition_key: "key".to_owned(),
-                data: match parts {
-                    1 => number.to_string().into(),
-                    _ => format!("{number}:{part}").into(),
-                },
-                arrived: Timestamp::from_millis(EPOCH - 1_000_000 + i64::try_from(number).unwrap()),
-                packing: match parts {
-                    1 => Packing::Plain,
-                    _ => Packing::Part { explicit_hash_key: None, foreign: false },
-                },
-            })
+        let records = (1..=count).map(|number| Record {
+            sequence_number: number.to_string().parse().unwrap(),
+            sub_sequence_number: 0,
+            partition_key: "key".to_owned(),
+            data: match parts {
+                1 => number.to_string().into(),
+                _ => aggregate(number, parts),
+            },
+            arrived: Timestamp::from_millis(EPOCH - 1_000_000 + i64::try_from(number).unwrap()),
+            packing: Packing::Plain,
         });
         Self {
             records: Arc::new(Mutex::new(records.collect())),
@@ -96,6 +94,14 @@ impl Shelf {
     fn shard() -> ShardId {
         super::shard()
     }
+}
+
+fn aggregate(number: u64, parts: u64) -> Bytes {
+    let mut packer = Packer::new(usize::MAX);
+    for part in 0..parts {
+        assert!(packer.push("key", None, format!("{number}:{part}").as_bytes()));
+    }
+    packer.finish().unwrap()
 }
 
 impl Stream for Shelf {

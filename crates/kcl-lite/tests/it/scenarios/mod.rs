@@ -2,6 +2,7 @@
 //!
 //! `tests/README.md` in the root of the workspace maps every problem to its test and its guard.
 
+mod aggregates;
 mod cost;
 mod loss;
 mod repeats;
