@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::position::{Checkpoint, Position};
 use crate::record::{LeaseKey, ShardId, WorkerId};
+use crate::stream::Fetching;
 
 /// Something that happened to a worker. Past tense; a healthy hour has few of them.
 #[derive(Debug, Clone, PartialEq)]
@@ -198,6 +199,20 @@ pub enum Event {
         /// Whether it may pass without anyone changing anything.
         passing: bool,
     },
+    /// The records of a shard are fetched in another way from now on.
+    RetrievalChanged {
+        /// The shard.
+        shard: LeaseKey,
+        /// How they are fetched now.
+        to: Fetching,
+        /// Why.
+        reason: String,
+    },
+    /// A consumer for enhanced fan-out was registered, at the start or because it had been deleted.
+    ConsumerRegistered {
+        /// Its ARN.
+        consumer: String,
+    },
     /// A call of the control plane failed; it is tried again.
     CoordinationFailed {
         /// What was being done.
@@ -296,6 +311,8 @@ impl Event {
             | Self::ShardStarted { .. }
             | Self::ShardEnded { .. }
             | Self::StandingBy { .. }
+            | Self::RetrievalChanged { .. }
+            | Self::ConsumerRegistered { .. }
             | Self::Stopped => tracing::Level::INFO,
         }
     }
@@ -364,6 +381,12 @@ impl fmt::Display for Event {
                 "delivered {records} aggregates of {shard} as they are, last {position}: {error}"
             ),
             Self::ReadFailed { shard, error, .. } => write!(f, "reading {shard} failed: {error}"),
+            Self::RetrievalChanged { shard, to, reason } => {
+                write!(f, "reading {shard} by {to} from now on: {reason}")
+            }
+            Self::ConsumerRegistered { consumer } => {
+                write!(f, "registered the stream consumer {consumer}")
+            }
             Self::CoordinationFailed { operation, error, .. } => {
                 write!(f, "{operation} failed: {error}")
             }

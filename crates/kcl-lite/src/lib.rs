@@ -38,7 +38,7 @@ pub use record::{
 };
 pub use settings::{
     Balance, Billing, CheckpointPolicy, ControlPlane, CreateTable, FailurePolicy, ForeignPolicy,
-    GapPolicy, Settings, StreamRecreated, TableOptions,
+    GapPolicy, Retrieval, Settings, StreamConsumer, StreamRecreated, TableOptions,
 };
 pub use shard::{ChildShard, HashRange, Shard};
 pub use worker::{

@@ -31,6 +31,8 @@ pub struct Settings {
     /// Time between reads of a shard at its tip. Default 1 s, from 200 ms (the service allows five
     /// reads per second and shard, shared by all applications) to 1 min.
     pub poll_interval: Duration,
+    /// How records are fetched. Default [`Retrieval::Polling`].
+    pub retrieval: Retrieval,
     /// When checkpoints are written. Default [`CheckpointPolicy::OnRenewal`].
     pub checkpoints: CheckpointPolicy,
     /// What happens when a processor keeps failing. Default [`FailurePolicy::Retry`].
@@ -73,6 +75,7 @@ impl Default for Settings {
             balance: Balance::Count,
             max_leases: usize::MAX,
             poll_interval: Duration::from_secs(1),
+            retrieval: Retrieval::Polling,
             checkpoints: CheckpointPolicy::OnRenewal,
             failures: FailurePolicy::Retry,
             slow_after: Duration::from_secs(30),
@@ -87,6 +90,117 @@ impl Default for Settings {
             seed: None,
         }
     }
+}
+
+/// How the records of Kinesis streams are fetched.
+///
+/// Enhanced fan-out gives an application 2 MB per second and shard of its own, some 70 ms after a record
+/// was put, and costs by the consumer, shard and hour and by the byte. Its actions, beside those of
+/// polling:
+///
+/// | action | when |
+/// |---|---|
+/// | `DescribeStreamConsumer`, `RegisterStreamConsumer` | unless the consumer's ARN is given |
+/// | `SubscribeToShard`, on the consumer | always |
+///
+/// # Example: fan-out
+/// ```
+/// use kcl_lite::{Retrieval, Settings};
+/// let settings = Settings { retrieval: Retrieval::fan_out(), ..Default::default() };
+/// assert!(settings.validate().is_ok());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Retrieval {
+    /// `GetRecords`, about once a second at the tip. All applications that poll a shard share five calls
+    /// and 2 MB per second.
+    #[default]
+    Polling,
+    /// `SubscribeToShard`.
+    FanOut {
+        /// Who subscribes.
+        consumer: StreamConsumer,
+    },
+    /// Polling while that is enough; fan-out for a shard that stays behind the tip although its
+    /// processor is fast enough, or that is throttled because others read it too. Each change is an
+    /// [`Event::RetrievalChanged`](crate::Event::RetrievalChanged) that says why. The consumer is
+    /// registered when it is first needed.
+    Auto {
+        /// Who subscribes.
+        consumer: StreamConsumer,
+    },
+}
+
+impl Retrieval {
+    /// Fan-out by the consumer that is called after the application.
+    #[must_use]
+    pub fn fan_out() -> Self {
+        Self::FanOut { consumer: StreamConsumer::Application }
+    }
+
+    /// Polling, and fan-out by the consumer that is called after the application.
+    #[must_use]
+    pub fn auto() -> Self {
+        Self::Auto { consumer: StreamConsumer::Application }
+    }
+
+    /// Who subscribes, if anybody does.
+    #[must_use]
+    pub fn consumer(&self) -> Option<&StreamConsumer> {
+        match self {
+            Self::Polling => None,
+            Self::FanOut { consumer } | Self::Auto { consumer } => Some(consumer),
+        }
+    }
+
+    /// The same, with the consumer of the application named.
+    pub(crate) fn of_application(&self, application: &str) -> Self {
+        let mut named = self.clone();
+        if let Self::FanOut { consumer } | Self::Auto { consumer } = &mut named
+            && *consumer == StreamConsumer::Application
+        {
+            *consumer = StreamConsumer::Named(application.to_owned());
+        }
+        named
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        let fault = match self.consumer() {
+            Some(StreamConsumer::Named(name)) if !is_consumer_name(name) => {
+                let what = "but must have 1 to 128 letters, digits, `_`, `.` and `-`";
+                format!("the consumer of `retrieval` is called `{name}`, {what}")
+            }
+            Some(StreamConsumer::Arn(arn)) if !is_consumer_arn(arn) => {
+                let what = "which is not the ARN of a stream consumer";
+                format!("the consumer of `retrieval` is `{arn}`, {what}")
+            }
+            Some(_) | None => return Ok(()),
+        };
+        Err(Error::new(ErrorKind::Config, fault))
+    }
+}
+
+/// A registered consumer of enhanced fan-out. All workers of an application share one, and no two
+/// applications may: of two subscriptions of a consumer to a shard, the later ends the earlier. It is
+/// never deregistered, so that it costs until you do that.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum StreamConsumer {
+    /// The one called after the application; registered if it is missing.
+    #[default]
+    Application,
+    /// The one of this name; registered if it is missing.
+    Named(String),
+    /// The one with this ARN, of the only stream. It must exist.
+    Arn(String),
+}
+
+fn is_consumer_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    (1..=128).contains(&name.len()) && name.chars().all(allowed)
+}
+
+fn is_consumer_arn(arn: &str) -> bool {
+    arn.starts_with("arn:") && arn.contains(":stream/") && arn.contains("/consumer/")
 }
 
 /// When the newest acknowledged position is written to the lease.
@@ -352,6 +466,7 @@ impl Settings {
         if self.max_leases == 0 || self.max_unacknowledged == 0 {
             return config("`max_leases` and `max_unacknowledged` must be at least 1");
         }
+        self.retrieval.validate()?;
         self.table.validate()
     }
 }
@@ -366,6 +481,25 @@ mod tests {
         let error = settings.validate().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert_eq!(error.to_string(), "`lease_duration` is 10ms, but must be from 1s to 300s");
+    }
+
+    #[test]
+    fn a_consumer_that_cannot_be_is_refused_before_anything_is_sent() {
+        for consumer in [
+            StreamConsumer::Named(String::new()),
+            StreamConsumer::Named("a b".to_owned()),
+            StreamConsumer::Named("n".repeat(129)),
+            StreamConsumer::Arn("orders".to_owned()),
+            StreamConsumer::Arn("arn:aws:kinesis:x:0:stream/orders".to_owned()),
+        ] {
+            let retrieval = Retrieval::Auto { consumer: consumer.clone() };
+            let error = Settings { retrieval, ..Default::default() }.validate();
+            let error = error.expect_err(&format!("{consumer:?}"));
+            assert!(error.to_string().contains("`retrieval`"), "{error}");
+        }
+        let arn = "arn:aws:kinesis:x:0:stream/orders/consumer/billing:1".to_owned();
+        let retrieval = Retrieval::FanOut { consumer: StreamConsumer::Arn(arn) };
+        Settings { retrieval, ..Default::default() }.validate().unwrap();
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The stream of the service: listing its shards, and opening readers.
 //!
-//! Owns the Kinesis clients and what an error code means to us. Only this file and
-//! `polling` name the Kinesis SDK. The SDK never retries here: what is tried
+//! Owns the Kinesis clients and what an error code means to us. Only this folder names the Kinesis
+//! SDK. The SDK never retries here: what is tried
 //! again, and how often, is decided where it is known what the call was for. Never reads the wall
 //! clock for a listing's time: that is the service's own, from the `Date` header of its replies.
 
@@ -14,27 +14,33 @@ use aws_config::SdkConfig;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::retry::RetryConfig;
-use aws_sdk_kinesis::config::timeout::TimeoutConfig;
+use aws_sdk_kinesis::config::timeout::{self, TimeoutConfig};
 use aws_sdk_kinesis::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
 use aws_sdk_kinesis::primitives::DateTime;
+use aws_sdk_kinesis::types::error::SubscribeToShardEventStreamError;
 use aws_sdk_kinesis::types::{self, ShardFilter, ShardFilterType, StreamStatus};
 use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextRef;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::date_time::Format;
+use aws_smithy_types::event_stream::RawMessage;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
+use super::auto::AutoReader;
+use super::fan_out::FanOutReader;
+use super::fan_out::registration::Registration;
 use super::one_shard::OneShard;
 use super::polling::PollingReader;
-use super::{Description, ListFrom, Listing, ShardReader, Stream};
+use super::{Description, ListFrom, Listing, Notice, ShardReader, Stream};
 use crate::clock::{self, Clock, TokioClock};
 use crate::error::{BoxError, ServiceError, ServiceErrorKind};
 use crate::lease::StreamIdentity;
 use crate::position::{Cursor, InitialPosition};
 use crate::record::{ShardId, Timestamp};
 use crate::retry::Retry;
+use crate::settings::Retrieval;
 use crate::shard::{HashRange, Shard};
 
 /// Longer than any healthy reply of the control plane.
@@ -69,11 +75,18 @@ pub struct KinesisOptions {
     pub clock: Arc<dyn Clock>,
     /// Seed of all jitter; workers should differ.
     pub seed: u64,
+    /// How records are fetched. A consumer called after the application has to be named here.
+    pub retrieval: Retrieval,
 }
 
 impl Default for KinesisOptions {
     fn default() -> Self {
-        Self { poll_interval: Duration::from_secs(1), clock: Arc::new(TokioClock), seed: 0 }
+        Self {
+            poll_interval: Duration::from_secs(1),
+            clock: Arc::new(TokioClock),
+            seed: 0,
+            retrieval: Retrieval::Polling,
+        }
     }
 }
 
@@ -82,6 +95,7 @@ impl Default for KinesisOptions {
 pub struct KinesisStream {
     pub(super) calls: Client,
     pub(super) reads: Client,
+    pub(super) subscriptions: Client,
     name_or_arn: Arc<str>,
     pub(super) options: KinesisOptions,
     shared: Arc<Shared>,
@@ -91,6 +105,7 @@ struct Shared {
     rng: Mutex<fastrand::Rng>,
     /// When the stream was first asked for, as long as it has not answered.
     waiting_since: Mutex<Option<Instant>>,
+    registration: Option<Registration>,
 }
 
 impl KinesisStream {
@@ -104,25 +119,36 @@ impl KinesisStream {
         name_or_arn: impl Into<String>,
         options: KinesisOptions,
     ) -> Self {
-        let client = |limit| {
-            let timeouts = config.timeout_config().map_or_else(
-                TimeoutConfig::builder, //
-                TimeoutConfig::to_builder,
-            );
+        let timeouts = config.timeout_config();
+        let client = |timeouts: timeout::TimeoutConfigBuilder| {
             let config = aws_sdk_kinesis::config::Builder::from(config)
                 // One attempt also keeps this stream out of the retry budget that all clients of
                 // a process share.
                 .retry_config(RetryConfig::disabled())
-                .timeout_config(timeouts.operation_attempt_timeout(limit).build());
+                .timeout_config(timeouts.build());
             Client::from_conf(config.build())
         };
+        let limited = |limit| {
+            let timeouts = timeouts.map_or_else(TimeoutConfig::builder, TimeoutConfig::to_builder);
+            client(timeouts.operation_attempt_timeout(limit))
+        };
+        // A subscription lives for minutes, and may be silent for seconds: whoever limits whole
+        // operations means others. The reader has limits of its own.
+        let connecting = timeouts.and_then(TimeoutConfig::connect_timeout);
+        let mut unlimited = TimeoutConfig::builder()
+            .disable_read_timeout()
+            .disable_operation_timeout()
+            .disable_operation_attempt_timeout();
+        unlimited.set_connect_timeout(connecting);
+        let registration = options.retrieval.consumer().cloned().map(Registration::new);
         let rng = Mutex::new(fastrand::Rng::with_seed(options.seed));
         Self {
-            calls: client(CALL_TIMEOUT),
-            reads: client(READ_TIMEOUT),
+            calls: limited(CALL_TIMEOUT),
+            reads: limited(READ_TIMEOUT),
+            subscriptions: client(unlimited),
             name_or_arn: name_or_arn.into().into(),
             options,
-            shared: Arc::new(Shared { rng, waiting_since: Mutex::new(None) }),
+            shared: Arc::new(Shared { rng, waiting_since: Mutex::new(None), registration }),
         }
     }
 
@@ -136,7 +162,7 @@ impl KinesisStream {
         self.name_or_arn.starts_with("arn:").then(|| self.name_or_arn.to_string())
     }
 
-    fn fork_rng(&self) -> fastrand::Rng {
+    pub(super) fn fork_rng(&self) -> fastrand::Rng {
         self.shared.rng.lock().unwrap_or_else(PoisonError::into_inner).fork()
     }
 
@@ -151,8 +177,33 @@ impl KinesisStream {
     where
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
-        let kind = kind_of(&error);
-        let words = words_of(&error);
+        let (kind, words) = (kind_of(&error), words_of(&error));
+        self.explained(operation, object, kind, &words).with_source(error)
+    }
+
+    /// Gives the end of an event stream its meaning.
+    pub(super) fn broken_events(
+        &self,
+        operation: &str,
+        object: &str,
+        error: SdkError<SubscribeToShardEventStreamError, RawMessage>,
+    ) -> ServiceError {
+        let kind = match &error {
+            SdkError::ServiceError(service) => kind_of_event(service.err()),
+            // A connection that broke, a frame that cannot be read.
+            _ => ServiceErrorKind::Unavailable,
+        };
+        let words = chain(&error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        self.explained(operation, object, kind, &words).with_source(error)
+    }
+
+    fn explained(
+        &self,
+        operation: &str,
+        object: &str,
+        kind: ServiceErrorKind,
+        words: &str,
+    ) -> ServiceError {
         let region = self.calls.config().region().map_or("(none set)", |region| region.as_ref());
         let stream = &self.name_or_arn;
         let context = match kind {
@@ -176,7 +227,36 @@ impl KinesisStream {
                 format!("{operation} on stream `{stream}`{object} in region `{region}`: {words}")
             }
         };
-        ServiceError::new(kind, context).with_source(error)
+        ServiceError::new(kind, context)
+    }
+
+    /// The consumer that subscribes, and news of it.
+    pub(super) async fn consumer_arn(&self) -> Result<(String, Option<Notice>), ServiceError> {
+        self.consumer(false).await
+    }
+
+    async fn consumer(&self, is_start: bool) -> Result<(String, Option<Notice>), ServiceError> {
+        let registration = self.shared.registration.as_ref();
+        registration.expect("only who has a consumer subscribes").arn(self, is_start).await
+    }
+
+    /// A consumer that the service does not know is made again, if it may be.
+    pub(super) async fn consumer_missing(&self, arn: &str) -> Option<Notice> {
+        self.shared.registration.as_ref()?.missing(self, arn).await
+    }
+
+    pub(super) async fn stream_arn(&self) -> Result<String, ServiceError> {
+        if let Some(arn) = self.arn() {
+            return Ok(arn);
+        }
+        let call = self.calls.describe_stream_summary().set_stream_name(self.name());
+        let reply = call.send().await;
+        let reply = reply.map_err(|error| self.failure("DescribeStreamSummary", "", error))?;
+        reply.stream_description_summary.map(|summary| summary.stream_arn).ok_or_else(|| {
+            let context =
+                format!("DescribeStreamSummary of stream `{}` is empty", self.name_or_arn);
+            ServiceError::new(ServiceErrorKind::Unavailable, context)
+        })
     }
 
     /// One page: the first by name and filter, the others by token alone, as the API demands.
@@ -347,7 +427,22 @@ impl Stream for KinesisStream {
 
     fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
         let of = OneShard { stream: self.clone(), id: shard.clone() };
-        Box::new(PollingReader::new(of, cursor, self.fork_rng()))
+        let rng = self.fork_rng();
+        match self.options.retrieval {
+            Retrieval::Polling => Box::new(PollingReader::new(of, cursor, rng)),
+            Retrieval::FanOut { .. } => Box::new(FanOutReader::new(of, cursor, rng)),
+            Retrieval::Auto { .. } => Box::new(AutoReader::new(of, cursor, rng)),
+        }
+    }
+
+    fn prepare(&self) -> BoxFuture<'_, Result<Option<Notice>, ServiceError>> {
+        Box::pin(async {
+            match self.options.retrieval {
+                Retrieval::FanOut { .. } => Ok(self.consumer(true).await?.1),
+                // It costs by the hour, so it is made when it is needed.
+                Retrieval::Auto { .. } | Retrieval::Polling => Ok(None),
+            }
+        })
     }
 }
 
@@ -501,6 +596,22 @@ fn kind_of_reply(code: &str, status: u16) -> ServiceErrorKind {
             408 | 500.. => ServiceErrorKind::Unavailable,
             _ => ServiceErrorKind::Invalid,
         },
+    }
+}
+
+/// What an error event of a subscription means. Its type is known, its code need not be.
+fn kind_of_event(error: &SubscribeToShardEventStreamError) -> ServiceErrorKind {
+    use SubscribeToShardEventStreamError as E;
+    match error {
+        E::ResourceNotFoundException(_) => ServiceErrorKind::Missing,
+        E::ResourceInUseException(_) => ServiceErrorKind::NotReady,
+        E::KmsThrottlingException(_) => ServiceErrorKind::Throttled,
+        E::KmsDisabledException(_)
+        | E::KmsInvalidStateException(_)
+        | E::KmsAccessDeniedException(_)
+        | E::KmsNotFoundException(_)
+        | E::KmsOptInRequired(_) => ServiceErrorKind::Denied,
+        _ => ServiceErrorKind::Unavailable,
     }
 }
 

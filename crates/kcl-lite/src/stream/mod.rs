@@ -3,6 +3,8 @@
 //! A reader yields batches or the end of its shard; it retries what passes by itself and reports it.
 //! Implementations: [`kinesis`] (the service) and [`memory`] (vectors, for tests and examples).
 
+mod auto;
+mod fan_out;
 pub mod kinesis;
 pub mod memory;
 mod one_shard;
@@ -12,11 +14,13 @@ use std::fmt;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use crate::error::ServiceError;
+use crate::event::Event;
 use crate::lease::StreamIdentity;
 use crate::position::{Cursor, InitialPosition};
-use crate::record::{Record, ShardId, Timestamp};
+use crate::record::{LeaseKey, Record, ShardId, Timestamp};
 use crate::shard::{ChildShard, Shard};
 
 /// Which shards to list.
@@ -69,6 +73,14 @@ pub trait Stream: Send + Sync + fmt::Debug {
         Box::pin(async { Ok(Description::default()) })
     }
 
+    /// Makes ready what reading needs beside the stream, once, before the first reader is opened.
+    ///
+    /// # Errors
+    /// What a worker cannot start without, as [`list`](Self::list).
+    fn prepare(&self) -> BoxFuture<'_, Result<Option<Notice>, ServiceError>> {
+        Box::pin(async { Ok(None) })
+    }
+
     /// A reader of one shard that starts at `cursor`.
     fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader>;
 }
@@ -106,6 +118,66 @@ pub trait ShardReader: Send + fmt::Debug {
     /// # Errors
     /// After every failed call to the service; calling again tries again, later and later.
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>>;
+
+    /// Since when what the last reply said has been true, if that is longer ago than the call of
+    /// `next`: the reply to a call was written after it was made, but an event of a subscription may
+    /// have waited to be read.
+    fn asked(&self) -> Option<Instant> {
+        None
+    }
+
+    /// What there is to tell beside records, once.
+    fn notice(&mut self) -> Option<Notice> {
+        None
+    }
+}
+
+/// Something that a worker makes an event of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// A consumer for enhanced fan-out was registered.
+    ConsumerRegistered {
+        /// Its ARN.
+        consumer: String,
+    },
+    /// A reader fetches records in another way from now on.
+    RetrievalChanged {
+        /// How it fetches them now.
+        to: Fetching,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Notice {
+    /// What a worker's sink is told; `shard` is whose reader it came from.
+    pub(crate) fn event(self, shard: &LeaseKey) -> Event {
+        match self {
+            Self::ConsumerRegistered { consumer } => Event::ConsumerRegistered { consumer },
+            Self::RetrievalChanged { to, reason } => {
+                Event::RetrievalChanged { shard: shard.clone(), to, reason }
+            }
+        }
+    }
+}
+
+/// How the records of a shard are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetching {
+    /// By asking for them (`GetRecords`).
+    Polling,
+    /// By being sent them (`SubscribeToShard`).
+    FanOut,
+}
+
+impl fmt::Display for Fetching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Polling => "polling",
+            Self::FanOut => "fan-out",
+        })
+    }
 }
 
 /// One step of a reader.

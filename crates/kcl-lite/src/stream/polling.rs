@@ -132,6 +132,11 @@ impl PollingReader {
         Self { of, cursor, iterator: None, ending: Ending::Open, pace }
     }
 
+    /// Where the next record is read from.
+    pub(super) fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
     fn now(&self) -> Instant {
         self.of.stream.options.clock.now()
     }

@@ -28,7 +28,7 @@ use crate::lease::store::LeaseStore;
 use crate::position::InitialPosition;
 use crate::processor::{ErasedProcessor, Factory, RecordProcessor, ShardContext};
 use crate::record::WorkerId;
-use crate::settings::{FailurePolicy, Settings};
+use crate::settings::{FailurePolicy, Settings, StreamConsumer};
 use crate::stream::Stream;
 use crate::stream::kinesis::{KinesisOptions, KinesisStream};
 
@@ -187,8 +187,10 @@ impl WorkerBuilder {
     /// Kind `Config` when settings are out of bounds, a stream is given twice, or records are to be put
     /// aside without a place for them.
     pub async fn build(self) -> Result<Worker, Error> {
-        self.settings.validate()?;
+        let retrieval = self.settings.retrieval.of_application(&self.application);
+        Settings { retrieval: retrieval.clone(), ..self.settings.clone() }.validate()?;
         self.no_stream_twice()?;
+        self.one_stream_for_a_consumer_arn()?;
         self.a_place_for_dead_letters()?;
         let needs_no_service = self.needs_no_service();
         // The only chance in the library that is not seeded: names must differ between processes.
@@ -218,7 +220,8 @@ impl WorkerBuilder {
         let given = |source: StreamSource| GivenStream {
             stream: source.stream.unwrap_or_else(|| {
                 let clock = Arc::clone(&self.clock);
-                let options = KinesisOptions { poll_interval: settings.poll_interval, clock, seed };
+                let (poll_interval, retrieval) = (settings.poll_interval, retrieval.clone());
+                let options = KinesisOptions { poll_interval, clock, seed, retrieval };
                 let config = source.aws_config.as_ref().unwrap_or(&config);
                 Arc::new(KinesisStream::new(config, &*source.name_or_arn, options))
             }),
@@ -252,6 +255,18 @@ impl WorkerBuilder {
                 ErrorKind::Config,
                 "`failures` is `DeadLetter`, but there is no sink: give one to \
                  `WorkerBuilder::dead_letter`",
+            ));
+        }
+        Ok(())
+    }
+
+    fn one_stream_for_a_consumer_arn(&self) -> Result<(), Error> {
+        let consumer = self.settings.retrieval.consumer();
+        if self.streams.len() > 1 && matches!(consumer, Some(StreamConsumer::Arn(_))) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "the consumer of `retrieval` is given by its ARN, which belongs to one stream, but \
+                 there are several: give its name",
             ));
         }
         Ok(())

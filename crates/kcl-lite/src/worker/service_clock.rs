@@ -30,8 +30,13 @@ impl ServiceClock {
 
     /// The service's time now, once it has been heard.
     pub(crate) fn now(&self) -> Option<Timestamp> {
+        self.at(self.clock.now())
+    }
+
+    /// The service's time at `instant`, if it had been heard by then.
+    pub(crate) fn at(&self, instant: Instant) -> Option<Timestamp> {
         let (at, seen) = (*self.seen.lock().unwrap_or_else(PoisonError::into_inner))?;
-        let passed = self.clock.now().saturating_duration_since(seen).as_millis();
+        let passed = instant.checked_duration_since(seen)?.as_millis();
         let millis = at.as_millis().saturating_add(i64::try_from(passed).unwrap_or(i64::MAX));
         Some(Timestamp::from_millis(millis))
     }

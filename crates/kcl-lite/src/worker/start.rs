@@ -22,7 +22,7 @@ use crate::record::Timestamp;
 use crate::retry::Retry;
 use crate::settings::StreamRecreated;
 use crate::shard::plan::{self, Source};
-use crate::stream::{Description, ListFrom, Listing, Stream};
+use crate::stream::{Description, ListFrom, Listing, Notice, Stream};
 
 /// How often a call that fails for a passing reason is tried before `start` gives up.
 const ATTEMPTS: u32 = 5;
@@ -69,6 +69,9 @@ pub(crate) async fn make_ready(
     let mut described = Vec::new();
     for given in given {
         described.push(describe(context, given, rng).await?);
+        if let Some(Notice::ConsumerRegistered { consumer }) = given.stream.prepare().await? {
+            context.events.emit(&Event::ConsumerRegistered { consumer });
+        }
     }
     let (mut table, is_new) = match retried(context, rng, || context.store.list()).await {
         Err(error) if error.kind == ServiceErrorKind::Missing => (Table::default(), true),

@@ -59,6 +59,9 @@ impl Fetch {
             let cause = match step.await.transpose() {
                 Some(Ok(Ok(read))) => {
                     hangs = 0;
+                    let of_old = reader.asked().map(|at| self.context.service_clock.at(at));
+                    let asked = of_old.unwrap_or(asked);
+                    self.tell(reader.as_mut());
                     self.hand_over(read, asked, &batches).await;
                     continue;
                 }
@@ -72,6 +75,7 @@ impl Fetch {
                 }
                 Some(Ok(Err(error))) => {
                     hangs = 0;
+                    self.tell(reader.as_mut());
                     self.failed(&error).await;
                     continue;
                 }
@@ -105,6 +109,13 @@ impl Fetch {
             |position| Cursor::At(position.sequence_number.clone()),
         );
         self.context.stream.open(&self.key.shard(), cursor)
+    }
+
+    /// Makes events of what the reader has to tell.
+    fn tell(&self, reader: &mut dyn ShardReader) {
+        while let Some(notice) = reader.notice() {
+            self.context.events.emit(&notice.event(&self.key));
+        }
     }
 
     async fn hand_over(

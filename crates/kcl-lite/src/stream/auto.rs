@@ -1,0 +1,341 @@
+//! Polling while that is enough, and subscribing while it is not.
+//!
+//! Owns one reader of either kind and changes it between two replies: the next one starts where the last
+//! one stood, so that nothing is lost or repeated. [`Choice`] decides, pure, with hysteresis. Never
+//! subscribes because the processor is slow: that would not make it faster.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::fan_out::FanOutReader;
+use super::one_shard::OneShard;
+use super::polling::PollingReader;
+use super::{Fetching, Notice, Read, ShardReader};
+use crate::error::{ServiceError, ServiceErrorKind};
+use crate::position::Cursor;
+
+/// So far behind the tip, for so long, and polling is not enough.
+const BEHIND_MILLIS: u64 = 10_000;
+const BEHIND_FOR: Duration = Duration::from_secs(30);
+/// So many refusals within this time, and others read the shard too.
+const THROTTLES: usize = 5;
+const THROTTLED_WITHIN: Duration = Duration::from_secs(60);
+/// Nearer to the tip than this is caught up.
+const CAUGHT_UP_MILLIS: u64 = 1_000;
+/// So long caught up, and polling is tried again; longer each time that it was not enough.
+const HOLD: Duration = Duration::from_secs(5 * 60);
+const HOLD_MOST: Duration = Duration::from_secs(2 * 60 * 60);
+/// Polling that was enough for so long has nothing to do with what was before.
+const CALM: Duration = Duration::from_secs(30 * 60);
+/// So long without one event, and polling is better than nothing.
+const FAILING_FOR: Duration = Duration::from_secs(60);
+
+/// How to fetch, from what came of it so far.
+#[derive(Debug)]
+struct Choice {
+    now: Fetching,
+    /// Since when the shard has been behind while it is polled, or caught up while it is pushed.
+    since: Option<Instant>,
+    /// How much of that time the processor did not want more.
+    unwanted: Duration,
+    returned: Option<Instant>,
+    throttles: VecDeque<Instant>,
+    failing_since: Option<Instant>,
+    hold: Duration,
+    /// When polling was last taken up again.
+    polled_again: Option<Instant>,
+}
+
+impl Choice {
+    fn new() -> Self {
+        Self {
+            now: Fetching::Polling,
+            since: None,
+            unwanted: Duration::ZERO,
+            returned: None,
+            throttles: VecDeque::new(),
+            failing_since: None,
+            hold: HOLD,
+            polled_again: None,
+        }
+    }
+
+    /// The next reply is asked for.
+    fn wanted(&mut self, now: Instant) {
+        if let Some(returned) = self.returned.take() {
+            self.unwanted += now.saturating_duration_since(returned);
+        }
+    }
+
+    /// Records, or none, have come. `Some` says why to change.
+    fn replied(&mut self, millis_behind: u64, now: Instant) -> Option<String> {
+        self.returned = Some(now);
+        self.failing_since = None;
+        let is_so = match self.now {
+            Fetching::Polling => millis_behind >= BEHIND_MILLIS,
+            Fetching::FanOut => millis_behind < CAUGHT_UP_MILLIS,
+        };
+        if !is_so {
+            self.since = None;
+            return None;
+        }
+        let since = *self.since.get_or_insert_with(|| {
+            self.unwanted = Duration::ZERO;
+            now
+        });
+        let lasting = now.saturating_duration_since(since);
+        let (reason, to) = match self.now {
+            Fetching::Polling if lasting >= BEHIND_FOR => {
+                if self.unwanted * 2 > lasting {
+                    // The processor is what is slow. Look again after the same time.
+                    self.since = None;
+                    return None;
+                }
+                let reason = format!("{} s behind the tip", millis_behind / 1_000);
+                (reason, Fetching::FanOut)
+            }
+            Fetching::FanOut if lasting >= self.hold => {
+                (format!("caught up for {} min", self.hold.as_secs() / 60), Fetching::Polling)
+            }
+            Fetching::Polling | Fetching::FanOut => return None,
+        };
+        self.change(to, now);
+        Some(reason)
+    }
+
+    /// A call or a subscription has failed. `Some` says why to change.
+    fn failed(&mut self, error: &ServiceError, now: Instant) -> Option<String> {
+        self.returned = Some(now);
+        match self.now {
+            Fetching::Polling if error.kind == ServiceErrorKind::Throttled => {
+                self.throttles.push_back(now);
+                self.throttles.retain(|at| now.saturating_duration_since(*at) <= THROTTLED_WITHIN);
+                if self.throttles.len() < THROTTLES {
+                    return None;
+                }
+                self.change(Fetching::FanOut, now);
+                let within = THROTTLED_WITHIN.as_secs();
+                Some(format!("throttled {THROTTLES} times in {within} s: others read it too"))
+            }
+            Fetching::Polling => None,
+            Fetching::FanOut => {
+                let since = *self.failing_since.get_or_insert(now);
+                if now.saturating_duration_since(since) < FAILING_FOR {
+                    return None;
+                }
+                self.change(Fetching::Polling, now);
+                Some(format!("fan-out has failed for {} s: {error}", FAILING_FOR.as_secs()))
+            }
+        }
+    }
+
+    fn change(&mut self, to: Fetching, now: Instant) {
+        self.now = to;
+        (self.since, self.failing_since) = (None, None);
+        self.throttles.clear();
+        match to {
+            Fetching::Polling => self.polled_again = Some(now),
+            Fetching::FanOut => {
+                let calm = |at: Instant| now.saturating_duration_since(at) >= CALM;
+                self.hold = match self.polled_again {
+                    Some(at) if !calm(at) => (self.hold * 2).min(HOLD_MOST),
+                    Some(_) | None => HOLD,
+                };
+            }
+        }
+    }
+}
+
+/// The reader that there is.
+#[derive(Debug)]
+enum Reader {
+    Polling(PollingReader),
+    FanOut(Box<FanOutReader>),
+}
+
+/// Reads one shard.
+#[derive(Debug)]
+pub(super) struct AutoReader {
+    of: OneShard,
+    choice: Choice,
+    reader: Reader,
+    notice: Option<Notice>,
+    rng: fastrand::Rng,
+}
+
+impl AutoReader {
+    pub(super) fn new(of: OneShard, cursor: Cursor, mut rng: fastrand::Rng) -> Self {
+        let reader = Reader::Polling(PollingReader::new(of.clone(), cursor, rng.fork()));
+        Self { of, choice: Choice::new(), reader, notice: None, rng }
+    }
+
+    fn reader(&mut self) -> &mut dyn ShardReader {
+        match &mut self.reader {
+            Reader::Polling(reader) => reader,
+            Reader::FanOut(reader) => reader.as_mut(),
+        }
+    }
+
+    async fn step(&mut self) -> Result<Read, ServiceError> {
+        self.choice.wanted(self.of.stream.options.clock.now());
+        let result = self.reader().next().await;
+        let now = self.of.stream.options.clock.now();
+        let reason = match &result {
+            Ok(Read::Records { millis_behind_latest, .. }) => {
+                self.choice.replied(*millis_behind_latest, now)
+            }
+            Ok(Read::End { .. }) => None,
+            Err(error) => self.choice.failed(error, now),
+        };
+        if let Some(reason) = reason {
+            self.change(reason);
+        }
+        result
+    }
+
+    /// The next reader starts where the last one stands: behind what it has just handed over.
+    fn change(&mut self, reason: String) {
+        let cursor = match &self.reader {
+            Reader::Polling(reader) => reader.cursor().clone(),
+            Reader::FanOut(reader) => reader.cursor().clone(),
+        };
+        let (of, rng, to) = (self.of.clone(), self.rng.fork(), self.choice.now);
+        self.reader = match to {
+            Fetching::Polling => Reader::Polling(PollingReader::new(of, cursor, rng)),
+            Fetching::FanOut => Reader::FanOut(Box::new(FanOutReader::new(of, cursor, rng))),
+        };
+        self.notice = Some(Notice::RetrievalChanged { to, reason });
+    }
+}
+
+impl ShardReader for AutoReader {
+    fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
+        Box::pin(self.step())
+    }
+
+    fn asked(&self) -> Option<Instant> {
+        match &self.reader {
+            Reader::Polling(reader) => reader.asked(),
+            Reader::FanOut(reader) => reader.asked(),
+        }
+    }
+
+    fn notice(&mut self) -> Option<Notice> {
+        self.notice.take().or_else(|| self.reader().notice())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn error(kind: ServiceErrorKind) -> ServiceError {
+        ServiceError::new(kind, "no")
+    }
+
+    /// Replies every second from `start` on, until a change or `most`; when, and why.
+    fn replies(
+        choice: &mut Choice,
+        start: Instant,
+        most: Duration,
+        behind: u64,
+        pause: Duration,
+    ) -> Option<(Duration, String)> {
+        let mut now = start;
+        while now - start <= most {
+            if let Some(reason) = choice.replied(behind, now) {
+                return Some((now - start, reason));
+            }
+            now += pause;
+            choice.wanted(now);
+            now += SECOND - pause;
+        }
+        None
+    }
+
+    #[test]
+    fn polling_stays_while_it_keeps_up() {
+        let mut choice = Choice::new();
+        let day = Duration::from_secs(24 * 3600);
+        assert_eq!(replies(&mut choice, Instant::now(), day, 9_999, Duration::ZERO), None);
+    }
+
+    #[test]
+    fn a_shard_that_stays_behind_is_subscribed_to_and_says_how_far() {
+        let mut choice = Choice::new();
+        let changed = replies(&mut choice, Instant::now(), BEHIND_FOR, 60_000, Duration::ZERO);
+        assert_eq!(changed, Some((BEHIND_FOR, "60 s behind the tip".to_owned())));
+        assert_eq!(choice.now, Fetching::FanOut);
+    }
+
+    #[test]
+    fn a_shard_that_is_behind_because_its_processor_is_slow_is_not_subscribed_to() {
+        let mut choice = Choice::new();
+        let hour = Duration::from_secs(3600);
+        assert_eq!(replies(&mut choice, Instant::now(), hour, 60_000, SECOND * 3 / 4), None);
+    }
+
+    #[test]
+    fn one_reply_at_the_tip_is_a_new_beginning() {
+        let (mut choice, start) = (Choice::new(), Instant::now());
+        let almost = BEHIND_FOR - SECOND;
+        assert_eq!(replies(&mut choice, start, almost, 60_000, Duration::ZERO), None);
+        assert_eq!(choice.replied(0, start + BEHIND_FOR), None);
+        assert_eq!(replies(&mut choice, start + BEHIND_FOR, almost, 60_000, Duration::ZERO), None);
+    }
+
+    #[test]
+    fn others_that_read_the_shard_too_are_noticed_by_their_throttling() {
+        let (mut choice, start) = (Choice::new(), Instant::now());
+        let throttled = error(ServiceErrorKind::Throttled);
+        for minute in 0..60 {
+            let now = start + SECOND * 20 * minute;
+            assert_eq!(choice.failed(&throttled, now), None, "now and then is normal");
+        }
+        let now = start + SECOND * 7_200;
+        for second in 0..4 {
+            let other = error(ServiceErrorKind::Unavailable);
+            assert_eq!(choice.failed(&throttled, now + SECOND * second), None);
+            assert_eq!(choice.failed(&other, now + SECOND * second), None);
+        }
+        let reason = choice.failed(&throttled, now + SECOND * 5).unwrap();
+        assert_eq!(reason, "throttled 5 times in 60 s: others read it too");
+    }
+
+    #[test]
+    fn polling_is_taken_up_again_later_and_later_while_it_does_not_last() {
+        let (mut choice, mut now) = (Choice::new(), Instant::now());
+        let mut holds = Vec::new();
+        for _ in 0..6 {
+            let (behind, _) = replies(&mut choice, now, HOLD, 60_000, Duration::ZERO).unwrap();
+            now += behind;
+            let (held, _) = replies(&mut choice, now, HOLD_MOST, 0, Duration::ZERO).unwrap();
+            now += held;
+            holds.push(held.as_secs() / 60);
+        }
+        assert_eq!(holds, [5, 10, 20, 40, 80, 120]);
+        now += CALM;
+        let (behind, _) = replies(&mut choice, now, HOLD, 60_000, Duration::ZERO).unwrap();
+        now += behind;
+        let (held, reason) = replies(&mut choice, now, HOLD_MOST, 0, Duration::ZERO).unwrap();
+        assert_eq!((held, reason.as_str()), (HOLD, "caught up for 5 min"));
+    }
+
+    #[test]
+    fn fan_out_that_fails_is_given_up_and_polling_goes_on() {
+        let (mut choice, start) = (Choice::new(), Instant::now());
+        choice.change(Fetching::FanOut, start);
+        let denied = error(ServiceErrorKind::Denied);
+        assert_eq!(choice.failed(&denied, start), None);
+        choice.replied(0, start + SECOND * 30);
+        assert_eq!(choice.failed(&denied, start + SECOND * 60), None, "an event came in between");
+        let reason = choice.failed(&denied, start + SECOND * 120).unwrap();
+        assert_eq!(reason, "fan-out has failed for 60 s: no");
+        assert_eq!(choice.now, Fetching::Polling);
+    }
+}

@@ -1,0 +1,429 @@
+//! When to subscribe, from where, and what the fate of a subscription means.
+//!
+//! Pure but for its seeded jitter: instants and outcomes come in as arguments. The position is derived
+//! from what was handed over and nothing else. Never decides that a shard has ended.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::ServiceErrorKind;
+use crate::position::Cursor;
+use crate::record::{Record, SequenceNumber};
+use crate::retry::Retry;
+
+/// The least time between two calls: a subscription that is refused because another one is younger
+/// than five seconds is asked for again at this pace, so that a new owner waits no longer than it must.
+const FLOOR: Duration = Duration::from_secs(1);
+/// Delays after other failures. The bound keeps a shard from standing still for more than five seconds
+/// after the service is well again.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MOST: Duration = Duration::from_secs(4);
+/// Delays after a subscription that was accepted and died at once: two readers that take the place
+/// from one another.
+const FLAP_MOST: Duration = Duration::from_secs(10);
+/// A subscription that lived shorter than this died at once. The service protects it for five seconds.
+const FLAP: Duration = Duration::from_secs(8);
+/// The service ends a subscription after five minutes. A new one takes its place before, while the old
+/// one still delivers; the last seconds are for calls that fail.
+const RENEW_AFTER: Duration = Duration::from_secs(4 * 60 + 30);
+/// Renewals are spread over this time, so that the shards of a fleet do not renew together.
+const RENEW_SPREAD: Duration = Duration::from_secs(10);
+/// The service sends an event every five seconds or so, also when there is nothing: a stream that is
+/// waited for and says nothing for so long is dead, and no error will tell.
+const SILENCE: Duration = Duration::from_secs(35);
+/// How long a call may take, up to the first frame of its reply.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+/// A subscription that was not read for so long, because the processor was busy, may have been given up
+/// by the service: its death is no news.
+const UNREAD: Duration = Duration::from_secs(5);
+/// After so many subscriptions in a row without one event, a listing is asked whether the shard ended.
+const MUTE: u32 = 3;
+
+/// A subscription that the service has accepted.
+#[derive(Debug)]
+struct Session {
+    /// When it was asked for.
+    sent: Instant,
+    renew_at: Instant,
+    /// When something was last read from it.
+    read_at: Instant,
+    has_spoken: bool,
+    was_left_waiting: bool,
+}
+
+/// What the end of a subscription is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Death {
+    /// What was to be expected: its time was over, or nobody had read it for long.
+    Natural,
+    /// A failure that should be told of.
+    Failure,
+}
+
+/// The way of one shard's reader through its subscriptions.
+#[derive(Debug)]
+pub(super) struct Course {
+    cursor: Cursor,
+    session: Option<Session>,
+    /// When the call was made that is not answered yet.
+    calling: Option<Instant>,
+    /// When the last call was made.
+    called: Option<Instant>,
+    due: Option<Instant>,
+    /// Since when the socket is waited for.
+    parked: Option<Instant>,
+    retry: Retry,
+    flaps: Retry,
+    mute: u32,
+    rng: fastrand::Rng,
+}
+
+impl Course {
+    pub(super) fn new(cursor: Cursor, rng: fastrand::Rng) -> Self {
+        Self {
+            cursor,
+            session: None,
+            calling: None,
+            called: None,
+            due: None,
+            parked: None,
+            retry: Retry::new(RETRY_FIRST, RETRY_MOST),
+            flaps: Retry::new(RETRY_FIRST, FLAP_MOST),
+            mute: 0,
+            rng,
+        }
+    }
+
+    /// Where the next record is read from.
+    pub(super) fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
+    /// Somebody waits for the next event from `now` on.
+    pub(super) fn parked(&mut self, now: Instant) {
+        self.parked = Some(now);
+        if let Some(session) = &mut self.session {
+            session.was_left_waiting |= now.saturating_duration_since(session.read_at) >= UNREAD;
+        }
+    }
+
+    /// When the next call is to be made; `None` while one is under way.
+    pub(super) fn call_at(&self, now: Instant) -> Option<Instant> {
+        if self.calling.is_some() {
+            return None;
+        }
+        let wanted = self.session.as_ref().map_or(now, |session| session.renew_at);
+        Some(self.due.map_or(wanted, |due| due.max(wanted)))
+    }
+
+    /// When the call that is under way has taken too long.
+    pub(super) fn call_limit(&self) -> Option<Instant> {
+        self.calling.map(|sent| sent + CALL_LIMIT)
+    }
+
+    /// When the subscription has been silent for too long. Only the time in which it was waited for
+    /// counts.
+    pub(super) fn silence_limit(&self) -> Option<Instant> {
+        self.session.as_ref().and(self.parked).map(|parked| parked + SILENCE)
+    }
+
+    /// Since when what the subscription says is true at least.
+    pub(super) fn subscribed_at(&self) -> Option<Instant> {
+        self.session.as_ref().map(|session| session.sent)
+    }
+
+    /// A call is made.
+    pub(super) fn calling(&mut self, now: Instant) {
+        (self.calling, self.called) = (Some(now), Some(now));
+        let floor = FLOOR.mul_f64(1.0 + self.rng.f64() / 5.0);
+        self.due = Some(now + floor);
+    }
+
+    /// The call was accepted; what was read before is replaced.
+    pub(super) fn accepted(&mut self, now: Instant) {
+        let sent = self.calling.take().unwrap_or(now);
+        self.retry.succeeded();
+        self.session = Some(Session {
+            sent,
+            renew_at: sent + RENEW_AFTER + RENEW_SPREAD.mul_f64(self.rng.f64()),
+            read_at: now,
+            has_spoken: false,
+            was_left_waiting: false,
+        });
+        self.parked = Some(now);
+    }
+
+    /// The call failed.
+    pub(super) fn refused(&mut self, kind: ServiceErrorKind, now: Instant) {
+        self.calling = None;
+        // `NotReady` is how another subscription that is too young to be replaced is told.
+        if kind != ServiceErrorKind::NotReady {
+            let delay = self.retry.delay(&mut self.rng);
+            self.due = self.due.max(Some(now + delay));
+        }
+    }
+
+    /// Something that is not a call of its own failed: the next call waits.
+    pub(super) fn failed(&mut self, now: Instant) {
+        self.session = None;
+        let delay = self.retry.delay(&mut self.rng);
+        self.due = self.due.max(Some(now + delay));
+    }
+
+    /// The subscription has said something.
+    pub(super) fn spoke(&mut self, now: Instant) {
+        self.mute = 0;
+        self.parked = Some(now);
+        if let Some(session) = &mut self.session {
+            (session.read_at, session.has_spoken) = (now, true);
+            if now.saturating_duration_since(session.sent) >= FLAP {
+                self.flaps.succeeded();
+            }
+        }
+    }
+
+    /// Drops what an earlier subscription has delivered: a new one starts where the old one stood when
+    /// it was asked for.
+    pub(super) fn drop_delivered(&self, records: &mut Vec<Record>) {
+        let Cursor::After(last) = &self.cursor else { return };
+        if records.first().is_some_and(|first| first.sequence_number <= *last) {
+            records.retain(|record| record.sequence_number > *last);
+        }
+    }
+
+    /// An event is handed over: reading goes on behind its last record, or behind the place that the
+    /// service names, whichever is later.
+    pub(super) fn hand_over(
+        &mut self,
+        last: Option<SequenceNumber>,
+        continuation: Option<SequenceNumber>,
+    ) {
+        let before = match &self.cursor {
+            Cursor::After(number) => Some(number.clone()),
+            Cursor::Horizon | Cursor::Timestamp(_) | Cursor::At(_) => None,
+        };
+        if let Some(number) = last.max(continuation).max(before) {
+            self.cursor = Cursor::After(number);
+        }
+    }
+
+    /// The subscription has ended, or broken, or is dropped because it is silent.
+    pub(super) fn ended(&mut self, is_clean: bool, now: Instant) -> Death {
+        let Some(session) = self.session.take() else { return Death::Natural };
+        if !session.has_spoken {
+            self.mute += 1;
+        }
+        let lived = now.saturating_duration_since(session.sent);
+        if session.was_left_waiting {
+            return Death::Natural;
+        }
+        if lived < FLAP {
+            let delay = self.flaps.delay(&mut self.rng);
+            self.due = self.due.max(Some(now + delay));
+            return Death::Failure;
+        }
+        if is_clean {
+            return Death::Natural;
+        }
+        // Whatever broke it may have broken all others of a fleet.
+        let spread = FLOOR.mul_f64(self.rng.f64());
+        self.due = self.due.max(Some(now + spread));
+        Death::Failure
+    }
+
+    /// Whether subscriptions come to nothing, so that a listing has to tell what there is to read.
+    pub(super) fn is_mute(&mut self) -> bool {
+        let is_mute = self.mute >= MUTE;
+        if is_mute {
+            self.mute = 0;
+        }
+        is_mute
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Timestamp;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn course() -> Course {
+        Course::new(Cursor::Horizon, fastrand::Rng::with_seed(7))
+    }
+
+    fn number(number: u64) -> SequenceNumber {
+        number.to_string().parse().unwrap()
+    }
+
+    fn record(number: u64) -> Record {
+        Record {
+            sequence_number: number.to_string().parse().unwrap(),
+            sub_sequence_number: 0,
+            partition_key: String::new(),
+            data: Default::default(),
+            arrived: Timestamp::from_millis(0),
+            packing: Default::default(),
+        }
+    }
+
+    /// A course whose subscription was accepted at `now`.
+    fn subscribed(now: Instant) -> Course {
+        let mut course = course();
+        course.parked(now);
+        course.calling(now);
+        course.accepted(now);
+        course
+    }
+
+    #[test]
+    fn the_first_call_is_made_at_once() {
+        let now = Instant::now();
+        assert_eq!(course().call_at(now), Some(now));
+    }
+
+    #[test]
+    fn no_two_calls_are_made_within_a_second_whatever_they_came_to() {
+        use ServiceErrorKind::{Denied, Missing, NotReady, Throttled, Unavailable};
+        let (mut course, mut now) = (course(), Instant::now());
+        for kind in [NotReady, Throttled, Unavailable, Denied, Missing].repeat(10) {
+            course.calling(now);
+            let later = now + Duration::from_millis(50);
+            course.refused(kind, later);
+            let next = course.call_at(later).unwrap();
+            assert!(next >= now + FLOOR, "{kind:?}");
+            assert!(next <= later + RETRY_MOST, "{kind:?}: {:?}", next - later);
+            course.calling(next);
+            course.accepted(next);
+            course.ended(true, next);
+            assert!(course.call_at(next).unwrap() >= next + FLOOR, "accepted and dead");
+            now = course.call_at(next).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_place_that_is_taken_is_asked_for_every_second_however_often() {
+        let (mut course, mut now) = (course(), Instant::now());
+        for _ in 0..60 {
+            course.calling(now);
+            course.refused(ServiceErrorKind::NotReady, now);
+            let next = course.call_at(now).unwrap();
+            assert!(next - now <= FLOOR.mul_f64(1.2), "{:?}", next - now);
+            now = next;
+        }
+    }
+
+    #[test]
+    fn two_that_take_the_place_from_one_another_do_it_less_and_less_often() {
+        let (mut course, mut now) = (course(), Instant::now());
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            course.calling(now);
+            course.accepted(now);
+            course.spoke(now);
+            let dead = now + 6 * SECOND;
+            assert_eq!(course.ended(false, dead), Death::Failure);
+            now = course.call_at(dead).unwrap();
+            waits.push(now - dead);
+        }
+        assert!(waits[0] <= SECOND && waits[7] >= FLAP_MOST / 2, "{waits:?}");
+        course.calling(now);
+        course.accepted(now);
+        course.spoke(now + MINUTE);
+        course.ended(false, now + MINUTE);
+        assert!(
+            course.call_at(now + MINUTE).unwrap() <= now + MINUTE + SECOND,
+            "that was a long life"
+        );
+    }
+
+    #[test]
+    fn a_new_subscription_takes_the_place_of_the_old_one_before_the_service_ends_it() {
+        for seed in 0..50 {
+            let mut course = Course::new(Cursor::Horizon, fastrand::Rng::with_seed(seed));
+            let start = Instant::now();
+            course.calling(start);
+            course.accepted(start);
+            let due = course.call_at(start).unwrap() - start;
+            assert!(due >= RENEW_AFTER && due <= 5 * MINUTE - CALL_LIMIT * 2, "{due:?}");
+        }
+    }
+
+    #[test]
+    fn the_end_after_five_minutes_is_natural_and_followed_at_once() {
+        let start = Instant::now();
+        let mut course = subscribed(start);
+        course.spoke(start + 4 * MINUTE);
+        let end = start + 5 * MINUTE;
+        assert_eq!(course.ended(true, end), Death::Natural);
+        assert_eq!(course.call_at(end), Some(end));
+    }
+
+    #[test]
+    fn only_the_time_on_the_socket_is_silence() {
+        let start = Instant::now();
+        let mut course = subscribed(start);
+        assert_eq!(course.silence_limit(), Some(start + SILENCE));
+        course.spoke(start + SECOND);
+        // The processor was busy for ten minutes.
+        let back = start + 10 * MINUTE;
+        course.parked(back);
+        assert_eq!(course.silence_limit(), Some(back + SILENCE));
+    }
+
+    #[test]
+    fn the_death_of_a_subscription_that_nobody_read_is_natural_however_it_died() {
+        let start = Instant::now();
+        for (unread, death) in [(UNREAD, Death::Natural), (SECOND, Death::Failure)] {
+            let mut course = subscribed(start);
+            course.spoke(start + MINUTE);
+            let back = start + MINUTE + unread;
+            course.parked(back);
+            assert_eq!(course.ended(false, back), death);
+        }
+    }
+
+    #[test]
+    fn reading_goes_on_behind_what_was_handed_over_and_never_before_it() {
+        let mut course = Course::new(Cursor::At(number(5)), fastrand::Rng::with_seed(7));
+        course.hand_over(None, None);
+        assert_eq!(course.cursor, Cursor::At(number(5)));
+        for (last, continuation, expected) in [
+            (Some(5), Some(5), 5),
+            (None, Some(9), 9),
+            (Some(12), None, 12),
+            (Some(20), Some(14), 20),
+            (None, Some(3), 20),
+        ] {
+            course.hand_over(last.map(number), continuation.map(number));
+            assert_eq!(course.cursor, Cursor::After(number(expected)));
+        }
+    }
+
+    #[test]
+    fn what_the_old_subscription_delivered_meanwhile_is_not_delivered_again() {
+        let mut course = course();
+        let all: Vec<_> = (1..5).map(record).collect();
+        let left = |course: &Course| {
+            let mut records = all.clone();
+            course.drop_delivered(&mut records);
+            records.len()
+        };
+        assert_eq!(left(&course), 4);
+        course.hand_over(Some(number(2)), None);
+        assert_eq!(left(&course), 2);
+    }
+
+    #[test]
+    fn subscriptions_without_a_word_ask_for_a_listing() {
+        let (mut course, now) = (course(), Instant::now());
+        for expected in [false, false, true, false] {
+            course.calling(now);
+            course.accepted(now);
+            course.ended(true, now);
+            assert_eq!(course.is_mute(), expected);
+        }
+    }
+}

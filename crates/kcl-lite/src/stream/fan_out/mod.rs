@@ -1,0 +1,362 @@
+//! Reading a shard with `SubscribeToShard`: the service pushes, and nothing is polled.
+//!
+//! Owns the subscription, at most one and the one that is to take its place. [`course`] decides when
+//! to subscribe and from where; [`registration`] knows the consumer. Back-pressure is not reading: who
+//! does not call `next` leaves events on the socket. Dropping the reader closes the stream. Never ends
+//! a shard because of an error or an end of a subscription: either the service names the children, or a
+//! listing shows the shard closed, and then the rest is polled.
+
+mod course;
+pub(super) mod registration;
+
+use std::fmt;
+use std::future::pending;
+
+use aws_sdk_kinesis::primitives::DateTime;
+use aws_sdk_kinesis::primitives::event_stream::EventReceiver;
+use aws_sdk_kinesis::types::error::SubscribeToShardEventStreamError;
+use aws_sdk_kinesis::types::{
+    ShardIteratorType, StartingPosition, SubscribeToShardEvent, SubscribeToShardEventStream,
+};
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::one_shard::OneShard;
+use super::polling::PollingReader;
+use super::{Notice, Read, ShardReader};
+use crate::error::{ServiceError, ServiceErrorKind};
+use crate::position::Cursor;
+use crate::shard::ChildShard;
+use course::{Course, Death};
+
+const OPERATION: &str = "SubscribeToShard";
+
+type Events = EventReceiver<SubscribeToShardEventStream, SubscribeToShardEventStreamError>;
+
+/// A call that is under way.
+struct Call {
+    consumer: String,
+    reply: BoxFuture<'static, Result<Events, ServiceError>>,
+}
+
+/// A subscription that delivers.
+struct Subscription {
+    consumer: String,
+    events: Events,
+}
+
+/// Reads one shard.
+pub(super) struct FanOutReader {
+    of: OneShard,
+    course: Course,
+    call: Option<Call>,
+    subscription: Option<Subscription>,
+    /// What has come and was not handed over yet.
+    arrived: Option<Result<Read, ServiceError>>,
+    /// A reply stopped where a shard ends, but did not name the children: a listing has to tell.
+    is_end_suspected: bool,
+    /// The rest of a shard that is closed, where subscriptions do not tell the end.
+    rest: Option<PollingReader>,
+    end: Option<Vec<ChildShard>>,
+    notice: Option<Notice>,
+    rng: fastrand::Rng,
+}
+
+/// What the reader waited for.
+enum Woken {
+    Called(Result<Events, ServiceError>),
+    Heard(Result<Option<SubscribeToShardEventStream>, ServiceError>),
+    CallIsDue,
+    CallTookTooLong,
+    Silent,
+}
+
+impl FanOutReader {
+    pub(super) fn new(of: OneShard, cursor: Cursor, mut rng: fastrand::Rng) -> Self {
+        let course = Course::new(cursor, rng.fork());
+        Self {
+            of,
+            course,
+            call: None,
+            subscription: None,
+            arrived: None,
+            is_end_suspected: false,
+            rest: None,
+            end: None,
+            notice: None,
+            rng,
+        }
+    }
+
+    /// Where the next record is read from.
+    pub(super) fn cursor(&self) -> &Cursor {
+        self.rest.as_ref().map_or_else(|| self.course.cursor(), PollingReader::cursor)
+    }
+
+    fn now(&self) -> Instant {
+        self.of.stream.options.clock.now()
+    }
+
+    /// Waits until there is something to hand over, and keeps it.
+    async fn arrive(&mut self) {
+        while self.arrived.is_none() {
+            self.arrived = match self.step().await {
+                Ok(read) => read.map(Ok),
+                Err(error) => Some(Err(error)),
+            };
+        }
+    }
+
+    /// One thing that happens; `None` when there is nothing to hand over yet.
+    async fn step(&mut self) -> Result<Option<Read>, ServiceError> {
+        if let Some(children) = &self.end {
+            return Ok(Some(Read::End { children: children.clone() }));
+        }
+        if let Some(rest) = &mut self.rest {
+            return rest.next().await.map(Some);
+        }
+        if self.is_end_suspected {
+            self.look_for_end().await?;
+            return Ok(None);
+        }
+        match self.wait().await {
+            Woken::CallIsDue => self.subscribe().await?,
+            Woken::Called(Ok(events)) => {
+                let call = self.call.take().expect("it has just answered");
+                self.course.accepted(self.now());
+                // The old one is dropped with what it has not delivered: the new one sends that too.
+                self.subscription = Some(Subscription { consumer: call.consumer, events });
+            }
+            Woken::Called(Err(error)) => {
+                let call = self.call.take().expect("it has just answered");
+                self.course.refused(error.kind, self.now());
+                return self.after(error, &call.consumer).await;
+            }
+            Woken::CallTookTooLong => {
+                self.call = None;
+                self.course.refused(ServiceErrorKind::Unavailable, self.now());
+                return Err(self.failure("the call was not answered in time"));
+            }
+            Woken::Heard(Ok(Some(event))) => {
+                self.course.spoke(self.now());
+                return self.heard(event);
+            }
+            Woken::Heard(Ok(None)) => {
+                if self.ended(true) == Death::Failure {
+                    return Err(self.failure("the subscription ended at once"));
+                }
+            }
+            Woken::Heard(Err(error)) => {
+                let consumer = self.subscription.as_ref().map(|it| it.consumer.clone());
+                let death = self.ended(false);
+                if error.kind == ServiceErrorKind::Missing {
+                    return self.after(error, &consumer.unwrap_or_default()).await;
+                }
+                if death == Death::Failure {
+                    return Err(error);
+                }
+                tracing::debug!(
+                    "subscribing again to a shard that was not read for a while: {error}"
+                );
+            }
+            Woken::Silent => {
+                self.ended(false);
+                return Err(self.failure("the subscription has fallen silent, subscribing again"));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits for whatever comes first. Nothing is lost when the future is dropped.
+    async fn wait(&mut self) -> Woken {
+        let clock = &self.of.stream.options.clock;
+        let called = async {
+            match &mut self.call {
+                Some(call) => (&mut call.reply).await,
+                None => pending().await,
+            }
+        };
+        let heard = async {
+            match &mut self.subscription {
+                Some(subscription) => subscription.events.recv().await,
+                None => pending().await,
+            }
+        };
+        let at = async |instant: Option<Instant>| match instant {
+            Some(instant) => clock.sleep_until(instant).await,
+            None => pending().await,
+        };
+        tokio::select! {
+            biased;
+            // First, because it takes several polls, and a busy shard always has something to say.
+            reply = called => Woken::Called(reply),
+            event = heard => Woken::Heard(event.map_err(|error| {
+                self.of.stream.broken_events(OPERATION, &self.of.object(), error)
+            })),
+            () = at(self.course.call_at(clock.now())) => Woken::CallIsDue,
+            () = at(self.course.call_limit()) => Woken::CallTookTooLong,
+            () = at(self.course.silence_limit()) => Woken::Silent,
+        }
+    }
+
+    /// Makes the call; its answer is waited for beside the subscription that there is.
+    async fn subscribe(&mut self) -> Result<(), ServiceError> {
+        let consumer = match self.of.stream.consumer_arn().await {
+            Ok((consumer, notice)) => {
+                self.notice = notice.or(self.notice.take());
+                consumer
+            }
+            Err(error) => {
+                self.course.refused(error.kind, self.now());
+                return Err(error);
+            }
+        };
+        self.course.calling(self.now());
+        let call = self.of.stream.subscriptions.subscribe_to_shard();
+        let call = call.consumer_arn(&consumer).shard_id(self.of.id.as_str());
+        let call = call.starting_position(starting_position(self.course.cursor()));
+        let (stream, object) = (self.of.stream.clone(), self.of.object());
+        let reply = Box::pin(async move {
+            let reply = call.send().await;
+            let reply = reply.map_err(|error| stream.failure(OPERATION, &object, error))?;
+            Ok(reply.event_stream)
+        });
+        self.call = Some(Call { consumer, reply });
+        Ok(())
+    }
+
+    fn heard(&mut self, event: SubscribeToShardEventStream) -> Result<Option<Read>, ServiceError> {
+        // A kind of event that this version does not know is a sign of life, and no more.
+        let SubscribeToShardEventStream::SubscribeToShardEvent(event) = event else {
+            return Ok(None);
+        };
+        let read = self.accept(event);
+        if read.is_err() {
+            self.subscription = None;
+            self.course.failed(self.now());
+        }
+        read.map(Some)
+    }
+
+    fn accept(&mut self, event: SubscribeToShardEvent) -> Result<Read, ServiceError> {
+        let continuation = Some(event.continuation_sequence_number).filter(|it| !it.is_empty());
+        let continuation = continuation.map(|digits| self.of.number(digits)).transpose()?;
+        let children = self.of.children(&event.child_shards.unwrap_or_default());
+        let mut records = self.of.records(event.records)?;
+        self.course.drop_delivered(&mut records);
+
+        let is_last = continuation.is_none();
+        let last = records.last().map(|record| record.sequence_number.clone());
+        self.course.hand_over(last, continuation);
+        if is_last {
+            (self.call, self.subscription) = (None, None);
+            self.is_end_suspected = children.is_empty();
+            if !children.is_empty() {
+                self.end = Some(children.clone());
+            }
+        }
+        if self.end.is_some() && records.is_empty() {
+            return Ok(Read::End { children });
+        }
+        let millis_behind_latest = u64::try_from(event.millis_behind_latest).unwrap_or(0);
+        Ok(Read::Records { records, millis_behind_latest })
+    }
+
+    fn ended(&mut self, is_clean: bool) -> Death {
+        self.subscription = None;
+        let death = self.course.ended(is_clean, self.now());
+        self.is_end_suspected |= self.course.is_mute();
+        death
+    }
+
+    /// Something does not exist: the shard, the consumer, or the stream. Anything else is just told.
+    async fn after(
+        &mut self,
+        error: ServiceError,
+        consumer: &str,
+    ) -> Result<Option<Read>, ServiceError> {
+        if error.kind != ServiceErrorKind::Missing {
+            return Err(error);
+        }
+        self.course.failed(self.now());
+        self.subscription = None;
+        // The service may have forgotten the shard, with everything in it.
+        if let Some(children) = self.of.look_up_forgotten().await {
+            self.end = Some(children);
+            return Ok(None);
+        }
+        if let Some(notice) = self.of.stream.consumer_missing(consumer).await {
+            self.notice = Some(notice);
+        }
+        Err(error)
+    }
+
+    /// Asks a listing. A closed shard may still have records: polling finds them, and the end.
+    async fn look_for_end(&mut self) -> Result<(), ServiceError> {
+        let end = self.of.look_up_end().await;
+        if !matches!(end, Ok(Some(_))) {
+            self.course.failed(self.now());
+        }
+        let is_closed = end?.is_some();
+        self.is_end_suspected = false;
+        if is_closed {
+            (self.call, self.subscription) = (None, None);
+            let cursor = self.course.cursor().clone();
+            self.rest = Some(PollingReader::new(self.of.clone(), cursor, self.rng.fork()));
+        }
+        Ok(())
+    }
+
+    fn failure(&self, what: &str) -> ServiceError {
+        let what = format!("{OPERATION}: {what}");
+        self.of.malformed(ServiceErrorKind::Unavailable, &what)
+    }
+}
+
+/// Where a subscription starts, in the service's words.
+fn starting_position(cursor: &Cursor) -> StartingPosition {
+    let of_type = |kind| StartingPosition::builder().r#type(kind);
+    let position = match cursor {
+        Cursor::Horizon => of_type(ShardIteratorType::TrimHorizon),
+        Cursor::Timestamp(time) => of_type(ShardIteratorType::AtTimestamp)
+            .timestamp(DateTime::from_millis(time.as_millis())),
+        Cursor::At(number) => {
+            of_type(ShardIteratorType::AtSequenceNumber).sequence_number(number.as_str())
+        }
+        Cursor::After(number) => {
+            of_type(ShardIteratorType::AfterSequenceNumber).sequence_number(number.as_str())
+        }
+    };
+    position.build().expect("a position with a type is complete")
+}
+
+impl ShardReader for FanOutReader {
+    fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
+        Box::pin(async {
+            self.course.parked(self.now());
+            self.arrive().await;
+            self.arrived.take().expect("something has arrived")
+        })
+    }
+
+    /// An event may have waited for long: what holds is what held when the subscription was made.
+    fn asked(&self) -> Option<Instant> {
+        match &self.rest {
+            Some(rest) => rest.asked(),
+            None => self.course.subscribed_at(),
+        }
+    }
+
+    fn notice(&mut self) -> Option<Notice> {
+        self.notice.take()
+    }
+}
+
+impl fmt::Debug for FanOutReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FanOutReader")
+            .field("shard", &self.of.id)
+            .field("course", &self.course)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,185 @@
+//! The registered consumer that all readers of a worker, and all workers of an application, share.
+//!
+//! Found by its name, registered if it is missing, waited for until it is ACTIVE. Many workers may do so
+//! at once: only one of them registers, the others find it. Never deregistered, because nobody knows
+//! whether others still read with it.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_sdk_kinesis::types::ConsumerStatus;
+use tokio::sync::Semaphore;
+
+use super::super::Notice;
+use super::super::kinesis::KinesisStream;
+use crate::clock;
+use crate::error::{ServiceError, ServiceErrorKind};
+use crate::retry::Retry;
+use crate::settings::StreamConsumer;
+
+/// How long a consumer may take to be found or made. The service takes seconds.
+const LIMIT: Duration = Duration::from_secs(60);
+/// The same while a shard waits for it, whose reader has less time for one step.
+const LIMIT_WHILE_READING: Duration = Duration::from_secs(20);
+/// Delays between looks at a consumer that is being made, or that could not be asked for.
+const LOOK_FIRST: Duration = Duration::from_secs(1);
+const LOOK_MOST: Duration = Duration::from_secs(4);
+/// How often in a row the service may refuse a registration by its limits: the rate of calls passes, a
+/// stream that has its twenty consumers does not.
+const MOST_LIMITED: u32 = 4;
+
+/// The consumer of one stream.
+pub(in crate::stream) struct Registration {
+    wanted: StreamConsumer,
+    arn: Mutex<Option<String>>,
+    /// Only one reader at a time looks for the consumer.
+    looking: Semaphore,
+}
+
+/// What the service says of a consumer.
+enum Found {
+    Active(String),
+    Changing,
+    Missing,
+}
+
+impl Registration {
+    pub(in crate::stream) fn new(wanted: StreamConsumer) -> Self {
+        Self { wanted, arn: Mutex::new(None), looking: Semaphore::new(1) }
+    }
+
+    fn known(&self) -> Option<String> {
+        self.arn.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn know(&self, arn: Option<String>) {
+        *self.arn.lock().unwrap_or_else(PoisonError::into_inner) = arn;
+    }
+
+    /// The consumer's ARN; found or made if it is not known yet.
+    pub(in crate::stream) async fn arn(
+        &self,
+        stream: &KinesisStream,
+        is_start: bool,
+    ) -> Result<(String, Option<Notice>), ServiceError> {
+        let limit = if is_start { LIMIT } else { LIMIT_WHILE_READING };
+        let look = async {
+            let _alone = self.looking.acquire().await;
+            match self.known() {
+                Some(arn) => Ok((arn, None)),
+                None => self.look(stream).await,
+            }
+        };
+        clock::timely(&stream.options.clock, limit, "waiting for the stream consumer", look).await
+    }
+
+    /// The service does not know the consumer `arn`, or says so: looks again, and registers again.
+    pub(in crate::stream) async fn missing(
+        &self,
+        stream: &KinesisStream,
+        arn: &str,
+    ) -> Option<Notice> {
+        let _alone = self.looking.try_acquire().ok()?;
+        let is_known = self.known().is_none_or(|known| known == arn);
+        if matches!(self.wanted, StreamConsumer::Arn(_)) || !is_known {
+            return None;
+        }
+        self.know(None);
+        let clock = &stream.options.clock;
+        match clock::within(clock, LIMIT_WHILE_READING, self.look(stream)).await? {
+            Ok((_, notice)) => notice,
+            Err(error) => {
+                tracing::debug!("the consumer `{arn}` is gone and has not come back: {error}");
+                None
+            }
+        }
+    }
+
+    async fn look(&self, stream: &KinesisStream) -> Result<(String, Option<Notice>), ServiceError> {
+        let (arn, is_new) = self.find(stream).await?;
+        self.know(Some(arn.clone()));
+        let notice = is_new.then(|| Notice::ConsumerRegistered { consumer: arn.clone() });
+        Ok((arn, notice))
+    }
+
+    /// The ARN, and whether it was registered here.
+    async fn find(&self, stream: &KinesisStream) -> Result<(String, bool), ServiceError> {
+        let name = match &self.wanted {
+            StreamConsumer::Named(name) => name,
+            StreamConsumer::Arn(arn) => return Ok((arn.clone(), false)),
+            StreamConsumer::Application => {
+                let context = "the stream consumer has no name: give one, or its ARN";
+                return Err(ServiceError::new(ServiceErrorKind::Invalid, context));
+            }
+        };
+        let stream_arn = stream.stream_arn().await?;
+        let mut rng = stream.fork_rng();
+        let mut looks = Retry::new(LOOK_FIRST, LOOK_MOST);
+        let (mut is_new, mut limited) = (false, 0);
+        loop {
+            let step = match describe(stream, &stream_arn, name).await {
+                Ok(Found::Active(arn)) => return Ok((arn, is_new)),
+                Ok(Found::Changing) => Ok(()),
+                Ok(Found::Missing) => {
+                    register(stream, &stream_arn, name).await.map(|()| is_new = true)
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = step {
+                limited += u32::from(error.kind == ServiceErrorKind::Throttled);
+                // `NotReady` means that another worker has just registered it.
+                if !error.is_passing() || limited >= MOST_LIMITED {
+                    return Err(error);
+                }
+            }
+            clock::sleep(&stream.options.clock, looks.delay(&mut rng)).await;
+        }
+    }
+}
+
+async fn describe(
+    stream: &KinesisStream,
+    stream_arn: &str,
+    name: &str,
+) -> Result<Found, ServiceError> {
+    let call = stream.calls.describe_stream_consumer().stream_arn(stream_arn).consumer_name(name);
+    let reply = match call.send().await {
+        Ok(reply) => reply,
+        Err(error) => {
+            let error = stream.failure("DescribeStreamConsumer", &object(name), error);
+            // The stream has just answered, so it is the consumer that does not exist.
+            return match error.kind {
+                ServiceErrorKind::Missing => Ok(Found::Missing),
+                _ => Err(error),
+            };
+        }
+    };
+    let Some(consumer) = reply.consumer_description else { return Ok(Found::Changing) };
+    Ok(match consumer.consumer_status {
+        ConsumerStatus::Active => Found::Active(consumer.consumer_arn),
+        _ => Found::Changing,
+    })
+}
+
+async fn register(
+    stream: &KinesisStream,
+    stream_arn: &str,
+    name: &str,
+) -> Result<(), ServiceError> {
+    let call = stream.calls.register_stream_consumer().stream_arn(stream_arn).consumer_name(name);
+    match call.send().await {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let mut error = stream.failure("RegisterStreamConsumer", &object(name), error);
+            if error.kind == ServiceErrorKind::Throttled {
+                error.context += "; a stream has at most 20 consumers: deregister one, or give the ARN \
+                                  of one that is yours";
+            }
+            Err(error)
+        }
+    }
+}
+
+fn object(name: &str) -> String {
+    format!(", consumer `{name}`")
+}
