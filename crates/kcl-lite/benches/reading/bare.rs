@@ -1,25 +1,42 @@
-//! The reference: a task per shard that calls `GetRecords`, at the rate that the service allows.
+//! The reference: a task per shard that calls `GetRecords`, at the rate that the service allows, or that
+//! takes the events of one `SubscribeToShard`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::SdkConfig;
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::types::ShardIteratorType;
+use aws_sdk_kinesis::types::{ShardIteratorType, StartingPosition, SubscribeToShardEventStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::Result;
-use crate::measure::{Count, STREAM};
+use crate::measure::{CONSUMER, Count, STREAM, Way};
 
 /// Five calls per second and shard.
 const SPACING: Duration = Duration::from_millis(200);
 
-pub(crate) async fn read(config: &SdkConfig, count: &Arc<Count>, total: u64) -> Result<()> {
+pub(crate) async fn read(
+    config: &SdkConfig,
+    count: &Arc<Count>,
+    total: u64,
+    way: Way,
+) -> Result<()> {
     let client = Client::new(config);
+    let consumer = match way {
+        Way::Polling => None,
+        Way::FanOut => Some(consumer(&client).await?),
+    };
     let mut shards = JoinSet::new();
     for shard in client.list_shards().stream_name(STREAM).send().await?.shards() {
-        shards.spawn(shard_loop(client.clone(), shard.shard_id().to_owned(), Arc::clone(count)));
+        let (client, shard) = (client.clone(), shard.shard_id().to_owned());
+        let (count, consumer) = (Arc::clone(count), consumer.clone());
+        shards.spawn(async move {
+            match consumer {
+                None => shard_loop(client, shard, count).await,
+                Some(consumer) => subscription(client, consumer, shard, count).await,
+            }
+        });
     }
     tokio::select! {
         biased;
@@ -51,4 +68,32 @@ async fn shard_loop(
         let silence = Instant::now() + Duration::from_micros(bytes / 2);
         sleep_until(silence.max(sent + SPACING)).await;
     }
+}
+
+/// The ARN of the consumer, which is there.
+async fn consumer(client: &Client) -> Result<String> {
+    let stream = client.describe_stream_summary().stream_name(STREAM).send().await?;
+    let stream = stream.stream_description_summary.ok_or("no description")?.stream_arn;
+    let consumer = client.describe_stream_consumer().stream_arn(stream).consumer_name(CONSUMER);
+    Ok(consumer.send().await?.consumer_description.ok_or("no consumer")?.consumer_arn)
+}
+
+async fn subscription(
+    client: Client,
+    consumer: String,
+    shard: String,
+    count: Arc<Count>,
+) -> std::result::Result<(), String> {
+    let start = StartingPosition::builder().r#type(ShardIteratorType::TrimHorizon).build();
+    let start = start.map_err(|error| format!("{error:?}"))?;
+    let call = client.subscribe_to_shard().consumer_arn(consumer).shard_id(shard);
+    let reply = call.starting_position(start).send().await;
+    let mut events = reply.map_err(|error| format!("{error:?}"))?.event_stream;
+    while let Some(event) = events.recv().await.map_err(|error| format!("{error:?}"))? {
+        if let SubscribeToShardEventStream::SubscribeToShardEvent(event) = event {
+            let bytes = event.records().iter().map(|it| it.data().as_ref().len() as u64).sum();
+            count.add(event.records().len() as u64, bytes);
+        }
+    }
+    Err("the subscription ended".to_owned())
 }

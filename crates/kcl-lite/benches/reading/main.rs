@@ -7,11 +7,12 @@
 //! ```text
 //! canned      replies that were written before, without a service or a socket, on paused time: what
 //!             is measured is the SDK's work and ours, and nothing else
-//! served      local-aws in the process of the benchmark, HTTP on the loopback, real time: both readers
+//! polling     local-aws in the process of the benchmark, HTTP on the loopback, real time: both readers
 //!             keep to five calls and 2 MB per second and shard
+//! fan-out     the same with one `SubscribeToShard` per shard
 //! ```
 //!
-//! `-- --rounds 1` is quicker, `-- --only canned` (or `served`) is a part.
+//! `-- --rounds 1` is quicker, `-- --only canned` (or `polling`, `fan-out`) is a part.
 
 mod bare;
 mod canned;
@@ -24,7 +25,7 @@ use std::env;
 use std::io::Write as _;
 use std::process::{Command, ExitCode};
 
-use measure::{Cost, Load, Reader, Transport};
+use measure::{Cost, Load, Reader, Transport, Way};
 
 /// Both readers read everything so often.
 const ROUNDS: usize = 5;
@@ -61,11 +62,11 @@ fn compare(arguments: &[String]) -> Result<()> {
             row("canned", &load, &Transport::Canned, rounds)?;
         }
     }
-    if is_wanted("served") {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        for load in Load::served() {
-            let served = runtime.block_on(served::Served::start(&load))?;
-            row("served", &load, &Transport::Served(served.endpoint_url()), rounds)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    for (part, way) in [("polling", Way::Polling), ("fan-out", Way::FanOut)] {
+        for load in Load::served().iter().filter(|_| is_wanted(part)) {
+            let served = runtime.block_on(served::Served::start(load))?;
+            row(part, load, &Transport::Served(served.endpoint_url(), way), rounds)?;
             runtime.block_on(served.shutdown());
         }
     }

@@ -15,6 +15,9 @@ use crate::{Result, bare, canned, say, worker};
 /// The stream that is read.
 pub(crate) const STREAM: &str = "reading";
 
+/// The registered consumer that subscribes.
+pub(crate) const CONSUMER: &str = "reading";
+
 /// Who reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reader {
@@ -28,7 +31,15 @@ pub(crate) enum Reader {
 #[derive(Debug, Clone)]
 pub(crate) enum Transport {
     Canned,
-    Served(String),
+    /// An endpoint, and how it is read.
+    Served(String, Way),
+}
+
+/// How records are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Polling,
+    FanOut,
 }
 
 /// What is read.
@@ -123,8 +134,8 @@ pub(crate) fn arguments(reader: Reader, load: &Load, transport: &Transport) -> V
     let mut arguments = vec![reader.to_owned()];
     arguments
         .extend([load.shards, load.size, load.records, load.per_reply].map(|it| it.to_string()));
-    if let Transport::Served(endpoint) = transport {
-        arguments.push(endpoint.clone());
+    if let Transport::Served(endpoint, way) = transport {
+        arguments.extend([endpoint.clone(), format!("{way:?}")]);
     }
     arguments
 }
@@ -141,21 +152,23 @@ pub(crate) fn child(arguments: &[String]) -> Result<()> {
         records: records.parse()?,
         per_reply: per_reply.parse()?,
     };
-    let counted = match endpoint.first() {
-        None => {
+    let counted = match endpoint {
+        [] => {
             let config = config(None, canned::http_client(&load));
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .start_paused(true)
                 .build()?;
-            runtime.block_on(read(reader, &load, &config, true))?
+            runtime.block_on(read(reader, &load, &config, Way::Polling, true))?
         }
-        Some(endpoint) => {
+        [endpoint, way, ..] => {
+            let way = if way == "FanOut" { Way::FanOut } else { Way::Polling };
             let http = aws_smithy_http_client::Builder::new().build_http();
             let config = config(Some(endpoint), http);
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            runtime.block_on(read(reader, &load, &config, false))?
+            runtime.block_on(read(reader, &load, &config, way, false))?
         }
+        [_] => return Err("an endpoint needs a way".into()),
     };
     let Cost { records, cpu, wall, peak_kib } = counted;
     say(&format!("{records} {} {} {}", cpu.as_micros(), wall.as_micros(), peak_kib.unwrap_or(0)));
@@ -176,12 +189,18 @@ fn config(
     config.build()
 }
 
-async fn read(reader: Reader, load: &Load, config: &SdkConfig, is_paused: bool) -> Result<Cost> {
+async fn read(
+    reader: Reader,
+    load: &Load,
+    config: &SdkConfig,
+    way: Way,
+    is_paused: bool,
+) -> Result<Cost> {
     let count = Arc::new(Count::default());
     let [cpu, wall] = clocks();
     match reader {
-        Reader::Bare => bare::read(config, &count, load.total()).await?,
-        Reader::Worker => worker::read(config, &count, load.total(), is_paused).await?,
+        Reader::Bare => bare::read(config, &count, load.total(), way).await?,
+        Reader::Worker => worker::read(config, &count, load.total(), way, is_paused).await?,
     }
     let [cpu_end, wall_end] = clocks();
     Ok(Cost {

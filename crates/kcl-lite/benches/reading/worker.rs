@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use aws_config::SdkConfig;
 use kcl_lite::lease::memory::MemoryStore;
-use kcl_lite::{Batch, BoxError, ControlPlane, InitialPosition, RecordProcessor, Settings, Worker};
+use kcl_lite::{
+    Batch, BoxError, ControlPlane, InitialPosition, RecordProcessor, Retrieval, Settings,
+    StreamConsumer, Worker,
+};
 
 use crate::Result;
-use crate::measure::{Count, STREAM};
+use crate::measure::{CONSUMER, Count, STREAM, Way};
 
 struct Counter(Arc<Count>);
 
@@ -24,12 +27,19 @@ pub(crate) async fn read(
     config: &SdkConfig,
     count: &Arc<Count>,
     total: u64,
+    way: Way,
     is_paused: bool,
 ) -> Result<()> {
     let control_plane = if is_paused { ControlPlane::Inline } else { ControlPlane::OwnThread };
     let settings = Settings {
         initial_position: InitialPosition::TrimHorizon,
         control_plane,
+        retrieval: match way {
+            Way::Polling => Retrieval::Polling,
+            Way::FanOut => {
+                Retrieval::FanOut { consumer: StreamConsumer::Named(CONSUMER.to_owned()) }
+            }
+        },
         ..Default::default()
     };
     // A new table for each run.

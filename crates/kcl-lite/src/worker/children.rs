@@ -18,10 +18,11 @@ use crate::shard::{ChildShard, Shard, plan};
 use crate::stream::ListFrom;
 
 /// How often, once a second, a listing that shows neither a parent nor its children is taken for one
-/// that is behind; then the parent is history.
+/// that is behind; then the parent is history. And for how long another parent may have no lease, where
+/// others have begun behind its child.
 const PATIENCE: u32 = 30;
 
-/// Makes the leases of the children of `parent`; returns their ids.
+/// Makes the leases of the children of `parent`; returns their ids, without those that were passed over.
 pub(crate) async fn make(
     context: KeeperContext,
     parent: Lease,
@@ -53,21 +54,37 @@ async fn try_make(
     } else {
         named.to_vec()
     };
-    for child in &children {
-        let looks = !crate::mutant::is("other-parents-are-not-looked-for");
-        for other in child.parents.iter().filter(|id| parent.shard() != **id && looks) {
-            let (child, other) = (parent.key.sibling(&child.id), parent.key.sibling(other));
-            other_parent_is_known(context, &child, &other).await?;
-        }
-        let lease = plan::child_lease(parent, child);
-        let (shard, checkpoint) = (lease.key.clone(), lease.checkpoint.clone());
-        let write = create_write(lease, &context.incarnation);
-        let outcome = timely(context, context.store.write(&write)).await?;
-        if matches!(outcome, WriteOutcome::Done(_)) {
-            context.events.emit(&Event::LeaseCreated { shard, checkpoint });
+    let mut made = BTreeSet::new();
+    for child in children {
+        match other_parents_are_known(context, parent, &child).await {
+            Ok(()) => {
+                create(context, parent, &child).await?;
+                made.insert(child.id);
+            }
+            Err(error) if has_waited => {
+                for later in missing_behind(context, parent, &child).await?.ok_or(error)? {
+                    create(context, parent, &later).await?;
+                }
+            }
+            Err(error) => return Err(error),
         }
     }
-    Ok(children.into_iter().map(|child| child.id).collect())
+    Ok(made)
+}
+
+async fn create(
+    context: &KeeperContext,
+    parent: &Lease,
+    child: &ChildShard,
+) -> Result<(), ServiceError> {
+    let lease = plan::child_lease(parent, child);
+    let (shard, checkpoint) = (lease.key.clone(), lease.checkpoint.clone());
+    let write = create_write(lease, &context.incarnation);
+    let outcome = timely(context, context.store.write(&write)).await?;
+    if matches!(outcome, WriteOutcome::Done(_)) {
+        context.events.emit(&Event::LeaseCreated { shard, checkpoint });
+    }
+    Ok(())
 }
 
 /// The children by a listing. One that is behind may show only some of them, or none: they have to
@@ -91,6 +108,30 @@ async fn listed_children(
         ));
     }
     Ok(children)
+}
+
+async fn other_parents_are_known(
+    context: &KeeperContext,
+    parent: &Lease,
+    child: &ChildShard,
+) -> Result<(), ServiceError> {
+    let looks = !crate::mutant::is("other-parents-are-not-looked-for");
+    for other in child.parents.iter().filter(|id| parent.shard() != **id && looks) {
+        let (child, other) = (parent.key.sibling(&child.id), parent.key.sibling(other));
+        other_parent_is_known(context, &child, &other).await?;
+    }
+    Ok(())
+}
+
+async fn missing_behind(
+    context: &KeeperContext,
+    parent: &Lease,
+    child: &ChildShard,
+) -> Result<Option<Vec<ChildShard>>, ServiceError> {
+    let shards = listed(context).await?;
+    let rows = timely(context, context.store.list()).await?.leases;
+    let of_stream = rows.iter().filter(|row| row.key.stream() == parent.key.stream());
+    Ok(plan::missing_behind(&child.id, &shards, &of_stream.map(Lease::shard).collect()))
 }
 
 /// A parent counts if it has a lease, or if a listing that shows the child no longer shows it; and
@@ -140,6 +181,7 @@ mod tests {
     use crate::clock::TokioClock;
     use crate::event::Events;
     use crate::lease::memory::MemoryStore;
+    use crate::lease::store::LeaseStore;
     use crate::position::{Checkpoint, Cursor};
     use crate::record::Timestamp;
     use crate::settings::Settings;
@@ -181,8 +223,23 @@ mod tests {
         named: &[ChildShard],
         has_waited: bool,
     ) -> Result<usize, ServiceErrorKind> {
+        made_beside(&[], shards, named, has_waited).await
+    }
+
+    /// How many leases are made beside `rows`.
+    async fn made_beside(
+        rows: &[&str],
+        shards: Vec<Shard>,
+        named: &[ChildShard],
+        has_waited: bool,
+    ) -> Result<usize, ServiceErrorKind> {
+        let store = Arc::new(MemoryStore::new());
+        for row in rows {
+            let row = Lease::new(*row, Checkpoint::Latest);
+            store.write(&create_write(row, "other#1")).await.unwrap();
+        }
         let context = KeeperContext {
-            store: Arc::new(MemoryStore::new()),
+            store: Arc::clone(&store) as Arc<dyn LeaseStore>,
             stream: Arc::new(Listed(shards)),
             clock: Arc::new(TokioClock),
             settings: Settings::default(),
@@ -193,7 +250,8 @@ mod tests {
         let hash_range = Some(HashRange::ALL);
         let parent = Lease { hash_range, ..Lease::new("0", Checkpoint::TrimHorizon) };
         let made = try_make(&context, &parent, named, has_waited).await;
-        made.map(|made| made.len()).map_err(|error| error.kind)
+        made.map_err(|error| error.kind)?;
+        Ok(store.snapshot().len() - rows.len())
     }
 
     #[tokio::test(start_paused = true)]
@@ -217,5 +275,19 @@ mod tests {
         let behind = Err(ServiceErrorKind::NotReady);
         assert_eq!(made(vec![parent.clone()], &named).await, behind);
         assert_eq!(made(vec![parent, child], &named).await, Ok(1), "that one is history");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn behind_a_child_that_cannot_be_made_the_rest_is() {
+        let [first, second] = ["0", "1"].map(|id| shard(id, &[], 0, u128::MAX));
+        let child = shard("2", &["0", "1"], 0, u128::MAX);
+        let (low, high) = (shard("3", &["2"], 0, HALF), shard("4", &["2"], HALF + 1, u128::MAX));
+        let named = ChildShard::of(&"0".into(), vec![child.clone()]);
+        let shards = vec![first, second, child, low, high];
+        let waits = Err(ServiceErrorKind::NotReady);
+        assert_eq!(made_beside(&["4"], shards.clone(), &named, false).await, waits);
+        assert_eq!(made_beside(&[], shards.clone(), &named, true).await, waits);
+        assert_eq!(made_beside(&["4"], shards.clone(), &named, true).await, Ok(1));
+        assert_eq!(made_beside(&["3", "4"], shards, &named, true).await, Ok(0));
     }
 }

@@ -3,7 +3,7 @@
 //! Pure. The listing is a hint: it may be behind, and shards in it that contradict each other are
 //! left for a later listing. Never creates a second lease for work that a child or parent covers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ChildShard, HashRange, Shard};
 use crate::lease::{Lease, LeaseKey, StreamIdentity, StreamKey};
@@ -206,6 +206,27 @@ impl<'a> Planner<'a> {
             self.planned.insert(shard.id.clone(), Checkpoint::TrimHorizon);
         }
     }
+}
+
+/// What to make in the place of `child`, which has no lease: the shards that came of it and that nobody
+/// serves. `None` while nothing that came of it has a lease, so that it is its turn.
+///
+/// Two first starts with different listings may have begun before it and behind it; then nobody makes
+/// its other parent, and it must not begin behind its own children.
+pub(crate) fn missing_behind(
+    child: &ShardId,
+    shards: &[Shard],
+    leased: &BTreeSet<ShardId>,
+) -> Option<Vec<ChildShard>> {
+    let later = ChildShard::of(child, shards.to_vec());
+    let below = later.into_iter().filter(|it| !leased.contains(&it.id)).map(|it| {
+        let missing = missing_behind(&it.id, shards, leased);
+        (missing.is_some(), missing.unwrap_or_else(|| vec![it]))
+    });
+    let below: Vec<_> = below.collect();
+    let is_served = |it: &Shard| it.parents.contains(child) && leased.contains(&it.id);
+    let has_begun = shards.iter().any(is_served) || below.iter().any(|(has_begun, _)| *has_begun);
+    has_begun.then(|| below.into_iter().flat_map(|(_, missing)| missing).collect())
 }
 
 /// The lease of a child that the last reply of `parent` named: it starts at its own beginning.

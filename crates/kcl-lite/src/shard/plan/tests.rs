@@ -280,3 +280,30 @@ fn a_shard_that_has_just_ended_covers_until_its_children_are_known() {
     let children = made(vec![shard("1", &["0"], false), shard("2", &["1"], true)]);
     assert_eq!(children.len(), 1, "a child that could not be made is made here");
 }
+
+#[test]
+fn behind_a_shard_that_was_passed_over_only_what_nobody_serves_is_made() {
+    // 0 and 1 were merged into 2, which was split into 3 and 4; 4 into 5 and 6.
+    let shards = listing(
+        "0\n 1\n 2 parents=0,1\n 3 parents=2 open\n 4 parents=2\n 5 parents=4 open\n 6 parents=4 open",
+    )
+    .shards;
+    for (leased, made) in [
+        ("", None),
+        ("0", None),
+        ("3,4", Some("")),
+        ("4", Some("3")),
+        ("3,5", Some("6")),
+        ("3,5,6", Some("")),
+        ("5", Some("3,6")),
+    ] {
+        let leased: BTreeSet<ShardId> =
+            leased.split(',').filter(|id| !id.is_empty()).map(Into::into).collect();
+        let missing = missing_behind(&"2".into(), &shards, &leased);
+        let missing = missing.map(|missing| {
+            let ids: Vec<_> = missing.iter().map(|child| child.id.as_str()).collect();
+            ids.join(",")
+        });
+        assert_eq!(missing.as_deref(), made, "{leased:?}");
+    }
+}
