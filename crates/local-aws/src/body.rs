@@ -73,6 +73,18 @@ impl ReplyBody {
         matches!(self.0, Shape::Stream(_))
     }
 
+    /// The same event stream, which says nothing after so many frames, and does not end.
+    pub(crate) fn silent_after(self, frames: usize) -> Self {
+        match self.0 {
+            Shape::Stream(stream) => {
+                let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
+                let silent = stream.take(frames).chain(stream::pending());
+                Self(Shape::Stream(Mutex::new(silent.boxed())))
+            }
+            Shape::Whole(_) | Shape::Half(_) => self,
+        }
+    }
+
     /// The same reply, broken in the middle; an event stream in the middle of its first frame.
     pub(crate) fn cut_in_half(self) -> Self {
         match self.0 {

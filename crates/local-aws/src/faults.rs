@@ -68,6 +68,10 @@ pub enum Effect {
     Disconnect,
     /// Applied; the connection breaks before the reply.
     DisconnectAfter,
+    /// Applied; an event stream says nothing after so many events, and its connection stays open.
+    /// Other replies are not changed. In JSON `{"fall_silent_after": 20}`.
+    #[serde(rename = "fall_silent_after")]
+    FallSilent(usize),
 }
 
 fn to_millis<S: Serializer>(delay: &Duration, to: S) -> Result<S::Ok, S::Error> {
@@ -214,7 +218,8 @@ impl Rule {
             | Effect::HangAfter
             | Effect::DropHalfReply
             | Effect::Disconnect
-            | Effect::DisconnectAfter => None,
+            | Effect::DisconnectAfter
+            | Effect::FallSilent(_) => None,
         }
     }
 

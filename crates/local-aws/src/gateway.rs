@@ -126,6 +126,13 @@ impl Gateway {
                 self.count(call, NO_REPLY);
                 return Ok((reply.0, reply.1.cut_in_half()));
             }
+            Some(Effect::FallSilent(events)) => {
+                let answer = self.apply(call);
+                self.count(call, answer.outcome());
+                let (failure, body) = self.body_of(call, answer);
+                // The first frame opens the stream.
+                return Ok((failure, body.silent_after(events + 1)));
+            }
             // `judge` adds delays up and never returns one.
             Some(Effect::Delay(_)) | None => self.apply(call),
         };

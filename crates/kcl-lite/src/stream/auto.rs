@@ -30,8 +30,10 @@ const HOLD: Duration = Duration::from_secs(5 * 60);
 const HOLD_MOST: Duration = Duration::from_secs(2 * 60 * 60);
 /// Polling that was enough for so long has nothing to do with what was before.
 const CALM: Duration = Duration::from_secs(30 * 60);
-/// So long without one event, and polling is better than nothing.
+/// So long without one event, and polling is better than nothing; at once when it is refused.
 const FAILING_FOR: Duration = Duration::from_secs(60);
+/// Fan-out that has failed is not tried again before.
+const GIVEN_UP_FOR: Duration = Duration::from_secs(60 * 60);
 
 /// How to fetch, from what came of it so far.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ struct Choice {
     hold: Duration,
     /// When polling was last taken up again.
     polled_again: Option<Instant>,
+    /// When fan-out was given up.
+    given_up: Option<Instant>,
 }
 
 impl Choice {
@@ -60,6 +64,7 @@ impl Choice {
             failing_since: None,
             hold: HOLD,
             polled_again: None,
+            given_up: None,
         }
     }
 
@@ -75,7 +80,7 @@ impl Choice {
         self.returned = Some(now);
         self.failing_since = None;
         let is_so = match self.now {
-            Fetching::Polling => millis_behind >= BEHIND_MILLIS,
+            Fetching::Polling => millis_behind >= BEHIND_MILLIS && self.may_subscribe(now),
             Fetching::FanOut => millis_behind < CAUGHT_UP_MILLIS,
         };
         if !is_so {
@@ -113,7 +118,7 @@ impl Choice {
             Fetching::Polling if error.kind == ServiceErrorKind::Throttled => {
                 self.throttles.push_back(now);
                 self.throttles.retain(|at| now.saturating_duration_since(*at) <= THROTTLED_WITHIN);
-                if self.throttles.len() < THROTTLES {
+                if self.throttles.len() < THROTTLES || !self.may_subscribe(now) {
                     return None;
                 }
                 self.change(Fetching::FanOut, now);
@@ -123,13 +128,19 @@ impl Choice {
             Fetching::Polling => None,
             Fetching::FanOut => {
                 let since = *self.failing_since.get_or_insert(now);
-                if now.saturating_duration_since(since) < FAILING_FOR {
+                let is_refused = error.kind == ServiceErrorKind::Denied;
+                if !is_refused && now.saturating_duration_since(since) < FAILING_FOR {
                     return None;
                 }
                 self.change(Fetching::Polling, now);
-                Some(format!("fan-out has failed for {} s: {error}", FAILING_FOR.as_secs()))
+                self.given_up = Some(now);
+                Some(format!("fan-out fails: {error}"))
             }
         }
+    }
+
+    fn may_subscribe(&self, now: Instant) -> bool {
+        self.given_up.is_none_or(|at| now.saturating_duration_since(at) >= GIVEN_UP_FOR)
     }
 
     fn change(&mut self, to: Fetching, now: Instant) {
@@ -327,15 +338,26 @@ mod tests {
     }
 
     #[test]
-    fn fan_out_that_fails_is_given_up_and_polling_goes_on() {
+    fn fan_out_that_fails_is_given_up_for_an_hour_and_polling_goes_on() {
         let (mut choice, start) = (Choice::new(), Instant::now());
         choice.change(Fetching::FanOut, start);
-        let denied = error(ServiceErrorKind::Denied);
-        assert_eq!(choice.failed(&denied, start), None);
+        let broken = error(ServiceErrorKind::Unavailable);
+        assert_eq!(choice.failed(&broken, start), None);
         choice.replied(0, start + SECOND * 30);
-        assert_eq!(choice.failed(&denied, start + SECOND * 60), None, "an event came in between");
-        let reason = choice.failed(&denied, start + SECOND * 120).unwrap();
-        assert_eq!(reason, "fan-out has failed for 60 s: no");
+        assert_eq!(choice.failed(&broken, start + SECOND * 60), None, "an event came in between");
+        let given_up = start + SECOND * 120;
+        assert_eq!(choice.failed(&broken, given_up), Some("fan-out fails: no".to_owned()));
         assert_eq!(choice.now, Fetching::Polling);
+        let almost = GIVEN_UP_FOR - SECOND;
+        assert_eq!(replies(&mut choice, given_up, almost, 60_000, Duration::ZERO), None);
+        let again = replies(&mut choice, given_up + GIVEN_UP_FOR, HOLD, 60_000, Duration::ZERO);
+        assert!(again.is_some(), "it is tried again");
+    }
+
+    #[test]
+    fn fan_out_that_is_refused_is_given_up_at_once() {
+        let (mut choice, now) = (Choice::new(), Instant::now());
+        choice.change(Fetching::FanOut, now);
+        assert!(choice.failed(&error(ServiceErrorKind::Denied), now).is_some());
     }
 }

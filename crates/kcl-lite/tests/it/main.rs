@@ -7,6 +7,7 @@ mod aggregate;
 mod canned;
 mod dynamo_store;
 mod dynamo_table;
+mod fan_out;
 mod faults;
 mod fleet;
 mod java;

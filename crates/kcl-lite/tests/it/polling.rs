@@ -93,13 +93,13 @@ pub(crate) async fn put(client: &Client, numbers: std::ops::Range<u32>) {
     }
 }
 
-fn numbers(records: &[Record]) -> Vec<u32> {
+pub(crate) fn numbers(records: &[Record]) -> Vec<u32> {
     records.iter().map(|record| str::from_utf8(&record.data).unwrap().parse().unwrap()).collect()
 }
 
 /// Reads until `count` records are there; everything but records and errors of `allowed` kinds is
 /// wrong.
-async fn read(
+pub(crate) async fn read(
     reader: &mut Box<dyn ShardReader>,
     count: usize,
     allowed: &[ServiceErrorKind],
@@ -188,10 +188,17 @@ pub(crate) fn scripted(
     local: &LocalAws,
     script: impl Fn(&str, &Value) -> Option<Value> + Send + Sync + 'static,
 ) -> KinesisStream {
+    KinesisStream::new(&scripted_config(local, script), STREAM, KinesisOptions::default())
+}
+
+/// The same for a client that is made elsewhere.
+pub(crate) fn scripted_config(
+    local: &LocalAws,
+    script: impl Fn(&str, &Value) -> Option<Value> + Send + Sync + 'static,
+) -> SdkConfig {
     let otherwise = local.http_client(READER);
     let client = Scripted { script: Arc::new(script), otherwise };
-    let config = local.sdk_config(READER).into_builder().http_client(client).build();
-    KinesisStream::new(&config, STREAM, KinesisOptions::default())
+    local.sdk_config(READER).into_builder().http_client(client).build()
 }
 
 /// A closed shard of numbered records whose first reply has a given shape and whose others are

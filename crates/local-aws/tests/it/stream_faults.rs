@@ -102,6 +102,23 @@ async fn an_event_stream_can_break_in_its_first_event_either_way() {
     server.shutdown().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_event_stream_can_fall_silent_without_an_end() {
+    let local = LocalAws::in_memory();
+    let observer = stream(&local).await;
+    let arn = consumer(&local, &observer).await;
+    put(&observer, "one").await;
+    let rule = Rule::new(Effect::FallSilent(1)).operation("SubscribeToShard").times(1);
+    local.faults().add(rule);
+    let mut subscription = subscribe(&local.sdk_config("reader"), &arn).await;
+    assert_eq!(next(&mut subscription).await, Some(vec!["one".to_owned()]));
+    put(&observer, "two").await;
+    let hour = Duration::from_secs(3600);
+    assert!(tokio::time::timeout(hour, next(&mut subscription)).await.is_err());
+    let mut again = subscribe(&local.sdk_config("reader"), &arn).await;
+    assert!(next(&mut again).await.is_some());
+}
+
 /// Goal: a partition makes a running subscription silent, healing breaks it, and nothing is
 /// lost to the next one.
 #[tokio::test(start_paused = true)]
