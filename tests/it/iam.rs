@@ -15,6 +15,9 @@ use crate::{BRIEF, INT};
 /// The statements a user may leave out begin with this: each is for one flag or setting.
 const OPTIONAL: &str = "Optional";
 
+/// The statement for `--fan-out`.
+const FAN_OUT: &str = "OptionalFanOut";
+
 type Actions = BTreeSet<String>;
 
 fn deploy(file: &str) -> String {
@@ -79,6 +82,14 @@ async fn the_consumers_policy_is_what_a_consumer_sends() -> Result<()> {
     workshop.aws.local.requests().wait_for("consumer", "DeleteItem", 1).await;
     assert_eq!(consumer.stop(INT).await?, 0);
     let sent = workshop.aws.local.requests().operations("consumer");
+    assert_eq!(allowed("iam/consumer.json", |name| name != FAN_OUT)?, sent);
+
+    let line = format!("{line} --fan-out");
+    let mut consumer = workshop.run("consumer", &line)?;
+    workshop.aws.put("wildrydes", "Shadowfax", b"sent").await?;
+    consumer.wait_for_records(1).await?;
+    assert_eq!(consumer.stop(INT).await?, 0);
+    let sent = workshop.aws.local.requests().operations("consumer");
     assert_eq!(allowed("iam/consumer.json", |_| true)?, sent);
     Ok(())
 }
@@ -126,7 +137,8 @@ fn the_template_grants_what_the_policies_allow() -> Result<()> {
     let needed = |policy| allowed(policy, |name| !name.starts_with(OPTIONAL));
     assert_eq!(granted("ProducerRole"), needed("iam/producer.json")?);
     assert_eq!(granted("ConsumerRole"), needed("iam/consumer.json")?);
-    let optional = allowed("iam/consumer.json", |name| name.starts_with(OPTIONAL))?;
-    assert_eq!(granted("CreateLeaseTablePolicy"), optional);
+    let optional = |wanted| allowed("iam/consumer.json", move |name| name == wanted);
+    assert_eq!(granted("CreateLeaseTablePolicy"), optional("OptionalCreateTheLeaseTable")?);
+    assert_eq!(granted("FanOutPolicy"), optional(FAN_OUT)?);
     Ok(())
 }

@@ -58,6 +58,11 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "TIME", requires = "app")]
     pub(crate) failover: Option<String>,
 
+    /// Have the records sent by enhanced fan-out instead of asking for them, as the stream consumer
+    /// NAME; it is registered if it is missing, and costs until it is deregistered
+    #[arg(long, requires = "app")]
+    pub(crate) fan_out: bool,
+
     /// Time between two reads of a shard that has nothing new, from 200ms to 1m
     #[arg(long, value_name = "TIME", hide = true)]
     pub(crate) poll_interval: Option<String>,
@@ -134,6 +139,7 @@ mod tests {
             ("consumer -output yaml", "pretty, json, raw"),
             ("consumer -worker-id w", "--app <NAME>"),
             ("consumer -failover 5s", "--app <NAME>"),
+            ("consumer -fan-out", "--app <NAME>"),
         ] {
             let error = parsed(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");
@@ -167,6 +173,9 @@ mod tests {
                                     drawn]
               --failover <TIME>     How long an instance may be silent before the others take its shards,
                                     from 1s to 5m; the same for all instances [default: 10s]
+              --fan-out             Have the records sent by enhanced fan-out instead of asking for them, as
+                                    the stream consumer NAME; it is registered if it is missing, and costs
+                                    until it is deregistered
           -v, --verbose             Tell on stderr which shards come and go, and why; RUST_LOG tells more
           -h, --help                Print help
           -V, --version             Print version

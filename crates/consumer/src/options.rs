@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use jiff::{Span, SpanRelativeTo, Timestamp};
-use kcl_lite::{InitialPosition, Settings};
+use kcl_lite::{InitialPosition, Retrieval, Settings};
 
 use crate::cli::{Cli, Form};
 use crate::format::Format;
@@ -78,6 +78,9 @@ fn settings(cli: &Cli, now: Timestamp) -> Result<Settings, String> {
     if let Some(text) = &cli.failover {
         settings.lease_duration = duration("--failover", text)?;
         in_bounds("--failover", text, &settings)?;
+    }
+    if cli.fan_out {
+        settings.retrieval = Retrieval::fan_out();
     }
     if let Some(text) = &cli.poll_interval {
         settings.poll_interval = duration("--poll-interval", text)?;

@@ -332,6 +332,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn with_fan_out_it_prints_what_is_sent_and_polls_nothing() {
+        let (local, kinesis) = stream().await;
+        put(&kinesis, "first").await;
+        let instance = Instance::new(&local, &["--app", "tail", "--fan-out"]);
+        let more = async {
+            instance.stdout.until_written("first").await;
+            put(&kinesis, "second").await;
+        };
+        tokio::join!(instance.run_until_printed("second"), more);
+        assert_eq!(instance.stdout.text(), "first\nsecond\n");
+        let requests = local.requests();
+        assert_eq!(requests.count("consumer", "GetRecords"), 0);
+        assert_eq!(requests.count("consumer", "RegisterStreamConsumer"), 1);
+    }
+
+    #[tokio::test]
     async fn a_stream_that_is_being_created_is_waited_for() {
         let (local, kinesis) = stream_that_takes(Duration::from_secs(3600)).await;
         let instance = Instance::new(&local, &[]);

@@ -74,6 +74,15 @@ struct Cli {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     lease: u64,
 
+    /// Have the records sent by enhanced fan-out
+    #[arg(long)]
+    fan_out: bool,
+
+    /// Kill, pause and stop nobody: only reshards, minutes apart, and a handler that is slow now and
+    /// then; no record may come twice
+    #[arg(long)]
+    calm: bool,
+
     /// Keep what the workers have written down in this directory [default: only on a violation]
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
@@ -95,6 +104,9 @@ pub(crate) struct Settings {
     /// Partition keys, each with one record per interval.
     pub(crate) keys: u32,
     pub(crate) interval: Duration,
+    pub(crate) fan_out: bool,
+    /// Nobody is killed, paused or stopped.
+    pub(crate) calm: bool,
 }
 
 /// A line on stdout. A reader that leaves does not stop the run, whose verdict is the exit code.
@@ -129,8 +141,14 @@ async fn run(cli: &Cli) -> Result<ExitCode> {
         lease: Duration::from_secs(cli.lease),
         keys: 12,
         interval: Duration::from_millis(200),
+        fan_out: cli.fan_out,
+        calm: cli.calm,
     };
-    let plan = schedule::plan(settings.seed, settings.length, settings.lease);
+    let plan = if settings.calm {
+        schedule::calm(settings.seed, settings.length)
+    } else {
+        schedule::plan(settings.seed, settings.length, settings.lease)
+    };
     announce(&settings, &plan);
     let temporary = tempfile::tempdir()?;
     let directory = match &cli.keep {
@@ -199,6 +217,10 @@ async fn play(
         if let Some(owner) = &row.owner {
             log.fail(format!("everybody has stopped, and {shard} still belongs to {owner}"));
         }
+    }
+    let subscriptions = services.count("SubscribeToShard").await?;
+    if settings.fan_out {
+        say(&format!("subscriptions that were accepted: {subscriptions}"));
     }
     services.stop().await?;
     let mut samples: Vec<Sample> =

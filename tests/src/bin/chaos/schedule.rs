@@ -61,6 +61,19 @@ pub(crate) fn plan(seed: u64, length: Duration, lease: Duration) -> Vec<Planned>
     acts
 }
 
+/// Nothing but reshards, rare enough that subscriptions of five minutes come to their end.
+pub(crate) fn calm(seed: u64, length: Duration) -> Vec<Planned> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let pause = (Duration::from_secs(60), Duration::from_secs(6 * 60));
+    let mut acts = Vec::new();
+    let mut at = Duration::from_secs(20);
+    while at < length {
+        acts.push(Planned { at, act: Act::Reshard { draw: rng.u64(..) } });
+        at += between(&mut rng, pause.0, pause.1);
+    }
+    acts
+}
+
 /// One act against a slot, and how long it takes at least.
 fn hit(rng: &mut fastrand::Rng, slot: usize, lease: Duration) -> (Act, Duration) {
     let id = if rng.bool() { NextId::Same } else { NextId::New };

@@ -16,6 +16,8 @@ use e2e::process::Process;
 use e2e::server::Clients;
 use e2e::workshop::point;
 use rustix::process::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -118,6 +120,27 @@ impl Services {
     /// It does not end.
     pub(crate) async fn stop(mut self) -> Result<()> {
         self.process.stop(Signal::TERM).await.map(drop)
+    }
+
+    /// How often an operation was carried out, by the service's own count.
+    ///
+    /// # Errors
+    ///
+    /// The service does not answer.
+    pub(crate) async fn count(&self, operation: &str) -> Result<u64> {
+        let address = self.endpoint.trim_start_matches("http://");
+        let mut connection = TcpStream::connect(address).await?;
+        let request = format!(
+            "GET /_local-aws/requests HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
+        );
+        connection.write_all(request.as_bytes()).await?;
+        let mut reply = String::new();
+        connection.read_to_string(&mut reply).await?;
+        let (_, body) = reply.split_once("\r\n\r\n").context("a reply has a body")?;
+        let counts: serde_json::Value = serde_json::from_str(body)?;
+        let rows = counts["requests"].as_array().context("requests are a list")?.iter();
+        let ours = rows.filter(|row| row["operation"] == operation && row["outcome"] == "ok");
+        Ok(ours.filter_map(|row| row["count"].as_u64()).sum())
     }
 }
 
@@ -236,6 +259,12 @@ fn start(slot: usize, id: u32, starts: u32, with: &WorkerCommand) -> Result<Proc
     command.arg("--lease-ms").arg(with.settings.lease.as_millis().to_string());
     command.arg("--seed").arg((with.settings.seed ^ u64::from(starts)).to_string());
     command.arg("--journal").arg(journal);
+    if with.settings.fan_out {
+        command.arg("--fan-out");
+    }
+    if with.settings.calm {
+        command.arg("--slow");
+    }
     Process::start(&name, command)
 }
 

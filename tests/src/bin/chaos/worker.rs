@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kcl_lite::{
-    Batch, BoxError, Event, InitialPosition, RecordProcessor, Settings, ShardContext, Worker,
+    Batch, BoxError, Event, InitialPosition, RecordProcessor, Retrieval, Settings, ShardContext,
+    Worker,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -17,6 +18,10 @@ use crate::journal::{Journal, What};
 
 /// How long a batch takes at most: so that signals arrive in the middle of some.
 const LONGEST_BATCH: Duration = Duration::from_millis(30);
+
+/// A slow handler: one batch in so many takes so long.
+const SLOW_EVERY: usize = 1_500;
+const SLOWEST_BATCH: Duration = Duration::from_secs(30);
 
 /// What a worker process is told.
 #[derive(Debug, Clone, clap::Args)]
@@ -33,6 +38,10 @@ pub(crate) struct Args {
     pub(crate) seed: u64,
     #[arg(long)]
     pub(crate) journal: PathBuf,
+    #[arg(long)]
+    pub(crate) fan_out: bool,
+    #[arg(long)]
+    pub(crate) slow: bool,
 }
 
 /// Works until SIGTERM, then stops in good order.
@@ -49,6 +58,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         poll_interval: Duration::from_millis(200),
         audit_interval: Duration::from_secs(10),
         seed: Some(args.seed),
+        retrieval: if args.fan_out { Retrieval::fan_out() } else { Retrieval::Polling },
         ..Settings::default()
     };
     let told = journal.clone();
@@ -58,12 +68,13 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         .on_event(move |event| tell(&told, event))
         .build()
         .await?;
-    let (journals, seed) = (journal.clone(), args.seed);
+    let (journals, seed, is_slow) = (journal.clone(), args.seed, args.slow);
     let factory = move |shard: &ShardContext| Notary {
         journal: journals.clone(),
         shard: shard.shard_id.to_string(),
         token: shard.fencing_token,
         rng: fastrand::Rng::with_seed(seed ^ shard.fencing_token),
+        is_slow,
     };
     let report = worker.run_until(factory, terminate.recv()).await?;
     let shards = report.shards.iter();
@@ -105,6 +116,7 @@ struct Notary {
     shard: String,
     token: u64,
     rng: fastrand::Rng,
+    is_slow: bool,
 }
 
 impl Notary {
@@ -129,9 +141,11 @@ impl RecordProcessor for Notary {
         let (token, records) = (self.token, batch.records());
         self.note(What::Batch { token, records: records.len() })?;
         let pauses_at = self.rng.usize(..records.len());
+        let is_slow = self.is_slow && self.rng.usize(..SLOW_EVERY) == 0;
+        let longest = if is_slow { SLOWEST_BATCH } else { LONGEST_BATCH };
         for (index, record) in records.iter().enumerate() {
             if index == pauses_at {
-                tokio::time::sleep(LONGEST_BATCH.mul_f64(self.rng.f64())).await;
+                tokio::time::sleep(longest.mul_f64(self.rng.f64())).await;
             }
             let sequence_number = record.sequence_number.to_string();
             self.note(What::Record { token, sequence_number })?;

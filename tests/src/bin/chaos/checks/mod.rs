@@ -3,7 +3,7 @@
 //! Loss, order, owners and checkpoints are judged to the record and to the nanosecond; time only
 //! where something stood still for so long that no busy machine explains it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kcl_lite::Checkpoint;
@@ -22,6 +22,9 @@ pub(crate) fn findings(evidence: &Evidence) -> Vec<Finding> {
     }
     for tenure in &evidence.tenures {
         findings.extend(uneven(tenure));
+    }
+    if evidence.settings.calm {
+        findings.extend(repeated_at_all(evidence));
     }
     for succession in evidence.successions() {
         findings.extend(two_owners(succession));
@@ -138,6 +141,23 @@ fn repeated_after_release(succession: &[Tenure]) -> Vec<Finding> {
         (pair[1].start < done).then(|| finding(pair[1].begun, &pair[1].shard, what))
     });
     repeats.collect()
+}
+
+/// Where nobody was killed, paused or stopped, every record comes once.
+fn repeated_at_all(evidence: &Evidence) -> Vec<Finding> {
+    let mut seen = BTreeSet::new();
+    let mut findings = Vec::new();
+    for tenure in &evidence.tenures {
+        let deliveries = tenure.deliveries.iter();
+        let again = deliveries.filter(|(_, place)| !seen.insert((tenure.shard.as_str(), *place)));
+        let again: Vec<_> = again.collect();
+        if let Some((at, _)) = again.first() {
+            let what =
+                format!("REPEATED in a calm run: {} records by {}", again.len(), tenure.worker);
+            findings.push(finding(*at, &tenure.shard, what));
+        }
+    }
+    findings
 }
 
 /// The records of a key are first processed in the order in which they were written, through all

@@ -68,6 +68,8 @@ fn evidence(shards: Vec<StoredShard>, tenures: Vec<Tenure>) -> Evidence {
         lease: Duration::from_secs(2),
         keys: 2,
         interval: Duration::ZERO,
+        fan_out: false,
+        calm: false,
     };
     Evidence {
         settings,
@@ -128,6 +130,16 @@ fn a_successor_starts_at_what_was_stored() {
     let old = "a 1 0@0: |0@1 1@1 c2@2";
     assert_eq!(found(&[old, "b 4 2@5: |2@6 3@6"]), NOTHING);
     assert_eq!(found(&[old, "b 4 1@5: |1@6 2@6 3@6"]), ["CHECKPOINT"]);
+}
+
+#[test]
+fn a_record_that_comes_twice_is_found_where_nobody_was_hit() {
+    let tenures = ["a 1 0@0: |0@1 1@1", "b 4 1@5: |1@6 2@6 3@6"];
+    assert_eq!(found(&tenures), NOTHING);
+    let tenures = tenures.iter().map(|text| tenure("s", text)).collect();
+    let mut evidence = evidence(vec![shard("s", &[], "a0 b0 a1 b1")], tenures);
+    evidence.settings.calm = true;
+    assert_eq!(words(&evidence), ["REPEATED"]);
 }
 
 #[test]
