@@ -163,7 +163,7 @@ impl Choice {
 /// The reader that there is.
 #[derive(Debug)]
 enum Reader {
-    Polling(PollingReader),
+    Polling(Box<PollingReader>),
     FanOut(Box<FanOutReader>),
 }
 
@@ -179,13 +179,13 @@ pub(super) struct AutoReader {
 
 impl AutoReader {
     pub(super) fn new(of: OneShard, cursor: Cursor, mut rng: fastrand::Rng) -> Self {
-        let reader = Reader::Polling(PollingReader::new(of.clone(), cursor, rng.fork()));
+        let reader = Reader::Polling(Box::new(PollingReader::new(of.clone(), cursor, rng.fork())));
         Self { of, choice: Choice::new(), reader, notice: None, rng }
     }
 
     fn reader(&mut self) -> &mut dyn ShardReader {
         match &mut self.reader {
-            Reader::Polling(reader) => reader,
+            Reader::Polling(reader) => reader.as_mut(),
             Reader::FanOut(reader) => reader.as_mut(),
         }
     }
@@ -215,7 +215,7 @@ impl AutoReader {
         };
         let (of, rng, to) = (self.of.clone(), self.rng.fork(), self.choice.now);
         self.reader = match to {
-            Fetching::Polling => Reader::Polling(PollingReader::new(of, cursor, rng)),
+            Fetching::Polling => Reader::Polling(Box::new(PollingReader::new(of, cursor, rng))),
             Fetching::FanOut => Reader::FanOut(Box::new(FanOutReader::new(of, cursor, rng))),
         };
         self.notice = Some(Notice::RetrievalChanged { to, reason });

@@ -188,11 +188,9 @@ impl KinesisStream {
         object: &str,
         error: SdkError<SubscribeToShardEventStreamError, RawMessage>,
     ) -> ServiceError {
-        let kind = match &error {
-            SdkError::ServiceError(service) => kind_of_event(service.err()),
-            // A connection that broke, a frame that cannot be read.
-            _ => ServiceErrorKind::Unavailable,
-        };
+        // Anything else is a connection that broke, or a frame that cannot be read.
+        let event = error.as_service_error();
+        let kind = event.map_or(ServiceErrorKind::Unavailable, kind_of_event);
         let words = chain(&error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
         self.explained(operation, object, kind, &words).with_source(error)
     }
@@ -601,17 +599,21 @@ fn kind_of_reply(code: &str, status: u16) -> ServiceErrorKind {
 
 /// What an error event of a subscription means. Its type is known, its code need not be.
 fn kind_of_event(error: &SubscribeToShardEventStreamError) -> ServiceErrorKind {
-    use SubscribeToShardEventStreamError as E;
-    match error {
-        E::ResourceNotFoundException(_) => ServiceErrorKind::Missing,
-        E::ResourceInUseException(_) => ServiceErrorKind::NotReady,
-        E::KmsThrottlingException(_) => ServiceErrorKind::Throttled,
-        E::KmsDisabledException(_)
-        | E::KmsInvalidStateException(_)
-        | E::KmsAccessDeniedException(_)
-        | E::KmsNotFoundException(_)
-        | E::KmsOptInRequired(_) => ServiceErrorKind::Denied,
-        _ => ServiceErrorKind::Unavailable,
+    let is_refused_by_key = error.is_kms_disabled_exception()
+        || error.is_kms_invalid_state_exception()
+        || error.is_kms_access_denied_exception()
+        || error.is_kms_not_found_exception()
+        || error.is_kms_opt_in_required();
+    if error.is_resource_not_found_exception() {
+        ServiceErrorKind::Missing
+    } else if error.is_resource_in_use_exception() {
+        ServiceErrorKind::NotReady
+    } else if error.is_kms_throttling_exception() {
+        ServiceErrorKind::Throttled
+    } else if is_refused_by_key {
+        ServiceErrorKind::Denied
+    } else {
+        ServiceErrorKind::Unavailable
     }
 }
 

@@ -96,7 +96,8 @@ impl Registration {
     }
 
     async fn look(&self, stream: &KinesisStream) -> Result<(String, Option<Notice>), ServiceError> {
-        let (arn, is_new) = self.find(stream).await?;
+        // Boxed, because it is large and every reader's future would carry it.
+        let (arn, is_new) = Box::pin(self.find(stream)).await?;
         self.know(Some(arn.clone()));
         let notice = is_new.then(|| Notice::ConsumerRegistered { consumer: arn.clone() });
         Ok((arn, notice))
@@ -148,17 +149,13 @@ async fn describe(
         Err(error) => {
             let error = stream.failure("DescribeStreamConsumer", &object(name), error);
             // The stream has just answered, so it is the consumer that does not exist.
-            return match error.kind {
-                ServiceErrorKind::Missing => Ok(Found::Missing),
-                _ => Err(error),
-            };
+            let is_missing = error.kind == ServiceErrorKind::Missing;
+            return if is_missing { Ok(Found::Missing) } else { Err(error) };
         }
     };
     let Some(consumer) = reply.consumer_description else { return Ok(Found::Changing) };
-    Ok(match consumer.consumer_status {
-        ConsumerStatus::Active => Found::Active(consumer.consumer_arn),
-        _ => Found::Changing,
-    })
+    let is_active = consumer.consumer_status == ConsumerStatus::Active;
+    Ok(if is_active { Found::Active(consumer.consumer_arn) } else { Found::Changing })
 }
 
 async fn register(
