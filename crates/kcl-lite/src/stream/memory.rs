@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use kpl_format::hash_key;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -248,7 +249,7 @@ impl MemoryStream {
     /// The open shard that records of `key` go to.
     #[must_use]
     pub fn shard_of(&self, key: &str) -> ShardId {
-        self.lock().serving(hash(key))
+        self.lock().serving(hash_key(key))
     }
 
     /// Appends a record to the shard of its key.
@@ -258,7 +259,7 @@ impl MemoryStream {
     pub fn put(&self, key: &str, data: impl Into<Bytes>) -> SequenceNumber {
         let now = self.now();
         self.change(|state| {
-            let shard = state.serving(hash(key));
+            let shard = state.serving(hash_key(key));
             state.append(&shard, key, data.into(), now)
         })
     }
@@ -413,19 +414,6 @@ fn missing(what: &str) -> ServiceError {
         ServiceErrorKind::Missing,
         format!("{what} does not exist in memory: it was deleted, expired or never made"),
     )
-}
-
-/// Spreads keys over the hash-key space: FNV-1a, then the mixer of SplitMix64 for either half.
-fn hash(key: &str) -> u128 {
-    let fnv = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    let mix = |mut z: u64| {
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    u128::from(mix(fnv)) << 64 | u128::from(mix(!fnv))
 }
 
 #[cfg(test)]

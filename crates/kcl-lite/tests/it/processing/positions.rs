@@ -1,5 +1,7 @@
 //! Where a shard goes on: out-of-order acknowledgements, aggregates, restarts of readers.
 
+use kcl_lite::lease::store::LeaseStore as _;
+use kcl_lite::lease::{Lease, LeaseChange, LeaseWrite, WriteId};
 use kcl_lite::{Checkpoint, Event, Settings};
 
 use super::shelf::{Fault, Shelf};
@@ -70,6 +72,28 @@ async fn l11_a_restart_goes_on_inside_an_aggregate_at_each_of_200_places() {
         fleet.until("b goes on", |log| first_of_b(log).is_some()).await;
         let first = first_of_b(&fleet.log.lock().unwrap()).unwrap();
         assert_eq!(first, format!("{}:{}", done / 20 + 1, done % 20), "after {done}");
+    }
+}
+
+/// Positions count the records of an aggregate from 0, as the Java KCL does, so either library goes on
+/// where the other has stopped, inside an aggregate and at its last record.
+#[tokio::test(start_paused = true)]
+async fn l11_a_checkpoint_that_the_java_library_left_is_gone_on_from() {
+    for (stored, first) in [((3, 0), "3:1"), ((3, 7), "3:8"), ((3, 18), "3:19"), ((3, 19), "4:0")] {
+        let fleet = Fleet::new(1);
+        let checkpoint = Checkpoint::parse(&stored.0.to_string(), stored.1).unwrap();
+        let row = Lease::new(shard().as_str(), checkpoint.clone());
+        let change = LeaseChange::Create(Box::new(row));
+        let write = LeaseWrite { key: shard().as_str().into(), id: WriteId::new("java"), change };
+        fleet.store.inner.write(&write).await.unwrap();
+        let worker = fleet.start_on("a", Shelf::new(10, 20), eager()).await;
+        fleet.until_delivered(1).await;
+        assert_eq!(fleet.delivered()[0], first, "after {checkpoint}");
+        // And back: the last record of the last aggregate is what Java would write.
+        let last = Checkpoint::parse("10", 19).unwrap();
+        until_stored(&fleet, &last).await;
+        worker.shutdown(DEADLINE).await.unwrap();
+        assert_eq!(fleet.lease(&shard()).checkpoint, last);
     }
 }
 
