@@ -52,13 +52,14 @@ fn granted(resource: &str) -> Actions {
         .collect()
 }
 
-/// One put, a herd's puts, and the creation of the stream are all that a producer does.
+/// One put, a herd's puts, aggregates, and the creation of the stream are all that a producer does.
 #[tokio::test]
 async fn the_producers_policy_is_what_a_producer_sends() -> Result<()> {
     let workshop = Workshop::open().await?;
     for line in [
         "./producer -create-stream 1 -count 1 -interval 1ms",
         "./producer -unicorns 4 -count 4 -interval 1ms",
+        "./producer -aggregate -unicorns 4 -count 4 -interval 1ms",
     ] {
         assert_eq!(workshop.run("producer", line)?.ended().await?.code(), Some(0), "{line}");
     }

@@ -76,3 +76,24 @@ async fn everyday_trouble_of_the_services_costs_no_record() -> Result<()> {
     assert_eq!(crate::settled(&workshop, &mut group).await?.sent, 400);
     Ok(())
 }
+
+/// `--aggregate` packs by shard, and a reshard on the way changes that: the consumer prints every
+/// unicorn's records all the same, each as it was made.
+#[tokio::test]
+async fn a_consumer_prints_every_record_that_a_producer_has_packed() -> Result<()> {
+    let workshop = Workshop::with_shards(2).await?;
+    let mut group = e2e::group::Group::default();
+    let line = format!("./consumer --app wildrydes-tail --from trim-horizon {STEADY}");
+    group.add(workshop.run("c", &line)?);
+    let line = "./producer -aggregate -unicorns 20 -count 4000 -interval 20ms";
+    let mut producer = workshop.run("p", line)?;
+    workshop.aws.local.requests().wait_for("p", "PutRecords", 3).await;
+    workshop.aws.split("wildrydes", "shardId-000000000000").await?;
+    assert_eq!(producer.ended().await?.code(), Some(0));
+    let account = crate::settled(&workshop, &mut group).await?;
+    // A split may have brought one aggregate to the wrong shard, and it was sent again.
+    assert!((4000..4200).contains(&account.sent), "{account:?}");
+    let stored: usize = workshop.aws.stored("wildrydes").await?.values().map(Vec::len).sum();
+    assert!(stored * 10 < account.sent, "{stored} Kinesis records");
+    Ok(())
+}

@@ -13,6 +13,7 @@ use aws_config::SdkConfig;
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{Record, Shard, ShardIteratorType};
+use kpl_format::{Aggregate, is_aggregate};
 use local_aws::{LocalAws, Server};
 
 use crate::account::RecordId;
@@ -219,14 +220,22 @@ impl Clients {
         Ok(records)
     }
 
-    /// The producers' records that a stream holds.
+    /// The producers' records that a stream holds, alone or in aggregates.
     ///
     /// # Errors
     ///
-    /// The service refuses.
+    /// The service refuses, or an aggregate is broken.
     pub async fn sent(&self, stream: &str) -> Result<Vec<RecordId>> {
-        let stored = self.stored(stream).await?;
-        Ok(stored.values().flatten().filter_map(|data| RecordId::of(data)).collect())
+        let mut sent = Vec::new();
+        for data in self.stored(stream).await?.into_values().flatten() {
+            if is_aggregate(&data) {
+                let aggregate = Aggregate::read(data.into())?;
+                sent.extend(aggregate.records().filter_map(|it| RecordId::of(&it.data)));
+            } else {
+                sent.extend(RecordId::of(&data));
+            }
+        }
+        Ok(sent)
     }
 
     /// The open shard that holds the newest record of `unicorn`.

@@ -99,7 +99,7 @@ mod tests {
             .build();
         let entry = Entry { key: "Shadowfax".into(), data: Vec::new() };
         let sender = Sender::new(client(&config), "wildrydes".into());
-        let failure = sender.put(&[entry]).await.unwrap_err();
+        let failure = sender.put(&[entry.into()]).await.unwrap_err();
         assert_eq!((failure.kind, failure.is_transient()), (FailureKind::Unreachable, true));
         assert!(failure.reason.starts_with("tcp connect error: "), "{}", failure.reason);
     }

@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use bytes::Bytes;
+
 /// PutRecords takes at most 500 records.
 pub(crate) const MAX_RECORDS: usize = 500;
 
@@ -21,8 +23,43 @@ pub(crate) struct Entry {
     pub(crate) data: Vec<u8>,
 }
 
+/// One Kinesis record on its way: a record as it is, or several in an aggregate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Parcel {
+    /// Never none; one if not packed.
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) packed: Option<Packed>,
+}
+
+/// An aggregate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Packed {
+    /// The shard that all its records belong to, as far as is known.
+    pub(crate) shard: String,
+    /// Brings it to that shard.
+    pub(crate) hash_key: u128,
+    pub(crate) data: Bytes,
+}
+
+impl From<Entry> for Parcel {
+    fn from(entry: Entry) -> Self {
+        Self { entries: vec![entry], packed: None }
+    }
+}
+
+impl Parcel {
+    /// The partition key: that of the first record.
+    pub(crate) fn key(&self) -> &str {
+        &self.entries[0].key
+    }
+
+    pub(crate) fn data(&self) -> &[u8] {
+        self.packed.as_ref().map_or(&self.entries[0].data, |packed| &packed.data)
+    }
+}
+
 impl Entry {
-    fn size_bytes(&self) -> usize {
+    pub(crate) fn size_bytes(&self) -> usize {
         self.key.len() + self.data.len()
     }
 }
@@ -30,13 +67,23 @@ impl Entry {
 /// Records not yet stored, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    waiting: VecDeque<Entry>,
+    pub(crate) waiting: VecDeque<Entry>,
 }
 
 impl Queue {
     /// Adds a record behind all others.
     pub(crate) fn push(&mut self, entry: Entry) {
         self.waiting.push_back(entry);
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// The size of what waits.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.waiting.iter().map(Entry::size_bytes).sum()
     }
 
     /// Takes the records of the next request; empty when nothing waits.

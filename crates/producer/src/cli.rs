@@ -59,6 +59,11 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "R")]
     pub(crate) rate: Option<f64>,
 
+    /// Pack records of one shard into one Kinesis record, in the format of the Kinesis Producer
+    /// Library: at most 50 KiB of them, or what comes in 100 ms
+    #[arg(long)]
+    pub(crate) aggregate: bool,
+
     /// Seed of all chance; the same seed makes the same rides [default: drawn]
     #[arg(long, value_name = "SEED")]
     pub(crate) seed: Option<u64>,
@@ -188,6 +193,9 @@ mod tests {
               --rate <R>                Records per second over the whole herd, instead of --interval; a
                                         request holds at most one record of each unicorn, so high rates want
                                         large herds
+              --aggregate               Pack records of one shard into one Kinesis record, in the format of
+                                        the Kinesis Producer Library: at most 50 KiB of them, or what comes
+                                        in 100 ms
               --seed <SEED>             Seed of all chance; the same seed makes the same rides [default:
                                         drawn]
           -h, --help                    Print help

@@ -7,6 +7,7 @@
 //! pace → emit                │ when, and how many
 //!        unicorn → reading   │ what: pure and seeded, time is an argument
 //!        batch               │ which records share a request; order per key
+//!        aggregate ← shards  │ with --aggregate: which records share a Kinesis record
 //!        send ← aws          │ the calls
 //!        session             │ what to do about failures (failure, retry), and what to say
 //!        report              ┘ stdout: periods and the sum; stderr: everything else
@@ -15,6 +16,7 @@
 //! Delivery is at least once: a request whose reply was lost is sent again. Records of one unicorn
 //! are stored in the order they were made.
 
+mod aggregate;
 mod aws;
 mod batch;
 mod cli;
@@ -28,6 +30,7 @@ mod report;
 mod retry;
 mod send;
 mod session;
+mod shards;
 mod stop;
 mod stream;
 mod unicorn;

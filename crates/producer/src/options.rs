@@ -44,6 +44,7 @@ pub(crate) struct Options {
     pub(crate) count: Option<u64>,
     pub(crate) seed: u64,
     pub(crate) temper: Temper,
+    pub(crate) aggregate: bool,
 }
 
 impl TryFrom<Cli> for Options {
@@ -66,6 +67,7 @@ impl TryFrom<Cli> for Options {
             region: cli.region.map(checked_region).transpose()?,
             endpoint_url: cli.endpoint_url.map(checked_endpoint).transpose()?,
             create_shards: cli.create_stream,
+            aggregate: cli.aggregate,
             pace,
             count: cli.count,
             seed: cli.seed.unwrap_or_else(|| fastrand::u64(..)),

@@ -20,13 +20,15 @@ const NOTICE_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Tally {
     started: Instant,
     pub(crate) sent: u64,
+    /// Kinesis records that hold several records each.
+    pub(crate) aggregates: u64,
     /// Records refused, or sent without an answer; each is sent again.
     pub(crate) failures: u64,
 }
 
 impl Tally {
     pub(crate) fn starting(now: Instant) -> Self {
-        Self { started: now, sent: 0, failures: 0 }
+        Self { started: now, sent: 0, aggregates: 0, failures: 0 }
     }
 
     /// The counts and the mean rate until `now`.
@@ -34,8 +36,14 @@ impl Tally {
         let seconds = now.saturating_duration_since(self.started).as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a rate for people, not for arithmetic")]
         let rate = if seconds > 0.0 { self.sent as f64 / seconds } else { 0.0 };
-        let Self { sent, failures, .. } = self;
-        format!("{sent} records in {seconds:.1} s, {rate:.1} records/s, {failures} failures")
+        let Self { sent, aggregates, failures, .. } = self;
+        let packed = match aggregates {
+            0 => String::new(),
+            some => format!(", {some} aggregates"),
+        };
+        format!(
+            "{sent} records in {seconds:.1} s, {rate:.1} records/s, {failures} failures{packed}"
+        )
     }
 }
 
@@ -102,6 +110,7 @@ impl<'a> Console<'a> {
         let since = Tally {
             started: self.window.started,
             sent: tally.sent - self.window.sent,
+            aggregates: tally.aggregates - self.window.aggregates,
             failures: tally.failures - self.window.failures,
         };
         self.note(&since.line(now));
@@ -139,6 +148,7 @@ mod tests {
             console.period().unwrap();
             console.period().unwrap();
             let tally = Tally { sent: 2, failures: 1, ..Tally::starting(now) };
+            assert!(!tally.line(now).contains("aggregates"));
             console.sum(&tally, now + Duration::from_secs(4)).unwrap();
         });
         assert_eq!(out, "..\nsent 2 records\n");

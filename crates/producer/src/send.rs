@@ -4,10 +4,13 @@
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::primitives::Blob;
-use aws_sdk_kinesis::types::{PutRecordsRequestEntry, PutRecordsResultEntry, StreamStatus};
+use aws_sdk_kinesis::types::{
+    self, PutRecordsRequestEntry, PutRecordsResultEntry, ShardFilter, ShardFilterType, StreamStatus,
+};
 
-use crate::batch::Entry;
+use crate::batch::Parcel;
 use crate::failure::{Failure, FailureKind};
+use crate::shards::{Shard, ShardMap};
 
 /// A stream and the client to reach it.
 #[derive(Debug, Clone)]
@@ -21,31 +24,35 @@ impl Sender {
         Self { client, stream }
     }
 
-    /// Puts a batch: for each record, in order, `None` if it is stored, else why it is not.
+    /// Puts a batch: for each Kinesis record, in order, the shard that it is stored in, or why it is
+    /// not.
     ///
     /// A batch of one is a PutRecord, as the workshop's client sends it.
     ///
     /// # Errors
     ///
     /// The request failed as a whole. If no answer came, the records may be stored all the same.
-    pub(crate) async fn put(&self, batch: &[Entry]) -> Result<Vec<Option<Failure>>, Failure> {
+    pub(crate) async fn put(&self, batch: &[Parcel]) -> Result<Vec<Stored>, Failure> {
         match batch {
-            [single] => self.put_record(single).await.map(|()| vec![None]),
+            [single] => self.put_record(single).await.map(|shard| vec![Ok(shard)]),
             several => self.put_records(several).await,
         }
     }
 
-    async fn put_record(&self, entry: &Entry) -> Result<(), Failure> {
+    async fn put_record(&self, parcel: &Parcel) -> Result<String, Failure> {
         let call = self.client.put_record().stream_name(&self.stream);
-        let call = call.partition_key(&entry.key).data(Blob::new(entry.data.clone()));
-        call.send().await.map(drop).map_err(|error| Failure::from_sdk("PutRecord", &error))
+        let call = call.partition_key(parcel.key()).set_explicit_hash_key(hash_key(parcel));
+        let call = call.data(Blob::new(parcel.data()));
+        let reply = call.send().await.map_err(|error| Failure::from_sdk("PutRecord", &error))?;
+        Ok(reply.shard_id)
     }
 
-    async fn put_records(&self, batch: &[Entry]) -> Result<Vec<Option<Failure>>, Failure> {
-        let records = batch.iter().map(|entry| {
+    async fn put_records(&self, batch: &[Parcel]) -> Result<Vec<Stored>, Failure> {
+        let records = batch.iter().map(|parcel| {
             PutRecordsRequestEntry::builder()
-                .partition_key(&entry.key)
-                .data(Blob::new(entry.data.clone()))
+                .partition_key(parcel.key())
+                .set_explicit_hash_key(hash_key(parcel))
+                .data(Blob::new(parcel.data()))
                 .build()
                 .expect("key and data are set")
         });
@@ -57,7 +64,31 @@ impl Sender {
             let reason = format!("{} results for {} records", results.len(), batch.len());
             return Err(Failure::new(FailureKind::Unavailable, "PutRecords", &reason));
         }
-        Ok(results.iter().map(refusal).collect())
+        Ok(results.iter().map(stored).collect())
+    }
+
+    /// The shards that take records.
+    ///
+    /// # Errors
+    ///
+    /// Why the question was not answered, or not to its end.
+    pub(crate) async fn shards(&self) -> Result<ShardMap, Failure> {
+        let operation = "ListShards";
+        let open = ShardFilter::builder().r#type(ShardFilterType::AtLatest).build();
+        let open = open.expect("the type is set");
+        let mut call = self.client.list_shards().stream_name(&self.stream).shard_filter(open);
+        let mut shards = Vec::new();
+        loop {
+            let reply = call.send().await.map_err(|error| Failure::from_sdk(operation, &error))?;
+            shards.extend(reply.shards().iter().filter_map(shard));
+            // A token stands for all that was asked for before it, and wants to be alone.
+            let Some(token) = reply.next_token else { break };
+            call = self.client.list_shards().next_token(token);
+        }
+        if shards.is_empty() {
+            return Err(Failure::new(FailureKind::Unavailable, operation, "no shard is open"));
+        }
+        Ok(ShardMap::new(shards))
     }
 
     /// The stream's state.
@@ -85,8 +116,28 @@ impl Sender {
     }
 }
 
+/// Where a Kinesis record is stored, or why it is not.
+pub(crate) type Stored = Result<String, Failure>;
+
 /// A record without an error code is stored.
-fn refusal(result: &PutRecordsResultEntry) -> Option<Failure> {
-    let code = result.error_code()?;
-    Some(Failure::coded("PutRecords", code, result.error_message().unwrap_or(""), 200))
+fn stored(result: &PutRecordsResultEntry) -> Stored {
+    match result.error_code() {
+        None => Ok(result.shard_id().unwrap_or_default().to_owned()),
+        Some(code) => {
+            let message = result.error_message().unwrap_or("");
+            Err(Failure::coded("PutRecords", code, message, 200))
+        }
+    }
+}
+
+fn hash_key(parcel: &Parcel) -> Option<String> {
+    parcel.packed.as_ref().map(|packed| packed.hash_key.to_string())
+}
+
+/// A listed shard, unless it is closed.
+fn shard(listed: &types::Shard) -> Option<Shard> {
+    let is_closed = listed.sequence_number_range()?.ending_sequence_number().is_some();
+    let range = listed.hash_key_range()?;
+    let range = (range.starting_hash_key().parse().ok()?, range.ending_hash_key().parse().ok()?);
+    (!is_closed).then(|| Shard { id: listed.shard_id().to_owned(), range })
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::batch::Entry;
+use crate::batch::Parcel;
 use crate::failure::Failure;
 use crate::report::Console;
 use crate::retry::{MAX_ATTEMPTS, Retry};
-use crate::send::Sender;
+use crate::send::{Sender, Stored};
 use crate::stop::Stop;
 
 /// How long a put that is on its way when a stop is requested may still take.
@@ -58,8 +58,8 @@ impl<'a> Session<'a> {
     /// itself came to is the inner result.
     pub(crate) async fn put(
         &mut self,
-        batch: &[Entry],
-    ) -> Result<Result<Vec<Option<Failure>>, Failure>, Halt> {
+        batch: &[Parcel],
+    ) -> Result<Result<Vec<Stored>, Failure>, Halt> {
         let grace_over = async {
             self.stop.requested().await;
             sleep(GRACE).await;
@@ -69,7 +69,8 @@ impl<'a> Session<'a> {
             reply = self.sender.put(batch) => return Ok(reply),
             () = grace_over => {}
         }
-        self.console.note(&format!("no reply to the last put; its {} may be stored", batch.len()));
+        let records: usize = batch.iter().map(|parcel| parcel.entries.len()).sum();
+        self.console.note(&format!("no reply to the last put; its {records} may be stored"));
         Err(Halt::Stopped)
     }
 

@@ -3,18 +3,29 @@
 //! A reading is made after its tick and sent before the next one is waited for, so that a slow
 //! stream slows the ride down instead of piling records up: at most one tick's records wait. Ticks
 //! that were missed are dropped. Wall-clock time comes as a function; the pace is tokio's clock.
+//!
+//! With aggregates, records of several ticks may wait for each other, for a tenth of a second. An
+//! aggregate that a reshard brought to another shard than its records belong to is sent again.
+
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use crate::batch::{Entry, Queue};
+use crate::aggregate;
+use crate::batch::{Entry, Parcel, Queue};
 use crate::failure::{Failure, FailureKind};
 use crate::options::Options;
 use crate::pace::Pace;
 use crate::reading;
 use crate::report::Tally;
+use crate::send::Stored;
 use crate::session::{Halt, Session};
+use crate::shards::ShardMap;
 use crate::unicorn::Herd;
+
+/// How often the shards are listed when a record is in one that no listing shows, a second apart.
+const LISTINGS: u32 = 3;
 
 /// A herd on its ride.
 #[derive(Debug)]
@@ -27,7 +38,21 @@ pub(crate) struct Emitter<'a, Now> {
     create_shards: Option<i32>,
     made: u64,
     queue: Queue,
+    /// When the oldest record in the queue was made.
+    oldest: Instant,
+    /// Where records belong, if they are to be packed.
+    shards: Option<ShardMap>,
     tally: Tally,
+}
+
+/// What became of a request.
+#[derive(Debug, Default)]
+struct Settled {
+    /// Why something was refused.
+    reason: Option<Failure>,
+    /// Aggregates that are stored in another shard than their records belong to, as far as is known,
+    /// and that shard.
+    moved: Vec<(Parcel, String)>,
 }
 
 impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
@@ -41,6 +66,8 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             create_shards: options.create_shards,
             made: 0,
             queue: Queue::default(),
+            oldest: Instant::now(),
+            shards: options.aggregate.then(ShardMap::default),
             tally: Tally::starting(Instant::now()),
         }
     }
@@ -66,6 +93,9 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
         if let Some(shards) = self.create_shards {
             self.session.create_if_missing(shards).await?;
         }
+        if self.shards.is_some() {
+            self.list_shards().await?;
+        }
         let start = Instant::now();
         self.tally = Tally::starting(start);
         let mut ticks = interval_at(start + self.pace.period(), self.pace.period());
@@ -76,11 +106,17 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             }
             tokio::select! {
                 biased;
-                () = self.session.stop.requested() => return Err(Halt::Stopped),
+                () = self.session.stop.requested() => {
+                    // What waits for others has been made, and goes with one request.
+                    self.send_waiting().await?;
+                    return Err(Halt::Stopped);
+                }
                 _ = ticks.tick() => {}
             }
             self.measure(tick);
-            self.send_waiting().await?;
+            if self.is_due() {
+                self.send_waiting().await?;
+            }
             if self.herd.len() > 1 || matches!(self.pace, Pace::PerSecond(_)) {
                 self.session.console.status_if_due(&self.tally, Instant::now());
             }
@@ -93,8 +129,19 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
         self.count.map_or(u64::MAX, |count| count - self.made)
     }
 
+    /// Whether what waits is to be sent before the next tick.
+    fn is_due(&self) -> bool {
+        let next_tick = Instant::now() + self.pace.period();
+        self.shards.is_none()
+            || self.left() == 0
+            || aggregate::is_due(self.queue.waiting_bytes(), self.oldest, next_tick)
+    }
+
     /// Makes the records of a tick.
     fn measure(&mut self, tick: u64) {
+        if self.queue.is_empty() {
+            self.oldest = Instant::now();
+        }
         let time = (self.now)();
         let due = self.pace.records_due(tick, self.herd.len());
         for _ in 0..due {
@@ -112,12 +159,19 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
     /// Sends until nothing waits.
     async fn send_waiting(&mut self) -> Result<(), Halt> {
         loop {
-            let batch = self.queue.next_batch();
+            let batch = match &self.shards {
+                Some(shards) => self.queue.next_packed(shards),
+                None => self.queue.next_batch().into_iter().map(Parcel::from).collect(),
+            };
             if batch.is_empty() {
                 return Ok(());
             }
             let reply = self.session.put(&batch).await?;
-            if let Some(failure) = self.settle(batch, reply)? {
+            let Settled { reason, moved } = self.settle(batch, reply)?;
+            if !moved.is_empty() {
+                self.look_after(moved).await?;
+            }
+            if let Some(failure) = reason {
                 self.recover(failure).await?;
             }
             if self.session.stop.is_requested() {
@@ -126,37 +180,91 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
         }
     }
 
-    /// Counts what was stored, keeps what was not, and returns a reason if there is any.
+    /// Counts what was stored, and keeps what was not.
     fn settle(
         &mut self,
-        batch: Vec<Entry>,
-        reply: Result<Vec<Option<Failure>>, Failure>,
-    ) -> Result<Option<Failure>, Halt> {
+        batch: Vec<Parcel>,
+        reply: Result<Vec<Stored>, Failure>,
+    ) -> Result<Settled, Halt> {
         let results = match reply {
             Ok(results) => results,
             Err(failure) => {
-                self.tally.failures += batch.len() as u64;
-                self.queue.give_back(batch);
-                return Ok(Some(failure));
+                self.keep(batch);
+                return Ok(Settled { reason: Some(failure), ..Settled::default() });
             }
         };
-        let (mut refused, mut reason) = (Vec::new(), None);
-        let stored_before = self.tally.sent;
-        for (entry, result) in batch.into_iter().zip(results) {
-            if let Some(failure) = result {
-                refused.push(entry);
-                reason.get_or_insert(failure);
-            } else {
-                self.tally.sent += 1;
+        let (mut refused, mut settled, mut is_stored) = (Vec::new(), Settled::default(), false);
+        for (parcel, result) in batch.into_iter().zip(results) {
+            match result {
+                Err(failure) => {
+                    refused.push(parcel);
+                    settled.reason.get_or_insert(failure);
+                    continue;
+                }
+                Ok(shard) => match &parcel.packed {
+                    Some(packed) if packed.shard != shard => settled.moved.push((parcel, shard)),
+                    _ => self.count(&parcel),
+                },
             }
+            is_stored = true;
         }
-        self.tally.failures += refused.len() as u64;
-        self.queue.give_back(refused);
-        if self.tally.sent > stored_before {
+        self.keep(refused);
+        if is_stored {
             self.session.progress();
             self.session.console.period()?;
         }
-        Ok(reason)
+        Ok(settled)
+    }
+
+    /// A parcel is stored where its records belong.
+    fn count(&mut self, parcel: &Parcel) {
+        self.tally.sent += parcel.entries.len() as u64;
+        self.tally.aggregates += u64::from(parcel.packed.is_some());
+    }
+
+    /// Puts the records back to where they were, to be sent again.
+    fn keep(&mut self, parcels: Vec<Parcel>) {
+        let entries: Vec<_> = parcels.into_iter().flat_map(|parcel| parcel.entries).collect();
+        self.tally.failures += entries.len() as u64;
+        self.queue.give_back(entries);
+    }
+
+    /// The stream was resharded. Aggregates that are in a shard which some of their records do not
+    /// belong to are sent again, as a whole: consumers that filter by shard drop them as a whole.
+    async fn look_after(&mut self, moved: Vec<(Parcel, String)>) -> Result<(), Halt> {
+        for _ in 0..LISTINGS {
+            self.list_shards().await?;
+            let shards = self.shards.as_ref();
+            let knows = |shard: &str| shards.is_some_and(|shards| shards.has(shard));
+            if moved.iter().all(|(_, shard)| knows(shard)) {
+                break;
+            }
+            // A listing may be behind, or the shard closed again.
+            self.session.pause(Duration::from_secs(1)).await?;
+        }
+        let mut astray = Vec::new();
+        for (parcel, shard) in moved {
+            let keys = parcel.entries.iter().map(|entry| entry.key.as_str());
+            if self.shards.as_ref().is_some_and(|shards| shards.is_home(&shard, keys)) {
+                self.count(&parcel);
+            } else {
+                astray.push(parcel);
+            }
+        }
+        self.keep(astray);
+        Ok(())
+    }
+
+    async fn list_shards(&mut self) -> Result<(), Halt> {
+        loop {
+            match self.session.sender.shards().await {
+                Ok(shards) => {
+                    self.shards = Some(shards);
+                    return Ok(());
+                }
+                Err(failure) => self.recover(failure).await?,
+            }
+        }
     }
 
     /// Waits until it makes sense to send again.

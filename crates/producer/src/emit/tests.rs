@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::client::Waiters;
-use aws_sdk_kinesis::types::ShardIteratorType;
+use aws_sdk_kinesis::types::{self, ShardIteratorType};
+use bytes::Bytes;
 use clap::Parser;
+use kpl_format::{Aggregate, is_aggregate};
 use local_aws::{Effect, LocalAws, Rule};
 use tokio::time::sleep;
 
@@ -81,13 +83,17 @@ async fn ride(local: &LocalAws, flags: &str, stop_after: Option<Duration>) -> Ri
     Ride { took: start.elapsed(), ended, out: text(out), notes: text(notes) }
 }
 
-/// A stored record: its key, its data and when it arrived.
+/// A stored record, alone or in an aggregate: its key, its data and when it arrived.
 ///
 /// Arrivals travel as a fraction of seconds and may come out a millisecond early.
 struct Stored {
     key: String,
     json: serde_json::Value,
     arrived_ms: i64,
+    /// Whether it was packed with others.
+    packed: bool,
+    /// Whether a consumer that drops aggregates with records of other shards keeps it.
+    home: bool,
 }
 
 /// All records of the stream, in order per shard.
@@ -104,15 +110,29 @@ async fn stored(local: &LocalAws) -> Vec<Stored> {
             if reply.records().is_empty() && reply.millis_behind_latest() == Some(0) {
                 break;
             }
-            all.extend(reply.records().iter().map(|record| Stored {
-                key: record.partition_key().unwrap_or_default().to_owned(),
-                json: serde_json::from_slice(record.data().as_ref()).unwrap(),
-                arrived_ms: record.approximate_arrival_timestamp().unwrap().to_millis().unwrap(),
-            }));
+            let range = shard.hash_key_range().unwrap();
+            let start: u128 = range.starting_hash_key().parse().unwrap();
+            let end: u128 = range.ending_hash_key().parse().unwrap();
+            all.extend(reply.records().iter().flat_map(|record| unpacked(record, start..=end)));
             next = reply.next_shard_iterator;
         }
     }
     all
+}
+
+fn unpacked(record: &types::Record, range: std::ops::RangeInclusive<u128>) -> Vec<Stored> {
+    let data = Bytes::copy_from_slice(record.data().as_ref());
+    let arrived_ms = record.approximate_arrival_timestamp().unwrap().to_millis().unwrap();
+    let stored = |key: &str, data: &[u8], packed, home| {
+        let (key, json) = (key.to_owned(), serde_json::from_slice(data).unwrap());
+        Stored { key, json, arrived_ms, packed, home }
+    };
+    if !is_aggregate(&data) {
+        return vec![stored(record.partition_key().unwrap(), &data, false, true)];
+    }
+    let aggregate = Aggregate::read(data).unwrap();
+    let home = aggregate.records().all(|record| range.contains(&record.hash_key()));
+    aggregate.records().map(|it| stored(it.partition_key, &it.data, true, home)).collect()
 }
 
 /// Longitudes by unicorn. A ride due east makes them grow, so that they tell order and loss.
@@ -397,4 +417,109 @@ async fn the_same_seed_sends_the_same_rides() {
         runs.push(longitudes(&local).await);
     }
     assert_eq!(runs[0], runs[1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_herd_is_packed_by_shard_and_keeps_each_unicorns_order() {
+    let local = local_with_shards(LocalAws::in_memory(), 2).await;
+    let flags = "--aggregate --unicorns 20 --interval 20ms --count 1000 --bearing 0";
+    let ride = ride(&local, flags, None).await;
+    assert!(ride.out.ends_with("\nsent 1000 records\n"), "{}", ride.out);
+    let requests = local.requests().count("producer", "PutRecords");
+    assert!(requests <= 10, "a second's records in tenths: {requests}");
+    assert!(ride.notes.contains(&format!(" {} aggregates", 2 * requests)), "{}", ride.notes);
+    assert_eq!(local.requests().count("producer", "ListShards"), 1);
+    let stored = stored(&local).await;
+    assert!(stored.len() == 1000 && stored.iter().all(|record| record.packed && record.home));
+    let longitudes = longitudes(&local).await;
+    assert!(longitudes.values().all(|all| all.len() == 50 && all.is_sorted()), "{longitudes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_unicorn_that_has_nobody_to_wait_for_is_sent_at_once_and_as_it_is() {
+    let local = local().await;
+    let start = local.clock().now_ms();
+    ride(&local, "--aggregate --count 3", None).await;
+    for (record, due) in stored(&local).await.iter().zip([1000, 2000, 3000]) {
+        assert!(
+            (due - 1..due + 50).contains(&(record.arrived_ms - start)),
+            "{}",
+            record.arrived_ms
+        );
+        assert!(!record.packed);
+    }
+    assert_eq!(local.requests().count("producer", "PutRecord"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_others_when_a_stop_is_requested_is_sent() {
+    let local = local().await;
+    let ride = ride(&local, "--aggregate --unicorns 3 --interval 20ms", Some(seconds(0.07))).await;
+    assert_eq!(ride.out, ".\nsent 9 records\n");
+    assert_eq!(stored(&local).await.len(), 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn aggregates_that_are_refused_are_sent_again_in_order() {
+    let local = local_with_shards(LocalAws::in_memory(), 3).await;
+    local.faults().add(rule("PutRecords", Effect::Throttle).probability(0.5));
+    local.faults().add(rule("PutRecords", Effect::DropHalfReply).probability(0.2));
+    let flags = "--aggregate --unicorns 20 --interval 50ms --count 2000 --bearing 0";
+    let ride = ride(&local, flags, None).await;
+    assert!(ride.out.ends_with("\nsent 2000 records\n"), "{} {}", ride.out, ride.notes);
+    let mut longitudes = longitudes(&local).await;
+    for all in longitudes.values_mut() {
+        // A lost reply repeats an aggregate; apart from that the order is the ride's.
+        let mut seen = Vec::new();
+        all.retain(|longitude| {
+            let is_new = seen.last().is_none_or(|last| longitude > last);
+            seen.extend(is_new.then_some(*longitude));
+            is_new
+        });
+        assert_eq!(all.len(), 100);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_reshard_every_record_is_where_its_key_belongs() {
+    let local = local_with_shards(LocalAws::in_memory(), 1).await;
+    let client = Client::new(&local.sdk_config("test"));
+    let reshard = async {
+        sleep(seconds(2.0)).await;
+        let call = client.split_shard().stream_name(STREAM).shard_to_split("shardId-000000000000");
+        call.new_starting_hash_key((u128::MAX / 2).to_string()).send().await.unwrap();
+        sleep(seconds(5.0)).await;
+        let call = client.merge_shards().stream_name(STREAM);
+        let call = call.shard_to_merge("shardId-000000000001");
+        call.adjacent_shard_to_merge("shardId-000000000002").send().await.unwrap();
+        std::future::pending::<Ride>().await
+    };
+    let flags = "--aggregate --unicorns 20 --interval 50ms --count 4000 --bearing 0";
+    let ride = tokio::select! {
+        ride = ride(&local, flags, None) => ride,
+        never = reshard => never,
+    };
+    assert!(ride.out.ends_with("\nsent 4000 records\n"), "{} {}", ride.out, ride.notes);
+    let stored = stored(&local).await;
+    let places = |home: bool| {
+        let of = |record: &&Stored| !home || record.home;
+        let place = |record: &Stored| record.json["Longitude"].as_f64().map(f64::to_bits);
+        let place = |record: &Stored| (record.key.clone(), place(record));
+        stored.iter().filter(of).map(place).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(places(true).len(), 4000, "also for who drops aggregates with foreign records");
+    let astray = stored.iter().filter(|record| !record.home).count();
+    assert!((1..=200).contains(&astray), "{astray}");
+    assert_eq!(stored.len() - 4000, astray, "sent again once, and nothing after the merge");
+    assert_eq!(local.requests().count("producer", "ListShards"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_permission_to_list_shards_nothing_is_packed_and_the_permission_is_named() {
+    let local = local().await;
+    let denied = Effect::FailBefore { code: "AccessDeniedException".into(), status: 400 };
+    local.faults().add(rule("ListShards", denied));
+    let ride = ride(&local, "--aggregate", None).await;
+    assert_eq!(ride.failure().kind, FailureKind::Denied);
+    assert!(ride.failure().explained(&place()).contains("hint: allow kinesis:ListShards"));
 }

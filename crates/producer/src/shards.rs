@@ -1,0 +1,84 @@
+//! Which shard takes a record: the open shards and the part of the hash-key space of each.
+//!
+//! Pure, and only ever a prediction: a reshard makes it wrong, and the service decides.
+
+use std::collections::BTreeMap;
+
+use kpl_format::hash_key;
+
+/// An open shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shard {
+    pub(crate) id: String,
+    /// The lowest hash key and the highest.
+    pub(crate) range: (u128, u128),
+}
+
+/// The open shards of a stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ShardMap {
+    /// By their highest hash key.
+    shards: BTreeMap<u128, Shard>,
+}
+
+impl ShardMap {
+    pub(crate) fn new(shards: impl IntoIterator<Item = Shard>) -> Self {
+        Self { shards: shards.into_iter().map(|shard| (shard.range.1, shard)).collect() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// The shard that takes records of this key, if the shards cover the key.
+    pub(crate) fn of(&self, key: &str) -> Option<&Shard> {
+        let hash = hash_key(key);
+        let (_, shard) = self.shards.range(hash..).next()?;
+        (shard.range.0 <= hash).then_some(shard)
+    }
+
+    /// Whether it is one of these.
+    pub(crate) fn has(&self, id: &str) -> bool {
+        self.shards.values().any(|shard| shard.id == id)
+    }
+
+    /// Whether all these keys belong to the shard with this id.
+    pub(crate) fn is_home<'a>(&self, id: &str, keys: impl IntoIterator<Item = &'a str>) -> bool {
+        keys.into_iter().all(|key| self.of(key).is_some_and(|shard| shard.id == id))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// So many shards of the same size, numbered from `first`.
+    pub(crate) fn even(first: u128, count: u128) -> ShardMap {
+        let size = u128::MAX / count;
+        let end = |nth| if nth + 1 == count { u128::MAX } else { (nth + 1) * size - 1 };
+        ShardMap::new((0..count).map(|nth| Shard {
+            id: format!("shardId-{:012}", first + nth),
+            range: (nth * size, end(nth)),
+        }))
+    }
+
+    #[test]
+    fn a_key_belongs_to_the_shard_of_its_md5() {
+        let shards = even(0, 4);
+        for (key, shard) in [("Shadowfax", 1), ("Bucephalus", 3), ("Rocinante", 3), ("Sleipnir", 2)]
+        {
+            assert_eq!(shards.of(key).unwrap().id, format!("shardId-{shard:012}"), "{key}");
+        }
+        assert!(shards.is_home("shardId-000000000003", ["Bucephalus", "Rocinante"]));
+        assert!(!shards.is_home("shardId-000000000003", ["Bucephalus", "Shadowfax"]));
+    }
+
+    #[test]
+    fn a_key_that_no_shard_covers_belongs_nowhere() {
+        let lower = Shard { id: "lower".to_owned(), range: (0, u128::MAX / 2) };
+        let shards = ShardMap::new([lower]);
+        assert_eq!(shards.of("Bucephalus"), None);
+        assert!(shards.of("Shadowfax").is_some());
+        assert_eq!(ShardMap::default().of("Shadowfax"), None);
+    }
+}
