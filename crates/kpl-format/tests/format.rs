@@ -59,7 +59,7 @@ fn packed(keys: &[&str], hash_keys: &[&str], records: Vec<PackedRecord>) -> Pack
 
 type Plain = (String, Option<u128>, Vec<u8>);
 
-fn plain(record: UserRecord<'_>) -> Plain {
+fn plain(record: &UserRecord<'_>) -> Plain {
     (record.partition_key.to_owned(), record.explicit_hash_key, record.data.to_vec())
 }
 
@@ -175,7 +175,7 @@ fn pack(records: &[Plain]) -> Bytes {
     for (key, hash_key, data) in records {
         assert!(packer.push(key, *hash_key, data));
     }
-    packer.finish().unwrap()
+    packer.finish().expect("there are records")
 }
 
 /// The message of `records` as prost knows it, with what a reader has to pass over.
@@ -210,7 +210,7 @@ proptest! {
         let data = pack(&records);
         prop_assert_eq!(&data, &framed(&message(&records, 0).encode_to_vec()));
         let aggregate = Aggregate::read(data).unwrap();
-        prop_assert_eq!(aggregate.records().map(plain).collect::<Vec<_>>(), records);
+        prop_assert_eq!(aggregate.records().map(|record| plain(&record)).collect::<Vec<_>>(), records);
     }
 
     #[test]
@@ -220,7 +220,7 @@ proptest! {
         let mut message = Packed { records: packed.records, ..Packed::default() }.encode_to_vec();
         message.extend(tables.encode_to_vec());
         let aggregate = Aggregate::read(framed(&message)).unwrap();
-        prop_assert_eq!(aggregate.records().map(plain).collect::<Vec<_>>(), records);
+        prop_assert_eq!(aggregate.records().map(|record| plain(&record)).collect::<Vec<_>>(), records);
     }
 
     /// Damage behind a checksum that fits: nothing panics, and whatever we understand prost
