@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use kpl_format::{Packer, hash_key};
+use kpl_format::Packer;
 use tokio::time::Instant;
 
 use crate::batch::{Entry, MAX_BYTES, Packed, Parcel, Queue};
@@ -88,8 +88,7 @@ impl Building {
 
     fn finish(self, shard: &str) -> Parcel {
         let data = self.packer.finish().filter(|_| self.entries.len() > 1);
-        let hash_key = hash_key(&self.entries[0].key);
-        let packed = data.map(|data| Packed { shard: shard.to_owned(), hash_key, data });
+        let packed = data.map(|data| Packed { shard: shard.to_owned(), data });
         Parcel { entries: self.entries, packed }
     }
 }
@@ -145,7 +144,7 @@ mod tests {
         assert_eq!(parcels[1].packed, None, "alone, as it is");
         let packed = parcels[2].packed.as_ref().unwrap();
         assert_eq!(packed.shard, "shardId-000000000003");
-        assert_eq!(packed.hash_key, hash_key("Bucephalus"), "lands where its records belong");
+        assert_eq!(shards.of(parcels[2].key()).unwrap().id, packed.shard, "there it is sent");
     }
 
     #[test]

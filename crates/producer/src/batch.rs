@@ -36,8 +36,6 @@ pub(crate) struct Parcel {
 pub(crate) struct Packed {
     /// The shard that all its records belong to, as far as is known.
     pub(crate) shard: String,
-    /// Brings it to that shard.
-    pub(crate) hash_key: u128,
     pub(crate) data: Bytes,
 }
 
@@ -48,7 +46,7 @@ impl From<Entry> for Parcel {
 }
 
 impl Parcel {
-    /// The partition key: that of the first record.
+    /// The partition key: that of the first record, which brings the others to its shard.
     pub(crate) fn key(&self) -> &str {
         &self.entries[0].key
     }

@@ -41,8 +41,7 @@ impl Sender {
 
     async fn put_record(&self, parcel: &Parcel) -> Result<String, Failure> {
         let call = self.client.put_record().stream_name(&self.stream);
-        let call = call.partition_key(parcel.key()).set_explicit_hash_key(hash_key(parcel));
-        let call = call.data(Blob::new(parcel.data()));
+        let call = call.partition_key(parcel.key()).data(Blob::new(parcel.data()));
         let reply = call.send().await.map_err(|error| Failure::from_sdk("PutRecord", &error))?;
         Ok(reply.shard_id)
     }
@@ -51,7 +50,6 @@ impl Sender {
         let records = batch.iter().map(|parcel| {
             PutRecordsRequestEntry::builder()
                 .partition_key(parcel.key())
-                .set_explicit_hash_key(hash_key(parcel))
                 .data(Blob::new(parcel.data()))
                 .build()
                 .expect("key and data are set")
@@ -128,10 +126,6 @@ fn stored(result: &PutRecordsResultEntry) -> Stored {
             Err(Failure::coded("PutRecords", code, message, 200))
         }
     }
-}
-
-fn hash_key(parcel: &Parcel) -> Option<String> {
-    parcel.packed.as_ref().map(|packed| packed.hash_key.to_string())
 }
 
 /// A listed shard, unless it is closed.

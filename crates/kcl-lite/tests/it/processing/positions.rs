@@ -2,7 +2,7 @@
 
 use kcl_lite::lease::store::LeaseStore as _;
 use kcl_lite::lease::{Lease, LeaseChange, LeaseWrite, WriteId};
-use kcl_lite::{Checkpoint, Event, Settings};
+use kcl_lite::{Checkpoint, Event, Packing, Settings};
 
 use super::shelf::{Fault, Shelf};
 use super::{DEADLINE, at, eager, numbers, once, put, shard, start, until_stored};
@@ -95,6 +95,23 @@ async fn l11_a_checkpoint_that_the_java_library_left_is_gone_on_from() {
         worker.shutdown(DEADLINE).await.unwrap();
         assert_eq!(fleet.lease(&shard()).checkpoint, last);
     }
+}
+
+/// What a source says is a part, it has unpacked by itself: data that look like an aggregate are the
+/// user's own.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_unpacks_by_itself_is_not_unpacked_again() {
+    let shelf = Shelf::new(1, 20);
+    let whole = {
+        let mut records = shelf.records.lock().unwrap();
+        records[0].packing = Packing::Part { explicit_hash_key: None, foreign: false };
+        String::from_utf8_lossy(&records[0].data).into_owned()
+    };
+    let fleet = Fleet::new(1);
+    let worker = fleet.start_on("a", shelf, eager()).await;
+    until_stored(&fleet, &at(1)).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    assert_eq!(fleet.delivered(), [whole]);
 }
 
 /// Readers fail, hang and panic at random places: what is delivered is what was produced.

@@ -271,6 +271,21 @@ async fn l10_events_about_broken_aggregates_are_no_flood() {
     assert!((3..=4).contains(&told.len()) && told.iter().sum::<u64>() > 100, "{told:?}");
 }
 
+/// A pass that fails reads again what it has read: that is no new fault.
+#[tokio::test(start_paused = true)]
+async fn l10_what_is_read_again_is_not_counted_again() {
+    let local = LocalAws::in_memory();
+    let client = polling::create(&local, 2).await;
+    put(&client, [framed(&[]), packed([("there", Some(THERE), &b"1"[..])]), "last".into()]).await;
+    let fleet = Fleet::new(1).script(Script { panics: Some("last".into()), ..Script::default() });
+    let worker = fleet.start_on("a", polling::stream(&local), horizon()).await;
+    fleet.until_delivered(5).await;
+    let failed = |_: &str, event: &Event| matches!(event, Event::ProcessorFailed { .. });
+    assert_eq!(fleet.count(failed), 1);
+    tokio::time::sleep(DEADLINE).await;
+    assert_eq!(counts(&worker.status()), (1, 1));
+}
+
 /// Ten aggregates of twenty, and a checkpoint inside one. The next owner's iterator expires, its
 /// reader hangs or its connection breaks before the first batch has come: it goes on with the first
 /// record that is not acknowledged all the same.
