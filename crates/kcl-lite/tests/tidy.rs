@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What decides, and does nothing: relative to `crates/kcl-lite/src`. A folder stands for its files.
-const DECISIONS: [&str; 12] = [
+const DECISIONS: [&str; 13] = [
     "checkpoint.rs",
     "position.rs",
     "record.rs",
@@ -17,6 +17,7 @@ const DECISIONS: [&str; 12] = [
     "lease/mod.rs",
     "lease/balance",
     "lease/expiry.rs",
+    "lease/taking.rs",
     "lease/tenure.rs",
     "worker/liveness.rs",
     "worker/shard_task/gap.rs",

@@ -13,11 +13,13 @@ use crate::mutant;
 
 /// What this worker has seen of the counters.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Observations {
     seen: BTreeMap<LeaseKey, Seen>,
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Seen {
     counter: u64,
     since: Instant,

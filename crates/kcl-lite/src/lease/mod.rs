@@ -11,6 +11,7 @@ pub(crate) mod expiry;
 mod key;
 pub mod memory;
 pub mod store;
+pub(crate) mod taking;
 pub(crate) mod tenure;
 
 use std::collections::BTreeSet;
@@ -462,5 +463,7 @@ impl News {
 
 #[cfg(test)]
 mod interleavings;
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -103,6 +103,12 @@ impl Tenure {
         self.valid_from
     }
 
+    /// When the oldest unanswered write at the present counter was sent.
+    #[cfg(test)]
+    pub(super) fn unanswered_since(&self) -> Option<Instant> {
+        self.unanswered_since
+    }
+
     /// When this worker must have stopped, unless a write is confirmed before: a margin earlier than
     /// anyone may take the lease.
     pub(crate) fn fenced_at(&self) -> Instant {

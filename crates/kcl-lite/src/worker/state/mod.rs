@@ -26,6 +26,7 @@ use crate::event::{Event, TakeReason};
 use crate::lease::balance::{self, Explanation, Snapshot, Take};
 use crate::lease::expiry::Observations;
 use crate::lease::store::{Table, WriteOutcome};
+use crate::lease::taking::Takes;
 use crate::lease::tenure::{take_id, write_id};
 use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, News, StreamKey};
 use crate::mutant;
@@ -125,8 +126,8 @@ pub(crate) struct State {
     /// Held or being taken.
     mine: BTreeSet<LeaseKey>,
     taking: BTreeSet<LeaseKey>,
-    /// Takes that were never answered: at which counter, and when the oldest was sent.
-    unanswered: BTreeMap<LeaseKey, (u64, Instant)>,
+    /// Takes that were never answered.
+    takes: Takes,
     /// Rows that were there and are not: deleted by hand, or finished and removed.
     vanished: BTreeMap<LeaseKey, Vanished>,
     /// Leases that other workers were asked for.
@@ -207,7 +208,7 @@ impl State {
             observations: Observations::default(),
             mine: BTreeSet::new(),
             taking: BTreeSet::new(),
-            unanswered: BTreeMap::new(),
+            takes: Takes::default(),
             asked: BTreeMap::new(),
             vanished: BTreeMap::new(),
             writing: BTreeSet::new(),
@@ -474,9 +475,7 @@ impl State {
             Ok(outcome) => outcome,
             Err(error) => {
                 // Unknown whether it was applied: the next scan shows it.
-                if let LeaseChange::Take { counter, .. } = write.change {
-                    self.sent_before(&write.key, counter, sent);
-                }
+                self.takes.gave_up(&write, sent);
                 self.forget(&write.key);
                 return vec![failure(why.describe(), &error)];
             }
@@ -497,15 +496,12 @@ impl State {
                 self.learned.remove(&write.key);
                 vec![Action::Emit(Event::LeaseDeleted { shard: write.key })]
             }
-            (Why::Take { reason, from }, Some(row)) if self.is_ours(&outcome, &write, &row) => {
-                // A take that is only recognised may be as old as the first that was sent: the
-                // others count from when the row changed.
-                let sent = match outcome {
-                    WriteOutcome::Refused(_) => self.sent_before(&write.key, row.counter - 1, sent),
-                    WriteOutcome::Done(_) => sent,
-                };
-                self.unanswered.remove(&write.key);
-                self.taken(row, sent, reason, from)
+            (Why::Take { reason, from }, Some(row)) => {
+                if let Some(since) = self.takes.answered(&write, sent, &outcome) {
+                    return self.taken(row, since, reason, from);
+                }
+                self.forget(&write.key);
+                Vec::new()
             }
             (Why::Ask { from }, _) => {
                 self.forget(&write.key);
@@ -517,18 +513,6 @@ impl State {
             }
             (Why::Create | Why::Delete, _) => Vec::new(),
         }
-    }
-
-    /// When the oldest take at `counter` was sent, counting one sent at `sent`.
-    fn sent_before(&mut self, key: &LeaseKey, counter: u64, sent: Instant) -> Instant {
-        let oldest = self.unanswered.entry(key.clone()).or_insert((counter, sent));
-        if mutant::is("a-recognised-take-counts-from-now") {
-            return sent;
-        }
-        if oldest.0 != counter {
-            *oldest = (counter, sent);
-        }
-        oldest.1
     }
 
     fn taken(
@@ -592,15 +576,6 @@ impl State {
             return Vec::new();
         }
         vec![Action::DrainAll]
-    }
-
-    /// A take succeeded if it was applied now, or if the row is as an earlier attempt of it left it.
-    fn is_ours(&self, outcome: &WriteOutcome, write: &LeaseWrite, row: &Lease) -> bool {
-        let is_as_taken = row.owner.as_ref() == Some(&self.me) && row.checkpoint_owner.is_none();
-        match outcome {
-            WriteOutcome::Done(_) => true,
-            WriteOutcome::Refused(_) => is_as_taken && row.write_id.as_ref() == Some(&write.id),
-        }
     }
 
     fn forget(&mut self, key: &LeaseKey) {

@@ -1,0 +1,371 @@
+//! Visits every state once, breadth first, and tells the shortest way to one that breaks a promise.
+//!
+//! Own code, because the library for this (`stateright`) fits badly: it cannot ask whether something
+//! good stays possible from every state, which is what liveness is here; it checks in threads of its
+//! own, while seeded bugs belong to a thread; its steps would still have to be made canonical by hand,
+//! which is most of this file; and it brings an HTTP server, a second hash map and ten more crates.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::world::{Fate, Hold, Life, Message, Shard, Slot, Step, World};
+use super::{Bounds, Stopped};
+use crate::lease::store::WriteOutcome;
+use crate::lease::tenure::{Goal, take_id};
+use crate::lease::{Lease, LeaseChange, WriteId};
+use crate::position::Checkpoint;
+
+/// What was visited.
+#[derive(Debug, Default)]
+pub(super) struct Visited {
+    pub(super) states: usize,
+    pub(super) steps: usize,
+    /// The most steps from the start to a state.
+    pub(super) depth: usize,
+    /// The most ticks without faults until every lease is held.
+    pub(super) slowest: u8,
+    /// What has happened, and in how many steps.
+    pub(super) notes: BTreeMap<&'static str, usize>,
+}
+
+/// A way from the start to a state that breaks a promise.
+#[derive(Debug)]
+pub(super) struct Counterexample {
+    pub(super) promise: String,
+    way: Vec<(Step, String)>,
+}
+
+impl fmt::Display for Counterexample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}, after", self.promise)?;
+        self.way.iter().try_for_each(|(step, rows)| writeln!(f, "  {step:?}\n      {rows}"))
+    }
+}
+
+/// Visits everything that can be reached within `bounds`.
+pub(super) fn explore(bounds: Bounds) -> Result<Visited, Counterexample> {
+    let start = World::new(bounds);
+    let mut visited = Visited::default();
+    let mut known = BTreeSet::from([canonical(&start)]);
+    let mut calms = Calms::default();
+    // How each state was reached: from which, by which step.
+    let mut from: Vec<(usize, Step)> = vec![(0, Step::Tick)];
+    let mut open = VecDeque::from([(0, 0, start)]);
+    while let Some((index, depth, world)) = open.pop_front() {
+        visited.depth = visited.depth.max(depth);
+        let broken = world.broken.clone().or_else(|| calms.check(&world, &mut visited.slowest));
+        if let Some(promise) = broken {
+            return Err(Counterexample { promise, way: way(bounds, &from, index) });
+        }
+        for step in world.steps() {
+            let next = world.after(step);
+            visited.steps += 1;
+            for note in &next.notes {
+                *visited.notes.entry(note).or_default() += 1;
+            }
+            if next.broken.is_some() || known.insert(canonical(&next)) {
+                from.push((index, step));
+                open.push_back((from.len() - 1, depth + 1, next));
+            }
+        }
+    }
+    visited.states = known.len();
+    Ok(visited)
+}
+
+fn way(bounds: Bounds, from: &[(usize, Step)], mut index: usize) -> Vec<(Step, String)> {
+    let mut steps = Vec::new();
+    while index > 0 {
+        steps.push(from[index].1);
+        index = from[index].0;
+    }
+    let mut world = World::new(bounds);
+    let told = steps.into_iter().rev().map(|step| {
+        world = world.after(step);
+        let row = |lease: &Lease| {
+            let (owner, asked) = (&lease.owner, &lease.checkpoint_owner);
+            format!(
+                "{}@{} {owner:?} {asked:?} {:?}",
+                lease.checkpoint, lease.counter, lease.write_id
+            )
+        };
+        let rows = world.shards.iter().map(|shard| shard.row.as_ref().map_or("-".to_owned(), row));
+        (step, rows.collect::<Vec<_>>().join(", "))
+    });
+    told.collect()
+}
+
+/// For states in which nothing goes wrong any more: in how many ticks all is well. Ways that meet are
+/// followed once.
+#[derive(Debug, Default)]
+struct Calms(BTreeMap<Vec<u8>, u8>);
+
+impl Calms {
+    fn check(&mut self, world: &World, slowest: &mut u8) -> Option<String> {
+        [Stopped::StayAway, Stopped::GoOn].into_iter().find_map(|stopped| {
+            match self.settle(world.calm(stopped)) {
+                Ok(ticks) => *slowest = (*slowest).max(ticks),
+                Err(promise) => return Some(format!("{promise} ({stopped:?})")),
+            }
+            None
+        })
+    }
+
+    fn settle(&mut self, mut world: World) -> Result<u8, String> {
+        let most = world.bounds.calm_ticks();
+        let mut way = Vec::new();
+        let mut ticks = loop {
+            let key = canonical(&world);
+            if let Some(ticks) = self.0.get(&key) {
+                break *ticks;
+            }
+            if let Some(promise) = world.broken {
+                return Err(promise);
+            }
+            if world.is_well() {
+                self.0.insert(key, 0);
+                break 0;
+            }
+            way.push(key);
+            if way.len() > usize::from(most) {
+                return Err(format!("{most} ticks after the last fault a lease is not held"));
+            }
+            world = world.calm_tick();
+        };
+        for key in way.into_iter().rev() {
+            ticks += 1;
+            self.0.insert(key, ticks);
+        }
+        if ticks > most {
+            return Err(format!("it takes {ticks} ticks after the last fault to hold a lease"));
+        }
+        Ok(ticks)
+    }
+}
+
+/// What of a world decides how it can go on: counters as distances from the row's, instants as ticks
+/// ago, both without what is too far away to matter. Two worlds with the same text behave the same.
+fn canonical(world: &World) -> Vec<u8> {
+    let mut key = Key { bytes: Vec::with_capacity(160), counter: 0 };
+    key.push([world.faults, world.moves]);
+    for shard in &world.shards {
+        key.counter = shard.row.as_ref().map_or(0, |row| row.counter);
+        key.push([shard.acknowledged, u8::from(shard.is_gone)]);
+        key.row(shard.row.as_ref());
+    }
+    for (index, worker) in world.workers.iter().enumerate() {
+        let life = match worker.life {
+            Life::Running => 0,
+            Life::Paused => 1,
+            Life::Dead => 2,
+        };
+        key.push([life, worker.lives]);
+        key.text(&worker.incarnation);
+        for (slot, shard) in worker.slots.iter().zip(&world.shards) {
+            key.counter = shard.row.as_ref().map_or(0, |row| row.counter);
+            key.slot(world, index, slot, shard);
+        }
+    }
+    let mut messages: Vec<_> = world
+        .wire
+        .iter()
+        .map(|message| {
+            let row = world.shards[message.lease].row.as_ref();
+            let mut key =
+                Key { bytes: Vec::with_capacity(40), counter: row.map_or(0, |row| row.counter) };
+            key.message(world, message);
+            key.bytes
+        })
+        .collect();
+    messages.sort();
+    key.bytes.extend(messages.concat());
+    key.bytes
+}
+
+struct Key {
+    bytes: Vec<u8>,
+    counter: u64,
+}
+
+impl Key {
+    fn push<const N: usize>(&mut self, bytes: [u8; N]) {
+        self.bytes.extend(bytes);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.bytes.extend(text.bytes());
+        self.bytes.push(0);
+    }
+
+    /// How far a counter is behind the row's; further than this is only ever refused.
+    fn counter(&mut self, counter: u64) {
+        let behind = 100 + i128::from(self.counter) - i128::from(counter);
+        self.bytes.push(u8::try_from(behind.clamp(0, 105)).expect("clamped"));
+    }
+
+    fn checkpoint(&mut self, checkpoint: &Checkpoint) {
+        self.bytes.extend(checkpoint.as_str().bytes().take(2));
+        self.bytes.push(0);
+    }
+
+    fn mark(&mut self, id: &WriteId) {
+        let (of, _) = id.as_str().rsplit_once(':').expect("one of ours");
+        self.text(of);
+        self.counter(id.counter().expect("one of ours"));
+    }
+
+    fn row(&mut self, row: Option<&Lease>) {
+        let Some(row) = row else { return self.push([0]) };
+        self.counter(row.counter);
+        for owner in [&row.owner, &row.checkpoint_owner] {
+            self.text(owner.as_ref().map_or("", |owner| owner.as_str()));
+        }
+        self.checkpoint(&row.checkpoint);
+        if let Some(id) = &row.write_id {
+            self.mark(id);
+        }
+    }
+
+    fn slot(&mut self, world: &World, worker: usize, slot: &Slot, shard: &Shard) {
+        let this = &world.workers[worker];
+        let is_paused = this.life == Life::Paused;
+        let is_over = |hold: &Hold| world.now(worker) >= hold.tenure.fenced_at();
+        match &slot.seen {
+            // Who goes on after a pause looks first.
+            Some(row)
+                if is_paused && shard.row.as_ref().is_none_or(|it| it.counter != row.counter) =>
+            {
+                self.push([252]);
+            }
+            Some(row) => {
+                self.seen(world, worker, row, shard);
+            }
+            None => self.push([251]),
+        }
+        // Before that, who has waited too long for its proof lets go.
+        if is_paused && slot.hold.as_ref().is_some_and(is_over) {
+            return self.push([250]);
+        }
+        if let Some((write, sent)) = &slot.waiting {
+            self.change(&write.change);
+            self.ago(world, worker, Some(*sent), world.bounds.lasts.div_ceil(4) + 1);
+        }
+        self.push([255]);
+        if let Some(Hold { tenure, goal, acknowledged, fate }) = &slot.hold {
+            let most = world.bounds.lasts + 1;
+            self.row(Some(tenure.lease()));
+            self.ago(world, worker, Some(tenure.valid_from()), most);
+            self.ago(world, worker, tenure.unanswered_since(), most);
+            let goal = match goal {
+                Goal::Keep => 0,
+                Goal::Release => 1,
+                Goal::Finish(_) => 2,
+            };
+            self.push([goal, *acknowledged]);
+            self.fate(*fate);
+        }
+        self.push([254]);
+    }
+
+    /// The row as a worker has seen it, since when, and its takes of it.
+    fn seen(&mut self, world: &World, worker: usize, row: &Lease, shard: &Shard) {
+        let this = &world.workers[worker];
+        let lasts = world.bounds.lasts;
+        self.row(Some(row));
+        let most = match row.actual_owner() {
+            _ if row.checkpoint.is_shard_end() => lasts * 7,
+            // Any other owner moves the counter.
+            Some(owner) if *owner == this.id => 0,
+            // Patience.
+            None => lasts.div_ceil(5) + 1,
+            Some(_) => lasts * 3 / 2,
+        };
+        let since = this.observations.expires_at(row, Duration::ZERO);
+        self.ago(world, worker, since, most);
+        let current = shard.row.as_ref();
+        let is_open = |counter| {
+            current.is_some_and(|it| {
+                let id = take_id(&this.incarnation, counter);
+                it.counter == counter || it.write_id == Some(id)
+            })
+        };
+        match this.takes.unanswered(&row.key) {
+            Some((counter, since)) if is_open(counter) => {
+                self.counter(counter);
+                self.ago(world, worker, Some(since), lasts + 1);
+            }
+            Some(_) | None => self.push([249]),
+        }
+    }
+
+    fn fate(&mut self, fate: Fate) {
+        self.push([u8::from(fate.is_deposed) + 2 * u8::from(fate.is_overdue)]);
+    }
+
+    /// How many ticks ago an instant was; longer than anybody counts is all the same.
+    fn ago(&mut self, world: &World, worker: usize, then: Option<Instant>, most: u32) {
+        let rate = world.bounds.rates[worker];
+        let ago = then.map_or(254, |then| {
+            let ago = world.now(worker).saturating_duration_since(then).as_millis();
+            (ago / u128::from(rate)).min(u128::from(most))
+        });
+        self.bytes.push(u8::try_from(ago).expect("few"));
+    }
+
+    fn message(&mut self, world: &World, message: &Message) {
+        let Ok(from) = u8::try_from(message.from) else { unreachable!("few workers") };
+        let Ok(lease) = u8::try_from(message.lease) else { unreachable!("few leases") };
+        self.push([from, lease, u8::from(message.is_awaited), message.acknowledged]);
+        self.fate(message.fate);
+        self.mark(&message.write.id);
+        self.change(&message.write.change);
+        if message.is_awaited {
+            self.ago(world, message.from, Some(message.sent), world.bounds.lasts + 1);
+        }
+        match &message.reply {
+            None => self.push([0]),
+            Some(WriteOutcome::Done(row)) => {
+                self.push([1]);
+                self.row(row.as_ref());
+            }
+            Some(WriteOutcome::Refused(row)) => {
+                self.push([2]);
+                self.row(row.as_ref());
+            }
+        }
+    }
+
+    fn change(&mut self, change: &LeaseChange) {
+        let (kind, counter, news, names) = match change {
+            LeaseChange::Create(_) => (0, 0, None, [None, None]),
+            LeaseChange::Take { counter, from, owner } => {
+                (1, *counter, None, [from.as_ref(), Some(owner)])
+            }
+            LeaseChange::AskHandoff { counter, from, to } => {
+                (2, *counter, None, [Some(from), Some(to)])
+            }
+            LeaseChange::HandOver { counter, news, to } => {
+                (3, *counter, Some(news), [Some(to), None])
+            }
+            LeaseChange::Renew { counter, news } => (4, *counter, Some(news), [None, None]),
+            LeaseChange::Finish { counter, .. } => (5, *counter, None, [None, None]),
+            LeaseChange::Release { counter, news } => (6, *counter, Some(news), [None, None]),
+            LeaseChange::Delete { counter } => (7, *counter, None, [None, None]),
+            LeaseChange::Reset { .. } | LeaseChange::Discard { .. } => {
+                unreachable!("nobody resets or discards here")
+            }
+        };
+        self.push([kind]);
+        self.counter(counter);
+        for name in names.into_iter().flatten() {
+            self.text(name.as_str());
+        }
+        if let Some(checkpoint) = news.and_then(|news| news.checkpoint.as_ref()) {
+            self.checkpoint(checkpoint);
+        }
+        self.push([253]);
+    }
+}
