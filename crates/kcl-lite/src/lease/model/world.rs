@@ -445,6 +445,7 @@ impl World {
     /// What a running worker does first: its fences, the writes that have taken too long, a scan.
     fn wake(&mut self, worker: usize) {
         let (now, patience) = (self.now(worker), self.times[0] / 4);
+        let misses_scan = self.workers[worker].misses_scan();
         for lease in 0..self.shards.len() {
             let slot = &mut self.workers[worker].slots[lease];
             if slot.hold.as_ref().is_some_and(|hold| now >= hold.tenure.fenced_at()) {
@@ -453,15 +454,25 @@ impl World {
                 continue;
             }
             let is_over = |(_, sent): &mut (LeaseWrite, Instant)| now >= *sent + patience;
-            let Some((write, sent)) = slot.waiting.take_if(is_over) else { continue };
-            self.wait_no_more(worker, lease);
-            if self.workers[worker].slots[lease].hold.is_none() {
-                self.workers[worker].takes.gave_up(&write, sent);
-            } else if mutant::is("one-error-loses-the-lease") {
-                self.lost(worker, lease);
+            if slot.waiting.as_mut().is_some_and(is_over) {
+                self.give_up(worker, lease);
             }
         }
-        self.look(worker);
+        if !misses_scan {
+            self.look(worker);
+        }
+    }
+
+    /// Waits no more for an answer.
+    fn give_up(&mut self, worker: usize, lease: usize) {
+        let this = &mut self.workers[worker];
+        let Some((write, sent)) = this.slots[lease].waiting.take() else { return };
+        if this.slots[lease].hold.is_none() {
+            this.takes.gave_up(&write, sent);
+        } else if mutant::is("one-error-loses-the-lease") {
+            self.lost(worker, lease);
+        }
+        self.wait_no_more(worker, lease);
     }
 
     fn look(&mut self, worker: usize) {
@@ -651,7 +662,11 @@ impl World {
     fn depose(&mut self, message: &Message) {
         let ends = match &message.write.change {
             LeaseChange::Take { .. } => {
-                self.notes.push(if message.why == Why::TakeOverdue { "overdue" } else { "taken" });
+                self.notes.push(if message.why == Why::TakeOverdue {
+                    "taken overdue"
+                } else {
+                    "taken"
+                });
                 true
             }
             LeaseChange::HandOver { .. } => {
@@ -662,8 +677,12 @@ impl World {
                 self.notes.push("released");
                 true
             }
-            LeaseChange::Finish { .. } | LeaseChange::Delete { .. } => {
-                self.notes.push("finished or deleted");
+            LeaseChange::Finish { .. } => {
+                self.notes.push("finished");
+                true
+            }
+            LeaseChange::Delete { .. } => {
+                self.notes.push("deleted");
                 true
             }
             LeaseChange::Create(_)
@@ -739,6 +758,11 @@ impl World {
 }
 
 impl Worker {
+    /// Who waits for a take hears of no scan, and may try again by what it saw before.
+    pub(super) fn misses_scan(&self) -> bool {
+        self.slots.iter().any(|slot| slot.hold.is_none() && slot.waiting.is_some())
+    }
+
     fn remember(&mut self, now: Instant, lease: usize, row: Option<Lease>) {
         if let Some(row) = &row {
             self.observations.saw(now, row);
