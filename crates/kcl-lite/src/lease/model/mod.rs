@@ -33,7 +33,12 @@
 //! depend on each other, scans that are answered late. The simulation has them.
 //! `interleavings` goes deeper in one place: there every write is late, and time stands still.
 
+mod after;
+mod calm;
+mod canonical;
 mod explore;
+mod promises;
+mod steps;
 mod world;
 
 use self::explore::explore;
@@ -91,7 +96,10 @@ const LIFE: Bounds = Bounds { whole_life: true, lasts: 6, ..FAULT };
 /// Visits all there is within `bounds`, and says how much that was.
 fn shown(bounds: Bounds) -> explore::Visited {
     let visited = explore(bounds).unwrap_or_else(|counterexample| panic!("{counterexample}"));
-    println!("{bounds:?}\n    {visited:?}");
+    let explore::Visited { states, steps, depth, slowest, notes } = &visited;
+    println!("{bounds:?}");
+    println!("  {states} states, {steps} steps, the farthest {depth} from the start");
+    println!("  calm within {slowest} of {} ticks; in so many steps: {notes:?}", bounds.lasts * 2);
     visited
 }
 
@@ -123,10 +131,11 @@ fn l16_no_fault_breaks_a_promise_of_a_lease_or_leaves_it_without_an_owner() {
 fn wider_bounds_break_no_promise_either() {
     const THREE: &[u32] = &[950, 1_050, 1_000];
     shown(Bounds { rates: THREE, ..FAULT });
-    shown(Bounds { leases: 2, lasts: 6, ..FAULT });
     shown(Bounds { records: 2, ..FAULTS });
-    shown(Bounds { faults: 2, ..LIFE });
+    shown(Bounds { leases: 2, records: 0, lasts: 3, ..FAULT });
     shown(Bounds { moves: 1, ..LIFE });
+    shown(Bounds { faults: 2, ..LIFE });
+    shown(Bounds { rates: THREE, moves: 1, lasts: 3, ..FAULT });
     shown(Bounds { faults: 3, lasts: 6, ..FAULT });
 }
 
