@@ -44,6 +44,9 @@ impl World {
         self.require(message.why != Why::Create, "a lease was made over one that exists");
         self.require(after.checkpoint >= before.checkpoint, "a checkpoint moved back");
         self.require(!before.checkpoint.is_shard_end(), "a finished lease was written");
+        let forgets =
+            matches!(change, LeaseChange::Release { .. }) && before.checkpoint_owner.is_some();
+        self.require(!forgets, "a lease that was asked for was let go to nobody");
         if matches!(change, LeaseChange::AskHandoff { .. }) {
             self.require(after.actual_owner() == before.actual_owner(), "who is asked reads on");
         } else {
