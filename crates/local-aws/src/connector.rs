@@ -26,6 +26,11 @@ pub(crate) fn http_client(gateway: Arc<Gateway>, client: &str) -> SharedHttpClie
     SharedHttpClient::new(InProcess { gateway, client: client.into(), read_timeout: None })
 }
 
+/// One connector of such a client, without a read timeout.
+pub(crate) fn http_connector(gateway: Arc<Gateway>, client: &str) -> SharedHttpConnector {
+    SharedHttpConnector::new(InProcess { gateway, client: client.into(), read_timeout: None })
+}
+
 #[derive(Clone)]
 struct InProcess {
     gateway: Arc<Gateway>,

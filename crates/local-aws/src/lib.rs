@@ -63,7 +63,7 @@ use std::sync::Arc;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_runtime_api::client::http::{SharedHttpClient, SharedHttpConnector};
 
 pub use builder::{Builder, StartError};
 pub use clock::Clock;
@@ -125,6 +125,13 @@ impl LocalAws {
     #[must_use]
     pub fn http_client(&self, client: &str) -> SharedHttpClient {
         connector::http_client(self.gateway.clone(), client)
+    }
+
+    /// What [`http_client`](Self::http_client) calls, for whoever puts something of their own
+    /// between the SDK and the services.
+    #[must_use]
+    pub fn http_connector(&self, client: &str) -> SharedHttpConnector {
+        connector::http_connector(self.gateway.clone(), client)
     }
 
     /// An SDK configuration for calling the services without a socket, as `client`.

@@ -18,6 +18,17 @@ impl DriftingClock {
     fn read(machine: &Machine) -> Instant {
         machine.born + machine.born.elapsed().mul_f64(machine.rate)
     }
+
+    /// Completes when a clock has reached `deadline` and its machine runs.
+    pub(crate) async fn wait(machine: Arc<Machine>, deadline: Instant) {
+        let wait = deadline.saturating_duration_since(machine.born).div_f64(machine.rate);
+        tokio::time::sleep_until(machine.born + wait).await;
+        machine.awake().await;
+        // The conversion may be a nanosecond off.
+        while Self::read(&machine) < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
 }
 
 impl Clock for DriftingClock {
@@ -26,15 +37,6 @@ impl Clock for DriftingClock {
     }
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let machine = Arc::clone(&self.0);
-        Box::pin(async move {
-            let wait = deadline.saturating_duration_since(machine.born).div_f64(machine.rate);
-            tokio::time::sleep_until(machine.born + wait).await;
-            machine.awake().await;
-            // The conversion may be a nanosecond off.
-            while Self::read(&machine) < deadline {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
+        Box::pin(Self::wait(Arc::clone(&self.0), deadline))
     }
 }

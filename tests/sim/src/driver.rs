@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use tokio::time::sleep_until;
 
-use crate::checks::{Counts, Promise, Violation};
+use crate::checks::{Promise, Violation};
 use crate::fleet::Fleet;
 use crate::plan::{Plan, between, chance};
+use crate::reached::Counts;
 use crate::processor::PANIC;
 use crate::trace::Line;
 use crate::world::World;

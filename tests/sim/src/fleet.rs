@@ -19,10 +19,13 @@ use tokio::time::sleep;
 use crate::checks::Promise;
 use crate::clock::DriftingClock;
 use crate::machine::Machine;
-use crate::plan::{Start, What};
+use crate::plan::{Start, Tier, What};
 use crate::processor::{Morgue, SimProcessor};
+use crate::reached::Situation;
+use crate::services::{APPLICATION, STREAM};
 use crate::stream::{SimStream, service_time};
 use crate::table::Table;
+use crate::wire;
 use crate::world::World;
 
 /// How long everyone has to stop at the end.
@@ -206,7 +209,10 @@ impl Slot {
             }
             let number = self.live.booted.fetch_add(1, Ordering::Relaxed);
             let name = match id.take() {
-                Some(before) if back.same_id => before,
+                Some(before) if back.same_id => {
+                    self.world.note(Situation::SameId);
+                    before
+                }
                 _ => WorkerId::from(format!("w{}.{number}", self.number)),
             };
             let machine = Machine::boot(&self.world, self.number, number, name.clone());
@@ -254,8 +260,14 @@ impl Slot {
             tokio::select! {
                 biased;
                 order = self.orders.recv() => match order {
-                    Some(Command::Kill(back)) => return self.killed(machine, back),
-                    Some(Command::Stop(deadline, back)) => stop = Some((deadline, Some(back))),
+                    Some(Command::Kill(back)) => {
+                        self.world.note(Situation::KilledAtStart);
+                        return self.killed(machine, back);
+                    }
+                    Some(Command::Stop(deadline, back)) => {
+                        self.world.note(Situation::StoppedAtStart);
+                        stop = Some((deadline, Some(back)));
+                    }
                     Some(Command::End) | None => stop = Some((LAST_DEADLINE, None)),
                     Some(Command::Freeze(lasts)) => machine.freeze(lasts),
                     Some(Command::Revive) => {}
@@ -315,11 +327,13 @@ impl Slot {
 
     fn killed(&self, machine: &Machine, back: Return) -> End {
         machine.die();
+        self.world.note(Situation::Killed);
         self.world.say(machine, format_args!("is killed"));
         End::Back(back)
     }
 
     async fn stopped(&self, machine: &Arc<Machine>, report: Report, back: Option<Return>) -> End {
+        self.world.note(Situation::Stopped);
         self.world.say(&**machine, format_args!("has stopped: {report:?}"));
         sleep(Duration::from_millis(10)).await;
         let running = machine.running.load(Ordering::Relaxed);
@@ -333,6 +347,7 @@ impl Slot {
 
     /// The worker gave up: someone starts it again, unless it must not give up for this.
     fn ended(&self, machine: &Machine, error: &Error) -> End {
+        self.world.note(Situation::GaveUp);
         self.world.say(machine, format_args!("gives up: {error}"));
         if error.kind() != ErrorKind::Unavailable {
             self.broken(format!("the worker ended by itself: {error}"));
@@ -368,11 +383,16 @@ async fn start(machine: &Arc<Machine>) -> Result<WorkerHandle, Error> {
         ..Settings::default()
     };
     let observed = Arc::clone(machine);
-    let worker = Worker::builder("simulation", "stream")
+    let worker = Worker::builder(APPLICATION, STREAM);
+    let worker = match plan.tier {
+        Tier::Protocol => {
+            worker.lease_store(Table(Arc::clone(machine))).stream(SimStream(Arc::clone(machine)))
+        }
+        Tier::Full => worker.aws_config(wire::config(machine)),
+    };
+    let worker = worker
         .worker_id(machine.id.clone())
         .settings(settings)
-        .lease_store(Table(Arc::clone(machine)))
-        .stream(SimStream(Arc::clone(machine)))
         .clock(Arc::new(DriftingClock(Arc::clone(machine))))
         .dead_letter(Morgue(Arc::clone(machine)))
         .on_event(move |event| observed.world.say(&*observed, format_args!("* {event}")))

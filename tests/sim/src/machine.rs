@@ -14,6 +14,7 @@ use kcl_lite::WorkerId;
 use tokio::time::Instant;
 
 use crate::plan::chance;
+use crate::reached::Situation;
 use crate::world::World;
 
 /// One incarnation of a worker.
@@ -74,6 +75,10 @@ impl Machine {
     }
 
     pub(crate) fn freeze(&self, lasts: Duration) {
+        self.world.note(Situation::Frozen);
+        if lasts > self.world.plan.lease_duration {
+            self.world.note(Situation::FrozenForLong);
+        }
         let until = Instant::now() + lasts;
         let mut state = self.state();
         state.thaws_at = Some(state.thaws_at.map_or(until, |before| before.max(until)));

@@ -7,13 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use clap::Parser;
-use sim::{Counts, Plan, Violation, run, shrink};
+use clap::{Parser, ValueEnum};
+use sim::{Counts, Plan, Tier, Violation, run, shrink};
 use tokio::time::Instant;
 
 /// Runs a fleet of workers on virtual time, with seeded faults, and checks every promise.
 #[derive(Debug, Parser)]
 struct Arguments {
+    /// How much of the library takes part.
+    #[arg(long, value_enum, default_value_t = TierName::Protocol)]
+    tier: TierName,
     /// Run this seed and print its timeline if it fails.
     #[arg(long)]
     seed: Option<u64>,
@@ -49,6 +52,24 @@ struct Arguments {
     failures: usize,
 }
 
+/// A tier, as the command line names it.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TierName {
+    /// All above the ports; fast.
+    Protocol,
+    /// With the AWS SDK and `local-aws` in this process.
+    Full,
+}
+
+impl From<TierName> for Tier {
+    fn from(name: TierName) -> Self {
+        match name {
+            TierName::Protocol => Self::Protocol,
+            TierName::Full => Self::Full,
+        }
+    }
+}
+
 /// Seeds between two lines of progress.
 const PROGRESS: u64 = 1000;
 
@@ -70,7 +91,8 @@ fn main() -> ExitCode {
 
 fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
     choose(arguments.mutant.as_deref());
-    let mut plan = Plan::of(seed);
+    let tier = arguments.tier.into();
+    let mut plan = Plan::of(seed).on(tier);
     let mut kept = arguments.keep.clone();
     if let Some(kept) = &kept {
         plan = plan.keeping(kept);
@@ -88,7 +110,7 @@ fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
             numbers.len(),
             plan.operations.len()
         );
-        plan = Plan::of(seed).keeping(&numbers);
+        plan = Plan::of(seed).on(tier).keeping(&numbers);
         kept = Some(numbers);
     }
     let outcome = run(&plan, true);
@@ -103,7 +125,7 @@ fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
             println!("{line}");
         }
     }
-    println!("{:?}, {} events, trace {:016x}", outcome.counts, outcome.events, outcome.hash);
+    println!("{}{} events, trace {:016x}", outcome.counts, outcome.events, outcome.hash);
     match outcome.violation {
         None => Ok(()),
         Some(violation) => {
@@ -111,7 +133,7 @@ fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
                 let kept: Vec<_> = kept.iter().map(ToString::to_string).collect();
                 format!(" --keep {}", kept.join(","))
             });
-            println!("replay: cargo run -p sim -- --seed {seed}{}", keep.unwrap_or_default());
+            println!("replay: {} --seed {seed}{}", command(tier), keep.unwrap_or_default());
             Err(violation.to_string())
         }
     }
@@ -175,7 +197,7 @@ struct Sweep {
 }
 
 fn many(arguments: &Arguments) -> Result<(), String> {
-    let began = Instant::now();
+    let (began, tier) = (Instant::now(), arguments.tier.into());
     let deadline = arguments.hours.map(|hours| began + Duration::from_secs_f64(hours * 3600.0));
     let next = AtomicU64::new(arguments.from);
     let end = deadline.map_or(arguments.from + arguments.seeds, |_| u64::MAX);
@@ -188,7 +210,7 @@ fn many(arguments: &Arguments) -> Result<(), String> {
             if seed >= end || failures >= arguments.failures || is_late {
                 return;
             }
-            let plan = Plan::of(seed);
+            let plan = Plan::of(seed).on(tier);
             let outcome = run(&plan, false);
             let mut sweep = sweep.lock().unwrap_or_else(PoisonError::into_inner);
             sweep.seeds += 1;
@@ -209,13 +231,22 @@ fn many(arguments: &Arguments) -> Result<(), String> {
         }
     });
     let sweep = sweep.into_inner().unwrap_or_else(PoisonError::into_inner);
-    println!("{}\n{:?}", sweep.summary(began.elapsed()), sweep.counts);
+    println!("{}\n{}", sweep.summary(began.elapsed()), sweep.counts);
     match sweep.failed.iter().min_by_key(|(seed, _)| *seed) {
         None => Ok(()),
         Some((seed, _)) => {
             let count = sweep.failed.len();
-            Err(format!("{count} failed; replay one: cargo run -p sim -- --seed {seed} --shrink"))
+            let command = command(tier);
+            Err(format!("{count} failed; replay one: {command} --seed {seed} --shrink"))
         }
+    }
+}
+
+/// What replays a run of a tier, but for the seed.
+fn command(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Protocol => "cargo run -p sim --",
+        Tier::Full => "cargo run -p sim -- --tier full",
     }
 }
 

@@ -13,7 +13,20 @@ use tokio::time::sleep;
 
 use crate::machine::Machine;
 use crate::plan::{Service, Trouble};
+use crate::reached::Situation;
 use crate::world::Truth;
+
+/// The call that may be told that its shard does not exist.
+pub(crate) const READING: &str = "reading";
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Failure {
+    /// An error that the service gives; nothing was done.
+    Refused(ServiceErrorKind),
+    /// It was done, but what came back cannot be understood.
+    Broken,
+}
 
 /// What becomes of one call.
 enum Fate {
@@ -33,20 +46,35 @@ enum Answer {
 }
 
 impl Machine {
-    /// Does `work` at the service, if the call gets there, and returns its answer, if that comes.
+    /// [`attempt`](Self::attempt), with errors as the ports have them.
     pub(crate) async fn call<T: Send + 'static>(
         self: &Arc<Self>,
         service: Service,
         what: &str,
         work: impl FnOnce(&mut Truth) -> T + Send + 'static,
     ) -> Result<T, ServiceError> {
+        self.attempt(service, what, work).await.map_err(|failure| {
+            let kind = match failure {
+                Failure::Refused(kind) => kind,
+                Failure::Broken => ServiceErrorKind::Unavailable,
+            };
+            ServiceError::new(kind, format!("{what} in the simulation"))
+        })
+    }
+
+    /// Does `work` at the service, if the call gets there, and returns its answer, if that comes.
+    pub(crate) async fn attempt<T: Send + 'static>(
+        self: &Arc<Self>,
+        service: Service,
+        what: &str,
+        work: impl FnOnce(&mut Truth) -> T + Send + 'static,
+    ) -> Result<T, Failure> {
         self.awake().await;
-        let broken = |kind| Err(ServiceError::new(kind, format!("{what} in the simulation")));
         match self.fate(service, what) {
             Fate::Refused(kind, after) => {
                 sleep(after).await;
                 self.awake().await;
-                broken(kind)
+                Err(Failure::Refused(kind))
             }
             Fate::Lost => future::pending().await,
             Fate::Done { request, answer } => {
@@ -66,7 +94,7 @@ impl Machine {
                 let result = result.await.expect("a request that has left is always done");
                 sleep(after).await;
                 self.awake().await;
-                if is_broken { broken(ServiceErrorKind::Unavailable) } else { Ok(result) }
+                if is_broken { Err(Failure::Broken) } else { Ok(result) }
             }
         }
     }
@@ -76,7 +104,9 @@ impl Machine {
         let now = truth.now;
         let weather = &mut truth.weather;
         let trouble = self.draw(|rng| weather.trouble(now, self.slot, service, rng));
+        let trouble = trouble.filter(|it| *it != Trouble::NotFound || what == READING);
         if let Some(trouble) = trouble {
+            truth.ledger.counts.note(Situation::of(service, trouble));
             truth.say(self, format_args!("  ({what}: {trouble:?})"));
         }
         drop(truth);
@@ -93,10 +123,7 @@ impl Machine {
                 Fate::Done { request: millis(most), answer: Answer::After(millis(most)) }
             }
             Some(Trouble::Refused) => Fate::Refused(ServiceErrorKind::Unavailable, after),
-            Some(Trouble::NotFound) if what == "reading" => {
-                Fate::Refused(ServiceErrorKind::Missing, after)
-            }
-            Some(Trouble::NotFound) => Fate::Done { request, answer: Answer::After(after) },
+            Some(Trouble::NotFound) => Fate::Refused(ServiceErrorKind::Missing, after),
             Some(Trouble::Throttled) => Fate::Refused(ServiceErrorKind::Throttled, after),
             Some(Trouble::RequestLost) => Fate::Lost,
             Some(Trouble::ReplyBroken) => Fate::Done { request, answer: Answer::Broken(after) },

@@ -14,6 +14,8 @@ use kcl_lite::{CheckpointPolicy, FailurePolicy};
 pub struct Plan {
     /// Where everything comes from.
     pub seed: u64,
+    /// How much of the library takes part.
+    pub tier: Tier,
     /// What the run is mostly about.
     pub theme: Theme,
     /// Slots for workers; each runs one incarnation after another.
@@ -58,6 +60,15 @@ pub struct Plan {
     pub length: Duration,
     /// What happens, in order of time.
     pub operations: Vec<Operation>,
+}
+
+/// How much of the library takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// All above the ports: table and stream are the simulation's own.
+    Protocol,
+    /// All of it, with the AWS SDK, over HTTP requests to `local-aws` in this process.
+    Full,
 }
 
 /// What a run is mostly about: each makes other situations likely.
@@ -287,6 +298,7 @@ impl Plan {
         };
         let mut plan = Self {
             seed,
+            tier: Tier::Protocol,
             theme,
             workers,
             rates: (0..workers).map(|_| 0.99 + rng.f64() * 0.02).collect(),
@@ -329,6 +341,20 @@ impl Plan {
         plan.draw_operations(rng);
         plan.operations.sort_by_key(|operation| operation.at);
         plan
+    }
+
+    /// The same plan for a tier, without what that tier cannot do.
+    ///
+    /// In the full-stack tier nothing is trimmed, because the service keeps records for a day at
+    /// least; and the producer sends no aggregates. Both are for the protocol tier alone.
+    #[must_use]
+    pub fn on(mut self, tier: Tier) -> Self {
+        self.tier = tier;
+        if tier == Tier::Full {
+            self.aggregates = 0;
+            self.operations.retain(|it| !matches!(it.what, What::Trim { .. }));
+        }
+        self
     }
 
     /// The same plan with some of its operations only, by their numbers.

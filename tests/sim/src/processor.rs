@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use crate::checks::{Delivery, Promise, TenureId};
 use crate::machine::{Machine, Running};
 use crate::plan::{Mood, Style, between};
+use crate::reached::Situation;
 
 /// What a panic of these processors says; any other panic is the library's.
 pub(crate) const PANIC: &str = "a processor of the simulation panics";
@@ -45,17 +46,23 @@ pub(crate) struct SimProcessor {
 }
 
 /// Notes the end of a call, also when it is dropped.
-struct Call<'a>(&'a mut SimProcessor);
+struct Call<'a> {
+    of: &'a mut SimProcessor,
+    is_over: bool,
+}
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        self.0.stage = Stage::Ready;
-        if self.0.machine.is_dead() {
+        self.of.stage = Stage::Ready;
+        if self.of.machine.is_dead() {
             return;
         }
-        let mut truth = self.0.machine.world.lock();
-        let (now, thawed) = (truth.now, self.0.machine.thawed_at());
-        truth.ledger.processed(now, self.0.tenure, &self.0.key, thawed);
+        let mut truth = self.of.machine.world.lock();
+        if !self.is_over {
+            truth.ledger.counts.note(Situation::CutShort);
+        }
+        let (now, thawed) = (truth.now, self.of.machine.thawed_at());
+        truth.ledger.processed(now, self.of.tenure, &self.of.key, thawed);
     }
 }
 
@@ -111,7 +118,10 @@ impl SimProcessor {
         let mood = world.lock().weather.mood(now, self.machine.slot);
         let chance = self.machine.draw(|rng| rng.u8(0..100));
         let takes = match mood {
-            Some((Mood::Slow(most), _)) => most,
+            Some((Mood::Slow(most), _)) => {
+                world.note(Situation::BatchSlow);
+                most
+            }
             _ => USUAL,
         };
         sleep(self.machine.draw(|rng| between(rng, Duration::ZERO, takes))).await;
@@ -123,14 +133,17 @@ impl SimProcessor {
                 if chance % 2 == 1 {
                     self.acknowledge(&mut batch, delivery, 0);
                 }
+                world.note(Situation::BatchFailed);
                 self.fails();
                 return Err("a failure of the simulation".into());
             }
             Some((Mood::Panicking(percent), _)) if chance < percent => {
+                world.note(Situation::BatchPanicked);
                 self.fails();
                 panic!("{PANIC}");
             }
             Some((Mood::Hanging(percent), until)) if chance < percent => {
+                world.note(Situation::BatchHung);
                 sleep(until.saturating_sub(now)).await;
                 self.machine.awake().await;
             }
@@ -171,6 +184,7 @@ impl SimProcessor {
                 sleep(pause).await;
                 machine.awake().await;
                 if chance < dropped {
+                    machine.world.note(Situation::TokenDropped);
                     fails(&machine, shard);
                     drop(ack);
                 } else {
@@ -211,9 +225,11 @@ impl DeadLetter for Morgue {
             sleep(self.0.draw(|rng| between(rng, Duration::ZERO, USUAL))).await;
             self.0.awake().await;
             if self.0.draw(|rng| rng.u8(0..4)) == 0 {
+                self.0.world.note(Situation::NotPutAside);
                 return Err("a dead letter cannot be stored".into());
             }
             let mut truth = self.0.world.lock();
+            truth.ledger.counts.note(Situation::PutAside);
             truth.say(&*self.0, format_args!("puts {} of {} aside", letter.position, letter.shard));
             truth.shards.put_aside(letter.shard.as_str(), &letter.position);
             Ok(())
@@ -226,9 +242,11 @@ impl RecordProcessor for SimProcessor {
     async fn process(&mut self, batch: Batch) -> Result<(), BoxError> {
         self.moves(&[Stage::Ready], Stage::Busy, "process");
         let delivery = self.note(&batch);
-        let call = Call(self);
-        call.0.machine.awake().await;
-        call.0.work(batch, delivery).await
+        let mut call = Call { of: self, is_over: false };
+        call.of.machine.awake().await;
+        let result = call.of.work(batch, delivery).await;
+        call.is_over = true;
+        result
     }
 
     async fn initialize(&mut self, _: &ShardContext) -> Result<(), BoxError> {
@@ -244,6 +262,7 @@ impl RecordProcessor for SimProcessor {
     async fn shard_ended(&mut self) {
         self.moves(&[Stage::Ready], Stage::Over, "shard_ended");
         let mut truth = self.machine.world.lock();
+        truth.ledger.counts.note(Situation::ShardEnded);
         if !truth.ledger.is_finished(&self.key) {
             let (now, text) = (truth.now, "shard_ended before it is stored".to_owned());
             truth.ledger.broken(Promise::Lifecycle, now, Some(&self.key), text);
@@ -252,6 +271,7 @@ impl RecordProcessor for SimProcessor {
 
     async fn shutdown_requested(&mut self) {
         self.moves(&[Stage::Ready], Stage::Over, "shutdown_requested");
+        self.machine.world.note(Situation::ShutdownRequested);
         if let Some(shard) = self.shard {
             let mut truth = self.machine.world.lock();
             let truth = &mut *truth;
@@ -261,5 +281,6 @@ impl RecordProcessor for SimProcessor {
 
     async fn lease_lost(&mut self) {
         self.moves(&[Stage::New, Stage::Ready], Stage::Over, "lease_lost");
+        self.machine.world.note(Situation::LeaseLost);
     }
 }

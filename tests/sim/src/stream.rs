@@ -20,11 +20,14 @@ use kcl_lite::{
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::machine::{Machine, Running};
-use crate::plan::{Plan, Service, Start, chance};
+use crate::network::READING;
+use crate::plan::{Plan, Service, Start, Tier, chance};
+use crate::reached::{Counts, Situation};
+use crate::services::Services;
 use crate::world::Truth;
 
 /// When the run begins, by the service's clock.
-const EPOCH: i64 = 1_700_000_000_000;
+pub(crate) const EPOCH: i64 = 1_700_000_000_000;
 /// How long a read may hang, as in the client of the real service.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// The least time between two reads of a shard.
@@ -89,6 +92,8 @@ pub(crate) struct Shards {
     /// Records that came before the application started are not needed.
     pub(crate) started: Option<Duration>,
     rng: Rng,
+    /// The stream as clients reach it, in the full-stack tier: what happens here happens there.
+    services: Option<Services>,
 }
 
 impl ShardTruth {
@@ -159,7 +164,17 @@ impl Shards {
             start: plan.start,
             started: None,
             rng,
+            services: match plan.tier {
+                Tier::Protocol => None,
+                Tier::Full => Some(Services::start(plan.seed, plan.shards)),
+            },
         };
+        if let Some(services) = &shards.services {
+            for (_, range) in services.shards() {
+                shards.open_shard(Vec::new(), range, Duration::ZERO);
+            }
+            return shards;
+        }
         let count = plan.shards;
         let width = u128::MAX / u128::from(count);
         for index in 0..u128::from(count) {
@@ -177,7 +192,10 @@ impl Shards {
 
     fn open_shard(&mut self, parents: Vec<usize>, range: HashRange, now: Duration) -> usize {
         let number = self.all.len();
-        let id = ShardId::from(format!("shard-{number:03}"));
+        let id = match self.services {
+            None => ShardId::from(format!("shard-{number:03}")),
+            Some(_) => ShardId::from(format!("shardId-{number:012}")),
+        };
         self.by_id.insert(id.clone(), number);
         for parent in &parents {
             self.all[*parent].children.push(number);
@@ -198,6 +216,19 @@ impl Shards {
             done: 0,
         });
         number
+    }
+
+    /// The services of the full-stack tier.
+    pub(crate) fn services(&self) -> &Services {
+        self.services.as_ref().expect("only the full-stack tier has a wire")
+    }
+
+    /// The stream of the services has become the same as this one.
+    fn is_mirrored(&self) {
+        let Some(services) = &self.services else { return };
+        let there = services.shards();
+        let here = self.all.iter().map(|it| (it.id.to_string(), it.range));
+        assert!(here.eq(there), "local-aws does not number shards in the order of their making");
     }
 
     fn open(&self) -> Vec<usize> {
@@ -229,14 +260,23 @@ impl Shards {
 
     fn append(&mut self, now: Duration, shard: usize, key: usize, sub_sequence_number: u64) {
         let index = self.all[shard].entries.len();
+        let data = Bytes::copy_from_slice(&(index as u64).to_be_bytes());
+        let sequence_number = match &self.services {
+            None => SequenceNumber::from_string(self.numbers.to_string())
+                .expect("an integer is a sequence number"),
+            Some(services) => {
+                let put = services.put(self.keys[key].0, &format!("key-{key}"), &data);
+                assert_eq!(put.0, self.all[shard].id.as_str(), "a record went elsewhere");
+                put.1
+            }
+        };
         let nth = self.keys[key].1.len();
         self.keys[key].1.push((shard, index));
         let record = Record {
-            sequence_number: SequenceNumber::from_string(self.numbers.to_string())
-                .expect("an integer is a sequence number"),
+            sequence_number,
             sub_sequence_number,
             partition_key: format!("key-{key}"),
-            data: Bytes::copy_from_slice(&(index as u64).to_be_bytes()),
+            data,
             arrived: service_time(now),
             packing: Packing::Plain,
         };
@@ -279,7 +319,12 @@ impl Shards {
         }
         let middle = start + (end - start) / 2;
         let halves = [HashRange { start, end: middle }, HashRange { start: middle + 1, end }];
-        Some((parent, halves.map(|half| self.open_shard(vec![parent], half, now))))
+        if let Some(services) = &self.services {
+            services.split(self.all[parent].id.as_str(), middle + 1);
+        }
+        let children = halves.map(|half| self.open_shard(vec![parent], half, now));
+        self.is_mirrored();
+        Some((parent, children))
     }
 
     /// Merges two open neighbours; returns them and their child.
@@ -290,20 +335,36 @@ impl Shards {
         let at = usize::try_from(pick % pairs).ok()?;
         let (left, right) = (open[at], open[at + 1]);
         let range = HashRange { start: self.all[left].range.start, end: self.all[right].range.end };
-        Some(([left, right], self.open_shard(vec![left, right], range, now)))
+        if let Some(services) = &self.services {
+            services.merge(self.all[left].id.as_str(), self.all[right].id.as_str());
+        }
+        let child = self.open_shard(vec![left, right], range, now);
+        self.is_mirrored();
+        Some(([left, right], child))
     }
 
     /// Records that came before `oldest` are gone; so are closed shards without records, but never
     /// one that `keeps` says has to stay.
-    pub(crate) fn trim(&mut self, oldest: Duration, keeps: impl Fn(&ShardId) -> bool) {
+    pub(crate) fn trim(
+        &mut self,
+        oldest: Duration,
+        keeps: impl Fn(&ShardId) -> bool,
+        counts: &mut Counts,
+    ) {
         for shard in &mut self.all {
             let first = shard.entries.partition_point(|it| it.arrived < oldest);
             for entry in shard.entries.iter_mut().take(first).skip(shard.trimmed) {
+                if entry.needed && !entry.acknowledged {
+                    counts.note(Situation::Trimmed);
+                }
                 entry.needed = false;
             }
             shard.trimmed = shard.trimmed.max(first);
             let is_over = shard.closed.is_some_and(|closed| closed < oldest);
-            shard.gone |= is_over && !keeps(&shard.id);
+            if is_over && !shard.gone && !keeps(&shard.id) {
+                shard.gone = true;
+                counts.note(Situation::ShardGone);
+            }
         }
     }
 
@@ -372,7 +433,7 @@ impl Shards {
 
     /// The shards as they were some time ago, each at a time of its own; with its closing if that
     /// was seen already. A shard is never shown without the parents that still exist.
-    fn visible(
+    pub(crate) fn visible(
         &self,
         now: Duration,
         lag: Duration,
@@ -446,6 +507,11 @@ impl Stream for SimStream {
                 let (lag, until) = truth.weather.stale;
                 let lag = if truth.now < until { lag } else { Duration::ZERO };
                 let listing = truth.shards.listing(from, truth.now, lag, &mut truth.rng);
+                if lag > Duration::ZERO
+                    && listing != truth.shards.listing(from, truth.now, Duration::ZERO, &mut chance(0, ""))
+                {
+                    truth.ledger.counts.note(Situation::StaleListing);
+                }
                 let count = listing.shards.len();
                 truth.say(&machine, format_args!("lists {count} shards"));
                 listing
@@ -489,7 +555,7 @@ impl ShardReader for Reader {
             let (shard, cursor, next) = (self.shard, self.cursor.clone(), self.next);
             let limit = self.machine.world.plan.read_limit;
             let read = move |truth: &mut Truth| truth.read(shard, &cursor, next, limit);
-            let call = self.machine.call(Service::Stream, "reading", read);
+            let call = self.machine.call(Service::Stream, READING, read);
             let result = timeout(READ_TIMEOUT, call).await.unwrap_or_else(|_| {
                 Err(ServiceError::new(ServiceErrorKind::Unavailable, "no answer to a read"))
             });
@@ -547,6 +613,9 @@ impl Truth {
         }
         if shard.closed.is_some() {
             let named = self.now >= self.weather.nameless_until;
+            if !named {
+                self.ledger.counts.note(Situation::NamelessEnd);
+            }
             let children = shard.children.iter().filter(|_| named).map(|child| {
                 let child = &shards.all[*child];
                 ChildShard {

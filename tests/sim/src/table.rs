@@ -19,7 +19,11 @@ use tokio::time::{sleep, timeout};
 use crate::checks::Change;
 use crate::machine::Machine;
 use crate::plan::Service;
+use crate::reached::Situation;
 use crate::world::Truth;
+
+/// A write that lands so long after it was sent was forgotten by its sender.
+const LATE: Duration = Duration::from_secs(5);
 
 /// The rows.
 pub(crate) type Rows = BTreeMap<LeaseKey, Lease>;
@@ -31,40 +35,63 @@ pub(crate) struct Table(pub(crate) Arc<Machine>);
 impl Truth {
     /// A write arrives, which `machine` sent at `sent`.
     fn write(&mut self, machine: &Machine, sent: Duration, write: &LeaseWrite) -> WriteOutcome {
-        let before = self.rows.get(&write.key).cloned();
-        let result = write.apply(before.as_ref());
-        let (after, outcome) = match result {
+        match write.apply(self.rows.get(&write.key)) {
             Err(refused) => {
-                self.say(machine, format_args!("refused: {}", Shown(write)));
-                return WriteOutcome::Refused(refused.current.map(|row| *row));
+                self.refused(machine, &Shown(&write.key, &write.change));
+                WriteOutcome::Refused(refused.current.map(|row| *row))
             }
-            Ok(Some(row)) => {
-                self.rows.insert(write.key.clone(), row.clone());
-                (Some(row.clone()), WriteOutcome::Done(Some(row)))
+            Ok(row) => {
+                self.changed(machine, sent, (&write.key, &write.change), row.clone());
+                WriteOutcome::Done(row)
             }
-            Ok(None) => {
-                self.rows.remove(&write.key);
-                (None, WriteOutcome::Done(None))
-            }
+        }
+    }
+
+    /// A write arrived, and its condition did not hold.
+    pub(crate) fn refused(&mut self, machine: &Machine, what: &dyn fmt::Display) {
+        self.say(machine, format_args!("refused: {what}"));
+        self.ledger.counts.note(Situation::Refused);
+        if machine.is_dead() {
+            self.ledger.counts.note(Situation::RefusedOfTheDead);
+        }
+    }
+
+    /// A write of `machine` was applied: the row is now `after`.
+    pub(crate) fn changed(
+        &mut self,
+        machine: &Machine,
+        sent: Duration,
+        (key, what): (&LeaseKey, &LeaseChange),
+        after: Option<Lease>,
+    ) {
+        let before = match after.clone() {
+            Some(row) => self.rows.insert(key.clone(), row),
+            None => self.rows.remove(key),
         };
+        if machine.is_dead() {
+            self.ledger.counts.note(Situation::AppliedOfTheDead);
+        }
+        let shown = Shown(key, what);
         let sent_before = self.now.saturating_sub(sent);
         if sent_before > Duration::from_millis(100) {
-            self.say(machine, format_args!("{} (sent {sent_before:?} ago)", Shown(write)));
+            self.say(machine, format_args!("{shown} (sent {sent_before:?} ago)"));
         } else {
-            self.say(machine, format_args!("{}", Shown(write)));
+            self.say(machine, format_args!("{shown}"));
+        }
+        if sent_before > LATE {
+            self.ledger.counts.note(Situation::AppliedLate);
         }
         let change = Change {
             at: self.now,
             sent,
             who: machine.number,
             id: &machine.id,
-            what: &write.change,
-            key: &write.key,
+            what,
+            key,
             before: before.as_ref(),
             after: after.as_ref(),
         };
         self.ledger.changed(&change, &mut self.shards, &self.rows);
-        outcome
     }
 }
 
@@ -130,12 +157,12 @@ impl LeaseStore for Table {
 }
 
 /// A write as a timeline shows it.
-struct Shown<'a>(&'a LeaseWrite);
+pub(crate) struct Shown<'a>(pub(crate) &'a LeaseKey, pub(crate) &'a LeaseChange);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let key = &self.0.key;
-        match &self.0.change {
+        let Self(key, change) = self;
+        match change {
             LeaseChange::Create(lease) => write!(f, "create {key} at {}", lease.checkpoint),
             LeaseChange::Take { counter, from, .. } => {
                 write!(f, "take {key} from {from:?} at counter {counter}")

@@ -15,7 +15,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::checks::{Ledger, Violation};
-use crate::plan::{Mood, Plan, Service, Trouble, What, chance};
+use crate::plan::{Mood, Plan, Service, Tier, Trouble, What, chance};
+use crate::reached::Situation;
+use crate::services::Services;
 use crate::stream::Shards;
 use crate::table::Rows;
 use crate::trace::Trace;
@@ -39,6 +41,9 @@ pub(crate) struct Truth {
     pub(crate) trace: Trace,
     pub(crate) weather: Weather,
     pub(crate) rng: Rng,
+    pub(crate) tier: Tier,
+    /// The most records of one reply.
+    pub(crate) read_limit: usize,
 }
 
 /// What is wrong at the moment.
@@ -115,6 +120,8 @@ impl World {
             trace: Trace::new(keep_lines),
             weather: Weather::default(),
             rng: chance(plan.seed, "world"),
+            tier: plan.tier,
+            read_limit: plan.read_limit,
         };
         Arc::new(Self {
             plan,
@@ -122,6 +129,10 @@ impl World {
             truth: Mutex::new(truth),
             tasks: Mutex::new(JoinSet::new()),
         })
+    }
+
+    pub(crate) fn note(&self, situation: Situation) {
+        self.lock().ledger.counts.note(situation);
     }
 
     /// Time since the beginning.
@@ -156,6 +167,11 @@ impl World {
         truth.trace.add(now, who, text);
     }
 
+    /// The services of the full-stack tier.
+    pub(crate) fn services(&self) -> Services {
+        self.lock().shards.services().clone()
+    }
+
     pub(crate) fn violation(&self) -> Option<Violation> {
         self.lock().ledger.violation().cloned()
     }
@@ -174,6 +190,7 @@ impl Truth {
                     let ids = self.shards.ids(&children);
                     let parent = self.shards.all[parent].id.clone();
                     self.say(&"stream", format_args!("{parent} is split into {ids:?}"));
+                    self.ledger.counts.note(Situation::Split);
                 }
             }
             What::Merge(pick) => {
@@ -181,6 +198,7 @@ impl Truth {
                     let ids = self.shards.ids(&parents);
                     let child = self.shards.all[child].id.clone();
                     self.say(&"stream", format_args!("{ids:?} are merged into {child}"));
+                    self.ledger.counts.note(Situation::Merged);
                 }
             }
             What::StaleListings { lag, lasts } => self.weather.stale = (lag, now + lasts),
@@ -197,11 +215,19 @@ impl Truth {
                     let key = LeaseKey::from(id.clone());
                     !ledger.is_finished(&key) && unfinished(id)
                 };
-                self.shards.trim(now.saturating_sub(keep), keeps);
+                let mut counts = ledger.counts;
+                self.shards.trim(now.saturating_sub(keep), keeps, &mut counts);
+                self.ledger.counts = counts;
             }
             What::Forget(pick) => self.forget(pick),
-            What::Burst(count) => (0..count).for_each(|_| self.shards.put(now)),
-            What::Drought { lasts } => self.weather.drought_until = now + lasts,
+            What::Burst(count) => {
+                self.ledger.counts.note(Situation::Burst);
+                (0..count).for_each(|_| self.shards.put(now));
+            }
+            What::Drought { lasts } => {
+                self.ledger.counts.note(Situation::Drought);
+                self.weather.drought_until = now + lasts;
+            }
             What::Kill { .. } | What::Stop { .. } | What::Freeze { .. } => {}
         }
     }
@@ -222,6 +248,10 @@ impl Truth {
         }
         if let Some(key) = held.get(at).map(|row| row.key.clone()) {
             self.rows.remove(&key);
+            if self.tier == Tier::Full {
+                self.shards.services().delete_row(&key);
+            }
+            self.ledger.counts.note(Situation::RowForgotten);
             self.say(&"plan", format_args!("the row of {key} is deleted"));
         }
     }

@@ -6,6 +6,7 @@ use kcl_lite::Record;
 use kcl_lite::lease::LeaseKey;
 
 use super::{End, Ledger, Promise, TenureId};
+use crate::reached::Situation;
 use crate::stream::Shards;
 use crate::table::Rows;
 
@@ -39,8 +40,14 @@ impl Ledger {
             Ok(first) => {
                 let count = delivery.records.len();
                 let entries = &shards.all[delivery.shard].entries[first..first + count];
-                self.counts.delivered += count as u64;
-                self.counts.repeated += entries.iter().filter(|it| it.delivered).count() as u64;
+                let parts = entries.iter().filter(|it| it.record.sub_sequence_number > 0);
+                let repeated = entries.iter().filter(|it| it.delivered);
+                self.counts.note_many(Situation::Delivered, count);
+                self.counts.note_many(Situation::DeliveredFromAggregate, parts.count());
+                self.counts.note_many(Situation::Repeated, repeated.count());
+                if shards.all[delivery.shard].parents.len() > 1 {
+                    self.counts.note(Situation::DeliveredFromMerge);
+                }
                 (shards.deliver(delivery.shard, first, count), first)
             }
             Err((promise, text)) => {

@@ -19,6 +19,7 @@ use kcl_lite::lease::{Lease, LeaseChange, LeaseKey};
 use kcl_lite::{Checkpoint, CheckpointPolicy, WorkerId};
 
 use crate::plan::{Plan, Theme};
+use crate::reached::Counts;
 
 /// A promise that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,38 +184,6 @@ struct Calls {
     scans: u64,
     writes: u64,
     lists: u64,
-}
-
-/// What a run reached: a sweep that never meets a situation proves nothing about it.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Counts {
-    /// Deliveries of a record.
-    pub delivered: u64,
-    /// Records that were delivered more than once.
-    pub repeated: u64,
-    /// Leases taken because nobody renewed them.
-    pub expired: u64,
-    /// Leases handed over on request.
-    pub handed_over: u64,
-    /// Leases taken from an owner that did not let go in time.
-    pub forced: u64,
-    /// Shards finished.
-    pub finished: u64,
-    /// Finished leases removed.
-    pub deleted: u64,
-}
-
-impl Counts {
-    /// The counts of several runs.
-    pub fn add(&mut self, other: &Self) {
-        self.delivered += other.delivered;
-        self.repeated += other.repeated;
-        self.expired += other.expired;
-        self.handed_over += other.handed_over;
-        self.forced += other.forced;
-        self.finished += other.finished;
-        self.deleted += other.deleted;
-    }
 }
 
 impl Ledger {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use kcl_lite::lease::{Lease, LeaseKey};
 use kcl_lite::{Checkpoint, WorkerId};
 
-use super::{Calls, Counts, Ledger, Promise};
+use super::{Calls, Ledger, Promise};
+use crate::reached::Situation;
 use crate::stream::Shards;
 use crate::table::Rows;
 
@@ -192,7 +193,9 @@ impl Ledger {
         rows: &Rows,
         stopped: &[WorkerId],
     ) {
-        let Counts { repeated, expired, forced, .. } = self.counts;
+        let [repeated, expired, forced] =
+            [Situation::Repeated, Situation::Expired, Situation::Forced]
+                .map(|it| self.counts.of(it));
         if self.rules.calm && repeated + expired + forced > 0 {
             let text = format!(
                 "nothing went wrong, but {repeated} records were repeated, {expired} leases \

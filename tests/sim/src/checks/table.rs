@@ -7,6 +7,7 @@ use kcl_lite::Checkpoint;
 use kcl_lite::lease::{Lease, LeaseChange};
 
 use super::{Change, End, Facts, Ledger, Promise, Tenure, TenureId};
+use crate::reached::Situation;
 use crate::stream::Shards;
 use crate::table::Rows;
 
@@ -29,6 +30,9 @@ impl Ledger {
         let mut facts = self.leases.remove(change.key).unwrap_or_default();
         let result = match change.what {
             LeaseChange::Create(made) => {
+                if made.owner.is_some() {
+                    self.counts.note(Situation::RowPutBack);
+                }
                 self.listed_at = change.at;
                 // Who starts without the row cannot know that it was there.
                 let knew = self.born.get(&change.who).is_some_and(|it| *it < self.forgotten_at);
@@ -48,19 +52,25 @@ impl Ledger {
                 created(change, &mut facts, shards, shard)
             }
             LeaseChange::Take { .. } => self.taken(change, &mut facts, shards, shard),
-            LeaseChange::AskHandoff { .. } => asked(change, &mut facts),
+            LeaseChange::AskHandoff { .. } => {
+                self.counts.note(Situation::AskedFor);
+                asked(change, &mut facts)
+            }
             LeaseChange::Renew { .. } => by_owner(change, &mut facts, None),
             LeaseChange::HandOver { .. } => {
-                self.counts.handed_over += 1;
+                self.counts.note(Situation::HandedOver);
                 self.handed_at = change.at;
                 self.moved_at = change.at;
                 drained(change, &facts, shards, shard)
                     .and_then(|()| by_owner(change, &mut facts, Some(End::Released)))
             }
-            LeaseChange::Release { .. } => drained(change, &facts, shards, shard)
-                .and_then(|()| by_owner(change, &mut facts, Some(End::Released))),
+            LeaseChange::Release { .. } => {
+                self.counts.note(Situation::Released);
+                drained(change, &facts, shards, shard)
+                    .and_then(|()| by_owner(change, &mut facts, Some(End::Released)))
+            }
             LeaseChange::Finish { .. } => {
-                self.counts.finished += 1;
+                self.counts.note(Situation::Finished);
                 self.finished_at = change.at;
                 self.moved_at = change.at;
                 facts.finished.get_or_insert(change.at);
@@ -68,7 +78,7 @@ impl Ledger {
                     .and_then(|()| by_owner(change, &mut facts, Some(End::Finished)))
             }
             LeaseChange::Delete { .. } => {
-                self.counts.deleted += 1;
+                self.counts.note(Situation::Deleted);
                 self.listed_at = change.at;
                 self.deleted(change, shards, shard)
             }
@@ -105,13 +115,13 @@ impl Ledger {
             }
             None
         } else if quiet >= self.rules.lasts.mul_f64(FAST) {
-            self.counts.expired += 1;
+            self.counts.note(Situation::Expired);
             self.handed_at = change.at;
             Some(End::Expired)
         } else if facts.asked.as_ref().is_some_and(|(by, at)| {
             by == change.id && change.at.saturating_sub(*at) >= HANDOFF_DEADLINE.mul_f64(FAST)
         }) {
-            self.counts.forced += 1;
+            self.counts.note(Situation::Forced);
             self.handed_at = change.at;
             Some(End::Forced)
         } else {

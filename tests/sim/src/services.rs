@@ -1,0 +1,240 @@
+//! The services of the full-stack tier: `local-aws` in this process, asked without any network.
+//!
+//! Owns how one is asked at once, by whoever has the world locked, and how a row looks on the wire:
+//! that is read here by the attribute names of the Java library, not by the code under test. Never
+//! makes anything go wrong: the network does.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use aws_config::SdkConfig;
+use aws_smithy_runtime_api::client::http::{HttpConnector as _, SharedHttpConnector};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::http::Response;
+use aws_smithy_types::body::SdkBody;
+use base64_simd::STANDARD;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http_body_util::BodyExt as _;
+use kcl_lite::lease::{Lease, LeaseKey};
+use kcl_lite::{Checkpoint, HashRange, SequenceNumber, Timestamp};
+use local_aws::{Clock, LocalAws};
+use serde_json::{Value, json};
+
+use crate::stream::EPOCH;
+
+/// The stream of the simulation.
+pub(crate) const STREAM: &str = "stream";
+/// The application, and so its table.
+pub(crate) const APPLICATION: &str = "simulation";
+
+const JSON: &str = "application/x-amz-json-1.1";
+const STREAMS: &str = "Kinesis_20131202";
+const TABLES: &str = "DynamoDB_20120810";
+
+/// What answers a request.
+pub(crate) type Reply = Response<Bytes>;
+
+/// A request as it goes over the wire.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    /// Service and operation, as in the header.
+    pub(crate) target: String,
+    pub(crate) body: Value,
+}
+
+impl Request {
+    /// The request that a client sends.
+    ///
+    /// # Panics
+    /// When it is none that these services can read: then the client is broken.
+    pub(crate) fn read(request: &HttpRequest) -> Self {
+        let header = |name| request.headers().get(name).unwrap_or_default();
+        let kind = header("content-type");
+        assert!(kind.starts_with("application/x-amz-json-1."), "a body of type `{kind}`");
+        let body = request.body().bytes().expect("requests of these clients are not streamed");
+        let body = serde_json::from_slice(body).expect("a body of this type is JSON");
+        Self { target: header("x-amz-target").to_owned(), body }
+    }
+
+    pub(crate) fn is_for_table(&self) -> bool {
+        self.target.starts_with(TABLES)
+    }
+
+    pub(crate) fn operation(&self) -> &str {
+        self.target.rsplit('.').next().unwrap_or_default()
+    }
+
+    /// The row that it is about.
+    pub(crate) fn key(&self) -> LeaseKey {
+        let item = ["Item", "Key"].into_iter().find_map(|field| self.body.get(field));
+        let key = item.and_then(|item| item["leaseKey"]["S"].as_str());
+        LeaseKey::from(key.unwrap_or_default())
+    }
+
+    /// The attributes that an update sets, and those that it removes.
+    pub(crate) fn touches(&self) -> [BTreeSet<&str>; 2] {
+        let mut touched = [BTreeSet::new(), BTreeSet::new()];
+        let mut verb = "";
+        let expression = self.body["UpdateExpression"].as_str().unwrap_or_default();
+        for word in expression.split([' ', ',']).filter(|word| !word.is_empty()) {
+            if !word.starts_with(['#', ':', '=']) {
+                verb = word;
+            }
+            let name = self.body["ExpressionAttributeNames"][word].as_str();
+            match (verb, name) {
+                ("SET", Some(name)) => _ = touched[0].insert(name),
+                ("REMOVE", Some(name)) => _ = touched[1].insert(name),
+                _ => {}
+            }
+        }
+        touched
+    }
+}
+
+/// Both services.
+#[derive(Clone)]
+pub(crate) struct Services {
+    local: LocalAws,
+    connector: SharedHttpConnector,
+}
+
+impl Services {
+    /// New ones, with the stream.
+    pub(crate) fn start(seed: u64, shards: u32) -> Self {
+        let clock = Clock::starting_at(EPOCH);
+        let local = LocalAws::builder().clock(clock).seed(seed);
+        // A reshard is over at once: the stream of the world knows no other states.
+        let local = local.transition(std::time::Duration::ZERO).build();
+        let local = local.expect("services in memory need nothing");
+        let services = Self { connector: local.http_connector("the world"), local };
+        services.stream("CreateStream", json!({ "ShardCount": shards }));
+        services
+    }
+
+    /// A configuration for clients; its HTTP client is to be replaced.
+    pub(crate) fn sdk_config(&self, client: &str) -> SdkConfig {
+        self.local.sdk_config(client)
+    }
+
+    /// Answers at once.
+    pub(crate) fn answer(&self, request: &Request) -> Reply {
+        let mut http = HttpRequest::new(SdkBody::from(request.body.to_string()));
+        http.headers_mut().insert("x-amz-target", request.target.clone());
+        http.headers_mut().insert("content-type", JSON);
+        let reply = self.connector.call(http).now_or_never().expect("nothing here waits");
+        let mut reply = reply.expect("no fault is injected here");
+        let body = reply.take_body().collect().now_or_never().expect("nothing here waits");
+        let body = body.expect("no fault is injected here").to_bytes();
+        reply.map(|_| body.clone())
+    }
+
+    /// Something that has to succeed.
+    fn ask(&self, service: &str, operation: &str, body: Value) -> Value {
+        let reply = self.answer(&Request { target: format!("{service}.{operation}"), body });
+        let text = String::from_utf8_lossy(reply.body());
+        assert!(reply.status().is_success(), "{operation}: {text}");
+        serde_json::from_str(&text).unwrap_or_default()
+    }
+
+    fn stream(&self, operation: &str, mut body: Value) -> Value {
+        body["StreamName"] = STREAM.into();
+        self.ask(STREAMS, operation, body)
+    }
+
+    /// The shards in the order of their numbers, and their ranges.
+    pub(crate) fn shards(&self) -> Vec<(String, HashRange)> {
+        let listing = self.stream("ListShards", json!({ "MaxResults": 10_000 }));
+        let shards = listing["Shards"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let shard = |shard: &Value| {
+            let range = &shard["HashKeyRange"];
+            let (start, end) = (text(&range["StartingHashKey"]), text(&range["EndingHashKey"]));
+            let range = HashRange::parse(&start, &end).expect("a shard has a range");
+            (text(&shard["ShardId"]), range)
+        };
+        shards.iter().map(shard).collect()
+    }
+
+    pub(crate) fn split(&self, shard: &str, at: u128) {
+        let body = json!({ "ShardToSplit": shard, "NewStartingHashKey": at.to_string() });
+        self.stream("SplitShard", body);
+    }
+
+    pub(crate) fn merge(&self, shard: &str, other: &str) {
+        let body = json!({ "ShardToMerge": shard, "AdjacentShardToMerge": other });
+        self.stream("MergeShards", body);
+    }
+
+    /// Stores a record; the shard that took it, and its number.
+    pub(crate) fn put(&self, hash: u128, key: &str, data: &[u8]) -> (String, SequenceNumber) {
+        let reply = self.stream(
+            "PutRecord",
+            json!({
+                "ExplicitHashKey": hash.to_string(),
+                "PartitionKey": key,
+                "Data": STANDARD.encode_to_string(data),
+            }),
+        );
+        let text = |field: &str| reply[field].as_str().unwrap_or_default().to_owned();
+        let number = SequenceNumber::from_string(text("SequenceNumber"));
+        (text("ShardId"), number.expect("a stored record has a number"))
+    }
+
+    /// A row as it is.
+    ///
+    /// # Errors
+    /// When it is none that the Java library could read.
+    pub(crate) fn row(&self, key: &LeaseKey) -> Result<Option<Lease>, String> {
+        let body = json!({
+            "TableName": APPLICATION,
+            "Key": { "leaseKey": { "S": key.as_str() } },
+            "ConsistentRead": true,
+        });
+        let reply = self.ask(TABLES, "GetItem", body);
+        reply.get("Item").map(row).transpose()
+    }
+
+    /// Deletes a row, as somebody does by hand.
+    pub(crate) fn delete_row(&self, key: &LeaseKey) {
+        let key = json!({ "leaseKey": { "S": key.as_str() } });
+        self.ask(TABLES, "DeleteItem", json!({ "TableName": APPLICATION, "Key": key }));
+    }
+}
+
+impl fmt::Debug for Services {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Services").finish_non_exhaustive()
+    }
+}
+
+/// A row as the Java library reads it, with our own attributes.
+fn row(item: &Value) -> Result<Lease, String> {
+    let text = |name: &str| item[name]["S"].as_str();
+    let number = |name: &str| -> Option<i64> { item[name]["N"].as_str()?.parse().ok() };
+    let set = |name: &str| {
+        let shards = item[name]["SS"].as_array().map(Vec::as_slice).unwrap_or_default();
+        shards.iter().filter_map(Value::as_str).map(Into::into).collect()
+    };
+    let counted = |name: &str| {
+        let count = number(name).and_then(|it| u64::try_from(it).ok());
+        count.ok_or_else(|| format!("no `{name}` in {item}"))
+    };
+    let key = text("leaseKey").ok_or_else(|| format!("no key in {item}"))?;
+    let sub = counted("checkpointSubSequenceNumber")?;
+    let checkpoint = text("checkpoint").and_then(|it| Checkpoint::parse(it, sub).ok());
+    let checkpoint = checkpoint.ok_or_else(|| format!("no checkpoint in {item}"))?;
+    let range = text("startingHashKey").zip(text("endingHashKey"));
+    Ok(Lease {
+        owner: text("leaseOwner").map(Into::into),
+        counter: counted("leaseCounter")?,
+        owner_switches: counted("ownerSwitchesSinceCheckpoint")?,
+        parents: set("parentShardId"),
+        children: set("childShardIds"),
+        hash_range: range.and_then(|(start, end)| HashRange::parse(start, end)),
+        checkpoint_owner: text("checkpointOwner").map(Into::into),
+        anchor: number("klAnchor").map(Timestamp::from_millis),
+        read_until: number("klReadUntil").map(Timestamp::from_millis),
+        ..Lease::new(key, checkpoint)
+    })
+}

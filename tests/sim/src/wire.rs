@@ -1,0 +1,322 @@
+//! The full-stack tier's network: what the AWS SDK of one machine sends, and what comes back.
+//!
+//! Stands in the place of the SDK's HTTP client, so that everything above it is the library's and
+//! the SDK's own code. A request meets the same fates as a call of the protocol tier; what arrives
+//! is answered by [`Services`](crate::services::Services), and what it changed is read back from there for the checkers.
+//! Pages are made small, so that there are many.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_config::SdkConfig;
+use aws_smithy_async::rt::sleep::{AsyncSleep, SharedAsyncSleep, Sleep};
+use aws_smithy_async::time::{SharedTimeSource, TimeSource};
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::body::SdkBody;
+use bytes::Bytes;
+use kcl_lite::ServiceErrorKind;
+use kcl_lite::clock::Clock;
+use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, News};
+use serde_json::{Value, json};
+
+use crate::checks::Promise;
+use crate::clock::DriftingClock;
+use crate::machine::Machine;
+use crate::network::{Failure, READING};
+use crate::plan::Service;
+use crate::reached::Situation;
+use crate::services::{Reply, Request};
+use crate::stream::service_time;
+
+use crate::world::Truth;
+
+/// Rows or shards of one page.
+const PAGE: usize = 3;
+
+/// The configuration of a machine's clients.
+pub(crate) fn config(machine: &Arc<Machine>) -> SdkConfig {
+    let config = machine.world.services().sdk_config(machine.id.as_str());
+    let clock = DriftingClock(Arc::clone(machine));
+    config
+        .into_builder()
+        .http_client(Wire(Arc::clone(machine)))
+        .sleep_impl(SharedAsyncSleep::new(clock.clone()))
+        .time_source(SharedTimeSource::new(clock))
+        .build()
+}
+
+impl AsyncSleep for DriftingClock {
+    fn sleep(&self, duration: Duration) -> Sleep {
+        let deadline = Clock::now(self) + duration;
+        Sleep::new(Self::wait(Arc::clone(&self.0), deadline))
+    }
+}
+
+impl TimeSource for DriftingClock {
+    fn now(&self) -> SystemTime {
+        let millis = service_time(self.0.world.now()).as_millis();
+        SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or_default())
+    }
+}
+
+/// One machine's connections.
+#[derive(Debug, Clone)]
+struct Wire(Arc<Machine>);
+
+impl HttpClient for Wire {
+    /// The limits of the settings are for sockets; those that count are the SDK's own.
+    fn http_connector(
+        &self,
+        _: &HttpConnectorSettings,
+        _: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        SharedHttpConnector::new(self.clone())
+    }
+}
+
+impl HttpConnector for Wire {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let (machine, request) = (Arc::clone(&self.0), Request::read(&request));
+        HttpConnectorFuture::new(async move {
+            let _running = machine.hold();
+            machine.awake().await;
+            let sent = machine.world.now();
+            let operation = request.operation().to_owned();
+            let (service, what) = match operation.as_str() {
+                "PutItem" | "UpdateItem" | "DeleteItem" => (Service::Table, "writing a row"),
+                "GetItem" => (Service::Table, "reading a row"),
+                "Scan" => (Service::Table, "scanning"),
+                _ if request.is_for_table() => (Service::Table, "describing the table"),
+                "GetRecords" | "GetShardIterator" => (Service::Stream, READING),
+                "ListShards" => (Service::Stream, "listing"),
+                _ => (Service::Stream, "describing the stream"),
+            };
+            if what == "writing a row" {
+                machine.world.lock().ledger.wrote(machine.number, sent);
+            }
+            let sender = Arc::clone(&machine);
+            let work = move |truth: &mut Truth| truth.serve(&sender, sent, request);
+            match machine.attempt(service, what, work).await {
+                Ok((reply, renewed)) => {
+                    if let Some(key) = renewed {
+                        machine.world.lock().ledger.answered(machine.number, &key, sent);
+                    }
+                    Ok(reply.map(SdkBody::from))
+                }
+                Err(failure) => failed(&machine, &operation, failure),
+            }
+        })
+    }
+}
+
+/// What comes back when something goes wrong: an error of the service, or of the connection.
+fn failed(
+    machine: &Machine,
+    operation: &str,
+    failure: Failure,
+) -> Result<HttpResponse, ConnectorError> {
+    let error = |status: u16, code: &str| {
+        let body = json!({ "__type": code, "message": "in the simulation" }).to_string();
+        Ok(response(status, body))
+    };
+    let throttled = match operation {
+        "ListShards" | "DescribeStreamSummary" => "LimitExceededException",
+        "GetRecords" | "GetShardIterator" => "ProvisionedThroughputExceededException",
+        _ if machine.draw(|rng| rng.bool()) => "ThrottlingException",
+        _ => "ProvisionedThroughputExceededException",
+    };
+    match failure {
+        Failure::Refused(ServiceErrorKind::Throttled) => error(400, throttled),
+        Failure::Refused(ServiceErrorKind::Missing) => error(400, "ResourceNotFoundException"),
+        Failure::Refused(_) | Failure::Broken => match machine.draw(|rng| rng.u8(0..4)) {
+            0 => error(500, "InternalServerError"),
+            1 => error(503, "ServiceUnavailable"),
+            2 if matches!(failure, Failure::Broken) => {
+                Ok(response(200, r#"{"Attributes":{"lea"#.to_owned()))
+            }
+            _ => Err(ConnectorError::io(io::Error::other("in the simulation").into())),
+        },
+    }
+}
+
+fn response(status: u16, body: String) -> HttpResponse {
+    let status = status.try_into().expect("these are statuses");
+    HttpResponse::new(status, SdkBody::from(body))
+}
+
+impl Truth {
+    /// A request arrives; the reply, and the lease if it was a renewal that was applied.
+    fn serve(
+        &mut self,
+        machine: &Arc<Machine>,
+        sent: Duration,
+        mut request: Request,
+    ) -> (Reply, Option<LeaseKey>) {
+        let services = self.shards.services().clone();
+        let is_stale = self.now < self.weather.stale.1;
+        let is_first = |token: &str| request.body.get(token).is_none();
+        match request.operation() {
+            "PutItem" | "UpdateItem" | "DeleteItem" => {
+                let reply = services.answer(&request);
+                let key = self.written(machine, sent, &request, &reply);
+                return (reply, key);
+            }
+            "Scan" => {
+                if is_first("ExclusiveStartKey") {
+                    self.ledger.scanned(machine.number, self.now);
+                }
+                request.body["Limit"] = PAGE.into();
+            }
+            "ListShards" => {
+                let is_filtered = request.body.get("ShardFilter").is_some();
+                if is_first("NextToken") {
+                    self.ledger.listed(machine.number, self.now);
+                    self.say(&**machine, format_args!("lists shards"));
+                }
+                // What was true some time ago is told of whole listings of all shards.
+                if !is_filtered && !is_stale {
+                    request.body["MaxResults"] = PAGE.into();
+                }
+                let reply = services.answer(&request);
+                let reply =
+                    if is_stale && !is_filtered { self.as_it_was(&reply) } else { reply };
+                return (reply, None);
+            }
+            "GetRecords" => {
+                request.body["Limit"] = self.read_limit.into();
+                let reply = services.answer(&request);
+                return (self.without_names(reply), None);
+            }
+            _ => {}
+        }
+        (services.answer(&request), None)
+    }
+
+    /// What a write has done; the lease if it was a renewal.
+    fn written(
+        &mut self,
+        machine: &Machine,
+        sent: Duration,
+        request: &Request,
+        reply: &Reply,
+    ) -> Option<LeaseKey> {
+        let key = request.key();
+        if !reply.status().is_success() {
+            let text = String::from_utf8_lossy(reply.body());
+            if !text.contains("ConditionalCheckFailedException") {
+                let (now, text) = (self.now, format!("the service does not understand: {text}"));
+                self.ledger.broken(Promise::Rows, now, Some(&key), text);
+            }
+            self.refused(machine, &format_args!("{} of {key}", request.operation()));
+            return None;
+        }
+        let after = match self.shards.services().row(&key) {
+            Ok(after) => after,
+            Err(text) => {
+                let now = self.now;
+                self.ledger.broken(Promise::Rows, now, Some(&key), text);
+                return None;
+            }
+        };
+        let change = change(machine, request, self.rows.get(&key), after.as_ref());
+        self.changed(machine, sent, (&key, &change), after);
+        matches!(change, LeaseChange::Renew { .. }).then_some(key)
+    }
+
+    /// A listing as it was some time ago, each shard at a time of its own.
+    fn as_it_was(&mut self, reply: &Reply) -> Reply {
+        let visible = self.shards.visible(self.now, self.weather.stale.0, &mut self.rng);
+        let is_closed = |id: &str| {
+            let shard = visible.iter().find(|(number, _)| self.shards.all[*number].id.as_str() == id);
+            shard.map(|(_, closed)| closed.is_some())
+        };
+        let mut differs = false;
+        let reply = altered(reply, |listing| {
+            let Some(shards) = listing["Shards"].as_array_mut() else { return };
+            let all = shards.len();
+            shards.retain_mut(|shard| {
+                let closed = shard["ShardId"].as_str().and_then(is_closed);
+                let range = shard["SequenceNumberRange"].as_object_mut();
+                if let Some(range) = range.filter(|_| closed == Some(false)) {
+                    differs |= range.remove("EndingSequenceNumber").is_some();
+                }
+                closed.is_some()
+            });
+            differs |= shards.len() < all;
+        });
+        if differs {
+            self.ledger.counts.note(Situation::StaleListing);
+        }
+        reply
+    }
+
+    /// The last reply of a shard without its children, while they are not named.
+    fn without_names(&mut self, reply: Reply) -> Reply {
+        if self.now >= self.weather.nameless_until {
+            return reply;
+        }
+        let mut is_end = false;
+        let reply = altered(&reply, |read| {
+            is_end = read.as_object_mut().is_some_and(|it| it.remove("ChildShards").is_some());
+        });
+        if is_end {
+            self.ledger.counts.note(Situation::NamelessEnd);
+        }
+        reply
+    }
+}
+
+/// A reply with another body.
+fn altered(reply: &Reply, change: impl FnOnce(&mut Value)) -> Reply {
+    let mut altered = Reply::new(reply.status(), Bytes::new());
+    for (name, value) in reply.headers() {
+        altered.headers_mut().insert(name.to_owned(), value.to_owned());
+    }
+    let mut body = serde_json::from_slice(reply.body()).unwrap_or_default();
+    change(&mut body);
+    *altered.body_mut() = Bytes::from(body.to_string());
+    altered
+}
+
+/// Which of the protocol's writes it was, by what the request touches and by what it did.
+fn change(
+    machine: &Machine,
+    request: &Request,
+    before: Option<&Lease>,
+    after: Option<&Lease>,
+) -> LeaseChange {
+    let (before, after) = match (before, after) {
+        (Some(before), Some(after)) if request.operation() == "UpdateItem" => (before, after),
+        (_, Some(after)) => return LeaseChange::Create(Box::new(after.clone())),
+        (before, None) => {
+            return LeaseChange::Delete { counter: before.map_or(0, |row| row.counter) };
+        }
+    };
+    let [set, removed] = request.touches();
+    let counter = before.counter;
+    let checkpoint = Some(after.checkpoint.clone()).filter(|it| *it != before.checkpoint);
+    let news = News { checkpoint, ..News::default() };
+    if removed.contains("leaseOwner") {
+        if after.checkpoint.is_shard_end() {
+            return LeaseChange::Finish { counter, children: after.children.clone() };
+        }
+        return LeaseChange::Release { counter, news };
+    }
+    match after.owner.clone().filter(|_| set.contains("leaseOwner")) {
+        Some(to) if set.contains("checkpointOwner") => {
+            let from = after.checkpoint_owner.clone().unwrap_or_else(|| to.clone());
+            LeaseChange::AskHandoff { counter, from, to }
+        }
+        Some(owner) if owner == machine.id => {
+            LeaseChange::Take { counter, from: before.owner.clone(), owner }
+        }
+        Some(to) => LeaseChange::HandOver { counter, news, to },
+        None => LeaseChange::Renew { counter, news },
+    }
+}
