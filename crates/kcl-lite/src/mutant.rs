@@ -44,9 +44,28 @@ pub(crate) const fn is_any() -> bool {
     false
 }
 
-/// The bugs, and what each does.
+/// The bugs below the ports, which only runs with the whole stack can meet.
 #[cfg(feature = "mutants")]
-pub const ALL: &[(&str, &str)] = &[
+pub const BELOW_THE_PORTS: &[(&str, &str)] = &[
+    ("updates-have-no-condition", "the condition of an update holds for every counter"),
+    ("creates-have-no-condition", "a row is put over one that exists"),
+    ("a-refusal-shows-no-row", "the row that comes with a refusal is not looked at"),
+    ("asking-forgets-the-owner", "who asks for a lease does not store whose it is"),
+    ("parents-are-not-written", "the row of a new lease lacks the parents"),
+    ("anchors-are-not-written", "the row of a new lease lacks the time of the tip"),
+    ("scans-see-one-page", "a scan ends after its first page"),
+    ("listings-see-one-page", "a listing ends after its first page"),
+    ("times-are-whole-seconds", "a start at a time is rounded up to the second"),
+    ("reads-begin-at-the-record", "a reader begins at the record at which it should begin after"),
+    ("reads-wait-for-ever", "a call of a reader has no time limit"),
+    ("a-missing-iterator-is-the-end", "a reply without an iterator and children ends the shard"),
+    ("throttled-is-fatal", "a throttled write counts as wrong"),
+    ("an-unreadable-reply-is-fatal", "a reply that breaks off counts as wrong"),
+];
+
+/// The bugs above the ports, and what each does.
+#[cfg(feature = "mutants")]
+pub const ABOVE_THE_PORTS: &[(&str, &str)] = &[
     ("take-without-counter", "a take has no condition"),
     ("renew-without-counter", "a renewal, and the checkpoint with it, has no condition"),
     ("finish-without-counter", "the end of a shard is stored without a condition"),

@@ -11,8 +11,8 @@ use tokio::time::sleep_until;
 use crate::checks::{Promise, Violation};
 use crate::fleet::Fleet;
 use crate::plan::{Plan, between, chance};
-use crate::reached::Counts;
 use crate::processor::PANIC;
+use crate::reached::Counts;
 use crate::trace::Line;
 use crate::world::World;
 

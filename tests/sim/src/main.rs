@@ -20,7 +20,8 @@ struct Arguments {
     /// Run this seed and print its timeline if it fails.
     #[arg(long)]
     seed: Option<u64>,
-    /// Run so many seeds, from `--from` on.
+    /// Run so many seeds, from `--from` on; with `--mutants`, at most so many for each bug, and a
+    /// twentieth of them for a bug that takes the whole stack.
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
     /// The first of many seeds.
@@ -72,6 +73,9 @@ impl From<TierName> for Tier {
 
 /// Seeds between two lines of progress.
 const PROGRESS: u64 = 1000;
+const PROGRESS_OF_FULL: u64 = 20;
+/// A sweep of so many seeds has to meet every situation.
+const ENOUGH: u64 = 1000;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -146,35 +150,42 @@ fn mutants(_: &Arguments) -> Result<(), String> {
 
 #[cfg(feature = "mutants")]
 fn mutants(arguments: &Arguments) -> Result<(), String> {
-    let only = |name: &&str| arguments.mutant.as_deref().is_none_or(|wanted| wanted == *name);
-    let names: Vec<_> = sim::mutants::names().into_iter().filter(only).collect();
+    let (began, wanted) = (Instant::now(), arguments.mutant.as_deref());
+    let mut bugs = sim::mutants::all();
+    bugs.retain(|it| wanted.is_none_or(|wanted| wanted == it.name));
     let next = std::sync::atomic::AtomicUsize::new(0);
     let unseen: Mutex<Vec<&str>> = Mutex::default();
+    let work = || {
+        while let Some(bug) = bugs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let most = match bug.tier {
+                Tier::Protocol => arguments.seeds,
+                Tier::Full => arguments.seeds.div_ceil(PROGRESS_OF_FULL),
+            };
+            let verdict = sim::mutants::hunt(*bug, arguments.from, most);
+            let found = match verdict.found {
+                Some((seed, it)) => format!("{:?}, seed {seed}", it.promise),
+                None => {
+                    unseen.lock().unwrap_or_else(PoisonError::into_inner).push(bug.name);
+                    "NOT FOUND".to_owned()
+                }
+            };
+            let (name, tier, time) = (bug.name, format!("{:?}", bug.tier), verdict.time.as_secs());
+            println!("{name:44} {tier:8} {:4} seeds {time:7} s  {found}", verdict.seeds);
+        }
+    };
     std::thread::scope(|scope| {
         for _ in 0..arguments.threads {
-            scope.spawn(|| {
-                while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let verdict = sim::mutants::hunt(name, arguments.from, arguments.seeds);
-                    let (seeds, time) = (verdict.seeds, verdict.time.as_secs());
-                    match verdict.found {
-                        Some((seed, it)) => {
-                            println!(
-                                "{name:44} {seeds:4} seeds {time:7} s  {:?} ({seed})",
-                                it.promise
-                            );
-                        }
-                        None => {
-                            println!("{name:44} {seeds:4} seeds {time:7} s  NOT FOUND");
-                            unseen.lock().unwrap_or_else(PoisonError::into_inner).push(name);
-                        }
-                    }
-                }
-            });
+            scope.spawn(work);
         }
     });
     let unseen = unseen.into_inner().unwrap_or_else(PoisonError::into_inner);
-    println!("{} of {} bugs were found", names.len() - unseen.len(), names.len());
-    if unseen.is_empty() { Ok(()) } else { Err(format!("not found: {}", unseen.join(", "))) }
+    let (found, took) = (bugs.len() - unseen.len(), began.elapsed().as_secs());
+    println!("{found} of {} bugs were found in {took} s", bugs.len());
+    match &unseen[..] {
+        _ if bugs.is_empty() => Err("there is no such bug".to_owned()),
+        [] => Ok(()),
+        _ => Err(format!("not found: {}", unseen.join(", "))),
+    }
 }
 
 #[cfg(not(feature = "mutants"))]
@@ -183,8 +194,7 @@ fn choose(_: Option<&str>) {}
 /// For a replay: one of the library's seeded bugs.
 #[cfg(feature = "mutants")]
 fn choose(name: Option<&str>) {
-    let known = kcl_lite::mutant::ALL.iter().find(|(known, _)| name == Some(*known));
-    kcl_lite::mutant::choose(known.map(|(known, _)| *known));
+    sim::mutants::choose(name);
 }
 
 /// What a sweep has come to.
@@ -202,6 +212,10 @@ fn many(arguments: &Arguments) -> Result<(), String> {
     let next = AtomicU64::new(arguments.from);
     let end = deadline.map_or(arguments.from + arguments.seeds, |_| u64::MAX);
     let sweep: Mutex<Sweep> = Mutex::default();
+    let progress = match tier {
+        Tier::Protocol => PROGRESS,
+        Tier::Full => PROGRESS_OF_FULL,
+    };
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -220,7 +234,7 @@ fn many(arguments: &Arguments) -> Result<(), String> {
                 println!("seed {seed} ({:?}): {violation}", plan.theme);
                 sweep.failed.push((seed, violation));
             }
-            if sweep.seeds.is_multiple_of(PROGRESS) {
+            if sweep.seeds.is_multiple_of(progress) {
                 println!("{}", sweep.summary(began.elapsed()));
             }
         }
@@ -233,7 +247,10 @@ fn many(arguments: &Arguments) -> Result<(), String> {
     let sweep = sweep.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!("{}\n{}", sweep.summary(began.elapsed()), sweep.counts);
     match sweep.failed.iter().min_by_key(|(seed, _)| *seed) {
-        None => Ok(()),
+        None => match &sweep.counts.never(tier)[..] {
+            never if sweep.seeds < ENOUGH || never.is_empty() => Ok(()),
+            never => Err(format!("{} seeds never met: {}", sweep.seeds, never.join("; "))),
+        },
         Some((seed, _)) => {
             let count = sweep.failed.len();
             let command = command(tier);

@@ -6,41 +6,51 @@ use kcl_lite::mutant;
 
 use crate::checks::Violation;
 use crate::driver::run;
-use crate::plan::Plan;
+use crate::plan::{Plan, Tier};
 
-/// A seeded bug, and what became of it.
-#[derive(Debug)]
-pub struct Verdict {
+/// A seeded bug.
+#[derive(Debug, Clone, Copy)]
+pub struct Mutant {
     /// Its name.
     pub name: &'static str,
     /// What it does.
     pub what: &'static str,
-    /// The seeds that were run, and the virtual time in them.
+    /// The tier that has to find it.
+    pub tier: Tier,
+}
+
+/// What became of a hunt.
+#[derive(Debug)]
+pub struct Verdict {
+    /// The seeds that were run.
     pub seeds: u64,
-    /// How long they were.
+    /// The virtual time in them.
     pub time: Duration,
     /// The first promise that was broken, if one was, and the seed.
     pub found: Option<(u64, Violation)>,
 }
 
-/// The names of all seeded bugs.
+/// All seeded bugs; those that take longest to look for come first.
 #[must_use]
-pub fn names() -> Vec<&'static str> {
-    mutant::ALL.iter().map(|(name, _)| *name).collect()
+pub fn all() -> Vec<Mutant> {
+    let of = |tier| move |(name, what): &(&'static str, &'static str)| Mutant { name, what, tier };
+    let below = mutant::BELOW_THE_PORTS.iter().map(of(Tier::Full));
+    below.chain(mutant::ABOVE_THE_PORTS.iter().map(of(Tier::Protocol))).collect()
 }
 
-/// Runs seeds with the bug `name` until a promise is broken, or `most` seeds have been run.
-///
-/// # Panics
-/// When there is no such bug.
+/// Chooses a bug for what this thread runs next, by name; none if there is no such bug.
+pub fn choose(name: Option<&str>) {
+    let known = all().into_iter().find(|it| name == Some(it.name));
+    mutant::choose(known.map(|it| it.name));
+}
+
+/// Runs seeds with a bug until a promise is broken, or `most` seeds have been run.
 #[must_use]
-pub fn hunt(name: &str, first: u64, most: u64) -> Verdict {
-    let found = mutant::ALL.iter().find(|(known, _)| *known == name);
-    let (name, what) = *found.expect("a bug is called by its name");
-    let mut verdict = Verdict { name, what, seeds: 0, time: Duration::ZERO, found: None };
-    mutant::choose(Some(name));
+pub fn hunt(bug: Mutant, first: u64, most: u64) -> Verdict {
+    let mut verdict = Verdict { seeds: 0, time: Duration::ZERO, found: None };
+    mutant::choose(Some(bug.name));
     for seed in first..first + most {
-        let outcome = run(&Plan::of(seed), false);
+        let outcome = run(&Plan::of(seed).on(bug.tier), false);
         verdict.seeds += 1;
         verdict.time += outcome.lasted;
         if let Some(violation) = outcome.violation {

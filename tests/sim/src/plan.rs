@@ -352,6 +352,8 @@ impl Plan {
         self.tier = tier;
         if tier == Tier::Full {
             self.aggregates = 0;
+            // A read takes thirty times as long to compute.
+            self.poll_interval = self.poll_interval.max(SECOND);
             self.operations.retain(|it| !matches!(it.what, What::Trim { .. }));
         }
         self

@@ -508,7 +508,8 @@ impl Stream for SimStream {
                 let lag = if truth.now < until { lag } else { Duration::ZERO };
                 let listing = truth.shards.listing(from, truth.now, lag, &mut truth.rng);
                 if lag > Duration::ZERO
-                    && listing != truth.shards.listing(from, truth.now, Duration::ZERO, &mut chance(0, ""))
+                    && listing
+                        != truth.shards.listing(from, truth.now, Duration::ZERO, &mut chance(0, ""))
                 {
                     truth.ledger.counts.note(Situation::StaleListing);
                 }

@@ -36,9 +36,6 @@ use crate::stream::service_time;
 
 use crate::world::Truth;
 
-/// Rows or shards of one page.
-const PAGE: usize = 3;
-
 /// The configuration of a machine's clients.
 pub(crate) fn config(machine: &Arc<Machine>) -> SdkConfig {
     let config = machine.world.services().sdk_config(machine.id.as_str());
@@ -160,7 +157,7 @@ impl Truth {
     ) -> (Reply, Option<LeaseKey>) {
         let services = self.shards.services().clone();
         let is_stale = self.now < self.weather.stale.1;
-        let is_first = |token: &str| request.body.get(token).is_none();
+        let lacks = |token: &str| request.body.get(token).is_none();
         match request.operation() {
             "PutItem" | "UpdateItem" | "DeleteItem" => {
                 let reply = services.answer(&request);
@@ -168,24 +165,23 @@ impl Truth {
                 return (reply, key);
             }
             "Scan" => {
-                if is_first("ExclusiveStartKey") {
+                if lacks("ExclusiveStartKey") {
                     self.ledger.scanned(machine.number, self.now);
                 }
-                request.body["Limit"] = PAGE.into();
+                request.body["Limit"] = self.page.into();
             }
             "ListShards" => {
-                let is_filtered = request.body.get("ShardFilter").is_some();
-                if is_first("NextToken") {
+                if lacks("NextToken") {
                     self.ledger.listed(machine.number, self.now);
                     self.say(&**machine, format_args!("lists shards"));
                 }
-                // What was true some time ago is told of whole listings of all shards.
-                if !is_filtered && !is_stale {
-                    request.body["MaxResults"] = PAGE.into();
+                // The past is told of whole listings of all shards.
+                let is_whole = lacks("NextToken") && lacks("ShardFilter");
+                if !is_stale {
+                    request.body["MaxResults"] = self.page.into();
                 }
                 let reply = services.answer(&request);
-                let reply =
-                    if is_stale && !is_filtered { self.as_it_was(&reply) } else { reply };
+                let reply = if is_stale && is_whole { self.as_it_was(&reply) } else { reply };
                 return (reply, None);
             }
             "GetRecords" => {
@@ -233,7 +229,8 @@ impl Truth {
     fn as_it_was(&mut self, reply: &Reply) -> Reply {
         let visible = self.shards.visible(self.now, self.weather.stale.0, &mut self.rng);
         let is_closed = |id: &str| {
-            let shard = visible.iter().find(|(number, _)| self.shards.all[*number].id.as_str() == id);
+            let shard =
+                visible.iter().find(|(number, _)| self.shards.all[*number].id.as_str() == id);
             shard.map(|(_, closed)| closed.is_some())
         };
         let mut differs = false;

@@ -44,6 +44,8 @@ pub(crate) struct Truth {
     pub(crate) tier: Tier,
     /// The most records of one reply.
     pub(crate) read_limit: usize,
+    /// The most rows or shards of one page, in the full-stack tier.
+    pub(crate) page: usize,
 }
 
 /// What is wrong at the moment.
@@ -122,6 +124,7 @@ impl World {
             rng: chance(plan.seed, "world"),
             tier: plan.tier,
             read_limit: plan.read_limit,
+            page: [2, 5, 100][chance(plan.seed, "page").usize(0..3)],
         };
         Arc::new(Self {
             plan,

@@ -3,52 +3,98 @@
 //! More seeds, and the replay of one with its timeline: `cargo run -p sim -- --help`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use sim::{Plan, run};
+use sim::{Counts, Plan, Tier, run};
 
-/// Runs all seeds on two threads; the failures, as commands that replay them.
-fn failures(seeds: &[u64]) -> Vec<String> {
+/// Runs all seeds on two threads: what they reached, and the failures as commands that replay them.
+fn sweep(tier: Tier, seeds: &[u64]) -> (Counts, Vec<String>) {
     let next = AtomicUsize::new(0);
+    let swept: Mutex<(Counts, Vec<String>)> = Mutex::default();
+    let name = match tier {
+        Tier::Protocol => "protocol",
+        Tier::Full => "full",
+    };
     let work = || {
-        let mut failures = Vec::new();
         while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Some(violation) = run(&Plan::of(*seed), false).violation {
-                failures.push(format!("cargo run -p sim -- --seed {seed} --shrink: {violation}"));
+            let outcome = run(&Plan::of(*seed).on(tier), false);
+            let mut swept = swept.lock().unwrap_or_else(PoisonError::into_inner);
+            swept.0.add(&outcome.counts);
+            if let Some(violation) = outcome.violation {
+                let command = format!("cargo run -p sim -- --tier {name} --seed {seed} --shrink");
+                swept.1.push(format!("{command}: {violation}"));
             }
         }
-        failures
     };
     std::thread::scope(|scope| {
         let threads = [scope.spawn(work), scope.spawn(work)];
-        threads
-            .into_iter()
-            .flat_map(|thread| thread.join().expect("a run does not panic"))
-            .collect()
-    })
+        threads.into_iter().for_each(|thread| thread.join().expect("a run does not panic"));
+    });
+    swept.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Both tiers one after another, because both use all there is of the machine.
 #[test]
 fn a_fleet_keeps_every_promise_whatever_happens_to_it() {
     let seeds: Vec<_> = (0..300).collect();
-    assert_eq!(failures(&seeds), [""; 0]);
+    let (counts, failures) = sweep(Tier::Protocol, &seeds);
+    assert_eq!(failures, [""; 0]);
+    let mut never = counts.never(Tier::Protocol);
+    // Once in a few hundred seeds; the command insists on it when it runs a thousand.
+    never.retain(|words| !words.contains("does not let go"));
+    assert_eq!(never, [""; 0], "300 seeds never met that");
+
+    let seeds: Vec<_> = (0..20).collect();
+    let (counts, failures) = sweep(Tier::Full, &seeds);
+    assert_eq!(failures, [""; 0]);
+    let mut never = counts.never(Tier::Full);
+    // Of what can go wrong with a request, everything does.
+    never.retain(|words| words.starts_with("table:") || words.starts_with("stream:"));
+    assert_eq!(never, [""; 0], "20 seeds never met that");
 }
 
 #[test]
 fn seeds_that_failed_once_stay_repaired() {
     let corpus = include_str!("../corpus.txt").lines().filter(|line| !line.starts_with('#'));
-    let seeds: Vec<u64> =
-        corpus.map(|line| line.split_whitespace().next().unwrap().parse().unwrap()).collect();
-    assert_eq!(failures(&seeds), [""; 0]);
+    let seeds = corpus.map(|line| {
+        let mut words = line.split_whitespace();
+        let tier = match words.next() {
+            Some("protocol") => Tier::Protocol,
+            Some("full") => Tier::Full,
+            other => panic!("no tier of a seed is called {other:?}"),
+        };
+        (tier, words.next().unwrap().parse().unwrap())
+    });
+    let seeds: Vec<(Tier, u64)> = seeds.collect();
+    for tier in [Tier::Protocol, Tier::Full] {
+        let of_tier = seeds.iter().filter(|it| it.0 == tier).map(|it| it.1);
+        assert_eq!(sweep(tier, &of_tier.collect::<Vec<_>>()).1, [""; 0]);
+    }
+}
+
+fn goes_the_same_way_twice(tier: Tier, seed: u64) {
+    // On threads of their own, with hash maps of the SDK that are seeded otherwise.
+    let [one, other] = [(); 2].map(|()| {
+        let run = move || run(&Plan::of(seed).on(tier), true);
+        std::thread::spawn(run).join().expect("a run does not panic")
+    });
+    let differs = one.lines.iter().zip(&other.lines).find(|(one, other)| one != other);
+    assert_eq!(differs, None, "seed {seed} at the tier {tier:?}");
+    assert_eq!((one.hash, one.events), (other.hash, other.events), "seed {seed} at {tier:?}");
+    assert!(one.events > 500, "seed {seed} has only {} events", one.events);
 }
 
 #[test]
 fn the_same_seed_goes_the_same_way_to_the_last_byte() {
     for seed in [1, 4, 19, 33, 48, 143] {
-        let [one, other] = [(); 2].map(|()| run(&Plan::of(seed), true));
-        let differs = one.lines.iter().zip(&other.lines).find(|(one, other)| one != other);
-        assert_eq!(differs, None, "seed {seed}");
-        assert_eq!((one.hash, one.events), (other.hash, other.events), "seed {seed}");
-        assert!(one.events > 500, "seed {seed} has only {} events", one.events);
+        goes_the_same_way_twice(Tier::Protocol, seed);
+    }
+}
+
+#[test]
+fn the_same_seed_goes_the_same_way_through_the_sdk() {
+    for seed in [1, 4] {
+        goes_the_same_way_twice(Tier::Full, seed);
     }
 }
 

@@ -37,6 +37,7 @@ use super::{Description, ListFrom, Listing, Notice, ShardReader, Stream};
 use crate::clock::{self, Clock, TokioClock};
 use crate::error::{BoxError, ServiceError, ServiceErrorKind};
 use crate::lease::StreamIdentity;
+use crate::mutant;
 use crate::position::{Cursor, InitialPosition};
 use crate::record::{ShardId, Timestamp};
 use crate::retry::Retry;
@@ -144,7 +145,11 @@ impl KinesisStream {
         let rng = Mutex::new(fastrand::Rng::with_seed(options.seed));
         Self {
             calls: limited(CALL_TIMEOUT),
-            reads: limited(READ_TIMEOUT),
+            reads: limited(if mutant::is("reads-wait-for-ever") {
+                Duration::from_secs(3600)
+            } else {
+                READ_TIMEOUT
+            }),
             subscriptions: client(unlimited),
             name_or_arn: name_or_arn.into().into(),
             options,
@@ -308,6 +313,7 @@ impl KinesisStream {
             let (mut shards, mut token) = (first.shards.unwrap_or_default(), first.next_token);
             while let Some(next) = token {
                 match self.page_with_retries(from, Some(next), &date, &mut rng).await {
+                    Ok(_) if mutant::is("listings-see-one-page") => break,
                     Ok(page) => {
                         shards.extend(page.shards.unwrap_or_default());
                         token = page.next_token;
@@ -591,7 +597,8 @@ fn kind_of_reply(code: &str, status: u16) -> ServiceErrorKind {
         _ => match status {
             429 => ServiceErrorKind::Throttled,
             401 | 403 => ServiceErrorKind::Denied,
-            408 | 500.. => ServiceErrorKind::Unavailable,
+            // A reply that should be good but cannot be read broke off, or came from elsewhere.
+            200..300 | 408 | 500.. => ServiceErrorKind::Unavailable,
             _ => ServiceErrorKind::Invalid,
         },
     }
@@ -673,6 +680,7 @@ mod tests {
             ("", 403, Denied),
             ("InternalFailure", 500, Unavailable),
             ("", 503, Unavailable),
+            ("", 200, Unavailable),
         ] {
             assert_eq!(kind_of_reply(code, status), kind, "{code} {status}");
         }

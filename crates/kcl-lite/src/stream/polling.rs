@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::one_shard::OneShard;
 use super::{Read, ShardReader};
 use crate::error::{ServiceError, ServiceErrorKind};
+use crate::mutant;
 use crate::position::Cursor;
 use crate::record::Record;
 use crate::retry::Retry;
@@ -226,7 +227,7 @@ impl PollingReader {
         let before = mem::replace(&mut self.ending, Ending::Open);
         self.ending = if self.iterator.is_some() {
             Ending::Open
-        } else if !children.is_empty() {
+        } else if !children.is_empty() || mutant::is("a-missing-iterator-is-the-end") {
             Ending::Certain(children)
         } else if let Ending::Closed(children) = before
             && records.is_empty()
@@ -255,6 +256,12 @@ impl PollingReader {
         let call = self.of.stream.calls.get_shard_iterator();
         let call = match &self.cursor {
             Cursor::Horizon => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
+            Cursor::Timestamp(time) if mutant::is("times-are-whole-seconds") => call
+                .shard_iterator_type(ShardIteratorType::AtTimestamp)
+                .timestamp(DateTime::from_secs(time.as_millis() / 1_000 + 1)),
+            Cursor::After(number) if mutant::is("reads-begin-at-the-record") => call
+                .shard_iterator_type(ShardIteratorType::AtSequenceNumber)
+                .starting_sequence_number(number.as_str()),
             Cursor::Timestamp(time) => call
                 .shard_iterator_type(ShardIteratorType::AtTimestamp)
                 .timestamp(DateTime::from_millis(time.as_millis())),

@@ -209,6 +209,28 @@ async fn e12_a_key_that_cannot_be_used_is_a_refusal_with_its_own_remedy() {
     assert_eq!(store.list().await.unwrap_err().kind, ServiceErrorKind::Throttled);
 }
 
+/// Not refused, but not understood either: found by the simulation, where it ended workers.
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_breaks_off_is_a_failure_that_passes() {
+    let half = |operation| {
+        let body = r#"{"Items":[{"lea"#.to_owned();
+        Reply { operation, status: 200, body, times: 1 }
+    };
+    let (local, log) = (LocalAws::in_memory(), Log::default());
+    let made = DynamoStore::new(&local.sdk_config("admin"), TABLE, TableOptions::default());
+    made.prepare().await.unwrap();
+    let config = canned::config(&local, "worker", vec![half("Scan")]);
+    let store = DynamoStore::new(&config, TABLE, TableOptions::default());
+    assert_eq!(store.list().await.unwrap_err().kind, ServiceErrorKind::Unavailable);
+
+    let config = canned::config(&local, "worker", vec![half("Scan"), half("UpdateItem")]);
+    let stream = MemoryStream::new(1);
+    let handle = start(worker(config, &log).stream(stream.clone()), &log).await.unwrap();
+    stream.put("key", "one");
+    until(&log, Instant::now(), "one", is_record("one")).await;
+    handle.shutdown(SOON).await.unwrap();
+}
+
 /// The time of the services, for the SDK.
 #[derive(Debug)]
 struct ServiceTime(Clock);

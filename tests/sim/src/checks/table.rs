@@ -197,6 +197,10 @@ fn created(change: &Change<'_>, facts: &mut Facts, shards: &mut Shards, shard: u
     if facts.finished.is_some() {
         return Err((Promise::Rows, "the lease of a finished shard is made again".into()));
     }
+    let is_by_time = matches!(after.checkpoint, Checkpoint::Latest | Checkpoint::AtTimestamp);
+    if is_by_time && after.anchor.is_none() {
+        return Err((Promise::Loss, "a start by time, and nothing says which time".into()));
+    }
     let is_later = shards.started.is_some_and(|started| shards.all[shard].opened > started);
     if is_later && after.checkpoint == Checkpoint::Latest {
         let opened = crate::stream::service_time(shards.all[shard].opened);

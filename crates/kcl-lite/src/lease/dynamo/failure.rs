@@ -9,6 +9,7 @@ use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use crate::error::{ServiceError, ServiceErrorKind};
+use crate::mutant;
 
 /// The error of `operation` on `place`: kind, call, object, the service's words, the remedy.
 pub(super) fn failed<E>(
@@ -51,6 +52,7 @@ where
     use ServiceErrorKind::{Denied, Invalid, Missing, NotReady, Throttled, Unavailable};
     if let SdkError::ServiceError(reply) = error {
         return match error.code().unwrap_or_default() {
+            "ProvisionedThroughputExceededException" if mutant::is("throttled-is-fatal") => Invalid,
             "ProvisionedThroughputExceededException"
             | "RequestLimitExceeded"
             | "LimitExceededException"
@@ -72,6 +74,13 @@ where
             code if code.starts_with("AccessDenied") => Denied,
             // Raced by a transaction, or by a write in another region of a global table.
             "TransactionConflictException" | "ReplicatedWriteConflictException" => Unavailable,
+            _ if reply.raw().status().is_success()
+                && mutant::is("an-unreadable-reply-is-fatal") =>
+            {
+                Invalid
+            }
+            // A reply that should be good but cannot be read broke off, or came from elsewhere.
+            _ if reply.raw().status().is_success() => Unavailable,
             _ if reply.raw().status().as_u16() >= 500 => Unavailable,
             _ if is_about_key(error) => Denied,
             _ => Invalid,

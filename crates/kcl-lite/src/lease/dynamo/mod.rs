@@ -38,6 +38,7 @@ use self::update::Update;
 use super::store::{LeaseStore, Table, WriteOutcome};
 use super::{Lease, LeaseChange, LeaseKey, LeaseWrite};
 use crate::error::{ServiceError, ServiceErrorKind};
+use crate::mutant;
 use crate::position::Checkpoint;
 use crate::settings::TableOptions;
 
@@ -98,7 +99,12 @@ impl DynamoStore {
         let scan = self.client.scan().table_name(&self.table).consistent_read(true);
         let mut items = scan.into_paginator().items().send();
         let mut table = Table::default();
+        let mut seen = 0;
         while let Some(item) = items.next().await {
+            seen += 1;
+            if mutant::is("scans-see-one-page") && seen > 3 {
+                break;
+            }
             let item = item.map_err(|error| self.failed("Scan", error))?;
             match Row(&item).lease() {
                 Ok(lease) => table.leases.extend(lease),
@@ -139,7 +145,11 @@ impl DynamoStore {
             .put_item()
             .table_name(&self.table)
             .set_item(Some(item_of(&lease)))
-            .condition_expression("attribute_not_exists(#key)")
+            .condition_expression(if mutant::is("creates-have-no-condition") {
+                "attribute_not_exists(#key) OR attribute_exists(#key)"
+            } else {
+                "attribute_not_exists(#key)"
+            })
             .expression_attribute_names("#key", LEASE_KEY)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         match request.send().await {
@@ -159,6 +169,11 @@ impl DynamoStore {
         condition: &str,
     ) -> Result<WriteOutcome, ServiceError> {
         let update = update.set(WRITE_ID, text(write.id.as_str()));
+        let condition = if mutant::is("updates-have-no-condition") {
+            "#leaseCounter >= :seen OR #leaseCounter < :seen"
+        } else {
+            condition
+        };
         self.update(write, update, condition).await
     }
 
@@ -232,7 +247,8 @@ impl DynamoStore {
         &self,
         cause: &ConditionalCheckFailedException,
     ) -> Result<WriteOutcome, ServiceError> {
-        Ok(WriteOutcome::Refused(self.lease(cause.item())?))
+        let row = cause.item().filter(|_| !mutant::is("a-refusal-shows-no-row"));
+        Ok(WriteOutcome::Refused(self.lease(row)?))
     }
 
     fn invalid(&self, fault: impl fmt::Display) -> ServiceError {
