@@ -21,8 +21,8 @@
 //! **Safety**, in every state: at most one worker holds a lease by its own clock, except when one that
 //! had asked did not want to wait (then only the fence protects); nothing a deposed owner wrote
 //! lands; counters grow; checkpoints do not go back and name only what was acknowledged; nothing
-//! follows the end of a shard; what is let go carries its newest checkpoint, and goes to who asked; whoever is told that it
-//! has lost a lease has lost it.
+//! follows the end of a shard; what is let go carries its newest checkpoint, and goes to who asked;
+//! whoever is told that it has lost a lease has lost it.
 //!
 //! **Liveness**, from every state: if nothing goes wrong any more, and every running worker does at
 //! once what it has to, each lease that is not finished is held within two lease durations. Both when
