@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::budget::Permit;
 use crate::mutant;
 use crate::position::Position;
 use crate::record::{Record, Timestamp};
@@ -120,8 +121,16 @@ impl AckWindow {
             deferred: false,
             failed: None,
             parts: vec![Part::open(last)],
+            memory: None,
         });
         (delivered, Deferral { window: self.clone(), delivered })
+    }
+
+    /// The batch keeps `memory` in use until it leaves the window, or the window is closed.
+    pub(crate) fn hold(&self, delivered: Delivered, memory: Arc<Permit>) {
+        if let Some(entry) = self.lock().entry(delivered) {
+            entry.memory = Some(memory);
+        }
     }
 
     /// The attempt succeeded: acknowledges the batch unless its acknowledgement was taken over.
@@ -165,9 +174,11 @@ impl AckWindow {
         self.lock().entries.iter().find_map(|entry| entry.failed.clone())
     }
 
-    /// From now on tokens have no effect.
+    /// From now on tokens have no effect, and keep no memory in use.
     pub(crate) fn close(&self) {
-        self.lock().closed = true;
+        let mut state = self.lock();
+        state.closed = true;
+        state.entries.iter_mut().for_each(|entry| entry.memory = None);
     }
 
     /// Whether tokens have no effect any more.
@@ -227,6 +238,8 @@ struct Entry {
     /// A token was dropped.
     failed: Option<Position>,
     parts: Vec<Part>,
+    /// What the reply takes that the records came with.
+    memory: Option<Arc<Permit>>,
 }
 
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod aws;
+mod budget;
 mod checkpoint;
 pub mod clock;
 pub mod dead_letter;

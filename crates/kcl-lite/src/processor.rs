@@ -10,6 +10,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::budget::Permit;
 use crate::checkpoint::{Ack, AckWindow, Deferral, Mark};
 use crate::error::BoxError;
 use crate::lease::PendingCheckpoint;
@@ -149,6 +150,8 @@ pub struct Batch {
     millis_behind_latest: u64,
     deferral: Deferral,
     line: StoreLine,
+    /// What the reply takes that the records came with.
+    _memory: Arc<Permit>,
 }
 
 impl Batch {
@@ -158,8 +161,9 @@ impl Batch {
         millis_behind_latest: u64,
         deferral: Deferral,
         line: StoreLine,
+        memory: Arc<Permit>,
     ) -> Self {
-        Self { shard, records, millis_behind_latest, deferral, line }
+        Self { shard, records, millis_behind_latest, deferral, line, _memory: memory }
     }
 
     /// The shard of these records.

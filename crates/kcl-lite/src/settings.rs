@@ -8,6 +8,9 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind};
 use crate::position::InitialPosition;
 
+/// Room for the largest reply while it is parsed.
+const LEAST_MEMORY: u64 = 32 << 20;
+
 /// The settings of a worker.
 ///
 /// # Example: a faster failover
@@ -33,6 +36,20 @@ pub struct Settings {
     pub poll_interval: Duration,
     /// How records are fetched. Default [`Retrieval::Polling`].
     pub retrieval: Retrieval,
+    /// How many of the five reads per second, which the service allows per shard and all applications
+    /// together, this one may use. Default 5, from 0.1. With `n` applications on a stream 5 / n keeps
+    /// them out of each other's way; if they are throttled all the same, each slows down until it is
+    /// not. A shard that is behind is read at this rate, one at its tip every `poll_interval`.
+    pub reads_per_second: f64,
+    /// The memory for records and replies of all shards of this worker together, in bytes. Default
+    /// 256 MiB, at least 32 MiB: a reply of 10 MiB takes nearly as much while it is parsed.
+    ///
+    /// Nothing is read before the most that its reply may take is set aside; then the records count,
+    /// aggregates unpacked, with a fixed amount per record for what is around it. A reply's memory is
+    /// given back when all its records are acknowledged and the batches that hold them are dropped.
+    /// Records that a processor clones are its own. Shards read in turn; only the one that has waited
+    /// for ten seconds with nothing to process may exceed the budget, one at a time.
+    pub memory_budget: u64,
     /// When checkpoints are written. Default [`CheckpointPolicy::OnRenewal`].
     pub checkpoints: CheckpointPolicy,
     /// What happens when a processor keeps failing. Default [`FailurePolicy::Retry`].
@@ -76,6 +93,8 @@ impl Default for Settings {
             max_leases: usize::MAX,
             poll_interval: Duration::from_secs(1),
             retrieval: Retrieval::Polling,
+            reads_per_second: 5.0,
+            memory_budget: 256 << 20,
             checkpoints: CheckpointPolicy::OnRenewal,
             failures: FailurePolicy::Retry,
             slow_after: Duration::from_secs(30),
@@ -455,6 +474,17 @@ impl Settings {
         if self.slow_after.is_zero() || self.callback_deadline.is_zero() {
             return config("`slow_after` and `callback_deadline` must be more than 0");
         }
+        if !(0.1..=5.0).contains(&self.reads_per_second) {
+            let rate = self.reads_per_second;
+            let fault = format!("`reads_per_second` is {rate}, but must be from 0.1 to 5");
+            return Err(Error::new(ErrorKind::Config, fault));
+        }
+        if self.memory_budget < LEAST_MEMORY {
+            let bytes = self.memory_budget;
+            let fault =
+                format!("`memory_budget` is {bytes}, but must be at least {LEAST_MEMORY} (32 MiB)");
+            return Err(Error::new(ErrorKind::Config, fault));
+        }
         if self.failures.attempts() == 0 {
             return config("`attempts` of `failures` must be at least 1");
         }
@@ -500,6 +530,21 @@ mod tests {
         let arn = "arn:aws:kinesis:x:0:stream/orders/consumer/billing:1".to_owned();
         let retrieval = Retrieval::FanOut { consumer: StreamConsumer::Arn(arn) };
         Settings { retrieval, ..Default::default() }.validate().unwrap();
+    }
+
+    #[test]
+    fn a_budget_without_room_for_one_reply_and_a_rate_above_the_services_are_refused() {
+        for (settings, name) in [
+            (Settings { memory_budget: LEAST_MEMORY - 1, ..Settings::default() }, "memory_budget"),
+            (Settings { reads_per_second: 5.1, ..Settings::default() }, "reads_per_second"),
+            (Settings { reads_per_second: 0.0, ..Settings::default() }, "reads_per_second"),
+            (Settings { reads_per_second: f64::NAN, ..Settings::default() }, "reads_per_second"),
+        ] {
+            let error = settings.validate().unwrap_err();
+            assert!(error.to_string().starts_with(&format!("`{name}` is ")), "{error}");
+        }
+        let settings = Settings { memory_budget: LEAST_MEMORY, ..Settings::default() };
+        settings.validate().unwrap();
     }
 
     #[test]

@@ -72,6 +72,9 @@ const UNKNOWN_CLOCK_MARGIN: Duration = Duration::from_secs(60);
 pub struct KinesisOptions {
     /// Time between reads of a shard at its tip.
     pub poll_interval: Duration,
+    /// How many reads per second and shard may be made; the service allows five, to all applications
+    /// together.
+    pub reads_per_second: f64,
     /// What every wait is measured on.
     pub clock: Arc<dyn Clock>,
     /// Seed of all jitter; workers should differ.
@@ -84,6 +87,7 @@ impl Default for KinesisOptions {
     fn default() -> Self {
         Self {
             poll_interval: Duration::from_secs(1),
+            reads_per_second: 5.0,
             clock: Arc::new(TokioClock),
             seed: 0,
             retrieval: Retrieval::Polling,

@@ -28,8 +28,19 @@ use crate::shard::ChildShard;
 /// that differ.
 const OLDEST_ITERATOR: Duration = Duration::from_secs(4 * 60);
 
-/// The service allows five calls per second and shard. With the jitter: 4.4 to 4.9.
-const LEAST_SPACING: Duration = Duration::from_millis(205);
+/// What calls are further apart than their number per second asks for, so that two clocks that
+/// differ do not make one too many. Of five calls per second 4.4 to 4.9 are left, with the jitter.
+const SPACING_MARGIN: f64 = 1.025;
+
+/// The most data of one reply: 10 MiB.
+const LARGEST_REPLY: u64 = 10 << 20;
+
+/// What a shard takes per second from all its writers: 1 MiB.
+const WRITTEN_PER_SECOND: u64 = 1 << 20;
+
+/// What a reply takes while it is received and parsed, per byte of data: its text, of which base64
+/// makes 4/3, in the pieces that came and then in one, and beside that the data.
+const WHILE_PARSED: (u64, u64) = (28, 10);
 
 /// The slowest pace under throttling.
 const MOST_SPACING: Duration = Duration::from_secs(10);
@@ -42,7 +53,9 @@ const RETRY_MOST: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 struct Pace {
     poll_interval: Duration,
-    /// The least time between two calls; grows when others read the shard too.
+    /// The least time between two calls.
+    least_spacing: Duration,
+    /// The time between two calls; grows when others read the shard too.
     spacing: Duration,
     due: Option<Instant>,
     retry: Retry,
@@ -50,9 +63,10 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(poll_interval: Duration, rng: fastrand::Rng) -> Self {
+    fn new(poll_interval: Duration, reads_per_second: f64, rng: fastrand::Rng) -> Self {
         let retry = Retry::new(RETRY_FIRST, RETRY_MOST);
-        Self { poll_interval, spacing: LEAST_SPACING, due: None, retry, rng }
+        let least_spacing = Duration::from_secs_f64(SPACING_MARGIN / reads_per_second);
+        Self { poll_interval, least_spacing, spacing: least_spacing, due: None, retry, rng }
     }
 
     /// When the next call is due; `None` means at once.
@@ -63,7 +77,7 @@ impl Pace {
     /// A call made at `sent` was answered at `now` with `bytes` of records.
     fn answered(&mut self, sent: Instant, now: Instant, bytes: u64, is_behind: bool) {
         self.retry.succeeded();
-        self.spacing = self.spacing.mul_f64(0.75).max(LEAST_SPACING);
+        self.spacing = self.spacing.mul_f64(0.75).max(self.least_spacing);
         let interval = if is_behind { self.spacing } else { self.poll_interval.max(self.spacing) };
         let spaced = sent + interval.mul_f64(1.0 + self.rng.f64() / 10.0);
         // 2 MB per second and shard are 2 bytes per microsecond. A larger reply (up to 10 MB) is
@@ -73,7 +87,7 @@ impl Pace {
 
     /// A call was throttled at `now`.
     fn throttled(&mut self, now: Instant) {
-        self.spacing = (self.spacing * 2).min(MOST_SPACING);
+        self.spacing = (self.spacing * 2).min(MOST_SPACING).max(self.least_spacing);
         self.due = Some(now + self.spacing.mul_f64(0.5 + self.rng.f64()));
     }
 
@@ -125,12 +139,15 @@ pub(super) struct PollingReader {
     iterator: Option<ShardIterator>,
     ending: Ending,
     pace: Pace,
+    /// When a reply last showed the tip of the shard.
+    at_tip: Option<Instant>,
 }
 
 impl PollingReader {
     pub(super) fn new(of: OneShard, cursor: Cursor, rng: fastrand::Rng) -> Self {
-        let pace = Pace::new(of.stream.options.poll_interval, rng);
-        Self { of, cursor, iterator: None, ending: Ending::Open, pace }
+        let options = &of.stream.options;
+        let pace = Pace::new(options.poll_interval, options.reads_per_second, rng);
+        Self { of, cursor, iterator: None, ending: Ending::Open, pace, at_tip: None }
     }
 
     /// Where the next record is read from.
@@ -243,6 +260,7 @@ impl PollingReader {
             u64::try_from(reply.millis_behind_latest.unwrap_or(1)).unwrap_or(0);
         let bytes = records.iter().map(Record::size).sum();
         self.pace.answered(sent, self.now(), bytes, millis_behind_latest > 0);
+        self.at_tip = (millis_behind_latest == 0).then_some(sent);
         if let Ending::Certain(children) = &self.ending
             && records.is_empty()
         {
@@ -289,9 +307,23 @@ impl ShardReader for PollingReader {
         Box::pin(self.wait())
     }
 
+    fn most_bytes(&self) -> u64 {
+        largest_reply(self.at_tip.map(|tip| self.now().saturating_duration_since(tip)))
+    }
+
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
         Box::pin(self.step())
     }
+}
+
+/// What the next reply takes at most while it is read, when the tip was seen so long ago: what can
+/// have been written since, counted in seconds that have begun.
+fn largest_reply(since_tip: Option<Duration>) -> u64 {
+    let written = since_tip.map_or(LARGEST_REPLY, |since| {
+        let seconds = since.as_secs().saturating_add(1);
+        WRITTEN_PER_SECOND.saturating_mul(seconds).min(LARGEST_REPLY)
+    });
+    written * WHILE_PARSED.0 / WHILE_PARSED.1
 }
 
 #[cfg(test)]
@@ -299,7 +331,7 @@ mod tests {
     use super::*;
 
     fn pace() -> Pace {
-        Pace::new(Duration::from_secs(1), fastrand::Rng::with_seed(7))
+        Pace::new(Duration::from_secs(1), 5.0, fastrand::Rng::with_seed(7))
     }
 
     fn wait(pace: &Pace, since: Instant) -> Duration {
@@ -345,7 +377,7 @@ mod tests {
         for _ in 0..20 {
             pace.answered(now, now, 0, true);
         }
-        assert_eq!(pace.spacing, LEAST_SPACING);
+        assert_eq!(pace.spacing, pace.least_spacing);
     }
 
     #[test]
@@ -362,6 +394,14 @@ mod tests {
         pace.answered(now, now, 0, false);
         pace.failed(now);
         assert!(first <= RETRY_FIRST && wait(&pace, now) <= RETRY_FIRST);
+    }
+
+    #[test]
+    fn a_reply_at_the_tip_is_as_large_as_what_was_written_since() {
+        let after = |seconds| largest_reply(Some(Duration::from_secs(seconds)));
+        assert!((5 << 20..6 << 20).contains(&after(1)));
+        assert!((27 << 20..29 << 20).contains(&after(60)));
+        assert_eq!(largest_reply(None), after(60));
     }
 
     #[test]

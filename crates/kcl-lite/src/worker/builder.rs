@@ -19,6 +19,7 @@ use super::start::GivenStream;
 use super::state::State;
 use super::{Report, Status, start};
 use crate::aws;
+use crate::budget::Budget;
 use crate::clock::{Clock, TokioClock};
 use crate::dead_letter::DeadLetter;
 use crate::error::{Error, ErrorKind};
@@ -220,8 +221,13 @@ impl WorkerBuilder {
         let given = |source: StreamSource| GivenStream {
             stream: source.stream.unwrap_or_else(|| {
                 let clock = Arc::clone(&self.clock);
-                let (poll_interval, retrieval) = (settings.poll_interval, retrieval.clone());
-                let options = KinesisOptions { poll_interval, clock, seed, retrieval };
+                let options = KinesisOptions {
+                    poll_interval: settings.poll_interval,
+                    reads_per_second: settings.reads_per_second,
+                    clock,
+                    seed,
+                    retrieval: retrieval.clone(),
+                };
                 let config = source.aws_config.as_ref().unwrap_or(&config);
                 Arc::new(KinesisStream::new(config, &*source.name_or_arn, options))
             }),
@@ -408,6 +414,7 @@ impl Worker {
             shard_context: ShardTaskContext {
                 stream: Arc::clone(&keeper_context.stream),
                 clock: self.clock,
+                budget: Budget::new(self.settings.memory_budget),
                 settings: self.settings,
                 events: self.events,
                 factory,

@@ -28,6 +28,8 @@ pub(crate) enum Activity {
     Reading,
     /// Waiting for records that have not arrived yet.
     WaitingAtTip,
+    /// Waiting for records, which may not be read before others give memory back.
+    WaitingForMemory,
     /// The service refuses to be read.
     ReadFailing { error: String },
     /// The window of unacknowledged records is full.
@@ -60,6 +62,8 @@ pub(crate) struct Progress {
     is_at_tip: bool,
     /// Why reading fails, and since when.
     read_error: Option<(String, Instant)>,
+    /// Since when the reader may not read for want of memory.
+    no_memory_since: Option<Instant>,
 }
 
 impl Progress {
@@ -73,11 +77,17 @@ impl Progress {
             since: now,
             is_at_tip: false,
             read_error: None,
+            no_memory_since: None,
         }
     }
 
     /// What the task is doing, and since when.
     pub(crate) fn current(&self) -> (Activity, Instant) {
+        if self.activity == Activity::Reading
+            && let Some(since) = self.no_memory_since
+        {
+            return (Activity::WaitingForMemory, since);
+        }
         match (&self.activity, &self.read_error) {
             (Activity::Reading, Some((error, since))) => {
                 (Activity::ReadFailing { error: error.clone() }, *since)
@@ -108,6 +118,13 @@ impl Progress {
         let since = self.read_error.as_ref().map_or(now, |(_, since)| *since);
         self.read_error = Some((error, since));
         self.is_missing = is_missing;
+        self.reader_lives(now);
+    }
+
+    /// The reader waits for memory, or has it.
+    pub(crate) fn waits_for_memory(&mut self, now: Instant, waits: bool) {
+        self.no_memory_since = waits.then_some(now);
+        // The time of waiting is not the reader's.
         self.reader_lives(now);
     }
 
@@ -164,7 +181,9 @@ fn limits(activity: &Activity, settings: &Settings) -> (Duration, Duration) {
         Activity::ReadFailing { .. }
         | Activity::Retrying { .. }
         | Activity::DeadLettering { error: Some(_) } => (Duration::ZERO, Duration::MAX),
-        Activity::DeadLettering { error: None }
+        // Who holds the memory is judged by itself.
+        Activity::WaitingForMemory
+        | Activity::DeadLettering { error: None }
         | Activity::WaitingForTheEnd
         | Activity::Draining
         | Activity::Storing => (slow, Duration::MAX),
@@ -179,6 +198,7 @@ impl fmt::Display for Activity {
             }
             Self::Reading => f.write_str("the reader has not answered"),
             Self::WaitingAtTip => f.write_str("the reader has not answered at the tip"),
+            Self::WaitingForMemory => f.write_str("the reader waits for memory"),
             Self::ReadFailing { error } => write!(f, "reading fails ({error})"),
             Self::WaitingForAcknowledgements => {
                 f.write_str("no record was acknowledged and no more may be delivered")
@@ -293,6 +313,22 @@ mod tests {
         progress.doing(hanging.clone(), later);
         progress.replied(later + READ_LIMIT, true, Some(0));
         assert_eq!(progress.current(), (hanging, later));
+    }
+
+    #[test]
+    fn waiting_for_memory_is_slow_and_never_stuck_and_no_fault_of_the_reader() {
+        let start = Instant::now();
+        let mut progress = Progress::new(start);
+        progress.waits_for_memory(start + READ_LIMIT, true);
+        assert_eq!(progress.current(), (Activity::WaitingForMemory, start + READ_LIMIT));
+        assert_eq!(after(&Activity::WaitingForMemory, 29), Liveness::Well);
+        let cause = "the reader waits for memory for 30 s";
+        assert_eq!(after(&Activity::WaitingForMemory, 30), slow(cause));
+        let day = 24 * 3600;
+        assert!(matches!(after(&Activity::WaitingForMemory, day), Liveness::Slow { .. }));
+        let later = start + READ_LIMIT * 5;
+        progress.waits_for_memory(later, false);
+        assert_eq!(progress.current(), (Activity::Reading, later));
     }
 
     #[test]

@@ -7,8 +7,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::callback::Fault;
+use super::fetch::FetchedRecords;
 use super::suspects::Next;
 use super::{Pass, ShardTask, drop_done};
+use crate::budget::Permit;
 use crate::clock::within;
 use crate::dead_letter::DeadLetterRecord;
 use crate::event::Event;
@@ -28,8 +30,10 @@ impl ShardTask {
         processor: &mut dyn ErasedProcessor,
         shard: &Arc<ShardContext>,
         line: &StoreLine,
-        (mut records, millis_behind_latest): (Vec<Record>, u64),
+        fetched: FetchedRecords,
     ) -> Option<Pass> {
+        let FetchedRecords { mut records, millis_behind_latest, memory } = fetched;
+        let memory = Arc::new(memory);
         if let Some(pass) = self.look_for_gap(processor, records.first()).await {
             return Some(pass);
         }
@@ -62,7 +66,7 @@ impl ShardTask {
             } else {
                 records.drain(..count).collect()
             });
-            let batch = (Arc::clone(&part), millis_behind_latest);
+            let batch = (Arc::clone(&part), millis_behind_latest, &memory);
             match self.attempt(processor, shard, line, batch).await {
                 Ok(()) => {}
                 Err(Some(pass)) => return Some(pass),
@@ -79,17 +83,19 @@ impl ShardTask {
         processor: &mut dyn ErasedProcessor,
         shard: &Arc<ShardContext>,
         line: &StoreLine,
-        (part, millis_behind_latest): (Arc<Vec<Record>>, u64),
+        (part, millis_behind_latest, memory): (Arc<Vec<Record>>, u64, &Arc<Permit>),
     ) -> Result<(), Option<Pass>> {
         self.doing(Activity::Storing);
         self.keeper.still_ours(&self.context.clock).await;
         let (delivered, deferral) = line.window.deliver(&part);
+        line.window.hold(delivered, Arc::clone(memory));
         let batch = Batch::new(
             Arc::clone(shard),
             Arc::clone(&part),
             millis_behind_latest,
             deferral,
             line.clone(),
+            Arc::clone(memory),
         );
         let error = match self.call("process", processor.process(batch)).await {
             Ok(()) => {

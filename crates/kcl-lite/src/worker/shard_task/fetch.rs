@@ -4,6 +4,7 @@
 //! what the reader does in the shard's [`Progress`]. Never ends a shard because of an error.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::unpack::Unpacker;
 use super::{ShardTaskContext, drop_done, panic_message};
+use crate::budget::{self, Account, Permit};
 use crate::clock::{self, within};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
@@ -28,11 +30,19 @@ const READ_FAILURE_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) enum Fetched {
     /// Records, never none.
-    Records { records: Vec<Record>, millis_behind_latest: u64 },
+    Records(FetchedRecords),
     /// Nothing more had arrived at this time of the service.
     Tip(Timestamp),
     /// Everything was read.
     End(Vec<ChildShard>),
+}
+
+/// The records of one reply, and the memory that they take.
+#[derive(Debug)]
+pub(super) struct FetchedRecords {
+    pub(super) records: Vec<Record>,
+    pub(super) millis_behind_latest: u64,
+    pub(super) memory: Permit,
 }
 
 /// Reads one shard for one pass.
@@ -41,6 +51,7 @@ pub(super) struct Fetch {
     pub(super) key: LeaseKey,
     pub(super) progress: Arc<Mutex<Progress>>,
     pub(super) unpacker: Unpacker,
+    pub(super) memory: Arc<Account>,
     /// Where the first reader starts.
     pub(super) start: Cursor,
     /// The last record that was handed over.
@@ -51,30 +62,33 @@ impl Fetch {
     /// Reads until it is dropped; returns only to give up, with the reason.
     pub(super) async fn run(mut self, batches: mpsc::Sender<Fetched>) -> String {
         let mut hangs = 0;
+        // The pass before may have ended while its reader waited.
+        self.waits_for_memory(false);
         let mut reader = self.open();
         loop {
             // Before the call: what the service says then holds at this time at least.
             let asked = self.context.service_clock.now();
             let step = AssertUnwindSafe(self.step(reader.as_mut())).catch_unwind();
             let cause = match step.await.transpose() {
-                Some(Ok(Ok(read))) => {
+                Some(Ok((Ok(read), memory))) => {
                     hangs = 0;
                     let of_old = reader.asked().map(|at| self.context.service_clock.at(at));
                     let asked = of_old.unwrap_or(asked);
                     self.tell(reader.as_mut());
-                    self.hand_over(read, asked, &batches).await;
+                    self.hand_over(read, memory, asked, &batches).await;
                     continue;
                 }
-                Some(Ok(Err(error)))
+                Some(Ok((Err(error), memory)))
                     if error.kind == ServiceErrorKind::Missing
                         && crate::mutant::is("missing-is-the-end") =>
                 {
                     let end = Read::End { children: Vec::new() };
-                    self.hand_over(end, asked, &batches).await;
+                    self.hand_over(end, memory, asked, &batches).await;
                     continue;
                 }
-                Some(Ok(Err(error))) => {
+                Some(Ok((Err(error), memory))) => {
                     hangs = 0;
+                    drop(memory);
                     self.tell(reader.as_mut());
                     self.failed(&error).await;
                     continue;
@@ -94,12 +108,28 @@ impl Fetch {
 
     /// One step of the reader; `None` if it does not answer in time. How long it waits for memory
     /// counts for nothing.
-    async fn step(&self, reader: &mut dyn ShardReader) -> Option<Result<Read, ServiceError>> {
+    async fn step(
+        &self,
+        reader: &mut dyn ShardReader,
+    ) -> Option<(Result<Read, ServiceError>, Permit)> {
         let clock = &self.context.clock;
         let begun = clock.now();
         within(clock, READ_LIMIT, reader.ready()).await?;
         let left = READ_LIMIT.saturating_sub(clock.now().duration_since(begun));
-        within(clock, left, reader.next()).await
+        let memory = self.set_aside(reader.most_bytes()).await;
+        Some((within(clock, left, reader.next()).await?, memory))
+    }
+
+    /// Memory for one reply.
+    async fn set_aside(&self, bytes: u64) -> Permit {
+        let mut permit = pin!(self.memory.acquire(&self.context.clock, bytes));
+        if let Some(permit) = permit.as_mut().now_or_never() {
+            return permit;
+        }
+        self.waits_for_memory(true);
+        let permit = permit.await;
+        self.waits_for_memory(false);
+        permit
     }
 
     fn open(&self) -> Box<dyn ShardReader> {
@@ -121,6 +151,7 @@ impl Fetch {
     async fn hand_over(
         &mut self,
         read: Read,
+        mut memory: Permit,
         asked: Option<Timestamp>,
         batches: &mpsc::Sender<Fetched>,
     ) {
@@ -138,7 +169,10 @@ impl Fetch {
                 }
                 if let Some(last) = records.last() {
                     self.last = Some(Position::of(last));
-                    send(batches, Fetched::Records { records, millis_behind_latest }).await;
+                    // Here, when the records are those that will be delivered.
+                    memory.resize(budget::cost(&records));
+                    let fetched = FetchedRecords { records, millis_behind_latest, memory };
+                    send(batches, Fetched::Records(fetched)).await;
                 } else if let Some(asked) = asked.filter(|_| is_tip) {
                     // A full channel has news of its own; the next empty reply tells again.
                     batches.try_send(Fetched::Tip(asked)).ok();
@@ -146,11 +180,18 @@ impl Fetch {
             }
             Read::End { children } => {
                 self.replied(true, None);
+                drop(memory);
                 send(batches, Fetched::End(children)).await;
                 // The channel stays open: its end would mean that reading was given up.
                 future::pending::<()>().await;
             }
         }
+    }
+
+    fn waits_for_memory(&self, waits: bool) {
+        let now = self.context.clock.now();
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.waits_for_memory(now, waits);
     }
 
     fn replied(&self, is_at_tip: bool, behind: Option<u64>) {

@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use super::lease_keeper::KeeperLink;
 use super::liveness::{Activity, Progress};
 use super::service_clock::ServiceClock;
+use crate::budget::{Account, Budget};
 use crate::checkpoint::{AckWindow, Mark};
 use crate::clock::{self, Clock};
 use crate::dead_letter::DeadLetter;
@@ -88,6 +89,8 @@ pub(crate) struct ShardTaskContext {
     pub(crate) factory: Factory,
     pub(crate) dead_letter: Option<Arc<dyn DeadLetter>>,
     pub(crate) service_clock: ServiceClock,
+    /// The memory for the records of all shards.
+    pub(crate) budget: Budget,
     /// Whether nothing may be delivered.
     pub(crate) paused: watch::Receiver<bool>,
     pub(crate) packing_faults: PackingFaults,
@@ -115,6 +118,7 @@ pub(crate) struct ShardTask {
     keeper: KeeperLink,
     drain: CancellationToken,
     progress: Arc<Mutex<Progress>>,
+    memory: Arc<Account>,
     /// The newest acknowledged position of this tenure, over all passes.
     acknowledged: Option<Mark>,
     suspects: Suspects,
@@ -168,6 +172,7 @@ impl ShardTask {
     ) -> Self {
         let (key, checkpoint) = (start.shard.lease_key.clone(), &start.known.checkpoint);
         Self {
+            memory: Arc::new(context.budget.account()),
             context,
             unpacker: Unpacker::new(key, start.hash_range, checkpoint),
             shard: start.shard,

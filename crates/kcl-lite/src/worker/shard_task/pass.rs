@@ -55,6 +55,7 @@ impl ShardTask {
             key: self.shard.lease_key.clone(),
             progress: Arc::clone(&self.progress),
             unpacker: self.unpacker.clone(),
+            memory: Arc::clone(&self.memory),
             start: self.start_cursor(),
             last: None,
         };
@@ -141,15 +142,17 @@ impl ShardTask {
                 (false, None) => self.doing_since(Activity::WaitingForAcknowledgements, settled_at),
                 (true, None) => self.doing(Activity::Reading),
             }
+            let wants_records = has_room && children.is_none() && !is_paused;
+            self.memory.starved(wants_records);
             tokio::select! {
                 biased;
                 () = drain.cancelled() => return Pass::Drained { clean: true },
                 () = window.changed() => settled_at = clock.now(),
                 Ok(()) = paused.changed() => {}
-                Some(fetched) = fetched.recv(), if has_room && children.is_none() && !is_paused => {
+                Some(fetched) = fetched.recv(), if wants_records => {
+                    self.memory.starved(false);
                     let pass = match fetched {
-                        Fetched::Records { records, millis_behind_latest } => {
-                            let batch = (records, millis_behind_latest);
+                        Fetched::Records(batch) => {
                             self.deliver(processor, shard, line, batch).await
                         }
                         Fetched::Tip(time) => {

@@ -1,0 +1,162 @@
+//! One budget of memory for all shards of a worker.
+//!
+//! Memory is set aside before a read and given back when the last of its records is done with. What
+//! is counted, from when to when:
+//!
+//! - before a read: the most that the next reply may take while it is received and parsed, as the
+//!   reader says ([`most_bytes`](crate::stream::ShardReader::most_bytes));
+//! - when the reply is there: its records as they are delivered, aggregates unpacked, [`cost`] each;
+//! - until the records of the reply are all acknowledged, and the batches that hold them are dropped:
+//!   given back reply by reply, and at once when the shard is lost or starts again. Records that a
+//!   processor has cloned are its own.
+//!
+//! [`ledger`] decides who may read; here it is waited for. Never refuses what is already there.
+
+mod ledger;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::clock::{self, Clock};
+use crate::record::Record;
+use ledger::{AccountId, Ledger, Ticket};
+
+/// What a record takes beside its key and data: its own fields, its number, and what the allocator
+/// adds to three small blocks.
+const RECORD_OVERHEAD: u64 = 320;
+
+/// How long a shard with nothing to do waits before the budget may be exceeded for it. Six of them
+/// are a minute, in which every shard should get something.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What `records` take.
+pub(crate) fn cost(records: &[Record]) -> u64 {
+    records.iter().map(|record| record.size() + RECORD_OVERHEAD).sum()
+}
+
+/// The memory of a worker. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Budget(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    /// Those who wait.
+    waiting: BTreeMap<Ticket, oneshot::Sender<Permit>>,
+}
+
+impl Budget {
+    pub(crate) fn new(bytes: u64) -> Self {
+        let state = State { ledger: Ledger::new(bytes), waiting: BTreeMap::new() };
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    /// The account of one shard, for as long as its task runs.
+    pub(crate) fn account(&self) -> Account {
+        Account { budget: self.clone(), id: self.update(Ledger::open) }
+    }
+
+    /// Changes the books, and tells whoever may read now.
+    fn update<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
+        let (value, granted) = {
+            // Nothing that is called while the lock is held can panic half-way.
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let value = change(&mut state.ledger);
+            let grants = state.ledger.grants().into_iter();
+            let granted: Vec<_> =
+                grants.map(|grant| (state.waiting.remove(&grant.ticket), grant)).collect();
+            (value, granted)
+        };
+        for (waiting, grant) in granted {
+            let permit =
+                Permit { budget: self.clone(), account: grant.account, bytes: grant.bytes };
+            // Who does not wait any more drops it, which gives it back.
+            waiting.and_then(|waiting| waiting.send(permit).err());
+        }
+        value
+    }
+}
+
+/// A shard's account. Dropping it ends the shard's claims, not its permits.
+#[derive(Debug)]
+pub(crate) struct Account {
+    budget: Budget,
+    id: AccountId,
+}
+
+impl Account {
+    /// Sets `bytes` aside, in turn with the other shards.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the place in the queue up.
+    pub(crate) async fn acquire(&self, clock: &Arc<dyn Clock>, bytes: u64) -> Permit {
+        let (sender, mut granted) = oneshot::channel();
+        let ticket = {
+            let mut state = self.budget.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let ticket = state.ledger.ask(self.id, bytes);
+            state.waiting.insert(ticket, sender);
+            ticket
+        };
+        let place = Place { budget: &self.budget, ticket };
+        self.budget.update(|_| ());
+        let permit = tokio::select! {
+            biased;
+            permit = &mut granted => permit,
+            () = clock::sleep(clock, PATIENCE) => {
+                self.budget.update(|ledger| ledger.insist(place.ticket));
+                granted.await
+            }
+        };
+        permit.expect("a place that is held is in the books")
+    }
+
+    /// Tells whether the shard's processor waits for records, with nothing else to do.
+    pub(crate) fn starved(&self, is_starved: bool) {
+        self.budget.update(|ledger| ledger.starved(self.id, is_starved));
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.budget.update(|ledger| ledger.close(self.id));
+    }
+}
+
+/// A place in the queue.
+struct Place<'a> {
+    budget: &'a Budget,
+    ticket: Ticket,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.budget.update(|ledger| ledger.withdraw(self.ticket));
+        let mut state = self.budget.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.waiting.remove(&self.ticket);
+    }
+}
+
+/// Memory that is set aside, or in use. Dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    budget: Budget,
+    account: AccountId,
+    bytes: u64,
+}
+
+impl Permit {
+    /// What it was set aside for takes `bytes`, be it more or less.
+    pub(crate) fn resize(&mut self, bytes: u64) {
+        let from = std::mem::replace(&mut self.bytes, bytes);
+        self.budget.update(|ledger| ledger.resize(self.account, from, bytes));
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.budget.update(|ledger| ledger.resize(self.account, self.bytes, 0));
+    }
+}
