@@ -10,6 +10,7 @@ mod chaos;
 mod demo;
 mod failures;
 mod iam;
+mod memory;
 mod records;
 mod resharding;
 mod restarts;

@@ -29,7 +29,7 @@ impl Binaries {
         built.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
     }
 
-    /// The path of `name`: `producer`, `consumer`, `local-aws`, `demo` or `chaos`.
+    /// The path of `name`: `producer`, `consumer`, `local-aws`, `demo`, `chaos` or `memory`.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name).with_extension(env::consts::EXE_EXTENSION)

@@ -360,6 +360,36 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_given_back_when_a_batch_leaves_the_window_or_the_window_is_closed() {
+        let account = crate::budget::Budget::new(100).account();
+        let permit = Arc::new(account.reserved(10));
+        let window = AckWindow::default();
+        let held = || Arc::strong_count(&permit) - 1;
+        let deliver = |number| {
+            let (delivered, deferral) = window.deliver(&records(number..number + 1));
+            window.hold(delivered, Arc::clone(&permit));
+            (delivered, deferral)
+        };
+        let (first, deferral) = deliver(1);
+        let ack = deferral.whole();
+        window.succeeded(first);
+        let (second, _deferral) = deliver(2);
+        window.succeeded(second);
+        assert_eq!(held(), 2, "acknowledged, but not what comes before it");
+        ack.acknowledge();
+        assert_eq!(held(), 0);
+        let (third, _deferral) = deliver(3);
+        window.withdraw(third);
+        assert_eq!(held(), 0);
+        let (fourth, deferral) = deliver(4);
+        let kept = deferral.whole();
+        window.succeeded(fourth);
+        window.close();
+        assert_eq!(held(), 0, "whatever becomes of the token");
+        drop(kept);
+    }
+
+    #[test]
     fn a_dropped_token_is_a_failure_that_names_its_record_and_moves_nothing() {
         let window = AckWindow::default();
         let records = records(1..4);

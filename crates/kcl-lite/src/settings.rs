@@ -42,7 +42,7 @@ pub struct Settings {
     /// not. A shard that is behind is read at this rate, one at its tip every `poll_interval`.
     pub reads_per_second: f64,
     /// The memory for records and replies of all shards of this worker together, in bytes. Default
-    /// 256 MiB, at least 32 MiB: a reply of 10 MiB takes nearly as much while it is parsed.
+    /// 256 MiB, at least 32 MiB: what a reply of 10 MiB takes while it is parsed.
     ///
     /// Nothing is read before the most that its reply may take is set aside; then the records count,
     /// aggregates unpacked, with a fixed amount per record for what is around it. A reply's memory is

@@ -223,6 +223,18 @@ impl AutoReader {
 }
 
 impl ShardReader for AutoReader {
+    fn ready(&mut self) -> BoxFuture<'_, ()> {
+        self.choice.wanted(self.of.stream.options.clock.now());
+        self.reader().ready()
+    }
+
+    fn most_bytes(&self) -> u64 {
+        match &self.reader {
+            Reader::Polling(reader) => reader.most_bytes(),
+            Reader::FanOut(reader) => reader.most_bytes(),
+        }
+    }
+
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
         Box::pin(self.step())
     }

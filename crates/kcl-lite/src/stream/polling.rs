@@ -39,8 +39,9 @@ const LARGEST_REPLY: u64 = 10 << 20;
 const WRITTEN_PER_SECOND: u64 = 1 << 20;
 
 /// What a reply takes while it is received and parsed, per byte of data: its text, of which base64
-/// makes 4/3, in the pieces that came and then in one, and beside that the data.
-const WHILE_PARSED: (u64, u64) = (28, 10);
+/// makes 4/3, in the pieces that came and then in one, or in one and beside it the data. Measured in
+/// a process that reads one reply, 2.9; the rest is what the allocator loses.
+const WHILE_PARSED: (u64, u64) = (32, 10);
 
 /// The slowest pace under throttling.
 const MOST_SPACING: Duration = Duration::from_secs(10);
@@ -399,8 +400,8 @@ mod tests {
     #[test]
     fn a_reply_at_the_tip_is_as_large_as_what_was_written_since() {
         let after = |seconds| largest_reply(Some(Duration::from_secs(seconds)));
-        assert!((5 << 20..6 << 20).contains(&after(1)));
-        assert!((27 << 20..29 << 20).contains(&after(60)));
+        assert!((6 << 20..7 << 20).contains(&after(1)));
+        assert_eq!(after(60), 32 << 20);
         assert_eq!(largest_reply(None), after(60));
     }
 

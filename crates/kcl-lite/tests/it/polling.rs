@@ -188,7 +188,17 @@ pub(crate) fn scripted(
     local: &LocalAws,
     script: impl Fn(&str, &Value) -> Option<Value> + Send + Sync + 'static,
 ) -> KinesisStream {
-    KinesisStream::new(&scripted_config(local, script), STREAM, KinesisOptions::default())
+    scripted_with(local, 5.0, script)
+}
+
+/// As [`scripted`], with so many reads a second.
+fn scripted_with(
+    local: &LocalAws,
+    reads_per_second: f64,
+    script: impl Fn(&str, &Value) -> Option<Value> + Send + Sync + 'static,
+) -> KinesisStream {
+    let options = KinesisOptions { reads_per_second, ..KinesisOptions::default() };
+    KinesisStream::new(&scripted_config(local, script), STREAM, options)
 }
 
 /// The same for a client that is made elsewhere.
@@ -592,6 +602,86 @@ async fn s16_c06_readers_that_share_the_five_calls_of_a_shard_all_keep_up() {
     assert!(start.elapsed() < Duration::from_secs(63), "{:?}", start.elapsed());
     let calls = local.requests().count(READER, "GetRecords");
     assert!(calls <= 300, "{calls}");
+}
+
+/// Four applications with ten minutes of backlog each, and then at the tip.
+#[tokio::test(start_paused = true)]
+async fn s16_applications_that_are_behind_together_all_catch_up_within_their_share() {
+    for share in [5.0, 1.25] {
+        let local = LocalAws::builder().enforce_limits(true).build().unwrap();
+        let client = create(&local, 1).await;
+        for number in 0..60 {
+            put(&client, number..number + 1).await;
+            sleep(Duration::from_secs(10)).await;
+        }
+        let read_all = async |seed: u64| {
+            let options =
+                KinesisOptions { seed, reads_per_second: share, ..KinesisOptions::default() };
+            let config = local.sdk_config(&format!("app{seed}"));
+            let mut reader =
+                KinesisStream::new(&config, STREAM, options).open(&shard(0), Cursor::Horizon);
+            read(&mut reader, 60, &[ServiceErrorKind::Throttled]).await;
+            let start = Instant::now();
+            let (mut tip, mut longest) = (start, Duration::ZERO);
+            while start.elapsed() < Duration::from_secs(60) {
+                match reader.next().await {
+                    Ok(Read::Records { millis_behind_latest: 0, .. }) => {
+                        longest = longest.max(tip.elapsed());
+                        tip = Instant::now();
+                    }
+                    Ok(_) => {}
+                    Err(error) => assert_eq!(error.kind, ServiceErrorKind::Throttled, "{error}"),
+                }
+            }
+            longest
+        };
+        let begun = Instant::now();
+        let longest = tokio::join!(read_all(1), read_all(2), read_all(3), read_all(4));
+        let longest = [longest.0, longest.1, longest.2, longest.3].into_iter().max().unwrap();
+        assert!(longest < Duration::from_secs(2), "{longest:?} behind with a share of {share}");
+        for seed in 1..=4 {
+            let calls = local.requests().count(&format!("app{seed}"), "GetRecords") as f64;
+            let rate = calls / begun.elapsed().as_secs_f64();
+            assert!(rate <= 1.25, "{rate} calls a second with a share of {share}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c06_a_reader_that_is_behind_uses_the_share_it_is_given() {
+    for share in [5.0, 2.5, 0.5] {
+        let local = LocalAws::in_memory();
+        create(&local, 1).await;
+        let stream = scripted_with(&local, share, |operation, _| {
+            let reply =
+                json!({"Records": [], "NextShardIterator": "x", "MillisBehindLatest": 5_000});
+            (operation == "GetRecords").then_some(reply)
+        });
+        let mut reader = stream.open(&shard(0), Cursor::Horizon);
+        let start = Instant::now();
+        for _ in 0..=50 {
+            reader.next().await.unwrap();
+        }
+        let rate = 50.0 / start.elapsed().as_secs_f64();
+        assert!((share * 0.85..=share).contains(&rate), "{rate} of {share}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_the_pace_is_apart_from_reading() {
+    let (local, _client, mut reader) = with_shard().await;
+    assert_eq!(reader.most_bytes(), 32 << 20, "the first reply may be of any size");
+    reader.ready().await;
+    assert_eq!(local.requests().count(READER, "GetRecords"), 0);
+    reader.next().await.unwrap();
+    let start = Instant::now();
+    reader.ready().await;
+    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(reader.most_bytes() < 8 << 20, "what was written in a second");
+    let start = Instant::now();
+    reader.next().await.unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert_eq!(local.requests().count(READER, "GetRecords"), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -140,6 +140,8 @@ pub(super) struct State {
     account: String,
     last_id: StreamId,
     trimmed_ms: i64,
+    /// The payload that was stored last: one that is put again and again is kept once.
+    last_payload: Bytes,
     pub subscriptions: Subscriptions,
 }
 
@@ -155,6 +157,7 @@ impl State {
             account,
             last_id,
             trimmed_ms: i64::MIN,
+            last_payload: Bytes::new(),
             subscriptions: Subscriptions::default(),
         }
     }
@@ -238,10 +241,16 @@ impl State {
     pub(super) fn append(
         &mut self,
         name: &StreamName,
-        entries: Vec<Entry>,
+        mut entries: Vec<Entry>,
         enforce_limits: bool,
         now_ms: i64,
     ) -> Result<Vec<Placed>, ApiError> {
+        for entry in &mut entries {
+            if entry.data != self.last_payload {
+                self.last_payload = entry.data.clone();
+            }
+            entry.data = self.last_payload.clone();
+        }
         let account = &self.account;
         let stream = self
             .streams

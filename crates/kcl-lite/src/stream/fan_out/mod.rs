@@ -331,6 +331,28 @@ fn starting_position(cursor: &Cursor) -> StartingPosition {
 }
 
 impl ShardReader for FanOutReader {
+    /// An event that has arrived and is not asked for is all that is kept without memory set aside
+    /// for it; the next one stays in the socket.
+    fn ready(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            if let Some(rest) = &mut self.rest {
+                return rest.ready().await;
+            }
+            self.course.parked(self.now());
+            self.arrive().await;
+        })
+    }
+
+    fn most_bytes(&self) -> u64 {
+        match (&self.rest, &self.arrived) {
+            (Some(rest), None) => rest.most_bytes(),
+            (_, Some(Ok(Read::Records { records, .. }))) => {
+                records.iter().map(crate::Record::size).sum()
+            }
+            (None, None) | (_, Some(Ok(Read::End { .. }) | Err(_))) => 0,
+        }
+    }
+
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
         Box::pin(async {
             self.course.parked(self.now());

@@ -3,6 +3,7 @@
 //! `tests/README.md` in the root of the workspace maps every problem to its test and its guard.
 
 mod aggregates;
+mod budget;
 mod cost;
 mod loss;
 mod repeats;

@@ -1,0 +1,284 @@
+//! The memory of a worker, on virtual time: C08.
+//!
+//! A stream whose replies weigh as much as replies can, without taking the memory of this machine:
+//! all of them share one payload. What a real process takes is measured by `memory` of the end-to-end
+//! tests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use kcl_lite::lease::memory::MemoryStore;
+use kcl_lite::stream::{ListFrom, Listing, Read, ShardReader, Stream};
+use kcl_lite::{
+    Batch, BoxError, Cursor, HashRange, Record, RecordProcessor, ServiceError, Settings, Shard,
+    ShardContext, ShardId, Timestamp, Worker, WorkerHandle,
+};
+use local_aws::{Effect, LocalAws, Rule, Service};
+use tokio::time::{Instant, sleep};
+
+use super::{DEADLINE, MINUTE, SECOND, horizon};
+use crate::polling;
+
+const MIB: u64 = 1 << 20;
+/// What a reply may take while it is read.
+const PARSED: u64 = 32 * MIB;
+/// What counts of a reply when it is there: a quarter more than it holds.
+const REPLY: u64 = 25 * MIB / 2;
+
+/// Shards that are always behind, with ten megabytes in every reply.
+#[derive(Debug, Clone)]
+struct Heavy {
+    shards: u32,
+    payload: Bytes,
+    load: Arc<Mutex<Load>>,
+}
+
+/// What is going on, and what was the most of it.
+#[derive(Debug, Default)]
+struct Load {
+    reading: u64,
+    processing: u64,
+    peak: u64,
+}
+
+impl Load {
+    fn weighed(&mut self) {
+        self.peak = self.peak.max(self.reading * PARSED + self.processing * REPLY);
+    }
+}
+
+impl Heavy {
+    fn new(shards: u32) -> Self {
+        let payload = Bytes::from(vec![0; 10 << 20]);
+        Self { shards, payload, load: Arc::default() }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Load)) {
+        let mut load = self.load.lock().unwrap();
+        change(&mut load);
+        load.weighed();
+    }
+
+    fn peak(&self) -> u64 {
+        self.load.lock().unwrap().peak
+    }
+}
+
+impl Stream for Heavy {
+    fn list(&self, _from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
+        let width = u128::MAX / u128::from(self.shards);
+        let shard = |number: u32| Shard {
+            id: polling::shard(number.into()),
+            parents: BTreeSet::new(),
+            hash_range: HashRange {
+                start: width * u128::from(number) + u128::from(number > 0),
+                end: if number + 1 == self.shards {
+                    u128::MAX
+                } else {
+                    width * u128::from(number + 1)
+                },
+            },
+            is_open: true,
+        };
+        let shards = (0..self.shards).map(shard).collect();
+        let listing = Listing { shards, at: Timestamp::from_millis(1_000_000) };
+        Box::pin(async { Ok(listing) })
+    }
+
+    fn open(&self, _shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
+        let next = match cursor {
+            Cursor::At(number) => number.as_str().parse().unwrap(),
+            Cursor::After(number) => number.as_str().parse::<u64>().unwrap() + 1,
+            Cursor::Horizon | Cursor::Timestamp(_) => 1,
+        };
+        Box::new(HeavyReader { stream: self.clone(), next, due: Instant::now() })
+    }
+}
+
+#[derive(Debug)]
+struct HeavyReader {
+    stream: Heavy,
+    next: u64,
+    due: Instant,
+}
+
+impl ShardReader for HeavyReader {
+    fn ready(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(tokio::time::sleep_until(self.due))
+    }
+
+    fn most_bytes(&self) -> u64 {
+        PARSED
+    }
+
+    fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
+        Box::pin(async move {
+            self.stream.change(|load| load.reading += 1);
+            sleep(Duration::from_millis(300)).await;
+            self.stream.change(|load| load.reading -= 1);
+            // Ten megabytes, at two per second.
+            self.due = Instant::now() + 5 * SECOND;
+            let record = Record {
+                sequence_number: self.next.to_string().parse().unwrap(),
+                sub_sequence_number: 0,
+                partition_key: String::new(),
+                data: self.stream.payload.clone(),
+                arrived: Timestamp::from_millis(0),
+            };
+            self.next += 1;
+            Ok(Read::Records { records: vec![record], millis_behind_latest: 1 })
+        })
+    }
+}
+
+/// How the processors of a run behave.
+#[derive(Debug, Clone, Copy)]
+enum Manner {
+    /// Each batch takes so long, and for ever in so many shards.
+    Stalls { takes: Duration, stuck: u64 },
+    /// Each acknowledges when it has seen so many batches.
+    Collects(usize),
+}
+
+/// When each shard last got a batch, and how many.
+type Seen = Arc<Mutex<BTreeMap<ShardId, (Instant, u64)>>>;
+
+struct Processor {
+    stream: Heavy,
+    manner: Manner,
+    seen: Seen,
+    open: Vec<kcl_lite::Ack>,
+}
+
+impl RecordProcessor for Processor {
+    async fn process(&mut self, mut batch: Batch) -> Result<(), BoxError> {
+        let shard = batch.shard_id().clone();
+        self.seen
+            .lock()
+            .unwrap()
+            .entry(shard.clone())
+            .and_modify(|(at, count)| (*at, *count) = (Instant::now(), *count + 1))
+            .or_insert((Instant::now(), 1));
+        match self.manner {
+            Manner::Stalls { takes, stuck } => {
+                self.stream.change(|load| load.processing += 1);
+                if (0..stuck).any(|number| polling::shard(number) == shard) {
+                    std::future::pending().await
+                }
+                sleep(takes).await;
+                self.stream.change(|load| load.processing -= 1);
+            }
+            Manner::Collects(count) => {
+                self.open.push(batch.defer());
+                if self.open.len() == count {
+                    self.open.drain(..).for_each(kcl_lite::Ack::acknowledge);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn start(stream: &Heavy, manner: Manner, settings: Settings) -> (WorkerHandle, Seen) {
+    let seen = Seen::default();
+    let (told, view) = (Arc::clone(&seen), stream.clone());
+    let factory = move |_: &ShardContext| Processor {
+        stream: view.clone(),
+        manner,
+        seen: Arc::clone(&told),
+        open: Vec::new(),
+    };
+    let worker = Worker::builder("c08", "stream")
+        .settings(settings)
+        .stream(stream.clone())
+        .lease_store(MemoryStore::new());
+    (worker.build().await.unwrap().start(factory).await.unwrap(), seen)
+}
+
+/// Two hundred shards that are far behind, ten of them with a processor that never returns.
+#[tokio::test(start_paused = true)]
+async fn c08_stalled_processors_hold_no_more_than_the_budget_and_starve_nobody() {
+    let stream = Heavy::new(200);
+    let settings = Settings { slow_after: 5 * SECOND, ..horizon() };
+    let manner = Manner::Stalls { takes: 2 * SECOND, stuck: 10 };
+    let (worker, seen) = start(&stream, manner, settings.clone()).await;
+    let mut is_named = false;
+    for _ in 0..60 {
+        sleep(5 * SECOND).await;
+        let is_waiting = |trouble: &String| trouble.starts_with("the reader waits for memory for ");
+        let status = worker.status();
+        is_named |= status.shards.values().any(|it| it.trouble.as_ref().is_some_and(is_waiting));
+    }
+    assert!(is_named, "health says why a shard stands");
+    // One reply beyond it, for one shard at a time.
+    let most = settings.memory_budget + PARSED;
+    assert!(stream.peak() <= most, "{} MiB", stream.peak() / MIB);
+    let (seen, now) = (seen.lock().unwrap().clone(), Instant::now());
+    assert_eq!(seen.len(), 200);
+    for (shard, (at, count)) in seen {
+        let is_stuck = shard < polling::shard(10);
+        assert!(is_stuck || (now - at <= MINUTE && count >= 5), "{shard}: {count}, {:?}", now - at);
+    }
+}
+
+/// Every processor needs three replies to acknowledge one, and the budget has room for two of all.
+#[tokio::test(start_paused = true)]
+async fn c08_a_shard_that_needs_more_records_to_finish_gets_them() {
+    let stream = Heavy::new(8);
+    let settings = Settings { memory_budget: 32 * MIB, ..horizon() };
+    let (_worker, seen) = start(&stream, Manner::Collects(3), settings).await;
+    sleep(10 * MINUTE).await;
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 8);
+    assert!(seen.values().all(|(_, count)| *count >= 6), "{seen:?}");
+}
+
+/// Three stuck shards fill the smallest budget, and one of them has the only exemption: the fourth
+/// goes on whenever one of them is given back.
+#[tokio::test(start_paused = true)]
+async fn c08_what_a_stuck_shard_held_is_given_back_with_it() {
+    let stream = Heavy::new(4);
+    let settings = Settings { memory_budget: 32 * MIB, callback_deadline: 2 * MINUTE, ..horizon() };
+    let manner = Manner::Stalls { takes: SECOND, stuck: 3 };
+    let (_worker, seen) = start(&stream, manner, settings).await;
+    sleep(20 * MINUTE).await;
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 4, "{seen:?}");
+    assert!(seen[&polling::shard(3)].1 >= 5, "{seen:?}");
+}
+
+/// Two hundred shards at their tips, and a service that takes a tenth of a second to answer.
+#[tokio::test(start_paused = true)]
+async fn c08_reading_at_the_tip_is_not_slowed_by_the_budget() {
+    const SHARDS: u64 = 200;
+    let local = LocalAws::in_memory();
+    polling::create(&local, 200).await;
+    let delay = Effect::Delay(Duration::from_millis(100));
+    local.faults().add(Rule::new(delay).client(polling::READER).service(Service::Kinesis));
+    let worker = Worker::builder("c08", "stream")
+        .settings(horizon())
+        .stream(polling::stream(&local))
+        .lease_store(MemoryStore::new());
+    let factory = |_: &ShardContext| Ignores;
+    let worker = worker.build().await.unwrap().start(factory).await.unwrap();
+    // The first read of a shard may be of any size: those go in turn.
+    let reads = || local.requests().count(polling::READER, "GetRecords");
+    sleep(20 * SECOND).await;
+    let before = reads();
+    sleep(20 * SECOND).await;
+    let calls = reads() - before;
+    // One a second, with a jitter of up to a tenth.
+    assert!(calls >= SHARDS * 20 * 9 / 10, "{calls} calls");
+    worker.shutdown(DEADLINE).await.unwrap();
+}
+
+struct Ignores;
+
+impl RecordProcessor for Ignores {
+    async fn process(&mut self, _batch: Batch) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
