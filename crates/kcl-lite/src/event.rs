@@ -382,11 +382,9 @@ impl fmt::Display for Event {
             ),
             Self::ReadFailed { shard, error, .. } => write!(f, "reading {shard} failed: {error}"),
             Self::RetrievalChanged { shard, to, reason } => {
-                write!(f, "reading {shard} by {to} from now on: {reason}")
+                write!(f, "reading {shard} by {to} now: {reason}")
             }
-            Self::ConsumerRegistered { consumer } => {
-                write!(f, "registered the stream consumer {consumer}")
-            }
+            Self::ConsumerRegistered { consumer } => write!(f, "registered {consumer}"),
             Self::CoordinationFailed { operation, error, .. } => {
                 write!(f, "{operation} failed: {error}")
             }

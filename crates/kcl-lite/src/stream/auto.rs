@@ -190,8 +190,12 @@ impl AutoReader {
         }
     }
 
-    async fn step(&mut self) -> Result<Read, ServiceError> {
+    fn wanted(&mut self) {
         self.choice.wanted(self.of.stream.options.clock.now());
+    }
+
+    async fn step(&mut self) -> Result<Read, ServiceError> {
+        self.wanted();
         let result = self.reader().next().await;
         let now = self.of.stream.options.clock.now();
         let reason = match &result {
@@ -224,7 +228,7 @@ impl AutoReader {
 
 impl ShardReader for AutoReader {
     fn ready(&mut self) -> BoxFuture<'_, ()> {
-        self.choice.wanted(self.of.stream.options.clock.now());
+        self.wanted();
         self.reader().ready()
     }
 

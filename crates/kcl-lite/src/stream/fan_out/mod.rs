@@ -97,9 +97,12 @@ impl FanOutReader {
         self.of.stream.options.clock.now()
     }
 
-    /// Waits until there is something to hand over, and keeps it.
+    /// Waits until there is something to hand over, and keeps it; or until the rest is to be polled.
     async fn arrive(&mut self) {
-        while self.arrived.is_none() {
+        if self.arrived.is_none() {
+            self.course.parked(self.now());
+        }
+        while self.arrived.is_none() && self.rest.is_none() {
             self.arrived = match self.step().await {
                 Ok(read) => read.map(Ok),
                 Err(error) => Some(Err(error)),
@@ -111,9 +114,6 @@ impl FanOutReader {
     async fn step(&mut self) -> Result<Option<Read>, ServiceError> {
         if let Some(children) = &self.end {
             return Ok(Some(Read::End { children: children.clone() }));
-        }
-        if let Some(rest) = &mut self.rest {
-            return rest.next().await.map(Some);
         }
         if self.is_end_suspected {
             self.look_for_end().await?;
@@ -331,15 +331,14 @@ fn starting_position(cursor: &Cursor) -> StartingPosition {
 }
 
 impl ShardReader for FanOutReader {
-    /// An event that has arrived and is not asked for is all that is kept without memory set aside
-    /// for it; the next one stays in the socket.
+    /// An event that has arrived and is not asked for is all that is kept without memory set aside for
+    /// it; the next one stays in the socket.
     fn ready(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            if let Some(rest) = &mut self.rest {
-                return rest.ready().await;
-            }
-            self.course.parked(self.now());
             self.arrive().await;
+            if let Some(rest) = &mut self.rest {
+                rest.ready().await;
+            }
         })
     }
 
@@ -355,9 +354,12 @@ impl ShardReader for FanOutReader {
 
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
         Box::pin(async {
-            self.course.parked(self.now());
             self.arrive().await;
-            self.arrived.take().expect("something has arrived")
+            match (self.arrived.take(), &mut self.rest) {
+                (Some(arrived), _) => arrived,
+                (None, Some(rest)) => rest.next().await,
+                (None, None) => unreachable!("what has arrived, or the rest of the shard"),
+            }
         })
     }
 

@@ -62,7 +62,7 @@ async fn l17_changing_back_and_forth_loses_and_repeats_nothing() {
         fed = world.feed_for(fed, 10, 120).await;
         world.local.faults().remove(id);
         if round == 1 {
-            crate::polling::split(&world.writer, &"shardId-000000000001".into()).await;
+            polling::split(&world.writer, &"shardId-000000000001".into()).await;
         }
         fed = world.feed_for(fed, 5, 780).await;
     }
