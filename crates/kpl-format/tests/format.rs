@@ -139,6 +139,7 @@ fn a_packer_never_grows_beyond_its_limit_and_refuses_without_a_trace() {
         let mut pushed = 0;
         while packer.push(&format!("key-{}", pushed % 3), Some(pushed % 2), b"0123456789") {
             pushed += 1;
+            assert!(pushed < 100);
         }
         let (len, size) = (packer.len(), packer.size());
         assert!(size <= limit && u128::try_from(len).unwrap() == pushed);

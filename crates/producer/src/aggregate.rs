@@ -164,6 +164,15 @@ mod tests {
     }
 
     #[test]
+    fn a_small_record_does_not_overtake_a_large_one_that_had_no_room() {
+        let sizes = [40_000, 20_000, 1_000];
+        let record = |(number, size)| Entry { data: vec![0; size], ..entry("a", number) };
+        let mut queue = queue(sizes.into_iter().enumerate().map(record));
+        assert_eq!(queue.next_packed(&even(0, 2))[0].entries.len(), 1);
+        assert_eq!(queue.next_packed(&even(0, 2))[0].entries.len(), 2);
+    }
+
+    #[test]
     fn what_is_larger_than_an_aggregate_or_of_no_shard_goes_as_it_is_and_alone() {
         let large = |number| Entry { data: vec![0; MOST_BYTES], ..entry("a", number) };
         let mut large_ones = queue([large(0), large(1), entry("a", 2)]);
@@ -201,7 +210,7 @@ mod tests {
         ) {
             let made = keys.iter().zip(0..).map(|(key, number)| {
                 let mut entry = entry(&format!("k{key}"), number);
-                entry.data.resize(size, b' ');
+                entry.data.resize(size * (1 + number % 5), b' ');
                 entry
             });
             let made: Vec<_> = made.collect();

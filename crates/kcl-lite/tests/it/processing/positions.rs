@@ -97,6 +97,23 @@ async fn l11_a_checkpoint_that_the_java_library_left_is_gone_on_from() {
     }
 }
 
+/// A token is dropped inside an aggregate: the shard starts again in the same tenure, with that record.
+#[tokio::test(start_paused = true)]
+async fn l11_a_pass_that_starts_again_goes_on_inside_an_aggregate() {
+    for done in [1, 19, 20, 27, 199] {
+        let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
+        let shelf = Shelf { limit: 10, ..Shelf::new(10, 20) };
+        let _worker = fleet.start_on("a", shelf, eager()).await;
+        fleet.until_delivered(200).await;
+        let acks = std::mem::take(&mut *fleet.acks.lock().unwrap());
+        let mut acks = acks.into_iter().map(|(_, ack)| ack);
+        acks.by_ref().take(done).for_each(kcl_lite::Ack::acknowledge);
+        drop(acks);
+        fleet.until_delivered(201).await;
+        assert_eq!(fleet.delivered()[200], format!("{}:{}", done / 20 + 1, done % 20));
+    }
+}
+
 /// What a source says is a part, it has unpacked by itself: data that look like an aggregate are the
 /// user's own.
 #[tokio::test(start_paused = true)]
