@@ -14,7 +14,7 @@ use kcl_lite::{
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::checks::Promise;
 use crate::clock::DriftingClock;
@@ -60,12 +60,15 @@ pub(crate) struct Fleet {
     tasks: JoinSet<Option<WorkerId>>,
 }
 
+/// Per slot, the incarnation that has started.
+type Handles = BTreeMap<usize, (Arc<Machine>, Weak<WorkerHandle>)>;
+
 /// Who runs at the moment, per slot.
 #[derive(Debug)]
 struct Live {
     slots: Mutex<Vec<Option<WorkerId>>>,
     /// The handles of those that have started.
-    handles: Mutex<BTreeMap<usize, (Arc<Machine>, Weak<WorkerHandle>)>>,
+    handles: Mutex<Handles>,
     /// Incarnations so far.
     booted: AtomicUsize,
 }
@@ -173,11 +176,18 @@ impl Fleet {
             commands.send(Command::End).await.unwrap_or(());
         }
         let mut stopped = Vec::new();
-        while let Some(result) = self.tasks.join_next().await {
-            stopped.extend(result.ok().flatten());
-        }
+        let all = async {
+            while let Some(result) = self.tasks.join_next().await {
+                stopped.extend(result.ok().flatten());
+            }
+        };
+        let is_over = timeout(LAST_DEADLINE * 3, all).await.is_ok();
         let mut truth = self.world.lock();
         let truth = &mut *truth;
+        if !is_over {
+            let text = "a worker does not stop".to_owned();
+            return truth.ledger.broken(Promise::Remains, truth.now, None, text);
+        }
         truth.ledger.is_released(truth.now, &mut truth.shards, &truth.rows, &stopped);
     }
 }
@@ -273,18 +283,7 @@ impl Slot {
                     Some(Command::Revive) => {}
                 },
                 started = &mut starting => match started {
-                    Ok(handle) => {
-                        let mut truth = self.world.lock();
-                        let now = truth.now;
-                        truth.shards.start(now);
-                        drop(truth);
-                        let handle = Arc::new(handle);
-                        let entry = (Arc::clone(machine), Arc::downgrade(&handle));
-                        let handles = &self.live.handles;
-                        let mut handles = handles.lock().unwrap_or_else(PoisonError::into_inner);
-                        handles.insert(self.number, entry);
-                        break handle;
-                    }
+                    Ok(handle) => break self.started(machine, handle),
                     Err(error) => return self.ended(machine, &error),
                 },
             }
@@ -323,6 +322,18 @@ impl Slot {
                 },
             }
         }
+    }
+
+    fn started(&self, machine: &Arc<Machine>, handle: WorkerHandle) -> Arc<WorkerHandle> {
+        let mut truth = self.world.lock();
+        let now = truth.now;
+        truth.shards.start(now);
+        drop(truth);
+        let handle = Arc::new(handle);
+        let entry = (Arc::clone(machine), Arc::downgrade(&handle));
+        let mut handles = self.live.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        handles.insert(self.number, entry);
+        handle
     }
 
     fn killed(&self, machine: &Machine, back: Return) -> End {

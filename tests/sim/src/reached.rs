@@ -94,13 +94,9 @@ impl Situation {
     /// Whether runs of a tier can reach it.
     #[must_use]
     pub fn is_possible(self, tier: Tier) -> bool {
-        match self {
-            // See `Plan::on`.
-            Self::Trimmed | Self::ShardGone | Self::DeliveredFromAggregate => {
-                tier == Tier::Protocol
-            }
-            _ => true,
-        }
+        // See `Plan::on`.
+        let is_above = [Self::Trimmed, Self::ShardGone, Self::DeliveredFromAggregate];
+        tier == Tier::Protocol || !is_above.contains(&self)
     }
 
     pub(crate) fn of(service: Service, trouble: Trouble) -> Self {

@@ -41,7 +41,7 @@ impl Truth {
                 WriteOutcome::Refused(refused.current.map(|row| *row))
             }
             Ok(row) => {
-                self.changed(machine, sent, (&write.key, &write.change), row.clone());
+                self.changed(machine, sent, (&write.key, &write.change), row.as_ref());
                 WriteOutcome::Done(row)
             }
         }
@@ -62,10 +62,10 @@ impl Truth {
         machine: &Machine,
         sent: Duration,
         (key, what): (&LeaseKey, &LeaseChange),
-        after: Option<Lease>,
+        after: Option<&Lease>,
     ) {
-        let before = match after.clone() {
-            Some(row) => self.rows.insert(key.clone(), row),
+        let before = match after {
+            Some(row) => self.rows.insert(key.clone(), row.clone()),
             None => self.rows.remove(key),
         };
         if machine.is_dead() {
@@ -89,7 +89,7 @@ impl Truth {
             what,
             key,
             before: before.as_ref(),
-            after: after.as_ref(),
+            after,
         };
         self.ledger.changed(&change, &mut self.shards, &self.rows);
     }

@@ -221,7 +221,7 @@ impl Truth {
             }
         };
         let change = change(machine, request, self.rows.get(&key), after.as_ref());
-        self.changed(machine, sent, (&key, &change), after);
+        self.changed(machine, sent, (&key, &change), after.as_ref());
         matches!(change, LeaseChange::Renew { .. }).then_some(key)
     }
 

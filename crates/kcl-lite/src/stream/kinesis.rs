@@ -149,11 +149,7 @@ impl KinesisStream {
         let rng = Mutex::new(fastrand::Rng::with_seed(options.seed));
         Self {
             calls: limited(CALL_TIMEOUT),
-            reads: limited(if mutant::is("reads-wait-for-ever") {
-                Duration::from_secs(3600)
-            } else {
-                READ_TIMEOUT
-            }),
+            reads: limited(READ_TIMEOUT),
             subscriptions: client(unlimited),
             name_or_arn: name_or_arn.into().into(),
             options,

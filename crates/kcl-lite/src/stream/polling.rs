@@ -278,9 +278,6 @@ impl PollingReader {
             Cursor::Timestamp(time) if mutant::is("times-are-whole-seconds") => call
                 .shard_iterator_type(ShardIteratorType::AtTimestamp)
                 .timestamp(DateTime::from_secs(time.as_millis() / 1_000 + 1)),
-            Cursor::After(number) if mutant::is("reads-begin-at-the-record") => call
-                .shard_iterator_type(ShardIteratorType::AtSequenceNumber)
-                .starting_sequence_number(number.as_str()),
             Cursor::Timestamp(time) => call
                 .shard_iterator_type(ShardIteratorType::AtTimestamp)
                 .timestamp(DateTime::from_millis(time.as_millis())),
