@@ -124,6 +124,7 @@ impl ShardReader for HeavyReader {
             let record = Record {
                 sequence_number: self.next.to_string().parse().unwrap(),
                 sub_sequence_number: 0,
+                packing: kcl_lite::Packing::Plain,
                 partition_key: String::new(),
                 data: self.stream.payload.clone(),
                 arrived: Timestamp::from_millis(0),
