@@ -3,6 +3,7 @@
 //! Decides nothing about leases: it dates what was read, so that a quiet shard can be told from a gap.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -33,11 +34,35 @@ impl ServiceClock {
         self.at(self.clock.now())
     }
 
-    /// The service's time at `instant`, if it had been heard by then.
+    /// The service's time at `instant`, which may be before it was heard.
     pub(crate) fn at(&self, instant: Instant) -> Option<Timestamp> {
         let (at, seen) = (*self.seen.lock().unwrap_or_else(PoisonError::into_inner))?;
-        let passed = instant.checked_duration_since(seen)?.as_millis();
-        let millis = at.as_millis().saturating_add(i64::try_from(passed).unwrap_or(i64::MAX));
-        Some(Timestamp::from_millis(millis))
+        let millis = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        let later = millis(instant.saturating_duration_since(seen));
+        // Rounded up: too early repeats a record, too late loses one.
+        let earlier = seen.saturating_duration_since(instant) + Duration::from_millis(1);
+        let earlier = if instant < seen { millis(earlier) } else { 0 };
+        Some(Timestamp::from_millis(at.as_millis().saturating_add(later).saturating_sub(earlier)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::TokioClock;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_is_known_before_and_after_it_was_heard() {
+        let clock = ServiceClock::new(Arc::new(TokioClock));
+        let now = Instant::now();
+        assert_eq!(clock.at(now), None);
+        clock.set(Timestamp::from_millis(100_000));
+        for (instant, millis) in [
+            (now, 100_000),
+            (now + Duration::from_secs(5), 105_000),
+            (now - Duration::from_secs(5), 95_000 - 1),
+        ] {
+            assert_eq!(clock.at(instant), Some(Timestamp::from_millis(millis)));
+        }
     }
 }

@@ -152,12 +152,11 @@ impl FanOutReader {
                 if error.kind == ServiceErrorKind::Missing {
                     return self.after(error, &consumer.unwrap_or_default()).await;
                 }
-                if death == Death::Failure {
+                // The one that is being made may be what ended it.
+                if death == Death::Failure && self.call.is_none() {
                     return Err(error);
                 }
-                tracing::debug!(
-                    "subscribing again to a shard that was not read for a while: {error}"
-                );
+                tracing::debug!("a subscription has ended, and is followed: {error}");
             }
             Woken::Silent => {
                 self.ended(false);
