@@ -1,6 +1,6 @@
 //! Changing between polling and fan-out: when, why, and without a loss or a repeat.
 
-use kcl_lite::stream::Fetching;
+use kcl_lite::stream::{Fetching, Notice};
 use local_aws::{Effect, Rule};
 
 use super::*;
@@ -48,6 +48,26 @@ async fn a_shard_that_others_read_too_is_subscribed_to_and_polled_again_when_it_
     assert_eq!(why, "throttled 5 times in 60 s: others read it too");
     assert_eq!(calm, "caught up for 5 min");
     worker.shutdown(DEADLINE).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn l17_the_next_reader_starts_where_the_last_one_stood() {
+    let local = LocalAws::in_memory();
+    let writer = create(&local, 1).await;
+    let retrieval = Retrieval::Auto { consumer: named(APPLICATION) };
+    let options = KinesisOptions { retrieval, ..KinesisOptions::default() };
+    let stream = KinesisStream::new(&local.sdk_config(READER), STREAM, options);
+    let mut reader = stream.open(&shard(0), Cursor::Horizon);
+    polling::put(&writer, 0..5).await;
+    assert_eq!(polling::read(&mut reader, 5, &[]).await, [0, 1, 2, 3, 4]);
+    local.faults().add(Rule::new(Effect::Throttle).operation("GetRecords").times(5));
+    for _ in 0..5 {
+        assert_eq!(reader.next().await.unwrap_err().kind, ServiceErrorKind::Throttled);
+    }
+    assert!(matches!(reader.notice(), Some(Notice::RetrievalChanged { .. })));
+    polling::put(&writer, 5..8).await;
+    assert_eq!(polling::read(&mut reader, 3, &[]).await, [5, 6, 7]);
+    assert_eq!(local.requests().count(READER, "SubscribeToShard"), 1);
 }
 
 /// Back and forth every few minutes, with a reshard in between.
