@@ -56,7 +56,6 @@ pub const BELOW_THE_PORTS: &[(&str, &str)] = &[
     ("scans-see-one-page", "a scan ends after its first page"),
     ("listings-see-one-page", "a listing ends after its first page"),
     ("times-are-whole-seconds", "a start at a time is rounded up to the second"),
-    ("a-missing-iterator-is-the-end", "a reply without an iterator and children ends the shard"),
     ("throttled-is-fatal", "a throttled write counts as wrong"),
     ("an-unreadable-reply-is-fatal", "a reply that breaks off counts as wrong"),
 ];
