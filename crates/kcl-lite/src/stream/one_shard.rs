@@ -3,8 +3,6 @@
 //! Puts the service's records and children into our words, and asks listings whether the shard has
 //! ended. Never takes an error for an end: what is not listed as closed, or as gone, is open.
 
-use bytes::Bytes;
-
 use aws_sdk_kinesis::types;
 
 use super::kinesis::{self, KinesisStream};
@@ -53,7 +51,7 @@ impl OneShard {
             sequence_number: self.number(record.sequence_number)?,
             sub_sequence_number: 0,
             partition_key: record.partition_key.unwrap_or_default(),
-            data: Bytes::from(record.data.into_inner()),
+            data: record.data.into_bytes(),
             arrived: Timestamp::from_millis(
                 arrived.and_then(|time| time.to_millis().ok()).unwrap_or(0),
             ),

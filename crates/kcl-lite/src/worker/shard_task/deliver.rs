@@ -32,12 +32,12 @@ impl ShardTask {
         line: &StoreLine,
         fetched: FetchedRecords,
     ) -> Option<Pass> {
-        let FetchedRecords { mut records, millis_behind_latest, memory } = fetched;
+        let FetchedRecords { mut records, bytes, millis_behind_latest, memory } = fetched;
         let memory = Arc::new(memory);
         if let Some(pass) = self.look_for_gap(processor, records.first()).await {
             return Some(pass);
         }
-        self.keeper.delivered(records.iter().map(Record::size).sum());
+        self.keeper.delivered(bytes);
         loop {
             self.publish(&line.window);
             self.drop_acknowledged(&mut records);

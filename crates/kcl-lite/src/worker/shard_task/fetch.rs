@@ -41,6 +41,8 @@ pub(super) enum Fetched {
 #[derive(Debug)]
 pub(super) struct FetchedRecords {
     pub(super) records: Vec<Record>,
+    /// What the service counts of them.
+    pub(super) bytes: u64,
     pub(super) millis_behind_latest: u64,
     pub(super) memory: Permit,
 }
@@ -170,8 +172,9 @@ impl Fetch {
                 if let Some(last) = records.last() {
                     self.last = Some(Position::of(last));
                     // Here, when the records are those that will be delivered.
-                    memory.resize(budget::cost(&records));
-                    let fetched = FetchedRecords { records, millis_behind_latest, memory };
+                    let bytes = records.iter().map(Record::size).sum();
+                    memory.resize(budget::cost(records.len(), bytes));
+                    let fetched = FetchedRecords { records, bytes, millis_behind_latest, memory };
                     send(batches, Fetched::Records(fetched)).await;
                 } else if let Some(asked) = asked.filter(|_| is_tip) {
                     // A full channel has news of its own; the next empty reply tells again.
