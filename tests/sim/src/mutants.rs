@@ -19,6 +19,11 @@ pub struct Mutant {
     pub tier: Tier,
 }
 
+/// A seed that finds a bug which few seeds find: it is run first. When the library or the plans change
+/// it may not do so any more; then `--from` searches for another one.
+const RARE: &[(&str, u64)] =
+    &[("finished-rows-go-at-once", 974), ("old-listings-are-believed", 208)];
+
 /// What became of a hunt.
 #[derive(Debug)]
 pub struct Verdict {
@@ -49,7 +54,8 @@ pub fn choose(name: Option<&str>) {
 pub fn hunt(bug: Mutant, first: u64, most: u64) -> Verdict {
     let mut verdict = Verdict { seeds: 0, time: Duration::ZERO, found: None };
     mutant::choose(Some(bug.name));
-    for seed in first..first + most {
+    let known = RARE.iter().find(|(name, _)| *name == bug.name).map(|(_, seed)| *seed);
+    for seed in known.into_iter().chain(first..first + most) {
         let outcome = run(&Plan::of(seed).on(bug.tier), false);
         verdict.seeds += 1;
         verdict.time += outcome.lasted;

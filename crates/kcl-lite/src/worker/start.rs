@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::lease_keeper::KeeperContext;
 use super::service_clock::ServiceClock;
 use super::state::create_write;
@@ -73,6 +75,7 @@ pub(crate) async fn make_ready(
             context.events.emit(&Event::ConsumerRegistered { consumer });
         }
     }
+    let looked = context.clock.now();
     let (mut table, is_new) = match retried(context, rng, || context.store.list()).await {
         Err(error) if error.kind == ServiceErrorKind::Missing => (Table::default(), true),
         table => (table?, false),
@@ -88,7 +91,7 @@ pub(crate) async fn make_ready(
         let rows = table.leases.iter().filter(|lease| lease.key.stream() == ready.source.key);
         let is_ours = |key: &&LeaseKey| key.stream() == ready.source.key;
         let rows = rows.count() + table.unreadable.keys().filter(is_ours).count();
-        leases += if rows > 0 { rows } else { create_first(context, &ready, rng).await? };
+        leases += if rows > 0 { rows } else { create_first(context, &ready, looked, rng).await? };
         streams.insert(ready.source.key.clone(), ready);
     }
     Ok((streams, leases))
@@ -205,10 +208,12 @@ async fn drop_former(
     Ok(())
 }
 
-/// Makes the first leases of a stream that has none, and the table before them.
+/// Makes the first leases of a stream that had none when the table was last `looked` at, and the
+/// table before them.
 async fn create_first(
     context: &KeeperContext,
     ready: &ReadyStream,
+    mut looked: Instant,
     rng: &mut fastrand::Rng,
 ) -> Result<usize, Error> {
     let from = ListFrom::Start(ready.source.position);
@@ -216,11 +221,12 @@ async fn create_first(
     ready.service_clock.set(first.at);
     prepare(context, rng).await?;
     let wanted = first_leases(context, ready, first, rng).await?;
-    let (count, decided) = (wanted.len(), context.clock.now());
+    let count = wanted.len();
     for lease in wanted {
         // The process was stopped meanwhile: others may have made this row, finished its shard and
         // removed it. What is missing where there are rows is found by the first audit.
-        if context.clock.now() > decided + context.settings.lease_duration * 2 {
+        if context.clock.now() > looked + context.settings.lease_duration * 2 {
+            looked = context.clock.now();
             let table = retried(context, rng, || context.store.list()).await?;
             let is_ours = |row: &&Lease| row.key.stream() == ready.source.key;
             let rows = table.leases.iter().filter(is_ours).count();

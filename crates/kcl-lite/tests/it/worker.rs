@@ -14,6 +14,7 @@ use kcl_lite::{
 };
 use tokio::time::Instant;
 
+use crate::faults::FaultyStore;
 use crate::fleet::{Faults, Fleet, LEASE, Script, Seen, settings};
 
 fn numbers(range: std::ops::Range<u32>) -> Vec<String> {
@@ -655,4 +656,48 @@ async fn e14_a_drained_worker_holds_nothing_until_it_is_resumed() {
     fleet.within(LEASE * 2, "two each", is_even).await;
     b.shutdown(Duration::from_secs(10)).await.unwrap();
     assert_eq!(fleet.repeats(), 0);
+}
+
+/// Answers its first listing late. Meanwhile another worker has read everything of the first shard,
+/// removed its row, and goes on with another.
+#[derive(Debug)]
+struct HeldUp {
+    inner: MemoryStream,
+    store: FaultyStore,
+    listed: AtomicBool,
+}
+
+impl Stream for HeldUp {
+    fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
+        Box::pin(async move {
+            if !self.listed.swap(true, Ordering::Relaxed) {
+                tokio::time::sleep(LEASE).await;
+                let child = Lease::new("shardId-000000000007", Checkpoint::TrimHorizon);
+                let write = LeaseWrite {
+                    key: child.key.clone(),
+                    id: WriteId::new("another"),
+                    change: LeaseChange::Create(Box::new(child)),
+                };
+                self.store.write(&write).await?;
+            }
+            self.inner.list(from).await
+        })
+    }
+
+    fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
+        self.inner.open(shard, cursor)
+    }
+}
+
+/// Found by the simulation: a process was stopped between its looks at the table and at the stream.
+#[tokio::test(start_paused = true)]
+async fn a_first_start_that_was_held_up_looks_at_the_table_again() {
+    let fleet = Fleet::new(1);
+    let (inner, store) = (fleet.stream.clone(), fleet.store.clone());
+    let stream = HeldUp { inner, store, listed: false.into() };
+    let settings = Settings { lease_duration: LEASE / 4, ..settings() };
+    let worker = fleet.start_on("a", stream, settings).await;
+    let made = fleet.store.get(&"shardId-000000000000".into()).await.unwrap();
+    assert_eq!(made, None, "others had rows already");
+    worker.shutdown(DEADLINE).await.unwrap();
 }
