@@ -237,6 +237,21 @@ async fn c08_a_shard_that_needs_more_records_to_finish_gets_them() {
     assert!(seen.values().all(|(_, count)| *count >= 6), "{seen:?}");
 }
 
+/// Batches are dropped at once and acknowledged never: they fill the budget all the same, but for the
+/// one shard that may exceed it.
+#[tokio::test(start_paused = true)]
+async fn c08_what_is_not_acknowledged_stays_in_the_books() {
+    let stream = Heavy::new(8);
+    let settings = horizon();
+    let most = settings.memory_budget / REPLY;
+    let (_worker, seen) = start(&stream, Manner::Collects(usize::MAX), settings).await;
+    sleep(5 * MINUTE).await;
+    let mut counts: Vec<_> = seen.lock().unwrap().values().map(|(_, count)| *count).collect();
+    counts.sort_unstable();
+    counts.pop();
+    assert!(counts.iter().sum::<u64>() <= most, "{counts:?}");
+}
+
 /// Three stuck shards fill the smallest budget, and one of them has the only exemption: the fourth
 /// goes on whenever one of them is given back.
 #[tokio::test(start_paused = true)]
