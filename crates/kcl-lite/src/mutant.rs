@@ -128,7 +128,6 @@ pub const ABOVE_THE_PORTS: &[(&str, &str)] = &[
     ("a-stop-releases-nothing", "a worker that stops keeps its leases until they expire"),
     ("scans-too-often", "the table is scanned ten times as often"),
     ("steals-without-a-drain", "a lease is taken from a live owner without asking"),
-    ("a-handoff-is-awaited-for-ever", "a handoff that is over is still looked for"),
     ("creates-by-an-old-table", "what is missing in a table that was read long ago is made"),
     ("loss-stops-nothing", "a processor goes on when its lease is lost"),
     ("a-drain-does-not-wait", "a shard is let go while acknowledgements are outstanding"),

@@ -229,9 +229,12 @@ async fn create_first(
             looked = context.clock.now();
             let table = retried(context, rng, || context.store.list()).await?;
             let is_ours = |row: &&Lease| row.key.stream() == ready.source.key;
-            let rows = table.leases.iter().filter(is_ours).count();
-            if rows > 0 {
-                return Ok(rows);
+            let rows: Vec<_> = table.leases.iter().filter(is_ours).collect();
+            let made_here = |row: &&Lease| {
+                row.write_id.as_ref() == Some(&write_id(&context.incarnation, row.counter))
+            };
+            if !rows.iter().all(made_here) {
+                return Ok(rows.len());
             }
         }
         create(context, lease, rng).await?;

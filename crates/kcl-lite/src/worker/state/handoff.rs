@@ -81,16 +81,14 @@ impl State {
                 let is_dead = self.stopping
                     && observations.unchanged_for(now, lease) >= self.settings.lease_duration;
                 !is_dead
-                    && (!mine.contains(key) || crate::mutant::is("a-handoff-is-awaited-for-ever"))
+                    && !mine.contains(key)
                     && (lease.owner.as_ref() == Some(me) || lease.counter <= asked.counter)
             })
         });
         // Asked for in an earlier life, or by a request whose every reply was lost.
         for lease in self.leases.values().filter(|lease| lease.owner.as_ref() == Some(me)) {
             let is_pending = lease.checkpoint_owner.as_ref().is_some_and(|owner| owner != me);
-            let is_waited_for =
-                !mine.contains(&lease.key) || crate::mutant::is("a-handoff-is-awaited-for-ever");
-            if is_pending && is_waited_for {
+            if is_pending && !mine.contains(&lease.key) {
                 let asked = Asked { since: now, counter: lease.counter, looked: now };
                 self.asked.entry(lease.key.clone()).or_insert(asked);
             }
