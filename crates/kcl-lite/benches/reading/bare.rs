@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::Result;
-use crate::measure::{CONSUMER, Count, STREAM, Way};
+use crate::measure::{Count, STREAM};
 
 /// Five calls per second and shard.
 const SPACING: Duration = Duration::from_millis(200);
@@ -20,13 +20,9 @@ pub(crate) async fn read(
     config: &SdkConfig,
     count: &Arc<Count>,
     total: u64,
-    way: Way,
+    consumer: Option<String>,
 ) -> Result<()> {
     let client = Client::new(config);
-    let consumer = match way {
-        Way::Polling => None,
-        Way::FanOut => Some(consumer(&client).await?),
-    };
     let mut shards = JoinSet::new();
     for shard in client.list_shards().stream_name(STREAM).send().await?.shards() {
         let (client, shard) = (client.clone(), shard.shard_id().to_owned());
@@ -68,14 +64,6 @@ async fn shard_loop(
         let silence = Instant::now() + Duration::from_micros(bytes / 2);
         sleep_until(silence.max(sent + SPACING)).await;
     }
-}
-
-/// The ARN of the consumer, which is there.
-async fn consumer(client: &Client) -> Result<String> {
-    let stream = client.describe_stream_summary().stream_name(STREAM).send().await?;
-    let stream = stream.stream_description_summary.ok_or("no description")?.stream_arn;
-    let consumer = client.describe_stream_consumer().stream_arn(stream).consumer_name(CONSUMER);
-    Ok(consumer.send().await?.consumer_description.ok_or("no consumer")?.consumer_arn)
 }
 
 async fn subscription(

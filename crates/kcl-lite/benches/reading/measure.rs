@@ -7,6 +7,7 @@ use std::time::Duration;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_sdk_kinesis::Client;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 
@@ -14,9 +15,6 @@ use crate::{Result, bare, canned, say, worker};
 
 /// The stream that is read.
 pub(crate) const STREAM: &str = "reading";
-
-/// The registered consumer that subscribes.
-pub(crate) const CONSUMER: &str = "reading";
 
 /// Who reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,10 +195,14 @@ async fn read(
     is_paused: bool,
 ) -> Result<Cost> {
     let count = Arc::new(Count::default());
+    let consumer = match way {
+        Way::Polling => None,
+        Way::FanOut => Some(register(config).await?),
+    };
     let [cpu, wall] = clocks();
     match reader {
-        Reader::Bare => bare::read(config, &count, load.total(), way).await?,
-        Reader::Worker => worker::read(config, &count, load.total(), way, is_paused).await?,
+        Reader::Bare => bare::read(config, &count, load.total(), consumer).await?,
+        Reader::Worker => worker::read(config, &count, load.total(), consumer, is_paused).await?,
     }
     let [cpu_end, wall_end] = clocks();
     Ok(Cost {
@@ -209,6 +211,17 @@ async fn read(
         wall: wall_end - wall,
         peak_kib: peak_kib(),
     })
+}
+
+/// A stream consumer of this process alone: the service protects a subscription for five seconds, also
+/// that of the measurement before.
+async fn register(config: &SdkConfig) -> Result<String> {
+    let client = Client::new(config);
+    let stream = client.describe_stream_summary().stream_name(STREAM).send().await?;
+    let stream = stream.stream_description_summary.ok_or("no description")?.stream_arn;
+    let name = format!("reading-{}", std::process::id());
+    let consumer = client.register_stream_consumer().stream_arn(stream).consumer_name(name);
+    Ok(consumer.send().await?.consumer.ok_or("no consumer")?.consumer_arn)
 }
 
 /// The processor time of this process, and the time of the day's clock that never jumps.

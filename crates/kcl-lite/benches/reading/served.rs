@@ -7,7 +7,7 @@ use local_aws::{LocalAws, Server};
 use std::time::Duration;
 
 use crate::Result;
-use crate::measure::{CONSUMER, Load, STREAM};
+use crate::measure::{Load, STREAM};
 
 /// The bounds of one `PutRecords` call.
 const MOST_RECORDS: usize = 500;
@@ -44,10 +44,6 @@ impl Served {
                 left -= count;
             }
         }
-        let stream = client.describe_stream_summary().stream_name(STREAM).send().await?;
-        let stream = stream.stream_description_summary.ok_or("no description")?.stream_arn;
-        let consumer = client.register_stream_consumer().stream_arn(stream);
-        consumer.consumer_name(CONSUMER).send().await?;
         Ok(Self { server: local.serve().await? })
     }
 

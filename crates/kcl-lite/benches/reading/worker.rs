@@ -10,7 +10,7 @@ use kcl_lite::{
 };
 
 use crate::Result;
-use crate::measure::{CONSUMER, Count, STREAM, Way};
+use crate::measure::{Count, STREAM};
 
 struct Counter(Arc<Count>);
 
@@ -27,19 +27,16 @@ pub(crate) async fn read(
     config: &SdkConfig,
     count: &Arc<Count>,
     total: u64,
-    way: Way,
+    consumer: Option<String>,
     is_paused: bool,
 ) -> Result<()> {
     let control_plane = if is_paused { ControlPlane::Inline } else { ControlPlane::OwnThread };
     let settings = Settings {
         initial_position: InitialPosition::TrimHorizon,
         control_plane,
-        retrieval: match way {
-            Way::Polling => Retrieval::Polling,
-            Way::FanOut => {
-                Retrieval::FanOut { consumer: StreamConsumer::Named(CONSUMER.to_owned()) }
-            }
-        },
+        retrieval: consumer.map_or(Retrieval::Polling, |arn| Retrieval::FanOut {
+            consumer: StreamConsumer::Arn(arn),
+        }),
         ..Default::default()
     };
     // A new table for each run.

@@ -496,6 +496,7 @@ async fn after_a_reshard_every_record_is_where_its_key_belongs() {
     };
     let flags = "--aggregate --unicorns 20 --interval 50ms --count 4000 --bearing 0";
     let ride = tokio::select! {
+        biased;
         ride = ride(&local, flags, None) => ride,
         never = reshard => never,
     };
