@@ -173,14 +173,16 @@ pub(super) struct AutoReader {
     of: OneShard,
     choice: Choice,
     reader: Reader,
-    notice: Option<Notice>,
+    /// Since when the last reply holds that another reader has given.
+    asked: Option<Instant>,
+    notices: VecDeque<Notice>,
     rng: fastrand::Rng,
 }
 
 impl AutoReader {
     pub(super) fn new(of: OneShard, cursor: Cursor, mut rng: fastrand::Rng) -> Self {
         let reader = Reader::Polling(Box::new(PollingReader::new(of.clone(), cursor, rng.fork())));
-        Self { of, choice: Choice::new(), reader, notice: None, rng }
+        Self { of, choice: Choice::new(), reader, asked: None, notices: VecDeque::new(), rng }
     }
 
     fn reader(&mut self) -> &mut dyn ShardReader {
@@ -196,6 +198,7 @@ impl AutoReader {
 
     async fn step(&mut self) -> Result<Read, ServiceError> {
         self.wanted();
+        self.asked = None;
         let result = self.reader().next().await;
         let now = self.of.stream.options.clock.now();
         let reason = match &result {
@@ -213,23 +216,30 @@ impl AutoReader {
 
     /// The next reader starts where the last one stands: behind what it has just handed over.
     fn change(&mut self, reason: String) {
+        self.asked = self.asked();
         let cursor = match &self.reader {
             Reader::Polling(reader) => reader.cursor().clone(),
             Reader::FanOut(reader) => reader.cursor().clone(),
         };
+        let untold = self.reader().notice();
         let (of, rng, to) = (self.of.clone(), self.rng.fork(), self.choice.now);
         self.reader = match to {
             Fetching::Polling => Reader::Polling(Box::new(PollingReader::new(of, cursor, rng))),
             Fetching::FanOut => Reader::FanOut(Box::new(FanOutReader::new(of, cursor, rng))),
         };
-        self.notice = Some(Notice::RetrievalChanged { to, reason });
+        self.notices.extend(untold);
+        self.notices.push_back(Notice::RetrievalChanged { to, reason });
     }
 }
 
 impl ShardReader for AutoReader {
     fn ready(&mut self) -> BoxFuture<'_, ()> {
         self.wanted();
-        self.reader().ready()
+        Box::pin(async {
+            self.reader().ready().await;
+            // What follows is waiting for memory, which slow processors hold.
+            self.choice.returned = Some(self.of.stream.options.clock.now());
+        })
     }
 
     fn most_bytes(&self) -> u64 {
@@ -244,6 +254,9 @@ impl ShardReader for AutoReader {
     }
 
     fn asked(&self) -> Option<Instant> {
+        if self.asked.is_some() {
+            return self.asked;
+        }
         match &self.reader {
             Reader::Polling(reader) => reader.asked(),
             Reader::FanOut(reader) => reader.asked(),
@@ -251,7 +264,7 @@ impl ShardReader for AutoReader {
     }
 
     fn notice(&mut self) -> Option<Notice> {
-        self.notice.take().or_else(|| self.reader().notice())
+        self.notices.pop_front().or_else(|| self.reader().notice())
     }
 }
 

@@ -117,6 +117,11 @@ impl Course {
         Some(self.due.map_or(wanted, |due| due.max(wanted)))
     }
 
+    /// Before this nothing is asked again that may fail as it did before.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
     /// When the call that is under way has taken too long.
     pub(super) fn call_limit(&self) -> Option<Instant> {
         self.calling.map(|sent| sent + CALL_LIMIT)

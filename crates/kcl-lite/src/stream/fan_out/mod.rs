@@ -189,10 +189,11 @@ impl FanOutReader {
             biased;
             // First, because it takes several polls, and a busy shard always has something to say.
             reply = called => Woken::Called(reply),
+            // Then this, for the same reason.
+            () = at(self.course.call_at(clock.now())) => Woken::CallIsDue,
             event = heard => Woken::Heard(event.map_err(|error| {
                 self.of.stream.broken_events(OPERATION, &self.of.object(), error)
             })),
-            () = at(self.course.call_at(clock.now())) => Woken::CallIsDue,
             () = at(self.course.call_limit()) => Woken::CallTookTooLong,
             () = at(self.course.silence_limit()) => Woken::Silent,
         }
@@ -292,6 +293,10 @@ impl FanOutReader {
 
     /// Asks a listing. A closed shard may still have records: polling finds them, and the end.
     async fn look_for_end(&mut self) -> Result<(), ServiceError> {
+        // As late as the next subscription would be, after a listing that failed.
+        if let Some(due) = self.course.due() {
+            self.of.stream.options.clock.sleep_until(due).await;
+        }
         let end = self.of.look_up_end().await;
         if !matches!(end, Ok(Some(_))) {
             self.course.failed(self.now());
@@ -330,8 +335,8 @@ fn starting_position(cursor: &Cursor) -> StartingPosition {
 }
 
 impl ShardReader for FanOutReader {
-    /// An event that has arrived and is not asked for is all that is kept without memory set aside for
-    /// it; the next one stays in the socket.
+    /// An event that has arrived and is not asked for is kept without memory set aside for it; what
+    /// follows stays in the connection, whose window (2 MiB with HTTP/2) is not counted either.
     fn ready(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.arrive().await;

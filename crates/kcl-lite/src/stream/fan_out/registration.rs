@@ -113,21 +113,28 @@ impl Registration {
                 return Err(ServiceError::new(ServiceErrorKind::Invalid, context));
             }
         };
-        let stream_arn = stream.stream_arn().await?;
         let mut rng = stream.fork_rng();
         let mut looks = Retry::new(LOOK_FIRST, LOOK_MOST);
         let (mut is_new, mut limited) = (false, 0);
         loop {
-            let step = match describe(stream, &stream_arn, name).await {
-                Ok(Found::Active(arn)) => return Ok((arn, is_new)),
-                Ok(Found::Changing) => Ok(()),
-                Ok(Found::Missing) => {
-                    register(stream, &stream_arn, name).await.map(|()| is_new = true)
+            let found = match stream.stream_arn().await {
+                Ok(arn) => describe(stream, &arn, name).await.map(|found| (found, arn)),
+                Err(error) => Err(error),
+            };
+            let step = match found {
+                Ok((Found::Active(arn), _)) => return Ok((arn, is_new)),
+                Ok((Found::Changing, _)) => Ok(()),
+                Ok((Found::Missing, arn)) => {
+                    let registered = register(stream, &arn, name).await;
+                    let is_limited =
+                        |error: &ServiceError| error.kind == ServiceErrorKind::Throttled;
+                    limited =
+                        if registered.as_ref().is_err_and(is_limited) { limited + 1 } else { 0 };
+                    registered.map(|()| is_new = true)
                 }
                 Err(error) => Err(error),
             };
             if let Err(error) = step {
-                limited += u32::from(error.kind == ServiceErrorKind::Throttled);
                 // `NotReady` means that another worker has just registered it.
                 if !error.is_passing() || limited >= MOST_LIMITED {
                     return Err(error);

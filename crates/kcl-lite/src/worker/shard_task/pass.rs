@@ -156,10 +156,12 @@ impl ShardTask {
                             self.deliver(processor, shard, line, batch).await
                         }
                         Fetched::Tip(time) => {
-                            if window.in_flight() == 0 {
+                            // First, because what is read up to now hides what was missed before.
+                            let pass = self.look_for_gap(processor, None).await;
+                            if pass.is_none() && window.in_flight() == 0 {
                                 self.keeper.read_until(time);
                             }
-                            None
+                            pass
                         }
                         Fetched::End(named) => {
                             children = Some(named);

@@ -352,6 +352,24 @@ async fn l12_a_worker_that_is_told_to_stop_at_a_gap_delivers_nothing() {
     assert_eq!((row.owner, row.checkpoint), (None, at(3)));
 }
 
+/// All that was missed is gone, and nothing new comes: whoever takes the shard next must not take the
+/// quiet for having read everything.
+#[tokio::test(start_paused = true)]
+async fn l12_a_gap_in_a_shard_that_is_quiet_now_is_told_before_it_counts_as_read() {
+    let shelf = Shelf { retention: Some(RETENTION), ..Shelf::new(3, 1) };
+    let fleet = Fleet::new(1);
+    let worker = fleet.start_on("a", shelf.clone(), eager()).await;
+    until_stored(&fleet, &at(3)).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    shelf.put(4);
+    tokio::time::advance(RETENTION * 2).await;
+    shelf.trim(5);
+    let worker = fleet.start_on("b", shelf, eager()).await;
+    tokio::time::sleep(RETENTION / 5).await;
+    worker.shutdown(DEADLINE).await.unwrap();
+    assert_eq!(gaps(&fleet), [("3".to_owned(), String::new())]);
+}
+
 /// The last record is long gone, but the shard was quiet and read all the time.
 #[tokio::test(start_paused = true)]
 async fn l12_a_quiet_shard_whose_last_record_aged_out_has_no_gap() {
