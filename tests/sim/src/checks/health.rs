@@ -12,8 +12,6 @@ use crate::stream::Shards;
 
 /// How long a call of the control plane, or of a reader, may hang before anyone can know.
 const UNKNOWN: Duration = Duration::from_secs(100);
-/// A worker that was stopped for a while has to look first.
-const AWAKE: Duration = Duration::from_secs(5);
 
 impl Ledger {
     /// A shard that makes no progress for long is named by somebody, with the cause; or somebody
@@ -24,9 +22,10 @@ impl Ledger {
         shards: &mut Shards,
         healths: &[(Arc<Machine>, Health)],
     ) {
-        let is_awake =
-            |machine: &Machine| machine.thawed_at().is_none_or(|thawed| now > thawed + AWAKE);
         let patience = self.patience() + self.rules.slow_after + UNKNOWN;
+        // A worker that was stopped for a while begins to look again then.
+        let is_awake =
+            |machine: &Machine| machine.thawed_at().is_none_or(|thawed| now > thawed + patience);
         for shard in 0..shards.all.len() {
             let Some(runnable_at) = self.runnable_at(shard, shards) else { continue };
             let truth = &mut shards.all[shard];
