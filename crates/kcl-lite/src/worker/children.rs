@@ -61,7 +61,7 @@ async fn try_make(
                 create(context, parent, &child).await?;
                 made.insert(child.id);
             }
-            Err(error) if has_waited => {
+            Err(error) if has_waited && error.kind == ServiceErrorKind::NotReady => {
                 for later in missing_behind(context, parent, &child).await?.ok_or(error)? {
                     create(context, parent, &later).await?;
                 }
@@ -131,7 +131,10 @@ async fn missing_behind(
     let shards = listed(context).await?;
     let rows = timely(context, context.store.list()).await?.leases;
     let of_stream = rows.iter().filter(|row| row.key.stream() == parent.key.stream());
-    Ok(plan::missing_behind(&child.id, &shards, &of_stream.map(Lease::shard).collect()))
+    // What a row continues was served, also if its own row is gone.
+    let served = of_stream.flat_map(|row| row.parents.iter().cloned().chain([row.shard()]));
+    let served = served.filter(|id| *id != child.id).collect();
+    Ok(plan::missing_behind(&child.id, &shards, &served))
 }
 
 /// A parent counts if it has a lease, or if a listing that shows the child no longer shows it; and

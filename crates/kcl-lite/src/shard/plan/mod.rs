@@ -218,15 +218,33 @@ pub(crate) fn missing_behind(
     shards: &[Shard],
     leased: &BTreeSet<ShardId>,
 ) -> Option<Vec<ChildShard>> {
-    let later = ChildShard::of(child, shards.to_vec());
-    let below = later.into_iter().filter(|it| !leased.contains(&it.id)).map(|it| {
-        let missing = missing_behind(&it.id, shards, leased);
-        (missing.is_some(), missing.unwrap_or_else(|| vec![it]))
-    });
-    let below: Vec<_> = below.collect();
-    let is_served = |it: &Shard| it.parents.contains(child) && leased.contains(&it.id);
-    let has_begun = shards.iter().any(is_served) || below.iter().any(|(has_begun, _)| *has_begun);
-    has_begun.then(|| below.into_iter().flat_map(|(_, missing)| missing).collect())
+    // Which shards have something below them that is served: children have greater ids than parents.
+    let mut has_begun = BTreeSet::new();
+    for shard in shards.iter().rev() {
+        if leased.contains(&shard.id) || has_begun.contains(&shard.id) {
+            has_begun.extend(&shard.parents);
+        }
+    }
+    if !has_begun.contains(child) {
+        return None;
+    }
+    // Down to the first on each way that nobody serves and behind which nobody has begun.
+    let (mut passed_over, mut missing) = (BTreeSet::from([child]), Vec::new());
+    for shard in shards {
+        if shard.parents.iter().all(|id| !passed_over.contains(id)) || leased.contains(&shard.id) {
+            continue;
+        }
+        if has_begun.contains(&shard.id) {
+            passed_over.insert(&shard.id);
+        } else {
+            missing.push(ChildShard {
+                id: shard.id.clone(),
+                parents: shard.parents.clone(),
+                hash_range: Some(shard.hash_range),
+            });
+        }
+    }
+    Some(missing)
 }
 
 /// The lease of a child that the last reply of `parent` named: it starts at its own beginning.

@@ -143,7 +143,7 @@ impl ShardTask {
                 (true, None) => self.doing(Activity::Reading),
             }
             let wants_records = has_room && children.is_none() && !is_paused;
-            self.memory.starved(wants_records);
+            self.memory.starved(wants_records && fetched.is_empty());
             tokio::select! {
                 biased;
                 () = drain.cancelled() => return Pass::Drained { clean: true },
