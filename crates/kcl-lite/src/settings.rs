@@ -172,15 +172,13 @@ impl Retrieval {
         }
     }
 
-    /// The same, with the consumer of the application named.
-    pub(crate) fn of_application(&self, application: &str) -> Self {
-        let mut named = self.clone();
-        if let Self::FanOut { consumer } | Self::Auto { consumer } = &mut named
+    /// Names the consumer that is called after the application.
+    pub(crate) fn name_consumer(&mut self, application: &str) {
+        if let Self::FanOut { consumer } | Self::Auto { consumer } = self
             && *consumer == StreamConsumer::Application
         {
             *consumer = StreamConsumer::Named(application.to_owned());
         }
-        named
     }
 
     fn validate(&self) -> Result<(), Error> {
@@ -450,6 +448,16 @@ impl Settings {
     #[must_use]
     pub fn fence_margin(&self) -> Duration {
         self.lease_duration / 10
+    }
+
+    /// How long a write to the lease table may hang before it is given up.
+    pub(crate) fn write_limit(&self) -> Duration {
+        self.lease_duration / 4
+    }
+
+    /// How long a finished row stays at least, so that everyone hears of the end.
+    pub(crate) fn finished_stays(&self) -> Duration {
+        self.lease_duration * 6
     }
 
     /// Checks bounds and relations.

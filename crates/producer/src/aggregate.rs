@@ -4,7 +4,7 @@
 //! order in which they came, so no record is overtaken by a later one of its key: not when the
 //! service refuses some of a request, and not when it stores them in another order.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kpl_format::Packer;
@@ -36,14 +36,14 @@ impl Queue {
     /// A record that is alone in its shard, or whose shard is not known, is sent as it is.
     pub(crate) fn next_packed(&mut self, shards: &ShardMap) -> Vec<Parcel> {
         let mut open: BTreeMap<&str, Building> = BTreeMap::new();
-        let (mut left, mut full) = (VecDeque::new(), 0);
+        let (mut left, mut full) = (Vec::new(), 0);
         while full < shards.len().clamp(1, MOST_PARCELS)
             && let Some(entry) = self.waiting.pop_front()
         {
             // Keys of no known shard stand together: they have an order too.
             let home = shards.of(&entry.key).map_or("", |shard| &shard.id);
             if open.len() == MOST_PARCELS && !open.contains_key(home) {
-                left.push_back(entry);
+                left.push(entry);
                 continue;
             }
             let building = open.entry(home).or_default();
@@ -51,8 +51,7 @@ impl Queue {
             left.extend(building.take(entry, home.is_empty()));
             full += usize::from(building.is_full && !was_full);
         }
-        left.append(&mut self.waiting);
-        self.waiting = left;
+        self.give_back(left);
         open.into_iter().map(|(shard, building)| building.finish(shard)).collect()
     }
 }
@@ -96,19 +95,10 @@ impl Building {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::tests::{by_key, entry, queue};
     use crate::shards::tests::even;
     use kpl_format::Aggregate;
     use proptest::prelude::*;
-
-    fn entry(key: &str, number: usize) -> Entry {
-        Entry { key: key.to_owned(), data: number.to_string().into_bytes() }
-    }
-
-    fn queue(entries: impl IntoIterator<Item = Entry>) -> Queue {
-        let mut queue = Queue::default();
-        entries.into_iter().for_each(|entry| queue.push(entry));
-        queue
-    }
 
     /// What a consumer of this parcel reads.
     fn unpacked(parcel: &Parcel) -> Vec<Entry> {
@@ -233,13 +223,6 @@ mod tests {
                 }
                 queue.give_back(refused);
             }
-            let by_key = |entries: &[Entry]| {
-                let mut map: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
-                for entry in entries {
-                    map.entry(entry.key.clone()).or_default().push(entry.data.clone());
-                }
-                map
-            };
             prop_assert_eq!(by_key(&stored), by_key(&made));
         }
     }

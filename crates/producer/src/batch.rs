@@ -91,12 +91,12 @@ impl Queue {
         let mut batch: Vec<Entry> = Vec::new();
         let mut keys = BTreeSet::new();
         let mut bytes = 0;
-        let mut left = VecDeque::new();
+        let mut left = Vec::new();
         while let Some(entry) = self.waiting.pop_front() {
             let full = batch.len() == MAX_RECORDS
                 || (!batch.is_empty() && bytes + entry.size_bytes() > MAX_BYTES);
             if full {
-                left.push_back(entry);
+                left.push(entry);
                 break;
             }
             // Also marks the key when the record must wait, which changes nothing: it is there.
@@ -104,36 +104,44 @@ impl Queue {
                 bytes += entry.size_bytes();
                 batch.push(entry);
             } else {
-                left.push_back(entry);
+                left.push(entry);
             }
         }
-        left.append(&mut self.waiting);
-        self.waiting = left;
+        self.give_back(left);
         batch
     }
 
-    /// Puts records of the batch that is out back to the front, in the order given.
-    pub(crate) fn give_back(&mut self, refused: Vec<Entry>) {
-        for entry in refused.into_iter().rev() {
+    /// Puts records that were taken out back to the front, in the order given.
+    pub(crate) fn give_back(&mut self, entries: Vec<Entry>) {
+        for entry in entries.into_iter().rev() {
             self.waiting.push_front(entry);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    fn entry(key: &str, number: u32) -> Entry {
+    pub(crate) fn entry(key: &str, number: usize) -> Entry {
         Entry { key: key.into(), data: number.to_string().into_bytes() }
     }
 
-    fn queue(entries: impl IntoIterator<Item = Entry>) -> Queue {
+    pub(crate) fn queue(entries: impl IntoIterator<Item = Entry>) -> Queue {
         let mut queue = Queue::default();
         entries.into_iter().for_each(|entry| queue.push(entry));
         queue
+    }
+
+    /// The data of each key, in order.
+    pub(crate) fn by_key(entries: &[Entry]) -> BTreeMap<String, Vec<Vec<u8>>> {
+        let mut map: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
+        for entry in entries {
+            map.entry(entry.key.clone()).or_default().push(entry.data.clone());
+        }
+        map
     }
 
     fn shown(batch: &[Entry]) -> String {
@@ -206,13 +214,6 @@ mod tests {
                 stored.extend(accepted.into_iter().rev());
                 queue.give_back(refused);
             }
-            let by_key = |entries: &[Entry]| {
-                let mut map: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
-                for entry in entries {
-                    map.entry(entry.key.clone()).or_default().push(entry.data.clone());
-                }
-                map
-            };
             prop_assert_eq!(by_key(&stored), by_key(&made));
         }
     }

@@ -64,11 +64,14 @@ impl ChildShard {
     /// The shards of a listing that continue `parent`.
     pub(crate) fn of(parent: &ShardId, shards: Vec<Shard>) -> Vec<Self> {
         let children = shards.into_iter().filter(|shard| shard.parents.contains(parent));
-        let children = children.map(|shard| Self {
-            id: shard.id,
-            parents: shard.parents,
-            hash_range: Some(shard.hash_range),
-        });
-        children.collect()
+        children.map(Self::from).collect()
+    }
+}
+
+/// What a reply of the parent would say of a shard that is listed.
+impl From<Shard> for ChildShard {
+    fn from(shard: Shard) -> Self {
+        let Shard { id, parents, hash_range, is_open: _ } = shard;
+        Self { id, parents, hash_range: Some(hash_range) }
     }
 }

@@ -252,10 +252,19 @@ impl KinesisStream {
         if let Some(arn) = self.arn() {
             return Ok(arn);
         }
-        let call = self.calls.describe_stream_summary().set_stream_name(self.name());
-        let reply = call.send().await;
+        let date = ServiceDate::new(self.options.clock.clone());
+        Ok(self.summary(&date).await?.stream_arn)
+    }
+
+    async fn summary(
+        &self,
+        date: &ServiceDate,
+    ) -> Result<types::StreamDescriptionSummary, ServiceError> {
+        let call = self.calls.describe_stream_summary();
+        let call = call.set_stream_name(self.name()).set_stream_arn(self.arn());
+        let reply = call.customize().interceptor(date.clone()).send().await;
         let reply = reply.map_err(|error| self.failure("DescribeStreamSummary", "", error))?;
-        reply.stream_description_summary.map(|summary| summary.stream_arn).ok_or_else(|| {
+        reply.stream_description_summary.ok_or_else(|| {
             let context =
                 format!("DescribeStreamSummary of stream `{}` is empty", self.name_or_arn);
             ServiceError::new(ServiceErrorKind::Unavailable, context)
@@ -390,15 +399,7 @@ impl KinesisStream {
     async fn description(&self) -> Result<Description, ServiceError> {
         let asked = self.options.clock.now();
         let date = ServiceDate::new(self.options.clock.clone());
-        let call = self.calls.describe_stream_summary();
-        let call = call.set_stream_name(self.name()).set_stream_arn(self.arn());
-        let reply = call.customize().interceptor(date.clone()).send().await;
-        let reply = reply.map_err(|error| self.failure("DescribeStreamSummary", "", error))?;
-        let Some(summary) = reply.stream_description_summary else {
-            let context =
-                format!("DescribeStreamSummary of stream `{}` is empty", self.name_or_arn);
-            return Err(ServiceError::new(ServiceErrorKind::Unavailable, context));
-        };
+        let summary = self.summary(&date).await?;
         if matches!(summary.stream_status, StreamStatus::Creating | StreamStatus::Deleting) {
             let mut waiting =
                 self.shared.waiting_since.lock().unwrap_or_else(PoisonError::into_inner);

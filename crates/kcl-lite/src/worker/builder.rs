@@ -187,9 +187,9 @@ impl WorkerBuilder {
     /// # Errors
     /// Kind `Config` when settings are out of bounds, a stream is given twice, or records are to be put
     /// aside without a place for them.
-    pub async fn build(self) -> Result<Worker, Error> {
-        let retrieval = self.settings.retrieval.of_application(&self.application);
-        Settings { retrieval: retrieval.clone(), ..self.settings.clone() }.validate()?;
+    pub async fn build(mut self) -> Result<Worker, Error> {
+        self.settings.retrieval.name_consumer(&self.application);
+        self.settings.validate()?;
         self.no_stream_twice()?;
         self.one_stream_for_a_consumer_arn()?;
         self.a_place_for_dead_letters()?;
@@ -226,7 +226,7 @@ impl WorkerBuilder {
                     reads_per_second: settings.reads_per_second,
                     clock,
                     seed,
-                    retrieval: retrieval.clone(),
+                    retrieval: settings.retrieval.clone(),
                 };
                 let config = source.aws_config.as_ref().unwrap_or(&config);
                 Arc::new(KinesisStream::new(config, &*source.name_or_arn, options))

@@ -281,7 +281,7 @@ impl Coordinator {
     fn scan(&mut self) {
         let context = self.keeper_context.clone();
         self.calls.spawn(async move {
-            let (limit, what) = (call_limit(&context), "reading the lease table");
+            let (limit, what) = (context.settings.write_limit(), "reading the lease table");
             Input::Scanned(timely(&context.clock, limit, what, context.store.list()).await)
         });
     }
@@ -289,7 +289,7 @@ impl Coordinator {
     fn look(&mut self, key: LeaseKey) {
         let context = self.keeper_context.clone();
         self.calls.spawn(async move {
-            let (limit, what) = (call_limit(&context), "reading a lease");
+            let (limit, what) = (context.settings.write_limit(), "reading a lease");
             let result = timely(&context.clock, limit, what, context.store.get(&key)).await;
             Input::Looked { key, result }
         });
@@ -474,7 +474,7 @@ async fn write_until_answered(
 ) -> Result<WriteOutcome, ServiceError> {
     let mut attempt = 1;
     loop {
-        let (limit, what) = (call_limit(context), "writing a lease");
+        let (limit, what) = (context.settings.write_limit(), "writing a lease");
         let result = timely(&context.clock, limit, what, context.store.write(write)).await;
         if result.is_ok() || attempt == WRITE_ATTEMPTS {
             return result;
@@ -482,11 +482,6 @@ async fn write_until_answered(
         clock::sleep(&context.clock, Duration::from_millis(100) * attempt).await;
         attempt += 1;
     }
-}
-
-/// A call to the lease table that hangs is given up after this time.
-fn call_limit(context: &KeeperContext) -> Duration {
-    context.settings.lease_duration / 4
 }
 
 /// Lists the shards; when asked, also looks whether it is still the stream that the leases are for.

@@ -193,20 +193,19 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
                 return Ok(Settled { reason: Some(failure), ..Settled::default() });
             }
         };
-        let (mut refused, mut settled, mut is_stored) = (Vec::new(), Settled::default(), false);
+        let is_stored = results.iter().any(Result::is_ok);
+        let (mut refused, mut settled) = (Vec::new(), Settled::default());
         for (parcel, result) in batch.into_iter().zip(results) {
             match result {
                 Err(failure) => {
                     refused.push(parcel);
                     settled.reason.get_or_insert(failure);
-                    continue;
                 }
                 Ok(shard) => match &parcel.packed {
                     Some(packed) if packed.shard != shard => settled.moved.push((parcel, shard)),
                     _ => self.count(&parcel),
                 },
             }
-            is_stored = true;
         }
         self.keep(refused);
         if is_stored {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tokio::time::Instant;
 
 use super::world::{
-    Fate, Hold, Life, Message, Network, Step, Why, Worker, World, at, key, position,
+    Fate, Hold, Life, Message, Network, Step, Times, Why, Worker, World, at, key, position,
 };
 use crate::lease::store::WriteOutcome;
 use crate::lease::tenure::{Goal, Tenure, Verdict, take_id, write_id};
@@ -68,7 +68,7 @@ impl World {
 
     /// What a running worker does first: its fences, the writes that have taken too long, a scan.
     pub(super) fn wake(&mut self, worker: usize) {
-        let (now, patience) = (self.now(worker), self.times[0] / 4);
+        let (now, patience) = (self.now(worker), self.times.write_limit);
         let misses_scan = self.workers[worker].misses_scan();
         for lease in 0..self.shards.len() {
             let slot = &mut self.workers[worker].slots[lease];
@@ -160,8 +160,7 @@ impl World {
     pub(super) fn leave(&mut self, worker: usize, lease: usize) {
         let Worker { id, slots, .. } = &mut self.workers[worker];
         let slot = &mut slots[lease];
-        let seen = slot.seen.as_ref();
-        if seen.is_none_or(|row| row.checkpoint_owner.as_ref() != Some(id)) {
+        if !slot.is_asked(id) {
             self.moves -= 1;
         }
         slot.hold.as_mut().expect("a holder leaves").goal = Goal::Release;
@@ -268,7 +267,7 @@ impl World {
             self.notes.push("a take was recognised");
         }
         let acknowledged = position(&row, self.bounds.records);
-        let [lasts, _, margin] = self.times;
+        let Times { lease_duration: lasts, fence_margin: margin, .. } = self.times;
         let (id, incarnation) = (this.id.clone(), this.incarnation.clone());
         let tenure = Tenure::new(row, since, id, incarnation, lasts, margin);
         if now < tenure.fenced_at() {

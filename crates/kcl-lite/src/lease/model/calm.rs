@@ -78,14 +78,14 @@ impl World {
 
     pub(super) fn duty(&self, worker: usize, lease: usize) -> Option<Step> {
         let Worker { id, slots, .. } = &self.workers[worker];
-        let Slot { seen, waiting, hold } = &slots[lease];
+        let slot = &slots[lease];
+        let Slot { seen, waiting, hold } = slot;
         let fine = |why| Some(Step::Write(worker, lease, why, Network::Fine));
         if waiting.is_some() {
             return None;
         }
         if let Some(hold) = hold {
-            let asked = seen.as_ref().and_then(|row| row.checkpoint_owner.as_ref());
-            if hold.goal == Goal::Keep && asked == Some(id) {
+            if hold.goal == Goal::Keep && slot.is_asked(id) {
                 return Some(Step::Leave(worker, lease));
             }
             return if self.is_due(worker, lease) { fine(Why::Hold) } else { None };
@@ -101,10 +101,9 @@ impl World {
         let Worker { id, slots, observations, .. } = &self.workers[worker];
         let leases = slots.iter().filter_map(|slot| slot.seen.clone());
         let leases = leases.map(|row| (row.key.clone(), row)).collect();
-        let is_mine = |slot: &Slot| slot.hold.is_some() || slot.waiting.is_some();
-        let mine = slots.iter().enumerate().filter(|(_, slot)| is_mine(slot));
+        let mine = slots.iter().enumerate().filter(|(_, slot)| slot.is_busy());
         let mine = mine.map(|(lease, _)| key(lease)).collect();
-        let [lasts, ..] = self.times;
+        let lasts = self.times.lease_duration;
         let takes = leases_to_take(&Snapshot {
             me: id,
             leases: &leases,

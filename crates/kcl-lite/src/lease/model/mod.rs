@@ -99,7 +99,10 @@ fn shown(bounds: Bounds) -> explore::Visited {
     let explore::Visited { states, steps, depth, slowest, notes } = &visited;
     println!("{bounds:?}");
     println!("  {states} states, {steps} steps, the farthest {depth} from the start");
-    println!("  calm within {slowest} of {} ticks; in so many steps: {notes:?}", bounds.lasts * 2);
+    println!(
+        "  calm within {slowest} of {} ticks; in so many steps: {notes:?}",
+        bounds.calm_ticks()
+    );
     visited
 }
 

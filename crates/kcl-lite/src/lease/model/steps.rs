@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::world::{FINISHED_STAYS, Life, Network, Shard, Slot, Step, Why, Worker, World, at};
+use super::world::{Life, Network, Shard, Slot, Step, Why, Worker, World, at};
 use crate::lease::Lease;
 use crate::lease::tenure::Goal;
 use crate::mutant;
@@ -50,7 +50,7 @@ impl World {
     /// What a running worker does before time goes on.
     pub(super) fn is_due(&self, worker: usize, lease: usize) -> bool {
         let slot = &self.workers[worker].slots[lease];
-        let [_, interval, _] = self.times;
+        let interval = self.times.renew_interval;
         slot.waiting.is_none()
             && slot.hold.as_ref().is_some_and(|hold| {
                 hold.goal != Goal::Keep || self.now(worker) >= hold.tenure.valid_from() + interval
@@ -61,12 +61,11 @@ impl World {
     /// named in no row may as well never have scanned.
     pub(super) fn matters(&self, worker: usize) -> bool {
         let Worker { id, slots, .. } = &self.workers[worker];
-        let is_busy = |slot: &Slot| slot.hold.is_some() || slot.waiting.is_some();
         let names = |row: &Lease| {
             row.owner.as_ref() == Some(id) || row.checkpoint_owner.as_ref() == Some(id)
         };
         let mut rows = self.shards.iter().filter_map(|shard| shard.row.as_ref());
-        slots.iter().any(is_busy) || rows.any(names)
+        slots.iter().any(Slot::is_busy) || rows.any(names)
     }
 
     pub(super) fn steps_of(&self, worker: usize, lease: usize, steps: &mut Vec<Step>) {
@@ -98,9 +97,7 @@ impl World {
             if !is_done && self.believes(worker, lease) {
                 steps.push(Step::Acknowledge(worker, lease));
             }
-            let seen = slot.seen.as_ref();
-            let is_asked = seen.is_some_and(|row| row.checkpoint_owner.as_ref() == Some(id));
-            if !is_waiting && (is_asked || self.moves > 0) {
+            if !is_waiting && (slot.is_asked(id) || self.moves > 0) {
                 steps.push(Step::Leave(worker, lease));
             }
             if !is_waiting && is_done && self.bounds.whole_life {
@@ -122,13 +119,13 @@ impl World {
         let unchanged = observations.unchanged_for(self.now(worker), row);
         if row.checkpoint.is_shard_end() {
             let at_once = mutant::is("finished-rows-go-at-once");
-            let stays = if at_once { Duration::ZERO } else { self.times[0] * FINISHED_STAYS };
+            let stays = if at_once { Duration::ZERO } else { self.times.finished_stays };
             return if unchanged >= stays { vec![Why::Delete] } else { Vec::new() };
         }
         match row.actual_owner() {
             None => vec![Why::Take],
             Some(owner) if owner == id => vec![Why::Take],
-            Some(_) if unchanged >= self.times[0] => vec![Why::Take],
+            Some(_) if unchanged >= self.times.lease_duration => vec![Why::Take],
             Some(_) if row.owner.as_ref() == Some(id) => vec![Why::TakeOverdue],
             Some(_) if self.moves == 0 || row.checkpoint_owner.is_some() => Vec::new(),
             Some(_) if mutant::is("steals-without-a-drain") => vec![Why::Take],

@@ -18,18 +18,37 @@ use crate::position::Checkpoint;
 use crate::record::WorkerId;
 use crate::settings::Settings;
 
-/// How many lease durations a finished row stays, as in `worker/state`.
-pub(super) const FINISHED_STAYS: u32 = 6;
-
 /// The ids of the workers, and those they may come back with.
 const NAMES: [[&str; 2]; 3] = [["a", "x"], ["b", "y"], ["c", "z"]];
+
+/// What the library's settings make of a lease duration.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) lease_duration: Duration,
+    pub(super) renew_interval: Duration,
+    pub(super) fence_margin: Duration,
+    pub(super) write_limit: Duration,
+    pub(super) finished_stays: Duration,
+}
+
+impl Times {
+    fn of(lease_duration: Duration) -> Self {
+        let settings = Settings { lease_duration, ..Settings::default() };
+        Self {
+            lease_duration,
+            renew_interval: settings.renew_interval(),
+            fence_margin: settings.fence_margin(),
+            write_limit: settings.write_limit(),
+            finished_stays: settings.finished_stays(),
+        }
+    }
+}
 
 /// Everything there is.
 #[derive(Debug, Clone)]
 pub(super) struct World {
     pub(super) bounds: Bounds,
-    /// The lease duration, the interval of renewals and the margin of the fence.
-    pub(super) times: [Duration; 3],
+    pub(super) times: Times,
     pub(super) start: Instant,
     pub(super) tick: u32,
     pub(super) shards: Vec<Shard>,
@@ -196,6 +215,23 @@ impl Worker {
             slots: vec![Slot::default(); leases],
         }
     }
+
+    /// Who waits for a take hears of no scan, and may try again by what it saw before.
+    pub(super) fn misses_scan(&self) -> bool {
+        self.slots.iter().any(|slot| slot.hold.is_none() && slot.waiting.is_some())
+    }
+}
+
+impl Slot {
+    /// Whether the worker holds the lease, or waits for an answer about it.
+    pub(super) fn is_busy(&self) -> bool {
+        self.hold.is_some() || self.waiting.is_some()
+    }
+
+    /// Whether another worker has asked `me` for the lease, as far as is known.
+    pub(super) fn is_asked(&self, me: &WorkerId) -> bool {
+        self.seen.as_ref().is_some_and(|row| row.checkpoint_owner.as_ref() == Some(me))
+    }
 }
 
 impl World {
@@ -204,11 +240,9 @@ impl World {
         let workers = 0..bounds.rates.len();
         let shard = Shard { row: None, acknowledged: 0, is_gone: false };
         let workers = workers.map(|of| Worker::new(of, 0, 1, bounds.leases));
-        let lease_duration = Duration::from_secs(u64::from(bounds.lasts));
-        let settings = Settings { lease_duration, ..Settings::default() };
         let mut world = Self {
             bounds,
-            times: [lease_duration, settings.renew_interval(), settings.fence_margin()],
+            times: Times::of(Duration::from_secs(u64::from(bounds.lasts))),
             // Room for instants before the start.
             start: Instant::now() + Duration::from_secs(1_000),
             tick: 0,
@@ -245,12 +279,5 @@ impl World {
         self.workers[worker].slots[lease].hold.as_ref().is_some_and(|hold| {
             hold.goal == Goal::Keep && self.now(worker) < hold.tenure.fenced_at()
         })
-    }
-}
-
-impl Worker {
-    /// Who waits for a take hears of no scan, and may try again by what it saw before.
-    pub(super) fn misses_scan(&self) -> bool {
-        self.slots.iter().any(|slot| slot.hold.is_none() && slot.waiting.is_some())
     }
 }

@@ -51,11 +51,11 @@ pub(crate) fn covers_everything(ranges: impl Iterator<Item = HashRange>) -> bool
 pub(crate) fn covers(ranges: impl Iterator<Item = HashRange>, whole: HashRange) -> bool {
     let mut ranges: Vec<_> = ranges.collect();
     ranges.sort_unstable();
-    cover(&ranges, whole)
+    cover(ranges.into_iter(), whole)
 }
 
 /// Whether `ranges`, which are sorted, together cover `whole`; overlaps are allowed.
-fn cover(ranges: &[HashRange], whole: HashRange) -> bool {
+fn cover(ranges: impl Iterator<Item = HashRange>, whole: HashRange) -> bool {
     let mut next = whole.start;
     for range in ranges {
         if range.start > next {
@@ -98,12 +98,13 @@ pub(crate) fn leases_to_create(
     // Of a shard that has just ended the children are in the table, but may not be known here.
     let continued = |lease: &&Lease| lease.children.iter().any(|it| !leases.contains_key(it));
     let covering = leases.values().copied().filter(|it| unfinished(it) || continued(it));
-    let covering: Vec<_> =
+    let mut covering: Vec<_> =
         covering.filter_map(|it| Some((it.hash_range?, it.shard(), unfinished(&it)))).collect();
+    covering.sort_unstable();
     // But it does not stand in the way of its own children, in case they were not made.
     let is_covered = |shard: &Shard| {
         let counts = |it: &&(HashRange, ShardId, bool)| it.2 || !shard.parents.contains(&it.1);
-        covers(covering.iter().filter(counts).map(|it| it.0), shard.hash_range)
+        cover(covering.iter().filter(counts).map(|it| it.0), shard.hash_range)
     };
     for shard in &listing.shards {
         if shard.is_open
@@ -237,11 +238,7 @@ pub(crate) fn missing_behind(
         if has_begun.contains(&shard.id) {
             passed_over.insert(&shard.id);
         } else {
-            missing.push(ChildShard {
-                id: shard.id.clone(),
-                parents: shard.parents.clone(),
-                hash_range: Some(shard.hash_range),
-            });
+            missing.push(shard.clone().into());
         }
     }
     Some(missing)

@@ -311,11 +311,8 @@ impl LeaseKeeper {
         let sent = clock.now();
         let before = self.tenure.lease().checkpoint.clone();
         self.tenure.sent(sent);
-        let attempt = within(
-            &clock,
-            self.context.settings.lease_duration / 4,
-            self.context.store.write(write),
-        );
+        let attempt =
+            within(&clock, self.context.settings.write_limit(), self.context.store.write(write));
         let result = tokio::select! {
             biased;
             () = clock.sleep_until(self.tenure.fenced_at()) => return Sent::Fenced,

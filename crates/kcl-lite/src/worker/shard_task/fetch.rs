@@ -118,14 +118,14 @@ impl Fetch {
         let begun = clock.now();
         within(clock, READ_LIMIT, reader.ready()).await?;
         let left = READ_LIMIT.saturating_sub(clock.now().duration_since(begun));
-        let mut most = reader.most_bytes();
-        let mut memory = self.set_aside(most).await;
-        // While it was waited for, more may have been written.
-        while reader.most_bytes() > most {
-            most = reader.most_bytes();
-            drop(memory);
-            memory = self.set_aside(most).await;
-        }
+        let memory = loop {
+            let most = reader.most_bytes();
+            let memory = self.set_aside(most).await;
+            // While it was waited for, more may have been written.
+            if reader.most_bytes() <= most {
+                break memory;
+            }
+        };
         Some((within(clock, left, reader.next()).await?, memory))
     }
 

@@ -30,17 +30,23 @@ const RECORD_BYTES: u64 = 200;
 
 /// What was wrong with aggregates since the worker started. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct PackingFaults(Arc<(AtomicU64, AtomicU64)>);
+pub(crate) struct PackingFaults(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    foreign: AtomicU64,
+    corrupt: AtomicU64,
+}
 
 impl PackingFaults {
     /// Records whose hash key belongs to another shard.
     pub(crate) fn foreign(&self) -> u64 {
-        self.0.0.load(Ordering::Relaxed)
+        self.0.foreign.load(Ordering::Relaxed)
     }
 
     /// Aggregates that could not be unpacked.
     pub(crate) fn corrupt(&self) -> u64 {
-        self.0.1.load(Ordering::Relaxed)
+        self.0.corrupt.load(Ordering::Relaxed)
     }
 }
 
@@ -143,7 +149,7 @@ impl Unpacker {
             return;
         }
         told.up_to = Some(Position::of(record));
-        context.packing_faults.0.1.fetch_add(1, Ordering::Relaxed);
+        context.packing_faults.0.corrupt.fetch_add(1, Ordering::Relaxed);
         let Some(records) = told.corrupt.due(1, context.clock.now()) else { return };
         let (shard, position) = (self.key.clone(), Position::of(record));
         drop(told);
@@ -157,7 +163,7 @@ impl Unpacker {
         let Some(last) = parts.last().filter(|_| new > 0) else { return };
         let sequence_number = whole.sequence_number.clone();
         told.up_to = Some(Position { sequence_number, sub_sequence_number: *last });
-        context.packing_faults.0.0.fetch_add(new, Ordering::Relaxed);
+        context.packing_faults.0.foreign.fetch_add(new, Ordering::Relaxed);
         let Some(records) = told.foreign.due(new, context.clock.now()) else { return };
         drop(told);
         let shard = self.key.clone();

@@ -178,9 +178,6 @@ pub(crate) fn scan_interval(rows: usize, lease_duration: Duration) -> Duration {
     affordable.max(Duration::from_secs(1) / often).min(lease_duration / 2)
 }
 
-/// How many lease durations a finished row stays at least.
-const FINISHED_STAYS: u32 = 6;
-
 impl State {
     pub(crate) fn new(
         me: WorkerId,
@@ -426,7 +423,7 @@ impl State {
     /// its owner, whose last write was applied but not answered, or a creation that is on its way.
     /// It stays longer than the table as it was known may be old when a creation is decided.
     fn delete(&mut self, now: Instant) -> Vec<Action> {
-        let stays = self.settings.lease_duration * FINISHED_STAYS;
+        let stays = self.settings.finished_stays();
         let stays = if mutant::is("finished-rows-go-at-once") { Duration::ZERO } else { stays };
         let doomed: Vec<_> = plan::leases_to_delete(&self.leases)
             .into_iter()

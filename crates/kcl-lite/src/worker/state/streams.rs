@@ -4,6 +4,7 @@
 //! leases cover, or a reader that is told that its shard does not exist. A listing is a hint; a
 //! stream counts as deleted only when two listings in a row say so.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -264,9 +265,10 @@ impl State {
         }
         // A row that will be restored still covers its shard: without it the plan would begin again
         // with ancestors that were finished and removed long ago.
-        let restored = self.vanished.iter().filter(|(key, _)| self.hidden.contains(*key));
-        let mut known = self.leases.clone();
-        known.extend(restored.map(|(key, gone)| (key.clone(), gone.row.clone())));
+        let mut known = Cow::Borrowed(&self.leases);
+        for (key, gone) in self.vanished.iter().filter(|(key, _)| self.hidden.contains(*key)) {
+            known.to_mut().insert(key.clone(), gone.row.clone());
+        }
         let missing = plan::leases_to_create(listing, &known, &stream.source);
         // The owner of a row that was deleted knows its position and writes it again; only when it
         // has not, within a lease duration, is the row made again as it was last seen.
