@@ -5,7 +5,7 @@ use anyhow::Result;
 use e2e::binaries::Binaries;
 use e2e::process::Process;
 use tokio::process::Command;
-use tokio::time::{Duration, timeout};
+use tokio::time::Duration;
 
 /// It takes half a minute on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -16,13 +16,7 @@ async fn c08_c09_a_worker_process_keeps_to_its_budget_and_to_its_threads() -> Re
     command.args(["--shards", "30", "--budget", "64", "--stall", "300", "--stuck", "2"]);
     command.args(["--many", "200"]);
     let mut memory = Process::start("memory", command)?;
-    timeout(PATIENCE, async {
-        while !memory.transcript().is_complete() {
-            memory.printed().await;
-        }
-    })
-    .await?;
-    let code = memory.ended().await?.code();
+    let code = memory.ended_within(PATIENCE).await?.code();
     let transcript = memory.transcript();
     let stdout = String::from_utf8_lossy(&transcript.stdout);
     assert_eq!(code, Some(0), "{stdout}\n{}", transcript.stderr);

@@ -219,6 +219,15 @@ impl Process {
     ///
     /// It does not end within a minute; the error carries the transcript.
     pub async fn ended(&mut self) -> Result<ExitStatus> {
+        self.ended_within(PATIENCE).await
+    }
+
+    /// [`ended`](Self::ended) for what takes longer.
+    ///
+    /// # Errors
+    ///
+    /// It does not end within `limit`; the error carries the transcript.
+    pub async fn ended_within(&mut self, limit: Duration) -> Result<ExitStatus> {
         let mut transcript = self.transcript.clone();
         let child = &mut self.child;
         let ending = async {
@@ -226,7 +235,7 @@ impl Process {
             transcript.wait_for(Transcript::is_complete).await.ok();
             Ok::<_, std::io::Error>(status)
         };
-        match timeout(PATIENCE, ending).await {
+        match timeout(limit, ending).await {
             Ok(status) => Ok(status?),
             Err(_) => Err(self.complaint("does not end")),
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use sim::{Counts, Plan, Tier, Violation, run, shrink};
 use tokio::time::Instant;
 
@@ -15,8 +15,8 @@ use tokio::time::Instant;
 #[derive(Debug, Parser)]
 struct Arguments {
     /// How much of the library takes part.
-    #[arg(long, value_enum, default_value_t = TierName::Protocol)]
-    tier: TierName,
+    #[arg(long, value_enum, default_value_t = Tier::Protocol)]
+    tier: Tier,
     /// Run this seed and print its timeline if it fails.
     #[arg(long)]
     seed: Option<u64>,
@@ -53,24 +53,6 @@ struct Arguments {
     failures: usize,
 }
 
-/// A tier, as the command line names it.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum TierName {
-    /// All above the ports; fast.
-    Protocol,
-    /// With the AWS SDK and `local-aws` in this process.
-    Full,
-}
-
-impl From<TierName> for Tier {
-    fn from(name: TierName) -> Self {
-        match name {
-            TierName::Protocol => Self::Protocol,
-            TierName::Full => Self::Full,
-        }
-    }
-}
-
 /// Seeds between two lines of progress.
 const PROGRESS: u64 = 1000;
 const PROGRESS_OF_FULL: u64 = 20;
@@ -95,7 +77,7 @@ fn main() -> ExitCode {
 
 fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
     choose(arguments.mutant.as_deref());
-    let tier = arguments.tier.into();
+    let tier = arguments.tier;
     let mut plan = Plan::of(seed).on(tier);
     let mut kept = arguments.keep.clone();
     if let Some(kept) = &kept {
@@ -207,7 +189,7 @@ struct Sweep {
 }
 
 fn many(arguments: &Arguments) -> Result<(), String> {
-    let (began, tier) = (Instant::now(), arguments.tier.into());
+    let (began, tier) = (Instant::now(), arguments.tier);
     let deadline = arguments.hours.map(|hours| began + Duration::from_secs_f64(hours * 3600.0));
     let next = AtomicU64::new(arguments.from);
     let end = deadline.map_or(arguments.from + arguments.seeds, |_| u64::MAX);

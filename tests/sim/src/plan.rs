@@ -63,12 +63,23 @@ pub struct Plan {
 }
 
 /// How much of the library takes part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Tier {
     /// All above the ports: table and stream are the simulation's own.
     Protocol,
     /// All of it, with the AWS SDK, over HTTP requests to `local-aws` in this process.
     Full,
+}
+
+impl Tier {
+    /// What the command line and the corpus call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Protocol => "protocol",
+            Self::Full => "full",
+        }
+    }
 }
 
 /// What a run is mostly about: each makes other situations likely.

@@ -11,10 +11,7 @@ use sim::{Counts, Plan, Tier, run};
 fn sweep(tier: Tier, seeds: &[u64]) -> (Counts, Vec<String>) {
     let next = AtomicUsize::new(0);
     let swept: Mutex<(Counts, Vec<String>)> = Mutex::default();
-    let name = match tier {
-        Tier::Protocol => "protocol",
-        Tier::Full => "full",
-    };
+    let name = tier.name();
     let work = || {
         while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
             let outcome = run(&Plan::of(*seed).on(tier), false);
@@ -58,11 +55,10 @@ fn seeds_that_failed_once_stay_repaired() {
     let corpus = include_str!("../corpus.txt").lines().filter(|line| !line.starts_with('#'));
     let seeds = corpus.map(|line| {
         let mut words = line.split_whitespace();
-        let tier = match words.next() {
-            Some("protocol") => Tier::Protocol,
-            Some("full") => Tier::Full,
-            other => panic!("no tier of a seed is called {other:?}"),
-        };
+        let name = words.next();
+        let mut tiers = [Tier::Protocol, Tier::Full].into_iter();
+        let tier = tiers.find(|tier| Some(tier.name()) == name);
+        let tier = tier.unwrap_or_else(|| panic!("no tier of a seed is called {name:?}"));
         (tier, words.next().unwrap().parse().unwrap())
     });
     let seeds: Vec<(Tier, u64)> = seeds.collect();

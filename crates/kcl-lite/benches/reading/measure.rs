@@ -241,6 +241,7 @@ fn peak_kib() -> Option<u64> {
 #[derive(Debug, Default)]
 pub(crate) struct Count {
     pub(crate) records: AtomicU64,
+    /// So that every record is looked at.
     pub(crate) bytes: AtomicU64,
     changed: Notify,
 }

@@ -370,7 +370,7 @@ fn records(log: &[Seen]) -> Vec<String> {
 }
 
 /// The key of a numbered record.
-fn key_of(number: u32) -> String {
+pub(crate) fn key_of(number: u32) -> String {
     format!("key-{}", number % 257)
 }
 

@@ -120,7 +120,8 @@ fn rule(operation: &str, effect: Effect) -> Rule {
     Rule::new(effect).client(READER).operation(operation)
 }
 
-fn fail(code: &str, status: u16) -> Effect {
+/// The service refuses.
+pub(crate) fn fail(code: &str, status: u16) -> Effect {
     Effect::FailBefore { code: code.to_owned(), status }
 }
 

@@ -29,28 +29,7 @@ impl Ledger {
         };
         let mut facts = self.leases.remove(change.key).unwrap_or_default();
         let result = match change.what {
-            LeaseChange::Create(made) => {
-                if made.owner.is_some() {
-                    self.counts.note(Situation::RowPutBack);
-                }
-                self.listed_at = change.at;
-                // Who starts without the row cannot know that it was there.
-                let knew = self.born.get(&change.who).is_some_and(|it| *it < self.forgotten_at);
-                let is_held = facts.current.is_some();
-                if self.rules.calm && made.owner.is_none() && is_held {
-                    if knew {
-                        let text = "a row whose owner is well is made again by another";
-                        let (at, key) = (change.at, Some(change.key as &dyn fmt::Display));
-                        self.broken(Promise::Rows, at, key, text.to_owned());
-                    }
-                    // It repeats what came since the first start, beside the owner for a while.
-                    (facts.best, facts.token) = (None, 0);
-                    let owner = facts.current.take().and_then(|it| facts.tenures.get_mut(&it));
-                    owner.into_iter().for_each(|it| it.end = Some((change.at, End::Forced)));
-                    self.rules.calm = false;
-                }
-                created(change, &mut facts, shards, shard)
-            }
+            LeaseChange::Create(made) => self.made(change, made, &mut facts, shards, shard),
             LeaseChange::Take { .. } => self.taken(change, &mut facts, shards, shard),
             LeaseChange::AskHandoff { .. } => {
                 self.counts.note(Situation::AskedFor);
@@ -93,6 +72,36 @@ impl Ledger {
         if let Err((promise, text)) = result {
             self.broken(promise, change.at, Some(change.key), text);
         }
+    }
+
+    /// A row is there that was not; who puts one back beside its owner has to have a reason.
+    fn made(
+        &mut self,
+        change: &Change<'_>,
+        made: &Lease,
+        facts: &mut Facts,
+        shards: &mut Shards,
+        shard: usize,
+    ) -> Found {
+        if made.owner.is_some() {
+            self.counts.note(Situation::RowPutBack);
+        }
+        self.listed_at = change.at;
+        if self.rules.calm && made.owner.is_none() && facts.current.is_some() {
+            // Who starts without the row cannot know that it was there.
+            let knew = self.born.get(&change.who).is_some_and(|it| *it < self.forgotten_at);
+            if knew {
+                let text = "a row whose owner is well is made again by another";
+                let (at, key) = (change.at, Some(change.key as &dyn fmt::Display));
+                self.broken(Promise::Rows, at, key, text.to_owned());
+            }
+            // It repeats what came since the first start, beside the owner for a while.
+            (facts.best, facts.token) = (None, 0);
+            let owner = facts.current.take().and_then(|it| facts.tenures.get_mut(&it));
+            owner.into_iter().for_each(|it| it.end = Some((change.at, End::Forced)));
+            self.rules.calm = false;
+        }
+        created(change, facts, shards, shard)
     }
 
     fn taken(

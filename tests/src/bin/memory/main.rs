@@ -19,7 +19,6 @@ use e2e::process::Process;
 use e2e::server::Aws;
 use e2e::workshop::point;
 use tokio::process::Command;
-use tokio::time::timeout;
 
 const MIB: u64 = 1 << 20;
 /// As large as records are by default: ten of them, with their keys, are a full reply.
@@ -152,13 +151,7 @@ async fn run(cli: &Cli, shards: usize, records: usize) -> Result<Taken> {
     point(&mut command, &aws.endpoint_url(), "worker");
     command.env("AWS_REGION", local_aws::REGION);
     let mut process = Process::start("the consumer", command)?;
-    let status = timeout(PATIENCE, async {
-        while !process.transcript().is_complete() {
-            process.printed().await;
-        }
-        process.ended().await
-    });
-    status.await.context("the consumer does not end")??;
+    process.ended_within(PATIENCE).await?;
     let transcript = process.transcript();
     let printed = String::from_utf8_lossy(&transcript.stdout);
     let taken = printed.lines().last().and_then(|line| serde_json::from_str(line).ok());

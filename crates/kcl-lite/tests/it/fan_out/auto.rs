@@ -5,8 +5,6 @@ use local_aws::{Effect, Rule};
 
 use super::*;
 
-const DEADLINE: Duration = MINUTE;
-
 fn auto() -> Settings {
     Settings { retrieval: Retrieval::auto(), ..settings() }
 }

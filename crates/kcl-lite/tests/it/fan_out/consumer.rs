@@ -5,8 +5,6 @@ use local_aws::{Effect, Rule};
 
 use super::*;
 
-const DEADLINE: Duration = MINUTE;
-
 async fn consumers(world: &World) -> Vec<(String, String)> {
     let summary = world.writer.describe_stream_summary().stream_name(STREAM).send().await.unwrap();
     let stream = summary.stream_description_summary.unwrap().stream_arn;

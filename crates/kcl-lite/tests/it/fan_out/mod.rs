@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use aws_config::SdkConfig;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
@@ -23,11 +24,12 @@ use kcl_lite::{
 use local_aws::LocalAws;
 use tokio::time::Instant;
 
-use crate::fleet::{Fleet, Script, Seen};
+use crate::fleet::{Fleet, Script, Seen, key_of};
 use crate::polling::{self, READER, STREAM, create, scripted_config, shard};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = MINUTE;
 const APPLICATION: &str = "rides";
 
 fn named(name: &str) -> StreamConsumer {
@@ -46,8 +48,12 @@ fn noted_stream(local: &LocalAws, calls: &Moments) -> KinesisStream {
         }
         None
     });
+    fan_out_stream(&config)
+}
+
+fn fan_out_stream(config: &SdkConfig) -> KinesisStream {
     let retrieval = Retrieval::FanOut { consumer: named(APPLICATION) };
-    KinesisStream::new(&config, STREAM, KinesisOptions { retrieval, ..KinesisOptions::default() })
+    KinesisStream::new(config, STREAM, KinesisOptions { retrieval, ..KinesisOptions::default() })
 }
 
 /// A stream of one shard whose consumer is there, and a reader from its beginning.
@@ -151,8 +157,11 @@ impl World {
         }
         let entries = numbers.map(|number| {
             let data = Blob::new(number.to_string());
-            let key = format!("key-{}", number % 257);
-            PutRecordsRequestEntry::builder().partition_key(key).data(data).build().unwrap()
+            PutRecordsRequestEntry::builder()
+                .partition_key(key_of(number))
+                .data(data)
+                .build()
+                .unwrap()
         });
         let call = self.writer.put_records().stream_name(STREAM);
         let reply = call.set_records(Some(entries.collect())).send().await.unwrap();

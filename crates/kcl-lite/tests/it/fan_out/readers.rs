@@ -3,14 +3,10 @@
 use local_aws::{Effect, Rule};
 
 use super::*;
-use crate::polling::{put, split};
+use crate::polling::{fail, put, split};
 
 fn rule(effect: Effect) -> Rule {
     Rule::new(effect).client(READER).operation("SubscribeToShard")
-}
-
-fn fail(code: &str, status: u16) -> Effect {
-    Effect::FailBefore { code: code.to_owned(), status }
 }
 
 /// Everything that the API's reference says a subscription may be refused with, and what can happen to

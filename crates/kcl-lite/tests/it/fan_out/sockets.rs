@@ -1,6 +1,5 @@
 //! Subscriptions over real sockets, with the HTTP client that the library makes.
 
-use aws_config::SdkConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -12,11 +11,6 @@ use crate::polling::put;
 fn through_socket(local: &LocalAws, endpoint: String) -> SdkConfig {
     let config = local.sdk_config(READER).into_builder().endpoint_url(endpoint);
     config.http_client(kcl_lite::aws::https_client()).build()
-}
-
-fn fan_out_stream(config: &SdkConfig) -> KinesisStream {
-    let retrieval = Retrieval::FanOut { consumer: named(APPLICATION) };
-    KinesisStream::new(config, STREAM, KinesisOptions { retrieval, ..KinesisOptions::default() })
 }
 
 async fn listener() -> (TcpListener, String) {

@@ -5,8 +5,6 @@ use aws_sdk_kinesis::types::ScalingType;
 use super::*;
 use crate::polling::split;
 
-const DEADLINE: Duration = MINUTE;
-
 fn is_trouble(event: &Event) -> bool {
     matches!(
         event,

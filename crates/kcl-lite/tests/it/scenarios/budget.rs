@@ -4,17 +4,18 @@
 //! all of them share one payload. What a real process takes is measured by `memory` of the end-to-end
 //! tests.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use kcl_lite::lease::memory::MemoryStore;
+use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::stream::{ListFrom, Listing, Read, ShardReader, Stream};
 use kcl_lite::{
-    Batch, BoxError, Cursor, HashRange, Record, RecordProcessor, ServiceError, Settings, Shard,
-    ShardContext, ShardId, Timestamp, Worker, WorkerHandle,
+    Batch, BoxError, Cursor, Record, RecordProcessor, ServiceError, Settings, ShardContext,
+    ShardId, Timestamp, Worker, WorkerHandle,
 };
 use local_aws::{Effect, LocalAws, Rule, Service};
 use tokio::time::{Instant, sleep};
@@ -31,7 +32,8 @@ const REPLY: u64 = 25 * MIB / 2;
 /// Shards that are always behind, with ten megabytes in every reply.
 #[derive(Debug, Clone)]
 struct Heavy {
-    shards: u32,
+    /// Has the shards.
+    inner: MemoryStream,
     payload: Bytes,
     load: Arc<Mutex<Load>>,
 }
@@ -53,7 +55,7 @@ impl Load {
 impl Heavy {
     fn new(shards: u32) -> Self {
         let payload = Bytes::from(vec![0; 10 << 20]);
-        Self { shards, payload, load: Arc::default() }
+        Self { inner: MemoryStream::new(shards), payload, load: Arc::default() }
     }
 
     fn change(&self, change: impl FnOnce(&mut Load)) {
@@ -68,24 +70,8 @@ impl Heavy {
 }
 
 impl Stream for Heavy {
-    fn list(&self, _from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
-        let width = u128::MAX / u128::from(self.shards);
-        let shard = |number: u32| Shard {
-            id: polling::shard(number.into()),
-            parents: BTreeSet::new(),
-            hash_range: HashRange {
-                start: width * u128::from(number) + u128::from(number > 0),
-                end: if number + 1 == self.shards {
-                    u128::MAX
-                } else {
-                    width * u128::from(number + 1)
-                },
-            },
-            is_open: true,
-        };
-        let shards = (0..self.shards).map(shard).collect();
-        let listing = Listing { shards, at: Timestamp::from_millis(1_000_000) };
-        Box::pin(async { Ok(listing) })
+    fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
+        self.inner.list(from)
     }
 
     fn open(&self, _shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
