@@ -87,10 +87,15 @@ pub(crate) fn leases_to_create(
     let (position, leases) = (source.position, leases_of(source, leases));
     let shards: BTreeMap<&ShardId, &Shard> =
         listing.shards.iter().map(|shard| (&shard.id, shard)).collect();
+    // When "latest" was, if a row tells: that of the first start, which resolved it.
+    let anchor = leases.values().filter_map(|lease| lease.anchor).min();
     let mut planner = Planner {
         shards,
         leases: &leases,
         position,
+        // Where nothing of a lineage has a lease, the first start did not get to it. The shards that
+        // were open then may have ended since, and hold records that were put after that start.
+        from_roots: !matches!(position, InitialPosition::Latest) || anchor.is_some(),
         visited: BTreeMap::new(),
         planned: BTreeMap::new(),
     };
@@ -116,10 +121,9 @@ pub(crate) fn leases_to_create(
             planner.planned.insert(shard.id.clone(), position.checkpoint());
         }
     }
-    // The first start resolved "latest"; a lease that it did not get to starts at the same time. Where
-    // no row tells that time any more, a shard of unknown lineage starts at its beginning: "latest"
-    // would now be another time.
-    let anchor = leases.values().filter_map(|lease| lease.anchor).min();
+    // A lease that the first start did not get to starts at the time of that start. Where no row tells
+    // it any more, a shard of unknown lineage starts at its beginning: "latest" would now be another
+    // time.
     let at = anchor.unwrap_or(listing.at);
     let is_lost = anchor.is_none() && !leases.is_empty();
     let planned = std::mem::take(&mut planner.planned);
@@ -138,6 +142,8 @@ struct Planner<'a> {
     shards: BTreeMap<&'a ShardId, &'a Shard>,
     leases: &'a BTreeMap<ShardId, &'a Lease>,
     position: InitialPosition,
+    /// Whether a lineage without leases starts with its oldest shards.
+    from_roots: bool,
     /// Whether a shard is covered by its own lease or an ancestor's.
     visited: BTreeMap<ShardId, bool>,
     planned: BTreeMap<ShardId, Checkpoint>,
@@ -174,7 +180,7 @@ impl<'a> Planner<'a> {
         if is_descendant {
             self.plan_parents(&parents, &covered);
             self.plan_after_ended_parents(shard);
-        } else if !matches!(self.position, InitialPosition::Latest) {
+        } else if self.from_roots {
             self.planned.insert(shard.id.clone(), self.position.checkpoint());
         }
         self.visited.insert(shard.id.clone(), is_descendant);

@@ -150,6 +150,16 @@ fn a_lease_that_the_first_start_did_not_get_to_starts_when_that_start_was() {
 }
 
 #[test]
+fn l03_what_the_first_start_did_not_get_to_is_read_also_if_it_has_ended_since() {
+    let mut leases = leases("0");
+    leases.get_mut("0").expect("in the fixture").anchor = Some(Timestamp::from_millis(400));
+    let graph = listing("0 open\n1\n2\n3 parents=1,2 open");
+    let made = leases_to_create(&graph, &leases, &from(InitialPosition::Latest));
+    assert_eq!(made.iter().map(|lease| lease.key.as_str()).collect::<Vec<_>>(), ["1", "2"]);
+    assert!(made.iter().all(|lease| lease.anchor == Some(Timestamp::from_millis(400))));
+}
+
+#[test]
 fn first_leases_wait_for_a_listing_that_covers_the_whole_hash_space() {
     let half = HashRange { start: 0, end: u128::MAX / 2 };
     let rest = HashRange { start: u128::MAX / 2 + 1, end: u128::MAX };
