@@ -47,8 +47,9 @@ pub struct Settings {
     /// Nothing is read before the most that its reply may take is set aside; then the records count,
     /// aggregates unpacked, with a fixed amount per record for what is around it. A reply's memory is
     /// given back when all its records are acknowledged and the batches that hold them are dropped.
-    /// Records that a processor clones are its own. Shards read in turn; only the one that has waited
-    /// for ten seconds with nothing to process may exceed the budget, one at a time.
+    /// Records that a processor clones are its own. Shards read in turn. One that has waited for ten
+    /// seconds with nothing to process may exceed the budget, one at a time: by one reply, or, if its
+    /// processor acknowledges later than it returns, by up to as much again.
     pub memory_budget: u64,
     /// When checkpoints are written. Default [`CheckpointPolicy::OnRenewal`].
     pub checkpoints: CheckpointPolicy,
@@ -58,8 +59,9 @@ pub struct Settings {
     /// than 0. `Duration::MAX` switches it off.
     pub slow_after: Duration,
     /// The longest that one callback may take: then its future is dropped and the shard is given
-    /// back. Default 10 min, more than 0. `Duration::MAX` switches it off. Records of a shard whose
-    /// window is full, and of which none is acknowledged for so long, count as well.
+    /// back. Default 10 min, more than 0. `Duration::MAX` switches it off. Records of which none is
+    /// acknowledged for so long count as well, if the shard's window is full or other shards wait for
+    /// their memory.
     pub callback_deadline: Duration,
     /// What happens when records aged out of the stream before they were read. Default
     /// [`GapPolicy::Resume`].

@@ -123,6 +123,16 @@ impl Account {
         self.acquire(&clock, bytes).now_or_never().expect("there is room")
     }
 
+    /// Whether other shards wait for memory while this one holds its share of it or more.
+    pub(crate) fn is_in_the_way(&self) -> bool {
+        self.budget.update(|ledger| ledger.is_in_the_way(self.id))
+    }
+
+    /// Ends the shard's claims, as dropping the account does: for a task that nobody can drop.
+    pub(crate) fn close(&self) {
+        self.budget.update(|ledger| ledger.close(self.id));
+    }
+
     /// Tells whether the shard's processor waits for records, with nothing else to do.
     pub(crate) fn starved(&self, is_starved: bool) {
         self.budget.update(|ledger| ledger.starved(self.id, is_starved));
@@ -131,7 +141,7 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.budget.update(|ledger| ledger.close(self.id));
+        self.close();
     }
 }
 

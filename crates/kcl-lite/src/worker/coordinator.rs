@@ -5,7 +5,7 @@
 //! Never decides anything: [`State::step`] does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::future;
@@ -22,6 +22,7 @@ use super::shard_task::{Known, ShardExit, ShardStart, ShardTask, ShardTaskContex
 use super::start::ReadyStream;
 use super::state::{Action, Ending, Input, State, Why};
 use super::{Report, ShardReport, ShardStatus, Status};
+use crate::budget::Account;
 use crate::clock::{self, timely};
 use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
@@ -89,6 +90,8 @@ pub(crate) struct Held {
     lost: CancellationToken,
     give_up: CancellationToken,
     progress: Arc<Mutex<Progress>>,
+    /// Of its task, while there is one.
+    memory: Weak<Account>,
     checkpoint: Checkpoint,
     keeper: Option<KeeperExit>,
     shard: Option<ShardExit>,
@@ -240,6 +243,10 @@ impl Coordinator {
             if let Liveness::Stuck { cause } = self.liveness(held, now) {
                 self.given_back(key, cause);
                 held.give_up.cancel();
+                // A task whose thread is blocked cannot be dropped.
+                if let Some(memory) = held.memory.upgrade() {
+                    memory.close();
+                }
             }
         }
         self.publish_status();
@@ -332,6 +339,7 @@ impl Coordinator {
             lost: link.lost.clone(),
             give_up: link.give_up.clone(),
             progress: Arc::new(Mutex::new(Progress::new(now))),
+            memory: Weak::new(),
             checkpoint: lease.checkpoint.clone(),
             keeper: None,
             shard: None,
@@ -366,6 +374,7 @@ impl Coordinator {
                     Arc::clone(&held.progress),
                     self.rng.fork(),
                 );
+                held.memory = Arc::downgrade(task.memory());
                 self.shards.spawn_on(lease.key.clone(), task.run(), &self.data_plane);
             }
             None => held.shard = Some(ShardExit::Ended),

@@ -34,6 +34,8 @@ pub(crate) enum Activity {
     ReadFailing { error: String },
     /// The window of unacknowledged records is full.
     WaitingForAcknowledgements,
+    /// Records are not acknowledged, and other shards wait for their memory.
+    HoldingMemory,
     /// All is read, and some records are not acknowledged.
     WaitingForTheEnd,
     /// Told to deliver nothing.
@@ -171,7 +173,7 @@ fn limits(activity: &Activity, settings: &Settings) -> (Duration, Duration) {
     let (slow, deadline) = (settings.slow_after, settings.callback_deadline);
     match activity {
         Activity::Processing { .. } => (slow, deadline.saturating_add(GRACE.min(deadline / 2))),
-        Activity::WaitingForAcknowledgements => (slow, deadline),
+        Activity::WaitingForAcknowledgements | Activity::HoldingMemory => (slow, deadline),
         Activity::Reading | Activity::WaitingAtTip => {
             (READ_LIMIT + GRACE, READ_LIMIT * READER_RESTARTS + GRACE * 2)
         }
@@ -202,6 +204,9 @@ impl fmt::Display for Activity {
             Self::ReadFailing { error } => write!(f, "reading fails ({error})"),
             Self::WaitingForAcknowledgements => {
                 f.write_str("no record was acknowledged and no more may be delivered")
+            }
+            Self::HoldingMemory => {
+                f.write_str("no record was acknowledged and other shards wait for their memory")
             }
             Self::WaitingForTheEnd => {
                 f.write_str("all is read and some records are not acknowledged")
@@ -271,10 +276,11 @@ mod tests {
     }
 
     #[test]
-    fn a_full_window_is_stuck_after_the_hard_deadline() {
-        let activity = Activity::WaitingForAcknowledgements;
-        assert!(matches!(after(&activity, 599), Liveness::Slow { .. }));
-        assert!(matches!(after(&activity, 600), Liveness::Stuck { .. }));
+    fn records_that_are_never_acknowledged_are_stuck_after_the_hard_deadline() {
+        for activity in [Activity::WaitingForAcknowledgements, Activity::HoldingMemory] {
+            assert!(matches!(after(&activity, 599), Liveness::Slow { .. }));
+            assert!(matches!(after(&activity, 600), Liveness::Stuck { .. }));
+        }
     }
 
     #[test]

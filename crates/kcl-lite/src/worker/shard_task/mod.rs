@@ -192,6 +192,11 @@ impl ShardTask {
         }
     }
 
+    /// What the shard's records are counted in.
+    pub(crate) fn memory(&self) -> &Arc<Account> {
+        &self.memory
+    }
+
     /// Works on the shard until it ends, is let go, or is lost.
     pub(crate) async fn run(mut self) -> ShardExit {
         let event = Event::ShardStarted {

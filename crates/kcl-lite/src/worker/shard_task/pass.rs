@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::future;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::fetch::{Fetch, Fetched};
 use super::{GapCheck, Pass, ShardTask, panic_message};
@@ -24,6 +25,30 @@ use crate::worker::liveness::Activity;
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// One batch is processed, one waits: enough to hide the time of a read behind the processor.
 const BATCHES_AHEAD: usize = 1;
+
+/// Nothing is delivered or acknowledged.
+struct Standstill {
+    since: Instant,
+    /// How much of that time other shards waited for what is delivered here and not acknowledged. It
+    /// comes in pieces, because one of them at a time may go on.
+    in_the_way: Duration,
+    looked_at: Instant,
+}
+
+impl Standstill {
+    fn begin(now: Instant) -> Self {
+        Self { since: now, in_the_way: Duration::ZERO, looked_at: now }
+    }
+
+    /// Since when, or as if since when, other shards wait, if they do now.
+    fn in_the_way(&mut self, now: Instant, is_in_the_way: bool) -> Option<Instant> {
+        let passed = now.duration_since(std::mem::replace(&mut self.looked_at, now));
+        if is_in_the_way {
+            self.in_the_way += passed;
+        }
+        is_in_the_way.then(|| now.checked_sub(self.in_the_way).unwrap_or(now))
+    }
+}
 
 impl ShardTask {
     /// From a new processor and a new reader to an end or a failure.
@@ -119,35 +144,36 @@ impl ShardTask {
         let drain = self.drain.clone();
         let mut children = None;
         let mut idle_at = clock.now() + IDLE_INTERVAL;
-        let mut settled_at = clock.now();
+        let mut standstill = Standstill::begin(clock.now());
         let mut paused = self.context.paused.clone();
         loop {
             self.publish(window);
-            if let Some(position) = window.failed_at() {
-                let error = "a deferred acknowledgement was dropped".to_owned();
-                let attempts = self.context.settings.failures.attempts();
-                let failures = self.suspects.failed(position, attempts, &error);
-                return Pass::Again { failures, error, at_once: false };
+            if let Some(pass) = self.after_dropped_token(window) {
+                return pass;
             }
             if (window.in_flight() == 0 || crate::mutant::is("ends-before-acknowledgements"))
                 && let Some(children) = children.take()
             {
                 return Pass::Ended(children);
             }
+            let holds = window.in_flight() > 0 && self.memory.is_in_the_way();
+            let holds_since = standstill.in_the_way(clock.now(), holds);
             let is_paused = *paused.borrow_and_update();
             let has_room = window.in_flight() < self.context.settings.max_unacknowledged;
-            match (has_room, &children) {
-                _ if is_paused => self.doing(Activity::Paused),
-                (_, Some(_)) => self.doing_since(Activity::WaitingForTheEnd, settled_at),
-                (false, None) => self.doing_since(Activity::WaitingForAcknowledgements, settled_at),
-                (true, None) => self.doing(Activity::Reading),
-            }
+            let (activity, since) = match (has_room, &children, holds_since) {
+                _ if is_paused => (Activity::Paused, clock.now()),
+                (false, None, _) => (Activity::WaitingForAcknowledgements, standstill.since),
+                (_, _, Some(since)) => (Activity::HoldingMemory, since),
+                (_, Some(_), None) => (Activity::WaitingForTheEnd, standstill.since),
+                (true, None, None) => (Activity::Reading, clock.now()),
+            };
+            self.doing_since(activity, since);
             let wants_records = has_room && children.is_none() && !is_paused;
             self.memory.starved(wants_records && fetched.is_empty());
             tokio::select! {
                 biased;
                 () = drain.cancelled() => return Pass::Drained { clean: true },
-                () = window.changed() => settled_at = clock.now(),
+                () = window.changed() => standstill = Standstill::begin(clock.now()),
                 Ok(()) = paused.changed() => {}
                 Some(fetched) = fetched.recv(), if wants_records => {
                     self.memory.starved(false);
@@ -172,7 +198,7 @@ impl ShardTask {
                         return pass;
                     }
                     idle_at = idle_at.max(clock.now());
-                    settled_at = clock.now();
+                    standstill = Standstill::begin(clock.now());
                 }
                 () = clock.sleep_until(idle_at) => {
                     idle_at = clock.now() + IDLE_INTERVAL;
@@ -182,6 +208,15 @@ impl ShardTask {
                 }
             }
         }
+    }
+
+    /// What follows if a deferred acknowledgement will never come.
+    fn after_dropped_token(&mut self, window: &AckWindow) -> Option<Pass> {
+        let position = window.failed_at()?;
+        let error = "a deferred acknowledgement was dropped".to_owned();
+        let attempts = self.context.settings.failures.attempts();
+        let failures = self.suspects.failed(position, attempts, &error);
+        Some(Pass::Again { failures, error, at_once: false })
     }
 
     /// Before anything is delivered: whether records aged out unread. `Some` ends the pass.

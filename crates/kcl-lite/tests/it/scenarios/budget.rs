@@ -128,6 +128,8 @@ enum Manner {
     Stalls { takes: Duration, stuck: u64 },
     /// Each acknowledges when it has seen so many batches.
     Collects(usize),
+    /// So many shards acknowledge nothing, the others one by one.
+    Hoards(u64),
 }
 
 /// When each shard last got a batch, and how many.
@@ -152,12 +154,16 @@ impl RecordProcessor for Processor {
         match self.manner {
             Manner::Stalls { takes, stuck } => {
                 self.stream.change(|load| load.processing += 1);
-                if (0..stuck).any(|number| polling::shard(number) == shard) {
+                if is_one_of(&shard, stuck) {
                     std::future::pending().await
                 }
                 sleep(takes).await;
                 self.stream.change(|load| load.processing -= 1);
             }
+            Manner::Hoards(shards) if is_one_of(&shard, shards) => {
+                self.open.push(batch.defer());
+            }
+            Manner::Hoards(_) => {}
             Manner::Collects(count) => {
                 self.open.push(batch.defer());
                 if self.open.len() == count {
@@ -167,6 +173,10 @@ impl RecordProcessor for Processor {
         }
         Ok(())
     }
+}
+
+fn is_one_of(shard: &ShardId, first: u64) -> bool {
+    (0..first).any(|number| polling::shard(number) == *shard)
 }
 
 async fn start(stream: &Heavy, manner: Manner, settings: Settings) -> (WorkerHandle, Seen) {
@@ -223,8 +233,8 @@ async fn c08_a_shard_that_needs_more_records_to_finish_gets_them() {
     assert!(seen.values().all(|(_, count)| *count >= 6), "{seen:?}");
 }
 
-/// Batches are dropped at once and acknowledged never: they fill the budget all the same, but for the
-/// one shard that may exceed it.
+/// Batches are dropped at once and acknowledged never: they fill the budget all the same, and as much
+/// again for the one shard that may exceed it.
 #[tokio::test(start_paused = true)]
 async fn c08_what_is_not_acknowledged_stays_in_the_books() {
     let stream = Heavy::new(8);
@@ -233,9 +243,34 @@ async fn c08_what_is_not_acknowledged_stays_in_the_books() {
     let (_worker, seen) = start(&stream, Manner::Collects(usize::MAX), settings).await;
     sleep(5 * MINUTE).await;
     let mut counts: Vec<_> = seen.lock().unwrap().values().map(|(_, count)| *count).collect();
+    assert!(counts.iter().sum::<u64>() <= 2 * most + 1, "{counts:?}");
     counts.sort_unstable();
     counts.pop();
     assert!(counts.iter().sum::<u64>() <= most, "{counts:?}");
+}
+
+/// Two shards acknowledge nothing, never have enough of them for a full window, and fill twice the
+/// budget: they are given back at the deadline, and the third goes on whenever they are.
+#[tokio::test(start_paused = true)]
+async fn c08_who_never_acknowledges_gives_the_memory_back_that_others_wait_for() {
+    let stream = Heavy::new(3);
+    let deadline = 2 * MINUTE;
+    let settings = Settings { memory_budget: 64 * MIB, callback_deadline: deadline, ..horizon() };
+    let (worker, seen) = start(&stream, Manner::Hoards(2), settings).await;
+    let mut is_named = false;
+    let mut longest = Duration::ZERO;
+    sleep(MINUTE).await;
+    for _ in 0..60 * 20 {
+        sleep(SECOND).await;
+        let cause = "no record was acknowledged and other shards wait for their memory for ";
+        let status = worker.status();
+        let is_holding = |trouble: &String| trouble.starts_with(cause);
+        is_named |= status.shards.values().any(|it| it.trouble.as_ref().is_some_and(is_holding));
+        let (at, _) = seen.lock().unwrap()[&polling::shard(2)];
+        longest = longest.max(Instant::now() - at);
+    }
+    assert!(is_named, "health says which shards others wait for");
+    assert!(longest <= 3 * deadline, "it waited for {longest:?}");
 }
 
 /// Three stuck shards fill the smallest budget, and one of them has the only exemption: the fourth
