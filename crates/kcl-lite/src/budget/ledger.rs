@@ -367,6 +367,29 @@ mod tests {
     }
 
     #[test]
+    fn the_exemption_ends_when_the_budget_is_enough_and_not_before_what_was_granted_is_used() {
+        let (mut ledger, ids) = ledger(3);
+        ledger.resize(ids[0], 0, 105);
+        let asks = |ledger: &mut Ledger, id| {
+            let ticket = ledger.ask(id, 10);
+            ledger.insist(ticket);
+            ticket
+        };
+        asks(&mut ledger, ids[1]);
+        assert_eq!(granted(&mut ledger), [(ids[1], 10)]);
+        ledger.resize(ids[1], 10, 0);
+        asks(&mut ledger, ids[1]);
+        assert_eq!(granted(&mut ledger), [(ids[1], 10)], "nobody else waits");
+        let waits = asks(&mut ledger, ids[2]);
+        assert_eq!(granted(&mut ledger), []);
+        ledger.withdraw(waits);
+        ledger.resize(ids[0], 105, 85);
+        assert_eq!(granted(&mut ledger), []);
+        asks(&mut ledger, ids[2]);
+        assert_eq!(granted(&mut ledger), [(ids[2], 10)], "beyond the budget again");
+    }
+
+    #[test]
     fn a_shard_that_asks_no_more_is_not_exempt_any_more() {
         let (mut ledger, ids) = ledger(3);
         ledger.resize(ids[0], 0, 199);
