@@ -17,8 +17,8 @@ use crate::record::ShardId;
 use crate::shard::{ChildShard, Shard, plan};
 use crate::stream::ListFrom;
 
-/// How often, once a second, a listing that shows neither a parent nor its children is taken for one
-/// that is behind; then the parent is history. And for how long another parent may have no lease, where
+/// How often, once a second, a listing that shows neither a parent nor its children, but what came of
+/// them, is taken for one that is behind in parts; then the parent is history. And for how long another parent may have no lease, where
 /// others have begun behind its child.
 const PATIENCE: u32 = 30;
 
@@ -95,12 +95,16 @@ async fn listed_children(
     has_waited: bool,
 ) -> Result<Vec<ChildShard>, ServiceError> {
     let shards = listed(context).await?;
-    let is_listed = shards.iter().any(|shard| shard.id == parent.shard());
-    let children = ChildShard::of(&parent.shard(), shards);
+    let id = parent.shard();
+    let is_listed = shards.iter().any(|shard| shard.id == id);
+    // What came of it has greater ids, and serves all that it served; or the listing is older than it.
+    let later = shards.iter().filter(|shard| shard.id > id).map(|shard| shard.hash_range);
+    let is_history = !is_listed && parent.hash_range.is_none_or(|whole| plan::covers(later, whole));
+    let children = ChildShard::of(&id, shards);
     let ranges = children.iter().filter_map(|child| child.hash_range);
     let is_whole = parent.hash_range.is_none_or(|whole| plan::covers(ranges, whole));
     let is_trusting = crate::mutant::is("some-children-are-all");
-    let may_be_behind = is_listed || !has_waited;
+    let may_be_behind = !is_history || !has_waited;
     if may_be_behind && (children.is_empty() || !is_whole) && !is_trusting {
         return Err(ServiceError::new(
             ServiceErrorKind::NotReady,
@@ -266,8 +270,22 @@ mod tests {
         assert_eq!(made(vec![parent.clone(), low.clone()], &[]).await, behind);
         assert_eq!(made(vec![parent, low.clone(), high], &[]).await, Ok(2));
         assert_eq!(made(vec![low.clone()], &[]).await, behind);
-        let gone = made_after(vec![low], &[], true).await;
+        assert_eq!(
+            made_after(vec![low.clone()], &[], true).await,
+            behind,
+            "older than its sibling"
+        );
+        let grandchild = shard("3", &["2"], HALF + 1, u128::MAX);
+        assert_eq!(made(vec![low.clone(), grandchild.clone()], &[]).await, behind);
+        let gone = made_after(vec![low, grandchild], &[], true).await;
         assert_eq!(gone, Ok(1), "the parent is history, and its children go too");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listing_that_is_older_than_the_parent_says_nothing_of_its_children() {
+        let former = ["-2", "-1"].map(|id| shard(id, &[], 0, u128::MAX));
+        let behind = Err(ServiceErrorKind::NotReady);
+        assert_eq!(made_after(former.to_vec(), &[], true).await, behind);
     }
 
     #[tokio::test(start_paused = true)]
