@@ -231,15 +231,12 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
     /// The stream was resharded. Aggregates that are in a shard which some of their records do not
     /// belong to are sent again, as a whole: consumers that filter by shard drop them as a whole.
     async fn look_after(&mut self, moved: Vec<(Parcel, String)>) -> Result<(), Halt> {
-        for _ in 0..LISTINGS {
-            self.list_shards().await?;
-            let shards = self.shards.as_ref();
-            let knows = |shard: &str| shards.is_some_and(|shards| shards.has(shard));
-            if moved.iter().all(|(_, shard)| knows(shard)) {
-                break;
+        match self.list_until_known(&moved).await {
+            Err(Halt::Stopped) => {
+                self.keep(moved.into_iter().map(|(parcel, _)| parcel).collect());
+                return self.send_unpacked().await;
             }
-            // A listing may be behind, or the shard closed again.
-            self.session.pause(Duration::from_secs(1)).await?;
+            other => other?,
         }
         let mut astray = Vec::new();
         for (parcel, shard) in moved {
@@ -254,9 +251,46 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
         Ok(())
     }
 
+    /// Sends what waits as it is, for the service to find its shards; the end of a ride that was
+    /// stopped when nobody knew them.
+    async fn send_unpacked(&mut self) -> Result<(), Halt> {
+        loop {
+            let batch: Vec<_> = self.queue.next_batch().into_iter().map(Parcel::from).collect();
+            if batch.is_empty() {
+                return Err(Halt::Stopped);
+            }
+            let reply = self.session.put(&batch).await?;
+            if self.settle(batch, reply)?.reason.is_some() {
+                return Err(Halt::Stopped);
+            }
+        }
+    }
+
+    /// Lists the shards until those are known that the parcels are stored in, or a few times.
+    async fn list_until_known(&mut self, moved: &[(Parcel, String)]) -> Result<(), Halt> {
+        for listing in 1..=LISTINGS {
+            self.list_shards().await?;
+            let shards = self.shards.as_ref();
+            let knows = |shard: &str| shards.is_some_and(|shards| shards.has(shard));
+            if moved.iter().all(|(_, shard)| knows(shard)) {
+                break;
+            }
+            // A listing may be behind, or the shard closed again.
+            if listing < LISTINGS {
+                self.session.pause(Duration::from_secs(1)).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn list_shards(&mut self) -> Result<(), Halt> {
         loop {
-            match self.session.sender.shards().await {
+            let reply = tokio::select! {
+                biased;
+                () = self.session.stop.requested() => return Err(Halt::Stopped),
+                reply = self.session.sender.shards() => reply,
+            };
+            match reply {
                 Ok(shards) => {
                     self.shards = Some(shards);
                     return Ok(());

@@ -516,6 +516,34 @@ async fn after_a_reshard_every_record_is_where_its_key_belongs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_in_the_middle_of_a_reshard_leaves_no_record_where_it_does_not_belong() {
+    let local = local().await;
+    let client = Client::new(&local.sdk_config("test"));
+    let reshard = async {
+        sleep(seconds(2.0)).await;
+        // The listing that would tell the new shards is never answered.
+        local.faults().add(rule("ListShards", Effect::Hang));
+        let call = client.split_shard().stream_name(STREAM).shard_to_split("shardId-000000000000");
+        call.new_starting_hash_key((u128::MAX / 2).to_string()).send().await.unwrap();
+        std::future::pending::<Ride>().await
+    };
+    let flags = "--aggregate --unicorns 20 --interval 50ms --bearing 0";
+    let ride = tokio::select! {
+        biased;
+        ride = ride(&local, flags, Some(seconds(10.0))) => ride,
+        never = reshard => never,
+    };
+    let stored = stored(&local).await;
+    let (home, astray): (Vec<_>, Vec<_>) = stored.iter().partition(|record| record.home);
+    assert!(!astray.is_empty(), "the reshard was in time");
+    assert!(ride.out.ends_with(&format!("\nsent {} records\n", home.len())), "{}", ride.out);
+    for record in astray {
+        assert!(home.iter().any(|it| (&it.key, &it.json) == (&record.key, &record.json)));
+    }
+    assert!(ride.took < seconds(12.0), "{:?}", ride.took);
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_permission_to_list_shards_nothing_is_packed_and_the_permission_is_named() {
     let local = local().await;
     let denied = Effect::FailBefore { code: "AccessDeniedException".into(), status: 400 };
