@@ -4,6 +4,7 @@
 //! at once: only one of them registers, the others find it. Never deregistered, because nobody knows
 //! whether others still read with it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ const MOST_LIMITED: u32 = 4;
 pub(in crate::stream) struct Registration {
     wanted: StreamConsumer,
     arn: Mutex<Option<String>>,
+    /// It was registered here, and nobody was told: who did it may have been dropped before it could.
+    is_untold: AtomicBool,
     /// Only one reader at a time looks for the consumer.
     looking: Semaphore,
 }
@@ -45,7 +48,8 @@ enum Found {
 
 impl Registration {
     pub(in crate::stream) fn new(wanted: StreamConsumer) -> Self {
-        Self { wanted, arn: Mutex::new(None), looking: Semaphore::new(1) }
+        let (arn, is_untold) = (Mutex::new(None), AtomicBool::new(false));
+        Self { wanted, arn, is_untold, looking: Semaphore::new(1) }
     }
 
     fn known(&self) -> Option<String> {
@@ -66,9 +70,10 @@ impl Registration {
         let look = async {
             let _alone = self.looking.acquire().await;
             match self.known() {
-                Some(arn) => Ok((arn, None)),
+                Some(arn) => Ok(arn),
                 None => self.look(stream).await,
             }
+            .map(|arn| (arn.clone(), self.notice(arn)))
         };
         clock::timely(&stream.options.clock, limit, "waiting for the stream consumer", look).await
     }
@@ -87,7 +92,7 @@ impl Registration {
         self.know(None);
         let clock = &stream.options.clock;
         match clock::within(clock, LIMIT_WHILE_READING, self.look(stream)).await? {
-            Ok((_, notice)) => notice,
+            Ok(arn) => self.notice(arn),
             Err(error) => {
                 tracing::debug!("the consumer `{arn}` is gone and has not come back: {error}");
                 None
@@ -95,19 +100,23 @@ impl Registration {
         }
     }
 
-    async fn look(&self, stream: &KinesisStream) -> Result<(String, Option<Notice>), ServiceError> {
+    async fn look(&self, stream: &KinesisStream) -> Result<String, ServiceError> {
         // Boxed, because it is large and every reader's future would carry it.
-        let (arn, is_new) = Box::pin(self.find(stream)).await?;
+        let arn = Box::pin(self.find(stream)).await?;
         self.know(Some(arn.clone()));
-        let notice = is_new.then(|| Notice::ConsumerRegistered { consumer: arn.clone() });
-        Ok((arn, notice))
+        Ok(arn)
     }
 
-    /// The ARN, and whether it was registered here.
-    async fn find(&self, stream: &KinesisStream) -> Result<(String, bool), ServiceError> {
+    /// What is to be told of the consumer.
+    fn notice(&self, consumer: String) -> Option<Notice> {
+        let is_untold = self.is_untold.swap(false, Ordering::SeqCst);
+        is_untold.then_some(Notice::ConsumerRegistered { consumer })
+    }
+
+    async fn find(&self, stream: &KinesisStream) -> Result<String, ServiceError> {
         let name = match &self.wanted {
             StreamConsumer::Named(name) => name,
-            StreamConsumer::Arn(arn) => return Ok((arn.clone(), false)),
+            StreamConsumer::Arn(arn) => return Ok(arn.clone()),
             StreamConsumer::Application => {
                 let context = "the stream consumer has no name: give one, or its ARN";
                 return Err(ServiceError::new(ServiceErrorKind::Invalid, context));
@@ -115,14 +124,14 @@ impl Registration {
         };
         let mut rng = stream.fork_rng();
         let mut looks = Retry::new(LOOK_FIRST, LOOK_MOST);
-        let (mut is_new, mut limited) = (false, 0);
+        let mut limited = 0;
         loop {
             let found = match stream.stream_arn().await {
                 Ok(arn) => describe(stream, &arn, name).await.map(|found| (found, arn)),
                 Err(error) => Err(error),
             };
             let step = match found {
-                Ok((Found::Active(arn), _)) => return Ok((arn, is_new)),
+                Ok((Found::Active(arn), _)) => return Ok(arn),
                 Ok((Found::Changing, _)) => Ok(()),
                 Ok((Found::Missing, arn)) => {
                     let registered = register(stream, &arn, name).await;
@@ -130,7 +139,7 @@ impl Registration {
                         |error: &ServiceError| error.kind == ServiceErrorKind::Throttled;
                     limited =
                         if registered.as_ref().is_err_and(is_limited) { limited + 1 } else { 0 };
-                    registered.map(|()| is_new = true)
+                    registered.map(|()| self.is_untold.store(true, Ordering::SeqCst))
                 }
                 Err(error) => Err(error),
             };

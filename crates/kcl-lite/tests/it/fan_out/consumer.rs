@@ -140,3 +140,19 @@ async fn l08_a_consumer_that_is_deleted_under_a_running_fleet_is_registered_agai
         worker.shutdown(DEADLINE).await.unwrap();
     }
 }
+
+/// The reader that registered it has given up waiting for it: the next one that finds it tells.
+#[tokio::test(start_paused = true)]
+async fn a_registration_is_told_also_when_the_consumer_comes_much_later() {
+    let world = World::new(1).await;
+    let worker = world.start("a").await;
+    let arn = consumers(&world).await[0].1.clone();
+    let asks = Rule::new(Effect::Disconnect).operation("DescribeStreamConsumer");
+    world.local.faults().add(asks.skip(1).times(30));
+    world.writer.deregister_stream_consumer().consumer_arn(&arn).send().await.unwrap();
+    let fed = world.feed_for(0, 10, 60).await;
+    world.fleet.all_of(fed, 5 * MINUTE).await;
+    assert_eq!(world.local.requests().count("a", "RegisterStreamConsumer"), 2);
+    assert_eq!(registrations(&world), 2);
+    worker.shutdown(DEADLINE).await.unwrap();
+}
