@@ -112,12 +112,11 @@ impl ShardTruth {
     /// The index of the first record that a reader gets who starts at the position of a lease.
     pub(crate) fn first_after(&self, checkpoint: &Checkpoint, anchor: Option<Timestamp>) -> usize {
         let first = match checkpoint {
-            Checkpoint::TrimHorizon => 0,
             Checkpoint::ShardEnd => self.entries.len(),
             Checkpoint::At(position) => {
                 self.entries.partition_point(|it| Position::of(&it.record) <= *position)
             }
-            Checkpoint::Latest | Checkpoint::AtTimestamp => {
+            Checkpoint::TrimHorizon | Checkpoint::Latest | Checkpoint::AtTimestamp => {
                 anchor.map_or(0, |time| self.entries.partition_point(|it| it.record.arrived < time))
             }
         };

@@ -135,7 +135,8 @@ pub struct Lease {
     pub checkpoint_owner: Option<WorkerId>,
     /// Our own mark: what wrote last. Absent on rows last written by another library.
     pub write_id: Option<WriteId>,
-    /// Our own fact: the time that `LATEST` or `AT_TIMESTAMP` was resolved to when the row was made.
+    /// Our own fact: the time that `LATEST` or `AT_TIMESTAMP` was resolved to when the row was made, or
+    /// that of a parent of which nothing was read. What arrived before is not wanted.
     pub anchor: Option<Timestamp>,
     /// Our own fact: everything that arrived up to this time of the service is acknowledged. It moves
     /// also while nothing arrives, so it tells a quiet shard from a gap.
@@ -202,11 +203,10 @@ impl Lease {
         match &self.checkpoint {
             Checkpoint::ShardEnd => None,
             Checkpoint::At(position) => Some(Cursor::At(position.sequence_number.clone())),
-            Checkpoint::TrimHorizon => Some(Cursor::Horizon),
             Checkpoint::Latest if mutant::is("latest-is-resolved-again") => {
                 Some(Cursor::Timestamp(Timestamp::from_millis(i64::MAX)))
             }
-            Checkpoint::Latest | Checkpoint::AtTimestamp => {
+            Checkpoint::TrimHorizon | Checkpoint::Latest | Checkpoint::AtTimestamp => {
                 Some(self.anchor.map_or(Cursor::Horizon, Cursor::Timestamp))
             }
         }

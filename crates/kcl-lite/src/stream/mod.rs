@@ -35,7 +35,7 @@ pub enum ListFrom {
 /// A complete, fully paged listing. It is a hint: the service may be behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    /// The shards in id order.
+    /// The shards in id order; a child's id is greater than those of its parents.
     pub shards: Vec<Shard>,
     /// The service's clock *before* the listing was asked for, a second or two early: the durable
     /// meaning of "latest".

@@ -117,7 +117,9 @@ impl Ledger {
         let end = if tenure.is_none_or(|tenure| tenure.id == *change.id) {
             // Free, handed over and not taken yet, or its own from before.
             let is_again = facts.current.is_some_and(|(who, _)| who == change.who);
-            let age = change.sent.saturating_sub(tenure.map_or(Duration::ZERO, |it| it.known));
+            // Of a take whose reply it never got it knows nothing.
+            let proof = tenure.map(|it| it.known).filter(|known| !known.is_zero());
+            let age = proof.map_or(Duration::MAX, |known| change.sent.saturating_sub(known));
             if is_again && age < self.rules.lasts.mul_f64(NEEDED) {
                 let text = format!("given up and taken again {age:?} after its last proof");
                 return Err((Promise::Repeats, text));

@@ -89,13 +89,14 @@ pub(crate) fn leases_to_create(
         listing.shards.iter().map(|shard| (&shard.id, shard)).collect();
     // When "latest" was, if a row tells: that of the first start, which resolved it.
     let anchor = leases.values().filter_map(|lease| lease.anchor).min();
+    // What a row continues was served, also if its own row is gone.
+    let served: BTreeSet<_> = leases.values().flat_map(|lease| &lease.parents).collect();
     let mut planner = Planner {
         shards,
         leases: &leases,
         position,
-        // Where nothing of a lineage has a lease, the first start did not get to it. The shards that
-        // were open then may have ended since, and hold records that were put after that start.
-        from_roots: !matches!(position, InitialPosition::Latest) || anchor.is_some(),
+        begun: has_begun(&listing.shards, |id| leases.contains_key(id) || served.contains(id)),
+        is_dated: anchor.is_some(),
         visited: BTreeMap::new(),
         planned: BTreeMap::new(),
     };
@@ -142,8 +143,10 @@ struct Planner<'a> {
     shards: BTreeMap<&'a ShardId, &'a Shard>,
     leases: &'a BTreeMap<ShardId, &'a Lease>,
     position: InitialPosition,
-    /// Whether a lineage without leases starts with its oldest shards.
-    from_roots: bool,
+    /// The shards with something behind them that is or was served.
+    begun: BTreeSet<&'a ShardId>,
+    /// Whether it is known when "latest" was.
+    is_dated: bool,
     /// Whether a shard is covered by its own lease or an ancestor's.
     visited: BTreeMap<ShardId, bool>,
     planned: BTreeMap<ShardId, Checkpoint>,
@@ -180,11 +183,22 @@ impl<'a> Planner<'a> {
         if is_descendant {
             self.plan_parents(&parents, &covered);
             self.plan_after_ended_parents(shard);
-        } else if self.from_roots {
+        } else if self.is_read_first(&shard.id) {
             self.planned.insert(shard.id.clone(), self.position.checkpoint());
         }
         self.visited.insert(shard.id.clone(), is_descendant);
         is_descendant
+    }
+
+    /// Whether a lineage in which nothing has a lease starts with this shard rather than with those
+    /// that came of it.
+    fn is_read_first(&self, id: &ShardId) -> bool {
+        match self.position {
+            InitialPosition::TrimHorizon | InitialPosition::AtTimestamp(_) => true,
+            // The first start did not get to it. The shards that were open then may have ended since,
+            // and hold records that were put after that start.
+            InitialPosition::Latest => self.is_dated && !self.begun.contains(id),
+        }
     }
 
     fn plan_parents(&mut self, parents: &[&Shard], covered: &[bool]) {
@@ -225,13 +239,7 @@ pub(crate) fn missing_behind(
     shards: &[Shard],
     leased: &BTreeSet<ShardId>,
 ) -> Option<Vec<ChildShard>> {
-    // Which shards have something below them that is served: children have greater ids than parents.
-    let mut has_begun = BTreeSet::new();
-    for shard in shards.iter().rev() {
-        if leased.contains(&shard.id) || has_begun.contains(&shard.id) {
-            has_begun.extend(&shard.parents);
-        }
-    }
+    let has_begun = has_begun(shards, |id| leased.contains(id));
     if !has_begun.contains(child) {
         return None;
     }
@@ -250,11 +258,26 @@ pub(crate) fn missing_behind(
     Some(missing)
 }
 
+/// The shards with something behind them that is served: children have greater ids than parents.
+fn has_begun(shards: &[Shard], is_served: impl Fn(&ShardId) -> bool) -> BTreeSet<&ShardId> {
+    let mut has_begun = BTreeSet::new();
+    for shard in shards.iter().rev() {
+        if is_served(&shard.id) || has_begun.contains(&shard.id) {
+            has_begun.extend(&shard.parents);
+        }
+    }
+    has_begun
+}
+
 /// The lease of a child that the last reply of `parent` named: it starts at its own beginning.
+///
+/// Where nothing of the parent was read, the application may have started behind both: then the child
+/// starts at that time too. Another library, which does not know of it, repeats rather than loses.
 pub(crate) fn child_lease(parent: &Lease, child: &ChildShard) -> Lease {
     let tip = mutant::is("children-start-at-the-tip");
+    let since = parent.anchor.filter(|_| !matches!(parent.checkpoint, Checkpoint::At(_)));
     Lease {
-        anchor: tip.then_some(Timestamp::from_millis(i64::MAX)),
+        anchor: if tip { Some(Timestamp::from_millis(i64::MAX)) } else { since },
         parents: child.parents.clone(),
         hash_range: child.hash_range,
         stream: parent.stream.clone(),

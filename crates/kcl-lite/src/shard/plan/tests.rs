@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::position::Cursor;
 
 /// One line per shard: `8 parents=6,7 open`; hash ranges play no part here.
 fn listing(text: &str) -> Listing {
@@ -157,6 +158,25 @@ fn l03_what_the_first_start_did_not_get_to_is_read_also_if_it_has_ended_since() 
     let made = leases_to_create(&graph, &leases, &from(InitialPosition::Latest));
     assert_eq!(made.iter().map(|lease| lease.key.as_str()).collect::<Vec<_>>(), ["1", "2"]);
     assert!(made.iter().all(|lease| lease.anchor == Some(Timestamp::from_millis(400))));
+}
+
+#[test]
+fn what_the_first_start_has_reached_is_not_begun_again_above_it() {
+    // Another worker is making the first leases: 3 is there, 4, 5 and 6 are not yet.
+    let graph = "0\n1 parents=0\n2 parents=0\n3 parents=1 open\n4 parents=1 open
+        5 parents=2 open\n6 parents=2 open";
+    let mut leases = leases("3");
+    leases.get_mut("3").expect("in the fixture").anchor = Some(Timestamp::from_millis(400));
+    let made = leases_to_create(&listing(graph), &leases, &from(InitialPosition::Latest));
+    assert_eq!(made.iter().map(|lease| lease.key.as_str()).collect::<Vec<_>>(), ["2", "4"]);
+    // It was closed before the start, so that its children are where the application begins.
+    let child = ChildShard::of(&"2".into(), listing(graph).shards).remove(0);
+    let after = |checkpoint| child_lease(&Lease { checkpoint, ..made[0].clone() }, &child);
+    let (unread, read) = (after(Checkpoint::Latest), after(Checkpoint::parse("7", 0).unwrap()));
+    assert_eq!(unread.cursor(), Some(Cursor::Timestamp(Timestamp::from_millis(400))));
+    assert_eq!(unread.checkpoint, Checkpoint::TrimHorizon, "for other libraries");
+    assert_eq!(child_lease(&unread, &child).anchor, unread.anchor, "and theirs");
+    assert_eq!(read.cursor(), Some(Cursor::Horizon));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::{Action, State, Why, create_write, failure};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::{Lease, LeaseKey, StreamKey};
+use crate::position::Checkpoint;
 use crate::settings::Settings;
 use crate::shard::plan::{self, Source};
 use crate::stream::Listing;
@@ -268,6 +269,11 @@ impl State {
         let mut known = Cow::Borrowed(&self.leases);
         for (key, gone) in self.vanished.iter().filter(|(key, _)| self.hidden.contains(*key)) {
             known.to_mut().insert(key.clone(), gone.row.clone());
+        }
+        // Nobody knows what an unreadable row says, but it says that the shard is served.
+        for key in self.unreadable.keys().filter(|unreadable| unreadable.stream() == *key) {
+            let row = || Lease::new(key.clone(), Checkpoint::TrimHorizon);
+            known.to_mut().entry(key.clone()).or_insert_with(row);
         }
         let missing = plan::leases_to_create(listing, &known, &stream.source);
         // The owner of a row that was deleted knows its position and writes it again; only when it

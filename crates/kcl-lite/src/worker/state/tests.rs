@@ -712,6 +712,30 @@ fn what_is_missing_in_a_table_that_was_read_long_ago_is_not_made() {
 }
 
 #[test]
+fn an_unreadable_row_serves_its_shard_and_nothing_above_it_is_made() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let half = u128::MAX / 2;
+    let shard = |id: &str, parents: &[&str], start, end, is_open| Shard {
+        id: id.into(),
+        parents: parents.iter().map(|id| (*id).into()).collect(),
+        hash_range: HashRange { start, end },
+        is_open,
+    };
+    let low = |id: &str, parents: &[&str], is_open| shard(id, parents, 0, half, is_open);
+    let shards = vec![
+        low("0", &[], false),
+        shard("1", &[], half + 1, u128::MAX, true),
+        low("2", &["0"], true),
+    ];
+    let listing = Listing { shards, at: Timestamp::from_millis(0) };
+    let first = Lease { anchor: Some(Timestamp::from_millis(0)), ..lease("1", Some("other"), 4) };
+    let unreadable = [("2".into(), "`checkpoint` is not a string".to_owned())].into();
+    state.step(start, Input::Scanned(Ok(Table { leases: vec![first], unreadable })));
+    assert!(!names(&state.step(start, listed(Ok(listing)))).contains("creating a lease"));
+}
+
+#[test]
 fn l14_a_row_that_was_deleted_by_hand_holds_its_children_back_and_comes_back() {
     let start = Instant::now();
     let mut state = state(start);
