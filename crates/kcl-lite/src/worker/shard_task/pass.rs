@@ -19,6 +19,7 @@ use crate::position::{Checkpoint, Cursor};
 use crate::processor::{ErasedProcessor, Resume, ShardContext, StoreLine};
 use crate::record::Record;
 use crate::settings::GapPolicy;
+use crate::shard::ChildShard;
 use crate::worker::liveness::Activity;
 
 /// Time between two calls of `idle`.
@@ -159,6 +160,9 @@ impl ShardTask {
             let holds = window.in_flight() > 0 && self.memory.is_in_the_way();
             let holds_since = standstill.in_the_way(clock.now(), holds);
             let is_paused = *paused.borrow_and_update();
+            if is_paused {
+                standstill = Standstill::begin(clock.now());
+            }
             let has_room = window.in_flight() < self.context.settings.max_unacknowledged;
             let (activity, since) = match (has_room, &children, holds_since) {
                 _ if is_paused => (Activity::Paused, clock.now()),
@@ -177,37 +181,48 @@ impl ShardTask {
                 Ok(()) = paused.changed() => {}
                 Some(fetched) = fetched.recv(), if wants_records => {
                     self.memory.starved(false);
-                    let pass = match fetched {
-                        Fetched::Records(batch) => {
-                            self.deliver(processor, shard, line, batch).await
-                        }
-                        Fetched::Tip(time) => {
-                            // First, because what is read up to now hides what was missed before.
-                            let pass = self.look_for_gap(processor, None).await;
-                            if pass.is_none() && window.in_flight() == 0 {
-                                self.keeper.read_until(time);
-                            }
-                            pass
-                        }
-                        Fetched::End(named) => {
-                            children = Some(named);
-                            self.look_for_gap(processor, None).await
-                        }
-                    };
-                    if let Some(pass) = pass {
-                        return pass;
+                    let is_batch = matches!(fetched, Fetched::Records(_));
+                    match self.work_off(processor, shard, line, fetched).await {
+                        Ok(named) => children = named,
+                        Err(pass) => return pass,
+                    }
+                    if is_batch {
+                        standstill = Standstill::begin(clock.now());
                     }
                     idle_at = idle_at.max(clock.now());
-                    standstill = Standstill::begin(clock.now());
                 }
                 () = clock.sleep_until(idle_at) => {
                     idle_at = clock.now() + IDLE_INTERVAL;
+                    self.memory.starved(false);
                     if let Err(fault) = self.call("idle", processor.idle()).await {
                         return self.after_fault("idle", fault);
                     }
                 }
             }
         }
+    }
+
+    /// What a reader found; the children, if that was the end. `Err` ends the pass.
+    async fn work_off(
+        &mut self,
+        processor: &mut dyn ErasedProcessor,
+        shard: &Arc<ShardContext>,
+        line: &StoreLine,
+        fetched: Fetched,
+    ) -> Result<Option<Vec<ChildShard>>, Pass> {
+        let (pass, children) = match fetched {
+            Fetched::Records(batch) => (self.deliver(processor, shard, line, batch).await, None),
+            Fetched::Tip(time) => {
+                // First, because what is read up to now hides what was missed before.
+                let pass = self.look_for_gap(processor, None).await;
+                if pass.is_none() && line.window.in_flight() == 0 {
+                    self.keeper.read_until(time);
+                }
+                (pass, None)
+            }
+            Fetched::End(named) => (self.look_for_gap(processor, None).await, Some(named)),
+        };
+        pass.map_or(Ok(children), Err)
     }
 
     /// What follows if a deferred acknowledgement will never come.

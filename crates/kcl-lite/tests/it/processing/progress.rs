@@ -136,6 +136,21 @@ async fn s02_records_that_are_never_acknowledged_are_given_back_when_no_more_fit
     assert!((600..605).contains(&waited), "{waited}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn s02_the_time_of_a_pause_is_nobodys_standstill() {
+    let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
+    put(&fleet, 1..=10);
+    let worker = fleet.start_with("a", Settings { max_unacknowledged: 10, ..eager() }).await;
+    fleet.until_delivered(10).await;
+    worker.pause().await;
+    tokio::time::sleep(Duration::from_secs(700)).await;
+    worker.resume().await;
+    let resumed = Instant::now();
+    fleet.until_event("it is given back", given_back).await;
+    let waited = resumed.elapsed().as_secs();
+    assert!((595..605).contains(&waited), "{waited}");
+}
+
 /// Blocks its thread until the test ends.
 struct Blocks {
     released: Arc<AtomicBool>,
