@@ -42,6 +42,8 @@ pub(crate) struct Emitter<'a, Now> {
     oldest: Instant,
     /// Where records belong, if they are to be packed.
     shards: Option<ShardMap>,
+    /// Some of the queue are in an aggregate that is stored where it does not belong.
+    has_astray: bool,
     tally: Tally,
 }
 
@@ -68,6 +70,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             queue: Queue::default(),
             oldest: Instant::now(),
             shards: options.aggregate.then(ShardMap::default),
+            has_astray: false,
             tally: Tally::starting(Instant::now()),
         }
     }
@@ -158,12 +161,21 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
 
     /// Sends until nothing waits.
     async fn send_waiting(&mut self) -> Result<(), Halt> {
+        match self.send_packed().await {
+            // These are in a shard where they do not belong, and have to be sent again.
+            Err(Halt::Stopped) if self.has_astray => self.send_unpacked().await,
+            other => other,
+        }
+    }
+
+    async fn send_packed(&mut self) -> Result<(), Halt> {
         loop {
             let batch = match &self.shards {
                 Some(shards) => self.queue.next_packed(shards),
                 None => self.queue.next_batch().into_iter().map(Parcel::from).collect(),
             };
             if batch.is_empty() {
+                self.has_astray = false;
                 return Ok(());
             }
             let reply = self.session.put(&batch).await?;
@@ -231,12 +243,10 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
     /// The stream was resharded. Aggregates that are in a shard which some of their records do not
     /// belong to are sent again, as a whole: consumers that filter by shard drop them as a whole.
     async fn look_after(&mut self, moved: Vec<(Parcel, String)>) -> Result<(), Halt> {
-        match self.list_until_known(&moved).await {
-            Err(Halt::Stopped) => {
-                self.keep(moved.into_iter().map(|(parcel, _)| parcel).collect());
-                return self.send_unpacked().await;
-            }
-            other => other?,
+        if let Err(halt) = self.list_until_known(&moved).await {
+            self.has_astray = true;
+            self.keep(moved.into_iter().map(|(parcel, _)| parcel).collect());
+            return Err(halt);
         }
         let mut astray = Vec::new();
         for (parcel, shard) in moved {
@@ -247,12 +257,13 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
                 astray.push(parcel);
             }
         }
+        self.has_astray |= !astray.is_empty();
         self.keep(astray);
         Ok(())
     }
 
-    /// Sends what waits as it is, for the service to find its shards; the end of a ride that was
-    /// stopped when nobody knew them.
+    /// Sends what waits as it is, for the service to find its shards: the end of a ride that was
+    /// stopped in the middle of a reshard.
     async fn send_unpacked(&mut self) -> Result<(), Halt> {
         loop {
             let batch: Vec<_> = self.queue.next_batch().into_iter().map(Parcel::from).collect();
@@ -260,7 +271,10 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
                 return Err(Halt::Stopped);
             }
             let reply = self.session.put(&batch).await?;
-            if self.settle(batch, reply)?.reason.is_some() {
+            if let Some(failure) = self.settle(batch, reply)?.reason {
+                let left = self.queue.waiting.len();
+                let line = format!("{left} records may be stored in a shard that is not theirs");
+                self.session.console.note(&format!("{line}: {}", failure.reason));
                 return Err(Halt::Stopped);
             }
         }
