@@ -34,6 +34,7 @@ use super::fan_out::registration::Registration;
 use super::one_shard::OneShard;
 use super::polling::PollingReader;
 use super::{Description, ListFrom, Listing, Notice, ShardReader, Stream};
+use crate::aws::is_clock_wrong;
 use crate::clock::{self, Clock, TokioClock};
 use crate::error::{BoxError, ServiceError, ServiceErrorKind};
 use crate::lease::StreamIdentity;
@@ -541,6 +542,9 @@ impl Intercept for ServiceDate {
 /// What a failed call means.
 fn kind_of<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> ServiceErrorKind {
     match error {
+        SdkError::ServiceError(service) if is_clock_wrong(service.err()) => {
+            ServiceErrorKind::Unavailable
+        }
         SdkError::ServiceError(service) => kind_of_reply(
             service.err().code().unwrap_or_default(), //
             service.raw().status().as_u16(),

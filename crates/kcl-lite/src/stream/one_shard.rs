@@ -9,7 +9,7 @@ use super::kinesis::{self, KinesisStream};
 use super::{ListFrom, Stream as _};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::record::{Packing, Record, SequenceNumber, ShardId, Timestamp};
-use crate::shard::ChildShard;
+use crate::shard::{ChildShard, plan};
 
 /// A shard, and the stream that it belongs to.
 #[derive(Debug, Clone)]
@@ -19,11 +19,16 @@ pub(super) struct OneShard {
 }
 
 impl OneShard {
-    /// Asks a complete listing whether the shard is closed: its children then.
+    /// Asks a complete listing whether the shard is closed: its children then, or none if the listing
+    /// is behind and shows a part of them.
     pub(super) async fn look_up_end(&self) -> Result<Option<Vec<ChildShard>>, ServiceError> {
         let shards = self.stream.list(ListFrom::All).await?.shards;
-        let is_closed = shards.iter().any(|shard| shard.id == self.id && !shard.is_open);
-        Ok(is_closed.then(|| ChildShard::of(&self.id, shards)))
+        let closed = shards.iter().find(|shard| shard.id == self.id && !shard.is_open);
+        let Some(whole) = closed.map(|shard| shard.hash_range) else { return Ok(None) };
+        let children = ChildShard::of(&self.id, shards);
+        let ranges = children.iter().filter_map(|child| child.hash_range);
+        let is_whole = plan::covers(ranges, whole);
+        Ok(Some(if is_whole { children } else { Vec::new() }))
     }
 
     /// The children of this shard, if a complete listing shows the stream and no longer this shard.

@@ -209,6 +209,27 @@ async fn e12_a_key_that_cannot_be_used_is_a_refusal_with_its_own_remedy() {
     assert_eq!(store.list().await.unwrap_err().kind, ServiceErrorKind::Throttled);
 }
 
+/// The machine's clock is wrong: the service refuses the date and says what time it is, by which the SDK
+/// signs the next request. Found by the simulation, where it kept workers from starting.
+#[tokio::test(start_paused = true)]
+async fn e12_a_refused_date_is_a_failure_that_passes() {
+    for words in
+        ["Signature expired: 20261123T080000Z is now earlier than", "Signature not yet current: "]
+    {
+        let (local, log) = (LocalAws::in_memory(), Log::default());
+        let refusal = Reply::error("Scan", "InvalidSignatureException", words, 1);
+        let config = canned::config(&local, "worker", vec![refusal]);
+        let handle = start(worker(config, &log).stream(MemoryStream::new(1)), &log).await.unwrap();
+        handle.shutdown(SOON).await.unwrap();
+    }
+    let words = "The request signature we calculated does not match the signature you provided.";
+    let (local, log) = (LocalAws::in_memory(), Log::default());
+    let refusal = Reply::error("Scan", "InvalidSignatureException", words, 9);
+    let config = canned::config(&local, "worker", vec![refusal]);
+    let error = start(worker(config, &log).stream(MemoryStream::new(1)), &log).await.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+}
+
 /// Not refused, but not understood either: found by the simulation, where it ended workers.
 #[tokio::test(start_paused = true)]
 async fn a_reply_that_breaks_off_is_a_failure_that_passes() {

@@ -8,6 +8,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
+use crate::aws::is_clock_wrong;
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::mutant;
 
@@ -64,6 +65,7 @@ where
             "ResourceInUseException"
             | "TableInUseException"
             | "ContinuousBackupsUnavailableException" => NotReady,
+            _ if is_clock_wrong(error) => Unavailable,
             "UnrecognizedClientException"
             | "ExpiredTokenException"
             | "ExpiredToken"
