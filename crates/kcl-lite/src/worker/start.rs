@@ -223,23 +223,37 @@ async fn create_first(
     let wanted = first_leases(context, ready, first, rng).await?;
     let count = wanted.len();
     for lease in wanted {
-        // The process was stopped meanwhile: others may have made this row, finished its shard and
-        // removed it. What is missing where there are rows is found by the first audit.
-        if context.clock.now() > looked + context.settings.lease_duration * 2 {
-            looked = context.clock.now();
-            let table = retried(context, rng, || context.store.list()).await?;
-            let is_ours = |row: &&Lease| row.key.stream() == ready.source.key;
-            let rows: Vec<_> = table.leases.iter().filter(is_ours).collect();
-            let made_here = |row: &&Lease| {
-                row.write_id.as_ref() == Some(&write_id(&context.incarnation, row.counter))
-            };
-            if !rows.iter().all(made_here) {
-                return Ok(rows.len());
+        let mut retry = attempts();
+        loop {
+            // At each attempt: the process was stopped meanwhile, or had no answer, and others may have
+            // made this row, finished its shard and removed it. What is missing where there are rows
+            // is found by the first audit.
+            if context.clock.now() > looked + context.settings.lease_duration * 2 {
+                looked = context.clock.now();
+                if let Some(rows) = rows_of_others(context, ready, rng).await? {
+                    return Ok(rows);
+                }
+            }
+            match create(context, &lease).await {
+                Ok(()) => break,
+                Err(error) => pause(context, &mut retry, rng, error).await?,
             }
         }
-        create(context, lease, rng).await?;
     }
     Ok(count)
+}
+
+/// How many rows the stream has, if others made any of them.
+async fn rows_of_others(
+    context: &KeeperContext,
+    ready: &ReadyStream,
+    rng: &mut fastrand::Rng,
+) -> Result<Option<usize>, Error> {
+    let table = retried(context, rng, || context.store.list()).await?;
+    let rows = table.leases.iter().filter(|row| row.key.stream() == ready.source.key);
+    let made_here =
+        |row: &Lease| row.write_id.as_ref() == Some(&write_id(&context.incarnation, row.counter));
+    Ok((!rows.clone().all(made_here)).then(|| rows.count()))
 }
 
 async fn wait_until_ready<T, F>(
@@ -306,17 +320,13 @@ async fn listing_as_of(context: &KeeperContext, stream: &Arc<dyn Stream>, now: L
     }
 }
 
-async fn create(
-    context: &KeeperContext,
-    lease: Lease,
-    rng: &mut fastrand::Rng,
-) -> Result<(), Error> {
-    let event =
-        Event::LeaseCreated { shard: lease.key.clone(), checkpoint: lease.checkpoint.clone() };
-    let write = create_write(lease, &context.incarnation);
-    let outcome = retried(context, rng, || context.store.write(&write)).await?;
+async fn create(context: &KeeperContext, lease: &Lease) -> Result<(), ServiceError> {
+    let write = create_write(lease.clone(), &context.incarnation);
+    let call = context.store.write(&write);
+    let outcome = timely(&context.clock, CALL_LIMIT, "starting", call).await?;
     if matches!(outcome, WriteOutcome::Done(_)) {
-        context.events.emit(&event);
+        let (shard, checkpoint) = (lease.key.clone(), lease.checkpoint.clone());
+        context.events.emit(&Event::LeaseCreated { shard, checkpoint });
     }
     Ok(())
 }
