@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use kcl_lite::{
-    ControlPlane, Error, ErrorKind, Health, InitialPosition, Report, Settings, Worker,
-    WorkerHandle, WorkerId,
+    ControlPlane, Error, Health, InitialPosition, Report, Settings, Worker, WorkerHandle, WorkerId,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -139,6 +138,14 @@ impl Fleet {
             | What::Forget(_)
             | What::Burst(_)
             | What::Drought { .. } => self.world.lock().happen(what),
+            What::Recreate { shards, gone_for } => {
+                self.world.lock().delete_stream();
+                let world = Arc::clone(&self.world);
+                self.world.spawn(async move {
+                    sleep(gone_for).await;
+                    world.lock().make_stream_again(shards);
+                });
+            }
         }
     }
 
@@ -169,7 +176,7 @@ impl Fleet {
             let truth = &mut *truth;
             let live = self.live.ids();
             let healths = self.live.healths();
-            truth.ledger.is_well(truth.now, &healths);
+            truth.ledger.is_well(truth.now, (&truth.shards, &truth.rows), &healths);
             truth.ledger.is_settled(truth.now, &mut truth.shards, &truth.rows, &live);
         }
         for commands in &self.commands {
@@ -192,6 +199,9 @@ impl Fleet {
     }
 }
 
+/// How long a stop may take, and what comes after it, if anything.
+type Stop = (Duration, Option<Return>);
+
 /// One slot.
 struct Slot {
     world: Arc<World>,
@@ -205,6 +215,8 @@ enum End {
     Back(Return),
     /// Stopped in good order at the end of the run.
     Over,
+    /// Ended by itself when it was to be stopped.
+    Gone,
 }
 
 impl Slot {
@@ -234,6 +246,7 @@ impl Slot {
             match end {
                 End::Back(when) => back = when,
                 End::Over => return Some(name),
+                End::Gone => return None,
             }
             id = Some(name);
         }
@@ -265,7 +278,7 @@ impl Slot {
         self.world.say(&**machine, format_args!("boots"));
         let starting = start(machine);
         tokio::pin!(starting);
-        let mut stop = None;
+        let mut stop: Option<Stop> = None;
         let handle = loop {
             tokio::select! {
                 biased;
@@ -284,7 +297,7 @@ impl Slot {
                 },
                 started = &mut starting => match started {
                     Ok(handle) => break self.started(machine, handle),
-                    Err(error) => return self.ended(machine, &error),
+                    Err(error) => return self.ended(machine, &error, stop),
                 },
             }
         };
@@ -318,7 +331,7 @@ impl Slot {
                         self.broken("the worker stopped, and nobody asked it to".to_owned());
                         End::Over
                     }
-                    (Err(error), _) => self.ended(machine, &error),
+                    (Err(error), _) => self.ended(machine, &error, stop),
                 },
             }
         }
@@ -357,13 +370,19 @@ impl Slot {
     }
 
     /// The worker gave up: someone starts it again, unless it must not give up for this.
-    fn ended(&self, machine: &Machine, error: &Error) -> End {
+    fn ended(&self, machine: &Machine, error: &Error, stop: Option<Stop>) -> End {
         self.world.note(Situation::GaveUp);
         self.world.say(machine, format_args!("gives up: {error}"));
-        if error.kind() != ErrorKind::Unavailable {
-            self.broken(format!("the worker ended by itself: {error}"));
+        let mut truth = self.world.lock();
+        let truth = &mut *truth;
+        if !truth.ledger.may_give_up(machine.number, error.kind(), (&truth.shards, &truth.rows)) {
+            let text = format!("the worker ended by itself: {error}");
+            truth.ledger.broken(Promise::Sound, truth.now, None, text);
         }
-        End::Back(Return { after: Some(RESTART), same_id: false })
+        match stop {
+            Some((_, None)) => End::Gone,
+            _ => End::Back(Return { after: Some(RESTART), same_id: false }),
+        }
     }
 
     fn broken(&self, text: String) {
@@ -389,6 +408,7 @@ async fn start(machine: &Arc<Machine>) -> Result<WorkerHandle, Error> {
             Start::Latest => InitialPosition::Latest,
             Start::At(at) => InitialPosition::AtTimestamp(service_time(at)),
         },
+        stream_recreated: plan.recreated.unwrap_or_default(),
         control_plane: ControlPlane::Inline,
         seed: Some(machine.draw(|rng| rng.u64(..))),
         ..Settings::default()

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use kcl_lite::{CheckpointPolicy, FailurePolicy};
+use kcl_lite::{CheckpointPolicy, FailurePolicy, StreamRecreated};
 
 /// The script of one run.
 #[derive(Debug, Clone)]
@@ -54,6 +54,8 @@ pub struct Plan {
     pub put_every: Duration,
     /// How the processors acknowledge.
     pub style: Style,
+    /// What workers do when the stream is made again; `None` where it is not.
+    pub recreated: Option<StreamRecreated>,
     /// When all faults have ended and must have been repaired after a stated time.
     pub calm_at: Duration,
     /// The whole run.
@@ -218,6 +220,13 @@ pub enum What {
         /// For how long.
         lasts: Duration,
     },
+    /// The stream is deleted with all that is in it, and made again under its name.
+    Recreate {
+        /// The shards of the new one.
+        shards: u32,
+        /// How long there is none.
+        gone_for: Duration,
+    },
 }
 
 /// The two services.
@@ -345,11 +354,13 @@ impl Plan {
             aggregates: *pick(rng, &[0, 0, 20, 80]),
             put_every: Duration::from_millis(rng.u64(100..=1500)),
             style: *pick(rng, &[Style::Return, Style::Return, Style::Defer, Style::Split]),
+            recreated: None,
             calm_at: CALM_AT,
             length: LENGTH,
             operations: Vec::new(),
         };
         plan.draw_operations(rng);
+        plan.draw_recreation();
         plan.operations.sort_by_key(|operation| operation.at);
         plan
     }
@@ -411,6 +422,21 @@ impl Plan {
                 self.operations.push(Operation { at, what });
             }
         }
+    }
+
+    /// In one plan of twenty the stream is made again. By a generator of its own: the others are what
+    /// they were before there was any such thing.
+    fn draw_recreation(&mut self) {
+        let rng = &mut chance(self.seed, "another stream");
+        if rng.u8(0..20) > 0 {
+            return;
+        }
+        let policies = [StreamRecreated::Adopt, StreamRecreated::Adopt, StreamRecreated::Refuse];
+        self.recreated = Some(*pick(rng, &policies));
+        let at = between(rng, self.boot_at + 20 * SECOND, self.calm_at - 60 * SECOND);
+        let gone_for = SECOND * *pick(rng, &[0, 1, 10, 50]);
+        let what = What::Recreate { shards: rng.u32(1..=6), gone_for };
+        self.operations.push(Operation { at, what });
     }
 
     /// A link that is slow and then cut: who counts from answers believes for too long.

@@ -62,19 +62,23 @@ impl Drop for Call<'_> {
             truth.ledger.counts.note(Situation::CutShort);
         }
         let (now, thawed) = (truth.now, self.of.machine.thawed_at());
-        truth.ledger.processed(now, self.of.tenure, &self.of.key, thawed);
+        let shard = self.of.shard.unwrap_or_default();
+        truth.ledger.processed(now, self.of.tenure, shard, &self.of.key, thawed);
     }
 }
 
 impl SimProcessor {
     pub(crate) fn new(machine: &Arc<Machine>, context: &ShardContext) -> Self {
-        let shard = machine.world.lock().shards.find(context.shard_id.as_str());
+        let tenure = (machine.number, context.fencing_token);
+        let truth = machine.world.lock();
+        let shard = truth.ledger.shard_of(&context.lease_key, tenure, &truth.shards);
+        drop(truth);
         Self {
             _running: machine.hold(),
             machine: Arc::clone(machine),
             shard,
             key: context.lease_key.clone(),
-            tenure: (machine.number, context.fencing_token),
+            tenure,
             stage: Stage::New,
         }
     }
@@ -263,7 +267,7 @@ impl RecordProcessor for SimProcessor {
         self.moves(&[Stage::Ready], Stage::Over, "shard_ended");
         let mut truth = self.machine.world.lock();
         truth.ledger.counts.note(Situation::ShardEnded);
-        if !truth.ledger.is_finished(&self.key) {
+        if !self.shard.is_some_and(|shard| truth.ledger.is_finished(shard)) {
             let (now, text) = (truth.now, "shard_ended before it is stored".to_owned());
             truth.ledger.broken(Promise::Lifecycle, now, Some(&self.key), text);
         }

@@ -88,6 +88,8 @@ situations! {
     LeaseLost: "a processor is told that its lease is lost",
     ShutdownRequested: "a processor is told to let go",
     ShardEnded: "a processor is told that its shard has ended",
+    TakenUp: "a record of a stream that was made again is delivered",
+    LeftAlone: "a worker does not start with the leases of a stream that was made again",
 }
 
 impl Situation {
@@ -95,7 +97,8 @@ impl Situation {
     #[must_use]
     pub fn is_possible(self, tier: Tier) -> bool {
         // See `Plan::on`.
-        let is_above = [Self::Trimmed, Self::ShardGone, Self::DeliveredFromAggregate];
+        let is_above =
+            [Self::Trimmed, Self::ShardGone, Self::DeliveredFromAggregate, Self::LeftAlone];
         tier == Tier::Protocol || !is_above.contains(&self)
     }
 

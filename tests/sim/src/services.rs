@@ -16,7 +16,7 @@ use base64_simd::STANDARD;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
-use kcl_lite::lease::{Lease, LeaseKey};
+use kcl_lite::lease::{Lease, LeaseKey, StreamIdentity};
 use kcl_lite::{Checkpoint, HashRange, SequenceNumber, Timestamp};
 use local_aws::{Clock, LocalAws};
 use serde_json::{Value, json};
@@ -108,8 +108,16 @@ impl Services {
         let local = local.transition(std::time::Duration::ZERO).build();
         let local = local.expect("services in memory need nothing");
         let services = Self { connector: local.http_connector("the world"), local };
-        services.stream("CreateStream", json!({ "ShardCount": shards }));
+        services.create_stream(shards);
         services
+    }
+
+    pub(crate) fn create_stream(&self, shards: u32) {
+        self.stream("CreateStream", json!({ "ShardCount": shards }));
+    }
+
+    pub(crate) fn delete_stream(&self) {
+        self.stream("DeleteStream", json!({}));
     }
 
     /// A configuration for clients; its HTTP client is to be replaced.
@@ -224,6 +232,7 @@ fn row(item: &Value) -> Result<Lease, String> {
     let sub = counted("checkpointSubSequenceNumber")?;
     let checkpoint = text("checkpoint").and_then(|it| Checkpoint::parse(it, sub).ok());
     let checkpoint = checkpoint.ok_or_else(|| format!("no checkpoint in {item}"))?;
+    let stream = text("klStreamArn").zip(number("klStreamCreated"));
     let range = text("startingHashKey").zip(text("endingHashKey"));
     Ok(Lease {
         owner: text("leaseOwner").map(Into::into),
@@ -235,6 +244,10 @@ fn row(item: &Value) -> Result<Lease, String> {
         checkpoint_owner: text("checkpointOwner").map(Into::into),
         anchor: number("klAnchor").map(Timestamp::from_millis),
         read_until: number("klReadUntil").map(Timestamp::from_millis),
+        stream: stream.map(|(arn, created)| StreamIdentity {
+            arn: arn.to_owned(),
+            created: Timestamp::from_millis(created),
+        }),
         ..Lease::new(key, checkpoint)
     })
 }

@@ -3,6 +3,10 @@
 //! Owns what becomes of every record: put, needed, delivered, acknowledged, gone. Listings may be
 //! behind, each shard by another time; reads fail, hang, and name no children. Records are found by
 //! their index in the shard, which their data carries.
+//!
+//! A stream that is deleted and made again is another stream. Shards have numbers that are unique in
+//! a run; their ids begin again with each stream, so an id alone means a shard of the newest one. Of
+//! the former ones nothing is needed any more, but what is done in their names is still looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,10 +16,11 @@ use bytes::Bytes;
 use fastrand::Rng;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use kcl_lite::stream::{ListFrom, Listing, Read, ShardReader, Stream};
+use kcl_lite::lease::{Lease, LeaseKey, StreamIdentity};
+use kcl_lite::stream::{Description, ListFrom, Listing, Read, ShardReader, Stream};
 use kcl_lite::{
     Checkpoint, ChildShard, Cursor, HashRange, InitialPosition, Packing, Position, Record,
-    SequenceNumber, ServiceError, ServiceErrorKind, Shard, ShardId, Timestamp,
+    SequenceNumber, ServiceError, ServiceErrorKind, Shard, ShardId, StreamRecreated, Timestamp,
 };
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -24,6 +29,7 @@ use crate::network::READING;
 use crate::plan::{Plan, Service, Start, Tier, chance};
 use crate::reached::{Counts, Situation};
 use crate::services::Services;
+use crate::table::Rows;
 use crate::world::Truth;
 
 /// When the run begins, by the service's clock.
@@ -59,6 +65,8 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 pub(crate) struct ShardTruth {
     pub(crate) id: ShardId,
+    /// Which of the streams it is of.
+    stream: usize,
     pub(crate) parents: Vec<usize>,
     pub(crate) children: Vec<usize>,
     pub(crate) range: HashRange,
@@ -77,10 +85,21 @@ pub(crate) struct ShardTruth {
     done: usize,
 }
 
+/// One stream of the name.
+#[derive(Debug, Default)]
+struct Incarnation {
+    made: Duration,
+    deleted: Option<Duration>,
+    /// The numbers of its shards.
+    by_id: BTreeMap<ShardId, usize>,
+}
+
 /// All shards.
 pub(crate) struct Shards {
     pub(crate) all: Vec<ShardTruth>,
-    by_id: BTreeMap<ShardId, usize>,
+    /// The streams of this name, one after the other; never empty.
+    streams: Vec<Incarnation>,
+    recreated: Option<StreamRecreated>,
     /// Per partition key: its hash, and its records as (shard, index).
     keys: Vec<(u128, Vec<(usize, usize)>)>,
     /// Per partition key: all needed records before this one are acknowledged.
@@ -123,6 +142,12 @@ impl ShardTruth {
         first.max(self.trimmed)
     }
 
+    /// Whether a position, if it is one, is that of a record of this shard.
+    pub(crate) fn has(&self, checkpoint: &Checkpoint) -> bool {
+        let Checkpoint::At(position) = checkpoint else { return true };
+        self.entries.binary_search_by(|it| Position::of(&it.record).cmp(position)).is_ok()
+    }
+
     /// Up to where, from `start` to `end`, everything is acknowledged and counts.
     pub(crate) fn counted(&self, start: usize, end: usize) -> usize {
         let counts = |it: &&Entry| it.counts || !(it.needed || it.delivered);
@@ -154,7 +179,8 @@ impl Shards {
         let keys = (0..plan.keys).map(|_| (rng.u128(..), Vec::new())).collect::<Vec<_>>();
         let mut shards = Self {
             all: Vec::new(),
-            by_id: BTreeMap::new(),
+            streams: vec![Incarnation::default()],
+            recreated: plan.recreated,
             keys_done: vec![0; keys.len()],
             keys,
             numbers: 0,
@@ -168,40 +194,125 @@ impl Shards {
                 Tier::Full => Some(Services::start(plan.seed, plan.shards)),
             },
         };
-        if let Some(services) = &shards.services {
+        shards.open_first(plan.shards, Duration::ZERO);
+        shards
+    }
+
+    /// Opens the first shards of a stream.
+    fn open_first(&mut self, count: u32, now: Duration) {
+        if let Some(services) = &self.services {
             for (_, range) in services.shards() {
-                shards.open_shard(Vec::new(), range, Duration::ZERO);
+                self.open_shard(Vec::new(), range, now);
             }
-            return shards;
+            return;
         }
-        let count = plan.shards;
         let width = u128::MAX / u128::from(count);
         for index in 0..u128::from(count) {
             let start = if index == 0 { 0 } else { index * width + 1 };
             let end = if index + 1 == u128::from(count) { u128::MAX } else { (index + 1) * width };
-            shards.open_shard(Vec::new(), HashRange { start, end }, Duration::ZERO);
+            self.open_shard(Vec::new(), HashRange { start, end }, now);
         }
-        shards
     }
 
-    /// The number of a shard by its id, or by the key of its lease, which is the same here.
+    /// The stream is deleted: nothing of it is needed, or there to be read.
+    pub(crate) fn delete(&mut self, now: Duration) {
+        for shard in &mut self.all {
+            shard.gone = true;
+            shard.closed.get_or_insert(now);
+            shard.entries.iter_mut().for_each(|entry| entry.needed = false);
+        }
+        self.newest_mut().deleted = Some(now);
+        self.services.iter().for_each(Services::delete_stream);
+    }
+
+    /// Another stream of the name is made.
+    pub(crate) fn make(&mut self, now: Duration, count: u32) {
+        self.services.iter().for_each(|services| services.create_stream(count));
+        self.streams.push(Incarnation { made: now, ..Incarnation::default() });
+        self.open_first(count, now);
+    }
+
+    fn newest(&self) -> &Incarnation {
+        self.streams.last().expect("there has always been a stream")
+    }
+
+    fn newest_mut(&mut self) -> &mut Incarnation {
+        self.streams.last_mut().expect("there has always been a stream")
+    }
+
+    /// When the stream was made that is not the first of its name.
+    pub(crate) fn made_again(&self) -> Option<Duration> {
+        (self.streams.len() > 1).then(|| self.newest().made)
+    }
+
+    /// Whether a worker that started at `born` may be told that the stream does not exist: it was
+    /// there before the last one, which is made or not.
+    pub(crate) fn was_missing_since(&self, born: Duration) -> bool {
+        self.newest().deleted.is_some() || self.made_again().is_some_and(|made| born <= made)
+    }
+
+    /// Whether a row is of a stream of which another one has taken the place.
+    pub(crate) fn is_of_former(&self, row: &Lease) -> bool {
+        self.of_row(row).is_none_or(|shard| self.is_former(shard))
+    }
+
+    /// Whether there are leases of a former stream that workers are to leave alone, and with them the
+    /// new one.
+    pub(crate) fn is_refused(&self, rows: &Rows) -> bool {
+        self.recreated == Some(StreamRecreated::Refuse)
+            && rows.values().any(|row| self.is_of_former(row))
+    }
+
+    /// Whether the shard is of a stream of which another one has taken the place.
+    pub(crate) fn is_former(&self, shard: usize) -> bool {
+        self.all[shard].stream + 1 < self.streams.len()
+    }
+
+    /// What tells one stream from another one of its name.
+    fn identity(&self) -> StreamIdentity {
+        let arn = "arn:aws:kinesis:eu-central-1:000000000000:stream/stream".to_owned();
+        StreamIdentity { arn, created: service_time(self.newest().made) }
+    }
+
+    /// The number of a shard of the newest stream by its id, or by the key of its lease, which is the
+    /// same here.
     pub(crate) fn find(&self, id: &str) -> Option<usize> {
-        self.by_id.get(id).copied()
+        self.newest().by_id.get(id).copied()
+    }
+
+    /// The numbers of the shards that had this id in one stream after the other, newest first.
+    pub(crate) fn find_all(&self, id: &str) -> impl Iterator<Item = usize> {
+        self.streams.iter().rev().filter_map(move |stream| stream.by_id.get(id).copied())
+    }
+
+    /// The number of the shard that a row is about, by the stream that it names.
+    pub(crate) fn of_row(&self, row: &Lease) -> Option<usize> {
+        let created = row.stream.as_ref().map_or(service_time(Duration::ZERO), |it| it.created);
+        let stream = self.streams.iter().find(|it| service_time(it.made) == created)?;
+        stream.by_id.get(row.key.as_str()).copied()
+    }
+
+    /// The row of a shard, if it has one.
+    pub(crate) fn row<'a>(&self, shard: usize, rows: &'a Rows) -> Option<&'a Lease> {
+        let row = rows.get(&LeaseKey::from(self.all[shard].id.clone()))?;
+        (self.of_row(row) == Some(shard)).then_some(row)
     }
 
     fn open_shard(&mut self, parents: Vec<usize>, range: HashRange, now: Duration) -> usize {
         let number = self.all.len();
+        let nth = self.newest().by_id.len();
         let id = match self.services {
-            None => ShardId::from(format!("shard-{number:03}")),
-            Some(_) => ShardId::from(format!("shardId-{number:012}")),
+            None => ShardId::from(format!("shard-{nth:03}")),
+            Some(_) => ShardId::from(format!("shardId-{nth:012}")),
         };
-        self.by_id.insert(id.clone(), number);
+        self.newest_mut().by_id.insert(id.clone(), number);
         for parent in &parents {
             self.all[*parent].children.push(number);
             self.all[*parent].closed = Some(now);
         }
         self.all.push(ShardTruth {
             id,
+            stream: self.streams.len() - 1,
             parents,
             children: Vec::new(),
             range,
@@ -226,7 +337,8 @@ impl Shards {
     fn is_mirrored(&self) {
         let Some(services) = &self.services else { return };
         let there = services.shards();
-        let here = self.all.iter().map(|it| (it.id.to_string(), it.range));
+        let here = self.newest().by_id.values().map(|number| &self.all[*number]);
+        let here = here.map(|it| (it.id.to_string(), it.range));
         assert!(here.eq(there), "local-aws does not number shards in the order of their making");
     }
 
@@ -236,6 +348,9 @@ impl Shards {
 
     /// One record of a key chosen by chance, or an aggregate of several of its shard.
     pub(crate) fn put(&mut self, now: Duration) {
+        if self.newest().deleted.is_some() {
+            return;
+        }
         let key = self.rng.usize(0..self.keys.len());
         let hash = self.keys[key].0;
         let serves = |it: &ShardTruth, hash: u128| {
@@ -279,15 +394,16 @@ impl Shards {
             arrived: service_time(now),
             packing: Packing::Plain,
         };
+        let is_early = matches!(self.start, Start::At(first) if now < first);
+        // Who refuses a stream that was made again is not asked to read it.
+        let is_read =
+            self.made_again().is_none() || self.recreated != Some(StreamRecreated::Refuse);
         self.all[shard].entries.push(Entry {
             record,
             key,
             nth,
             arrived: now,
-            needed: match self.start {
-                Start::Horizon | Start::Latest => true,
-                Start::At(first) => now >= first,
-            },
+            needed: is_read && !is_early,
             delivered: false,
             acknowledged: false,
             counts: false,
@@ -311,7 +427,7 @@ impl Shards {
     /// Splits an open shard; returns it and its children.
     pub(crate) fn split(&mut self, pick: u64, now: Duration) -> Option<(usize, [usize; 2])> {
         let open = self.open();
-        let parent = open[usize::try_from(pick % open.len() as u64).ok()?];
+        let parent = open[usize::try_from(pick.checked_rem(open.len() as u64)?).ok()?];
         let HashRange { start, end } = self.all[parent].range;
         if end - start < 1 << 100 {
             return None;
@@ -347,10 +463,10 @@ impl Shards {
     pub(crate) fn trim(
         &mut self,
         oldest: Duration,
-        keeps: impl Fn(&ShardId) -> bool,
+        keeps: impl Fn(usize, &ShardId) -> bool,
         counts: &mut Counts,
     ) {
-        for shard in &mut self.all {
+        for (number, shard) in self.all.iter_mut().enumerate() {
             let first = shard.entries.partition_point(|it| it.arrived < oldest);
             for entry in shard.entries.iter_mut().take(first).skip(shard.trimmed) {
                 if entry.needed && !entry.acknowledged {
@@ -360,7 +476,7 @@ impl Shards {
             }
             shard.trimmed = shard.trimmed.max(first);
             let is_over = shard.closed.is_some_and(|closed| closed < oldest);
-            if is_over && !shard.gone && !keeps(&shard.id) {
+            if is_over && !shard.gone && !keeps(number, &shard.id) {
                 shard.gone = true;
                 counts.note(Situation::ShardGone);
             }
@@ -392,7 +508,8 @@ impl Shards {
     /// Notes that a record was processed, unless it has been delivered again since.
     pub(crate) fn acknowledge(&mut self, shard: usize, index: usize, delivery: u64) {
         let void = self.all[shard].void;
-        let entry = &mut self.all[shard].entries[index];
+        // What came of a newer stream by the lease of this one is no record of this one.
+        let Some(entry) = self.all[shard].entries.get_mut(index) else { return };
         entry.acknowledged |= entry.delivery == delivery;
         entry.counts |= entry.delivery == delivery && delivery > void;
     }
@@ -442,7 +559,7 @@ impl Shards {
         let mut hidden = vec![false; self.all.len()];
         for (number, shard) in self.all.iter().enumerate() {
             let seen = now.saturating_sub(lag.mul_f64(rng.f64()));
-            hidden[number] = shard.opened > seen && shard.opened > Duration::ZERO
+            hidden[number] = shard.opened > seen && shard.opened > self.streams[shard.stream].made
                 || shard.parents.iter().any(|parent| hidden[*parent]);
             // The first shards have always been there.
             if !shard.gone && !hidden[number] {
@@ -486,6 +603,13 @@ impl Shards {
         Listing { shards, at: service_time(now) }
     }
 
+    fn is_there(&self) -> Result<(), ServiceError> {
+        match self.newest().deleted {
+            None => Ok(()),
+            Some(_) => Err(ServiceError::new(ServiceErrorKind::Missing, "no such stream")),
+        }
+    }
+
     pub(crate) fn ids(&self, numbers: &[usize]) -> BTreeSet<ShardId> {
         numbers.iter().map(|number| self.all[*number].id.clone()).collect()
     }
@@ -505,6 +629,7 @@ impl Stream for SimStream {
                 truth.ledger.listed(machine.number, truth.now);
                 let (lag, until) = truth.weather.stale;
                 let lag = if truth.now < until { lag } else { Duration::ZERO };
+                truth.shards.is_there()?;
                 let listing = truth.shards.listing(from, truth.now, lag, &mut truth.rng);
                 if lag > Duration::ZERO
                     && listing
@@ -514,20 +639,36 @@ impl Stream for SimStream {
                 }
                 let count = listing.shards.len();
                 truth.say(&machine, format_args!("lists {count} shards"));
-                listing
+                Ok(listing)
             };
-            let listing = self.0.call(Service::Stream, "listing", list).await?;
+            let listing = self.0.call(Service::Stream, "listing", list).await??;
             Ok(Listing { at, ..listing })
         }
         .boxed()
     }
 
+    /// Only where it makes a difference: elsewhere the stream knows nothing, and there is no call.
+    fn describe(&self) -> BoxFuture<'_, Result<Description, ServiceError>> {
+        async move {
+            if self.0.world.plan.recreated.is_none() {
+                return Ok(Description::default());
+            }
+            let describe = |truth: &mut Truth| {
+                truth.shards.is_there()?;
+                Ok(Some(truth.shards.identity()))
+            };
+            let identity =
+                self.0.call(Service::Stream, "describing the stream", describe).await??;
+            Ok(Description { identity, ..Description::default() })
+        }
+        .boxed()
+    }
+
     fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
-        let number = self.0.world.lock().shards.find(shard.as_str());
         Box::new(Reader {
             machine: Arc::clone(&self.0),
             _running: self.0.hold(),
-            shard: number,
+            shard: shard.clone(),
             cursor,
             next: None,
             due: Instant::now(),
@@ -540,10 +681,11 @@ impl Stream for SimStream {
 struct Reader {
     machine: Arc<Machine>,
     _running: Running,
-    shard: Option<usize>,
+    shard: ShardId,
     cursor: Cursor,
-    /// The next record, once the first read has found it.
-    next: Option<usize>,
+    /// The shard and its next record, once the first read has found them: as in the iterators of the
+    /// service, which are of one stream, however many come to have its name.
+    next: Option<(usize, usize)>,
     /// When the next read may be made.
     due: Instant,
 }
@@ -552,9 +694,9 @@ impl ShardReader for Reader {
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
         async move {
             sleep_until(self.due).await;
-            let (shard, cursor, next) = (self.shard, self.cursor.clone(), self.next);
+            let (shard, cursor, next) = (self.shard.clone(), self.cursor.clone(), self.next);
             let limit = self.machine.world.plan.read_limit;
-            let read = move |truth: &mut Truth| truth.read(shard, &cursor, next, limit);
+            let read = move |truth: &mut Truth| truth.read(&shard, &cursor, next, limit);
             let call = self.machine.call(Service::Stream, READING, read);
             let result = timeout(READ_TIMEOUT, call).await.unwrap_or_else(|_| {
                 Err(ServiceError::new(ServiceErrorKind::Unavailable, "no answer to a read"))
@@ -581,22 +723,28 @@ impl Truth {
     /// What a read of the service answers, and where the next one continues.
     fn read(
         &mut self,
-        shard: Option<usize>,
+        id: &ShardId,
         cursor: &Cursor,
-        next: Option<usize>,
+        next: Option<(usize, usize)>,
         limit: usize,
-    ) -> Result<(Read, usize), ServiceError> {
+    ) -> Result<(Read, (usize, usize)), ServiceError> {
         let shards = &self.shards;
-        let shard = shard.map(|number| &shards.all[number]).filter(|shard| !shard.gone);
-        let shard =
-            shard.ok_or_else(|| ServiceError::new(ServiceErrorKind::Missing, "no such shard"))?;
+        let number = next.map(|it| it.0).or_else(|| shards.find(id.as_str()));
+        let found = number.map(|number| (number, &shards.all[number]));
+        let found = found.filter(|(_, shard)| !shard.gone);
+        let (number, shard) =
+            found.ok_or_else(|| ServiceError::new(ServiceErrorKind::Missing, "no such shard"))?;
         let entries = &shard.entries;
-        let first = next.unwrap_or_else(|| match cursor {
+        if let (None, Cursor::At(of) | Cursor::After(of)) = (next, cursor)
+            && entries.binary_search_by(|it| it.record.sequence_number.cmp(of)).is_err()
+        {
+            let text = "no number of a record of this shard";
+            return Err(ServiceError::new(ServiceErrorKind::Invalid, text));
+        }
+        let first = next.map(|it| it.1).unwrap_or_else(|| match cursor {
             Cursor::Horizon => 0,
-            Cursor::At(number) => entries.partition_point(|it| it.record.sequence_number < *number),
-            Cursor::After(number) => {
-                entries.partition_point(|it| it.record.sequence_number <= *number)
-            }
+            Cursor::At(of) => entries.partition_point(|it| it.record.sequence_number < *of),
+            Cursor::After(of) => entries.partition_point(|it| it.record.sequence_number <= *of),
             Cursor::Timestamp(time) => entries.partition_point(|it| it.record.arrived < *time),
         });
         let first = first.max(shard.trimmed);
@@ -609,7 +757,8 @@ impl Truth {
                 u64::try_from(self.now.saturating_sub(it.arrived).as_millis()).unwrap_or(0).max(1)
             });
             let records = entries[first..last].iter().map(|it| it.record.clone()).collect();
-            return Ok((Read::Records { records, millis_behind_latest: behind }, last));
+            let read = Read::Records { records, millis_behind_latest: behind };
+            return Ok((read, (number, last)));
         }
         if shard.closed.is_some() {
             let named = self.now >= self.weather.nameless_until;
@@ -624,8 +773,8 @@ impl Truth {
                     hash_range: Some(child.range),
                 }
             });
-            return Ok((Read::End { children: children.collect() }, first));
+            return Ok((Read::End { children: children.collect() }, (number, first)));
         }
-        Ok((Read::Records { records: Vec::new(), millis_behind_latest: 0 }, first))
+        Ok((Read::Records { records: Vec::new(), millis_behind_latest: 0 }, (number, first)))
     }
 }

@@ -142,13 +142,16 @@ impl LeaseStore for Table {
             self.0.awake().await;
             let (machine, write, sent) = (Arc::clone(&self.0), write.clone(), self.0.world.now());
             self.0.world.lock().ledger.wrote(machine.number, sent);
-            let key = write.key.clone();
             // A take counts from its first attempt, which is not known here.
             let is_renewal = matches!(write.change, LeaseChange::Renew { .. });
             let work = move |truth: &mut Truth| truth.write(&machine, sent, &write);
             let outcome = self.0.call(Service::Table, "writing a row", work).await?;
-            if is_renewal && matches!(outcome, WriteOutcome::Done(_)) {
-                self.0.world.lock().ledger.answered(self.0.number, &key, sent);
+            if let WriteOutcome::Done(Some(row)) = &outcome
+                && is_renewal
+            {
+                let mut truth = self.0.world.lock();
+                let shard = truth.shards.of_row(row);
+                shard.into_iter().for_each(|it| truth.ledger.answered(self.0.number, it, sent));
             }
             Ok(outcome)
         }

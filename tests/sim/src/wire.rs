@@ -22,7 +22,7 @@ use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use kcl_lite::ServiceErrorKind;
 use kcl_lite::clock::Clock;
-use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, News};
+use kcl_lite::lease::{Lease, LeaseChange, News};
 use serde_json::{Value, json};
 
 use crate::checks::Promise;
@@ -101,8 +101,8 @@ impl HttpConnector for Wire {
             let work = move |truth: &mut Truth| truth.serve(&sender, sent, request);
             match machine.attempt(service, what, work).await {
                 Ok((reply, renewed)) => {
-                    if let Some(key) = renewed {
-                        machine.world.lock().ledger.answered(machine.number, &key, sent);
+                    if let Some(shard) = renewed {
+                        machine.world.lock().ledger.answered(machine.number, shard, sent);
                     }
                     Ok(reply.map(SdkBody::from))
                 }
@@ -148,13 +148,13 @@ fn response(status: u16, body: String) -> HttpResponse {
 }
 
 impl Truth {
-    /// A request arrives; the reply, and the lease if it was a renewal that was applied.
+    /// A request arrives; the reply, and the shard if it was a renewal that was applied.
     fn serve(
         &mut self,
         machine: &Arc<Machine>,
         sent: Duration,
         mut request: Request,
-    ) -> (Reply, Option<LeaseKey>) {
+    ) -> (Reply, Option<usize>) {
         let services = self.shards.services().clone();
         let is_stale = self.now < self.weather.stale.1;
         let lacks = |token: &str| request.body.get(token).is_none();
@@ -194,14 +194,14 @@ impl Truth {
         (services.answer(&request), None)
     }
 
-    /// What a write has done; the lease if it was a renewal.
+    /// What a write has done; the shard if it was a renewal.
     fn written(
         &mut self,
         machine: &Machine,
         sent: Duration,
         request: &Request,
         reply: &Reply,
-    ) -> Option<LeaseKey> {
+    ) -> Option<usize> {
         let key = request.key();
         if !reply.status().is_success() {
             let text = String::from_utf8_lossy(reply.body());
@@ -222,7 +222,8 @@ impl Truth {
         };
         let change = change(machine, request, self.rows.get(&key), after.as_ref());
         self.changed(machine, sent, (&key, &change), after.as_ref());
-        matches!(change, LeaseChange::Renew { .. }).then_some(key)
+        let shard = after.as_ref().and_then(|row| self.shards.of_row(row));
+        shard.filter(|_| matches!(change, LeaseChange::Renew { .. }))
     }
 
     /// A listing as it was some time ago, each shard at a time of its own.
@@ -291,6 +292,9 @@ fn change(
     let (before, after) = match (before, after) {
         (Some(before), Some(after)) if request.operation() == "UpdateItem" => (before, after),
         (_, Some(after)) => return LeaseChange::Create(Box::new(after.clone())),
+        (Some(before), None) if !before.checkpoint.is_shard_end() => {
+            return LeaseChange::Discard { counter: before.counter };
+        }
         (before, None) => {
             return LeaseChange::Delete { counter: before.map_or(0, |row| row.counter) };
         }

@@ -214,10 +214,8 @@ impl Truth {
                         .is_none_or(|row| !row.checkpoint.is_shard_end())
                 };
                 let ledger = &self.ledger;
-                let keeps = |id: &ShardId| {
-                    let key = LeaseKey::from(id.clone());
-                    !ledger.is_finished(&key) && unfinished(id)
-                };
+                let keeps =
+                    |shard: usize, id: &ShardId| !ledger.is_finished(shard) && unfinished(id);
                 let mut counts = ledger.counts;
                 self.shards.trim(now.saturating_sub(keep), keeps, &mut counts);
                 self.ledger.counts = counts;
@@ -231,8 +229,21 @@ impl Truth {
                 self.ledger.counts.note(Situation::Drought);
                 self.weather.drought_until = now + lasts;
             }
-            What::Kill { .. } | What::Stop { .. } | What::Freeze { .. } => {}
+            What::Kill { .. } | What::Stop { .. } | What::Freeze { .. } | What::Recreate { .. } => {
+            }
         }
+    }
+
+    /// The stream is deleted, with all that is in it.
+    pub(crate) fn delete_stream(&mut self) {
+        self.shards.delete(self.now);
+        self.say(&"stream", format_args!("is deleted"));
+    }
+
+    /// Another stream of that name is made.
+    pub(crate) fn make_stream_again(&mut self, shards: u32) {
+        self.shards.make(self.now, shards);
+        self.say(&"stream", format_args!("is made again with {shards} shards"));
     }
 
     /// An incarnation starts.

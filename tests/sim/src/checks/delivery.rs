@@ -5,7 +5,7 @@ use std::time::Duration;
 use kcl_lite::Record;
 use kcl_lite::lease::LeaseKey;
 
-use super::{End, Ledger, Promise, TenureId};
+use super::{End, Facts, Ledger, Promise, TenureId};
 use crate::reached::Situation;
 use crate::stream::Shards;
 use crate::table::Rows;
@@ -13,6 +13,9 @@ use crate::table::Rows;
 /// A worker must have stopped when this part of a lease duration has passed since its last proof,
 /// however its clock runs.
 const FENCE: f64 = 0.95;
+
+/// The number of a delivery of which no acknowledgement counts.
+const NOT_COUNTED: u64 = u64::MAX;
 
 /// A batch that is being handed over.
 pub(crate) struct Delivery<'a> {
@@ -30,10 +33,13 @@ impl Ledger {
         shards: &mut Shards,
         rows: &Rows,
     ) -> (u64, usize) {
+        if self.is_unaware(delivery, shards) {
+            return (NOT_COUNTED, 0);
+        }
         let key = LeaseKey::from(shards.all[delivery.shard].id.clone());
         let range = self
-            .is_owner(delivery, &key)
-            .and_then(|()| self.is_in_order(delivery, &key, shards))
+            .is_owner(delivery)
+            .and_then(|()| self.is_in_order(delivery, shards))
             .and_then(|first| parents_are_done(delivery, shards, rows).map(|()| first))
             .and_then(|first| keys_are_in_order(delivery, shards, first).map(|()| first));
         match range {
@@ -48,17 +54,46 @@ impl Ledger {
                 if shards.all[delivery.shard].parents.len() > 1 {
                     self.counts.note(Situation::DeliveredFromMerge);
                 }
+                if shards.made_again().is_some() && !shards.is_former(delivery.shard) {
+                    self.counts.note(Situation::TakenUp);
+                }
+                // Beside its successor: neither undoes what the other one is given and acknowledges.
+                let is_deposed = self.leases.get(&delivery.shard).is_some_and(|it| {
+                    it.tenures.get(&delivery.tenure).is_some_and(|it| it.end.is_some())
+                });
+                if is_deposed {
+                    return (NOT_COUNTED, first);
+                }
                 (shards.deliver(delivery.shard, first, count), first)
             }
             Err((promise, text)) => {
                 self.broken(promise, delivery.at, Some(&key), text);
-                (0, 0)
+                (NOT_COUNTED, 0)
             }
         }
     }
 
-    fn is_owner(&self, delivery: &Delivery<'_>, key: &LeaseKey) -> Found {
-        let tenure = self.leases.get(key).and_then(|it| it.tenures.get(&delivery.tenure));
+    /// Whether these are records of the newest stream, by the lease of a former one. A worker that
+    /// started before the stream was made again learns of it when a position is refused; where there
+    /// is none yet, it reads the new stream like the old one. So that is time in which something
+    /// comes, and no more: neither a delivery nor an acknowledgement.
+    fn is_unaware(&mut self, delivery: &Delivery<'_>, shards: &Shards) -> bool {
+        let newest = shards.find(shards.all[delivery.shard].id.as_str());
+        let Some((newest, first)) = newest.zip(delivery.records.first()) else { return false };
+        let is_by_other = |facts: &Facts| !facts.tenures.contains_key(&delivery.tenure);
+        let is_unaware = shards.made_again().is_some()
+            && !self.knows(delivery.tenure.0, shards)
+            && shards.index_of(newest, first).is_some()
+            && self.leases.get(&newest).is_none_or(is_by_other);
+        if is_unaware {
+            self.leases.entry(newest).or_default().delivered = delivery.at;
+        }
+        is_unaware
+    }
+
+    fn is_owner(&self, delivery: &Delivery<'_>) -> Found {
+        let tenure =
+            self.leases.get(&delivery.shard).and_then(|it| it.tenures.get(&delivery.tenure));
         let Some(tenure) = tenure else {
             let text = format!("delivered by {:?}, which never took it", delivery.tenure);
             return Err((Promise::Fence, text));
@@ -82,7 +117,6 @@ impl Ledger {
     fn is_in_order(
         &mut self,
         delivery: &Delivery<'_>,
-        key: &LeaseKey,
         shards: &Shards,
     ) -> Result<usize, (Promise, String)> {
         let mut indexes = delivery.records.iter().map(|it| shards.index_of(delivery.shard, it));
@@ -92,7 +126,7 @@ impl Ledger {
         if !indexes.zip(first + 1..).all(|(found, expected)| found == Some(expected)) {
             return Err((Promise::Order, "a batch with a gap".into()));
         }
-        let Some(facts) = self.leases.get_mut(key) else { return Ok(first) };
+        let Some(facts) = self.leases.get_mut(&delivery.shard) else { return Ok(first) };
         facts.delivered = delivery.at;
         let Some(tenure) = facts.tenures.get_mut(&delivery.tenure) else { return Ok(first) };
         let truth = &shards.all[delivery.shard];
@@ -117,10 +151,11 @@ impl Ledger {
         &mut self,
         at: Duration,
         tenure: TenureId,
+        shard: usize,
         key: &LeaseKey,
         thawed: Option<Duration>,
     ) {
-        let Some(facts) = self.leases.get(key).and_then(|it| it.tenures.get(&tenure)) else {
+        let Some(facts) = self.leases.get(&shard).and_then(|it| it.tenures.get(&tenure)) else {
             return;
         };
         let age = at.saturating_sub(facts.proof);
@@ -141,7 +176,7 @@ impl Ledger {
         shards: &mut Shards,
     ) {
         let truth = &mut shards.all[shard];
-        let facts = self.leases.get_mut(&LeaseKey::from(truth.id.clone()));
+        let facts = self.leases.get_mut(&shard);
         if let Some(tenure) = facts.and_then(|it| it.tenures.get_mut(&tenure)) {
             let counted = tenure.next.map_or(0, |next| truth.counted(tenure.start, next));
             tenure.asked_to_stop = Some((at, counted));
@@ -149,8 +184,21 @@ impl Ledger {
     }
 
     /// Whether the end of a shard is stored.
-    pub(crate) fn is_finished(&self, key: &LeaseKey) -> bool {
-        self.leases.get(key).is_some_and(|it| it.finished.is_some())
+    pub(crate) fn is_finished(&self, shard: usize) -> bool {
+        self.leases.get(&shard).is_some_and(|it| it.finished.is_some())
+    }
+
+    /// The number of the shard of a lease that was taken under this token.
+    pub(crate) fn shard_of(
+        &self,
+        key: &LeaseKey,
+        tenure: TenureId,
+        shards: &Shards,
+    ) -> Option<usize> {
+        let holds = |shard: &usize| {
+            self.leases.get(shard).is_some_and(|it| it.tenures.contains_key(&tenure))
+        };
+        shards.find_all(key.as_str()).find(holds).or_else(|| shards.find(key.as_str()))
     }
 }
 
@@ -159,9 +207,9 @@ type Found = Result<(), (Promise, String)>;
 /// The end of every parent is stored, unless nothing of it was needed or it is gone.
 fn parents_are_done(delivery: &Delivery<'_>, shards: &mut Shards, rows: &Rows) -> Found {
     for parent in shards.all[delivery.shard].parents.clone() {
-        let truth = &mut shards.all[parent];
-        let row = rows.get(&LeaseKey::from(truth.id.clone()));
+        let row = shards.row(parent, rows);
         let is_unfinished = row.is_some_and(|row| !row.checkpoint.is_shard_end());
+        let truth = &mut shards.all[parent];
         let is_needed = truth.entries.last().is_some_and(|last| last.needed);
         if !truth.gone && is_needed && (is_unfinished || !truth.is_done()) {
             let text = format!("delivered before its parent {} has ended", truth.id);

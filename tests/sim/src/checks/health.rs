@@ -9,6 +9,7 @@ use kcl_lite::lease::LeaseKey;
 use super::{Ledger, Promise};
 use crate::machine::Machine;
 use crate::stream::Shards;
+use crate::table::Rows;
 
 /// How long a call of the control plane, or of a reader, may hang before anyone can know.
 const UNKNOWN: Duration = Duration::from_secs(100);
@@ -31,7 +32,7 @@ impl Ledger {
             let truth = &mut shards.all[shard];
             let (key, done) = (LeaseKey::from(truth.id.clone()), truth.done());
             let waits = truth.waiting_since(now).map(|it| it.arrived);
-            let Some(facts) = self.leases.get_mut(&key) else { continue };
+            let Some(facts) = self.leases.get_mut(&shard) else { continue };
             if facts.progress.0 != done || waits.is_none() {
                 facts.progress = (done, now);
             }
@@ -57,7 +58,16 @@ impl Ledger {
     }
 
     /// Once all has settled nobody complains.
-    pub(crate) fn is_well(&mut self, now: Duration, healths: &[(Arc<Machine>, Health)]) {
+    pub(crate) fn is_well(
+        &mut self,
+        now: Duration,
+        (shards, rows): (&Shards, &Rows),
+        healths: &[(Arc<Machine>, Health)],
+    ) {
+        if let Some((machine, _)) = healths.first().filter(|_| shards.is_refused(rows)) {
+            let text = format!("{machine} goes on, though its leases are of another stream");
+            return self.broken(Promise::Truth, now, None, text);
+        }
         let unwell = healths.iter().find(|(_, health)| !health.is_well());
         if let Some((machine, health)) = unwell {
             let text = format!("{machine} says that all is not well: {health:?}");

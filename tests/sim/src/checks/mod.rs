@@ -96,7 +96,8 @@ pub(crate) struct Change<'a> {
 /// Everything that the checkers remember.
 pub(crate) struct Ledger {
     rules: Rules,
-    leases: BTreeMap<LeaseKey, Facts>,
+    /// By the numbers of their shards.
+    leases: BTreeMap<usize, Facts>,
     calls: BTreeMap<(usize, u64), Calls>,
     moved_at: Duration,
     /// When each incarnation was started.
@@ -232,8 +233,8 @@ impl Ledger {
     }
 
     /// Its sender has learned that a write was applied.
-    pub(crate) fn answered(&mut self, who: usize, key: &LeaseKey, sent: Duration) {
-        let facts = self.leases.get_mut(key);
+    pub(crate) fn answered(&mut self, who: usize, shard: usize, sent: Duration) {
+        let facts = self.leases.get_mut(&shard);
         let current = facts.and_then(|it| {
             let current = it.current.filter(|(of, _)| *of == who)?;
             it.tenures.get_mut(&current)

@@ -32,15 +32,14 @@ impl Ledger {
             let runnable_at = self.runnable_at(shard, shards);
             let Some(runnable_at) = runnable_at else { continue };
             // A backlog may be long: what counts is that something comes.
-            let key = LeaseKey::from(shards.all[shard].id.clone());
-            let delivered = self.leases.get(&key).map_or(Duration::ZERO, |it| it.delivered);
+            let delivered = self.leases.get(&shard).map_or(Duration::ZERO, |it| it.delivered);
             let Some(entry) = shards.all[shard].oldest_unseen() else { continue };
             let from = since.max(runnable_at).max(entry.arrived).max(delivered);
             if now > from + self.patience() {
                 let waits = now.saturating_sub(from);
                 let number = entry.record.sequence_number.clone();
                 let id = shards.all[shard].id.clone();
-                let row = rows.get(&LeaseKey::from(id.clone()));
+                let row = shards.row(shard, rows);
                 let text = format!("record {number} waits {waits:?} for its delivery; {row:?}");
                 return self.broken(Promise::Progress, now, Some(&id), text);
             }
@@ -51,8 +50,7 @@ impl Ledger {
     pub(super) fn runnable_at(&self, shard: usize, shards: &mut Shards) -> Option<Duration> {
         let mut at = shards.all[shard].opened;
         for parent in shards.all[shard].parents.clone() {
-            let id = LeaseKey::from(shards.all[parent].id.clone());
-            let facts = self.leases.get(&id);
+            let facts = self.leases.get(&parent);
             let parent = &mut shards.all[parent];
             // Nothing tells when the last of its records was acknowledged.
             at = at.max(facts.map_or(Duration::ZERO, |it| it.delivered));
@@ -74,10 +72,10 @@ impl Ledger {
         live: &[WorkerId],
     ) {
         let recent = now.saturating_sub(Duration::from_secs(30));
-        for shard in &mut shards.all {
-            let key = LeaseKey::from(shard.id.clone());
-            let row = rows.get(&key);
-            let moves = self.leases.get(&key).is_some_and(|it| it.delivered > recent);
+        for number in 0..shards.all.len() {
+            let row = shards.row(number, rows);
+            let shard = &mut shards.all[number];
+            let moves = self.leases.get(&number).is_some_and(|it| it.delivered > recent);
             if let Some(entry) = shard.waiting_since(recent).filter(|_| !moves) {
                 let number = &entry.record.sequence_number;
                 let text = format!("record {number} was not acknowledged; {row:?}");
@@ -85,17 +83,24 @@ impl Ledger {
             }
         }
         self.is_stored(now, shards, rows);
+        if shards.is_refused(rows) {
+            return;
+        }
+        if let Some(row) = rows.values().find(|row| shards.is_of_former(row)) {
+            let text = "a row of a stream that is gone remains".to_owned();
+            return self.broken(Promise::Rows, now, Some(&row.key), text);
+        }
         self.is_even(now, rows, live);
-        self.is_cheap(now, rows);
+        self.is_cheap(now, shards, rows);
     }
 
     /// What was acknowledged some time ago is stored, and closed shards are finished.
     fn is_stored(&mut self, now: Duration, shards: &mut Shards, rows: &Rows) {
         let old = now.saturating_sub(self.rules.lasts * 2 + Duration::from_secs(60));
-        for shard in &mut shards.all {
+        for number in 0..shards.all.len() {
+            let (row, finished) = (shards.row(number, rows), self.is_finished(number));
+            let shard = &mut shards.all[number];
             let key = LeaseKey::from(shard.id.clone());
-            let row = rows.get(&key);
-            let finished = self.leases.get(&key).is_some_and(|it| it.finished.is_some());
             let was_needed = shard.entries.iter().any(|it| it.needed);
             if was_needed && shard.closed.is_some_and(|closed| closed < old) && !finished {
                 let text = format!("everything is read, but the end is not stored; {row:?}");
@@ -147,19 +152,18 @@ impl Ledger {
     }
 
     /// The last whole minute was without faults and moves: the stated budget holds.
-    fn is_cheap(&mut self, now: Duration, rows: &Rows) {
+    fn is_cheap(&mut self, now: Duration, shards: &Shards, rows: &Rows) {
         let minute = now.as_secs() / 60 - 1;
         let began = Duration::from_secs(minute * 60);
         if self.moved_at.max(self.listed_at) >= began.saturating_sub(Duration::from_secs(1)) {
             return;
         }
-        let held: BTreeMap<usize, u64> = self.leases.values().filter_map(|it| it.current).fold(
-            BTreeMap::new(),
-            |mut held, (who, _)| {
+        let leases = self.leases.iter().filter(|(shard, _)| !shards.is_former(**shard));
+        let held: BTreeMap<usize, u64> =
+            leases.filter_map(|(_, it)| it.current).fold(BTreeMap::new(), |mut held, (who, _)| {
                 *held.entry(who).or_default() += 1;
                 held
-            },
-        );
+            });
         let renewals = 60_000_f64 / (self.rules.lasts.as_secs_f64() * 1000.0 / 3.0);
         for ((who, at), calls) in self.calls.clone() {
             if at != minute {
@@ -208,7 +212,7 @@ impl Ledger {
                 let text = format!("still owned by {:?}, which has stopped", row.actual_owner());
                 return self.broken(Promise::Repeats, now, Some(&row.key), text);
             }
-            let Some(shard) = shards.find(row.key.as_str()) else { continue };
+            let Some(shard) = shards.of_row(row) else { continue };
             let truth = &mut shards.all[shard];
             let stored = truth.first_after(&row.checkpoint, row.anchor);
             let last = truth.entries.iter().rposition(|it| it.needed && it.delivered);

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use kcl_lite::Checkpoint;
 use kcl_lite::lease::{Lease, LeaseChange};
+use kcl_lite::{Checkpoint, ErrorKind};
 
 use super::{Change, End, Facts, Ledger, Promise, Tenure, TenureId};
 use crate::reached::Situation;
@@ -23,12 +23,30 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 impl Ledger {
     /// A write has been applied.
     pub(crate) fn changed(&mut self, change: &Change<'_>, shards: &mut Shards, rows: &Rows) {
-        let Some(shard) = shards.find(change.key.as_str()) else {
-            let text = "a lease of a shard that does not exist".to_owned();
+        let row = change.after.or(change.before);
+        let is_unaware = shards.made_again().is_some() && !self.knows(change.who, shards);
+        let Some(shard) = row.and_then(|row| shards.of_row(row)) else {
+            // A shard of the newest stream, by a worker that takes it for one of the former.
+            let is_again = shards.made_again().is_some();
+            if is_unaware || is_again && matches!(change.what, LeaseChange::Discard { .. }) {
+                return;
+            }
+            let text = "a lease of a shard that does not exist, or of a stream that is gone";
+            let text = text.to_owned();
             return self.broken(Promise::Rows, change.at, Some(change.key), text);
         };
-        let mut facts = self.leases.remove(change.key).unwrap_or_default();
+        let mut facts = self.leases.remove(&shard).unwrap_or_default();
         let result = match change.what {
+            _ if shards.is_refused(rows) && !is_unaware => {
+                Err((Promise::Rows, "written, though the leases are of another stream".to_owned()))
+            }
+            // Its owner may not know yet, and puts it back as if somebody had deleted it.
+            LeaseChange::Discard { .. } | LeaseChange::Delete { .. } if shards.is_former(shard) => {
+                Ok(())
+            }
+            _ if shards.is_former(shard) && !is_unaware => {
+                Err((Promise::Rows, "a row of a stream that is gone is used".to_owned()))
+            }
             LeaseChange::Create(made) => self.made(change, made, &mut facts, shards, shard),
             LeaseChange::Take { .. } => self.taken(change, &mut facts, shards, shard),
             LeaseChange::AskHandoff { .. } => {
@@ -68,9 +86,34 @@ impl Ledger {
         let result = result
             .and_then(|()| moves_on(change, &mut facts))
             .and_then(|()| covers_only_acknowledged(change, shards, shard));
-        self.leases.insert(change.key.clone(), facts);
+        self.leases.insert(shard, facts);
         if let Err((promise, text)) = result {
             self.broken(promise, change.at, Some(change.key), text);
+        }
+    }
+
+    /// Whether a worker started after the stream was made again.
+    pub(super) fn knows(&self, who: usize, shards: &Shards) -> bool {
+        let born = self.born.get(&who).copied().unwrap_or_default();
+        shards.made_again().is_some_and(|made| born > made)
+    }
+
+    /// Whether a worker may end by itself with such an error.
+    pub(crate) fn may_give_up(
+        &mut self,
+        who: usize,
+        error: ErrorKind,
+        (shards, rows): (&Shards, &Rows),
+    ) -> bool {
+        let born = self.born.get(&who).copied().unwrap_or_default();
+        match error {
+            ErrorKind::Unavailable => true,
+            ErrorKind::Missing => shards.was_missing_since(born),
+            ErrorKind::Config => {
+                self.counts.note(Situation::LeftAlone);
+                shards.is_refused(rows)
+            }
+            _ => false,
         }
     }
 
@@ -87,7 +130,9 @@ impl Ledger {
             self.counts.note(Situation::RowPutBack);
         }
         self.listed_at = change.at;
-        if self.rules.calm && made.owner.is_none() && facts.current.is_some() {
+        let is_beside = made.owner.is_none() && facts.current.is_some();
+        let is_former = shards.is_former(shard);
+        if self.rules.calm && is_beside && !is_former {
             // Who starts without the row cannot know that it was there.
             let knew = self.born.get(&change.who).is_some_and(|it| *it < self.forgotten_at);
             if knew {
@@ -95,11 +140,14 @@ impl Ledger {
                 let (at, key) = (change.at, Some(change.key as &dyn fmt::Display));
                 self.broken(Promise::Rows, at, key, text.to_owned());
             }
+        }
+        if self.rules.calm && is_beside || is_former && made.owner.is_none() {
             // It repeats what came since the first start, beside the owner for a while.
             (facts.best, facts.token) = (None, 0);
             let owner = facts.current.take().and_then(|it| facts.tenures.get_mut(&it));
             owner.into_iter().for_each(|it| it.end = Some((change.at, End::Forced)));
-            self.rules.calm = false;
+            self.rules.calm &= is_former;
+            facts.finished.take_if(|_| is_former);
         }
         created(change, facts, shards, shard)
     }
@@ -181,7 +229,7 @@ impl Ledger {
         }
         for child in &shards.all[shard].children {
             let id = &shards.all[*child].id;
-            let moved = self.leases.get(id.as_str()).and_then(|it| it.best.as_ref());
+            let moved = self.leases.get(child).and_then(|it| it.best.as_ref());
             if !moved.is_some_and(Checkpoint::has_progress) {
                 return Err((Promise::Rows, format!("deleted before its child {id} has moved")));
             }
@@ -279,7 +327,8 @@ fn moves_on(change: &Change<'_>, facts: &mut Facts) -> Found {
                 format!("the counter goes from {} to {}", before.counter, after.counter),
             ));
         }
-        if after.parents != before.parents || after.anchor != before.anchor {
+        let kept = |row: &Lease| (row.parents.clone(), row.anchor, row.stream.clone());
+        if kept(after) != kept(before) {
             return Err((Promise::Rows, "a write lost what another one stored".into()));
         }
         if !is_question {
@@ -300,9 +349,17 @@ fn covers_only_acknowledged(change: &Change<'_>, shards: &mut Shards, shard: usi
     let Some(after) = change.after.filter(|row| row.checkpoint.has_progress()) else {
         return Ok(());
     };
+    if shards.is_former(shard) {
+        // By who does not know yet: see `is_unaware`.
+        return Ok(());
+    }
     let truth = &mut shards.all[shard];
     if after.checkpoint.is_shard_end() && truth.closed.is_none() {
         return Err((Promise::Loss, "finished, but the shard is open".into()));
+    }
+    if !truth.has(&after.checkpoint) {
+        let text = format!("{} is no record of this shard", after.checkpoint);
+        return Err((Promise::Loss, text));
     }
     let (covered, done) = (truth.first_after(&after.checkpoint, None), truth.done());
     if covered > done {
@@ -346,7 +403,7 @@ fn finished(
     shards: &mut Shards,
     shard: usize,
     rows: &Rows,
-    leases: &std::collections::BTreeMap<kcl_lite::lease::LeaseKey, Facts>,
+    leases: &std::collections::BTreeMap<usize, Facts>,
 ) -> Found {
     let LeaseChange::Finish { children, .. } = change.what else { return Ok(()) };
     let truth = &shards.all[shard];
@@ -356,7 +413,7 @@ fn finished(
         let mut later = vec![child];
         while let Some(shard) = later.pop() {
             let below = &shards.all[shard].children;
-            if below.iter().any(|it| leases.contains_key(shards.all[*it].id.as_str())) {
+            if below.iter().any(|it| leases.contains_key(it)) {
                 return true;
             }
             later.extend(below);
@@ -370,10 +427,9 @@ fn finished(
         return Err((Promise::Rows, text));
     }
     for child in children {
-        let known =
-            shards.find(child.as_str()).is_some_and(|it| shards.all[shard].children.contains(&it));
-        let finished = leases.get(child.as_str()).is_some_and(|it| it.finished.is_some());
-        if !known || !(rows.contains_key(child.as_str()) || finished) {
+        let known = truth.children.iter().find(|it| shards.all[**it].id == *child);
+        let finished = known.and_then(|it| leases.get(it)).is_some_and(|it| it.finished.is_some());
+        if known.is_none() || !(rows.contains_key(child.as_str()) || finished) {
             return Err((Promise::Rows, format!("finished before its child {child} has a lease")));
         }
     }
