@@ -137,7 +137,8 @@ impl Fleet {
             | What::Trim { .. }
             | What::Forget(_)
             | What::Burst(_)
-            | What::Drought { .. } => self.world.lock().happen(what),
+            | What::Drought { .. }
+            | What::WallClock { .. } => self.world.lock().happen(what),
             What::Recreate { shards, gone_for } => {
                 self.world.lock().delete_stream();
                 let world = Arc::clone(&self.world);

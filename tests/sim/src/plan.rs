@@ -220,6 +220,15 @@ pub enum What {
         /// For how long.
         lasts: Duration,
     },
+    /// The wall clock of a slot is wrong, in the full-stack tier.
+    WallClock {
+        /// The slot.
+        slot: usize,
+        /// By so many seconds, ahead or behind.
+        by: i64,
+        /// For how long.
+        lasts: Duration,
+    },
     /// The stream is deleted with all that is in it, and made again under its name.
     Recreate {
         /// The shards of the new one.
@@ -368,7 +377,8 @@ impl Plan {
     /// The same plan for a tier, without what that tier cannot do.
     ///
     /// In the full-stack tier nothing is trimmed, because the service keeps records for a day at
-    /// least; and the producer sends no aggregates. Both are for the protocol tier alone.
+    /// least; and the producer sends no aggregates. Both are for the protocol tier alone. Wall clocks
+    /// are for the full-stack tier alone: the library reads none, only the AWS SDK does.
     #[must_use]
     pub fn on(mut self, tier: Tier) -> Self {
         self.tier = tier;
@@ -377,6 +387,8 @@ impl Plan {
             // A read takes thirty times as long to compute.
             self.poll_interval = self.poll_interval.max(SECOND);
             self.operations.retain(|it| !matches!(it.what, What::Trim { .. }));
+            self.draw_wall_clocks();
+            self.operations.sort_by_key(|operation| operation.at);
         }
         self
     }
@@ -437,6 +449,18 @@ impl Plan {
         let gone_for = SECOND * *pick(rng, &[0, 1, 10, 50]);
         let what = What::Recreate { shards: rng.u32(1..=6), gone_for };
         self.operations.push(Operation { at, what });
+    }
+
+    /// In every other plan wall clocks jump, also those of workers that start.
+    fn draw_wall_clocks(&mut self) {
+        let rng = &mut chance(self.seed, "wall clocks");
+        for _ in 0..*pick(rng, &[0, 0, 1, 4]) {
+            let at = between(rng, Duration::ZERO, self.calm_at - 5 * SECOND);
+            let lasts = between(rng, SECOND, SECOND * 120).min(self.calm_at - at);
+            let by = *pick(rng, &[-1_200, -180, 200, 900, 7_200, 36_000]);
+            let what = What::WallClock { slot: rng.usize(0..self.workers), by, lasts };
+            self.operations.push(Operation { at, what });
+        }
     }
 
     /// A link that is slow and then cut: who counts from answers believes for too long.

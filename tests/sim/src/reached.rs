@@ -89,6 +89,7 @@ situations! {
     ShutdownRequested: "a processor is told to let go",
     ShardEnded: "a processor is told that its shard has ended",
     TakenUp: "a record of a stream that was made again is delivered",
+    WrongTime: "a request is refused, because the wall clock of its sender has jumped",
     LeftAlone: "a worker does not start with the leases of a stream that was made again",
 }
 
@@ -99,7 +100,10 @@ impl Situation {
         // See `Plan::on`.
         let is_above =
             [Self::Trimmed, Self::ShardGone, Self::DeliveredFromAggregate, Self::LeftAlone];
-        tier == Tier::Protocol || !is_above.contains(&self)
+        match tier {
+            Tier::Protocol => self != Self::WrongTime,
+            Tier::Full => !is_above.contains(&self),
+        }
     }
 
     pub(crate) fn of(service: Service, trouble: Trouble) -> Self {

@@ -11,7 +11,9 @@ use aws_config::SdkConfig;
 use aws_smithy_runtime_api::client::http::{HttpConnector as _, SharedHttpConnector};
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::http::Response;
+use aws_smithy_types::DateTime;
 use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::date_time::Format;
 use base64_simd::STANDARD;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -41,6 +43,8 @@ pub(crate) struct Request {
     /// Service and operation, as in the header.
     pub(crate) target: String,
     pub(crate) body: Value,
+    /// When it was signed, by the clock of who sent it; in seconds.
+    pub(crate) signed: i64,
 }
 
 impl Request {
@@ -54,7 +58,12 @@ impl Request {
         assert!(kind.starts_with("application/x-amz-json-1."), "a body of type `{kind}`");
         let body = request.body().bytes().expect("requests of these clients are not streamed");
         let body = serde_json::from_slice(body).expect("a body of this type is JSON");
-        Self { target: header("x-amz-target").to_owned(), body }
+        let date = header("x-amz-date");
+        let [year, month, day, hour, minute, second] =
+            [0..4, 4..6, 6..8, 9..11, 11..13, 13..15].map(|part| &date[part]);
+        let date = format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z");
+        let signed = DateTime::from_str(&date, Format::DateTime).expect("a signature has a date");
+        Self { target: header("x-amz-target").to_owned(), body, signed: signed.secs() }
     }
 
     pub(crate) fn is_for_table(&self) -> bool {
@@ -139,7 +148,8 @@ impl Services {
 
     /// Something that has to succeed.
     fn ask(&self, service: &str, operation: &str, body: Value) -> Value {
-        let reply = self.answer(&Request { target: format!("{service}.{operation}"), body });
+        let target = format!("{service}.{operation}");
+        let reply = self.answer(&Request { target, body, signed: 0 });
         let text = String::from_utf8_lossy(reply.body());
         assert!(reply.status().is_success(), "{operation}: {text}");
         serde_json::from_str(&text).unwrap_or_default()

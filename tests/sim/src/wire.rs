@@ -4,6 +4,10 @@
 //! the SDK's own code. A request meets the same fates as a call of the protocol tier; what arrives
 //! is answered by [`Services`](crate::services::Services), and what it changed is read back from there for the checkers.
 //! Pages are made small, so that there are many.
+//!
+//! Here is the only wall clock of a run. The library reads none (the lint of its workspace forbids
+//! it), so in the protocol tier there is nothing that could jump; but the SDK signs its requests with
+//! one, and the services refuse what was signed at another time. Then a reply tells the SDK theirs.
 
 use std::io;
 use std::sync::Arc;
@@ -18,7 +22,9 @@ use aws_smithy_runtime_api::client::http::{
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::DateTime;
 use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::date_time::Format;
 use bytes::Bytes;
 use kcl_lite::ServiceErrorKind;
 use kcl_lite::clock::Clock;
@@ -35,6 +41,9 @@ use crate::services::{Reply, Request};
 use crate::stream::service_time;
 
 use crate::world::Truth;
+
+/// How many seconds a signature is valid, and may be early.
+const LIFETIME: u64 = 300;
 
 /// The configuration of a machine's clients.
 pub(crate) fn config(machine: &Arc<Machine>) -> SdkConfig {
@@ -57,7 +66,10 @@ impl AsyncSleep for DriftingClock {
 
 impl TimeSource for DriftingClock {
     fn now(&self) -> SystemTime {
-        let millis = service_time(self.0.world.now()).as_millis();
+        let mut truth = self.0.world.lock();
+        let now = truth.now;
+        let ahead = truth.weather.wall_clock(now, self.0.slot);
+        let millis = service_time(now).as_millis() + ahead * 1000;
         SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or_default())
     }
 }
@@ -156,6 +168,10 @@ impl Truth {
         mut request: Request,
     ) -> (Reply, Option<usize>) {
         let services = self.shards.services().clone();
+        if let Some(refused) = self.refused_for_its_time(&request) {
+            self.say(&**machine, format_args!("  ({}: wrong time)", request.operation()));
+            return (refused, None);
+        }
         let is_stale = self.now < self.weather.stale.1;
         let lacks = |token: &str| request.body.get(token).is_none();
         match request.operation() {
@@ -192,6 +208,21 @@ impl Truth {
             _ => {}
         }
         (services.answer(&request), None)
+    }
+
+    /// The reply to a request that was signed minutes before or after it came.
+    fn refused_for_its_time(&mut self, request: &Request) -> Option<Reply> {
+        let now = DateTime::from_millis(service_time(self.now).as_millis());
+        if now.secs().abs_diff(request.signed) <= LIFETIME {
+            return None;
+        }
+        self.ledger.counts.note(Situation::WrongTime);
+        let body = json!({ "__type": "InvalidSignatureException", "message": "not of this time" });
+        let status = 400.try_into().expect("this is a status");
+        let mut reply = Reply::new(status, Bytes::from(body.to_string()));
+        let date = now.fmt(Format::HttpDate).expect("the time of a run is a date");
+        reply.headers_mut().insert("date", date);
+        Some(reply)
     }
 
     /// What a write has done; the shard if it was a renewal.

@@ -53,6 +53,7 @@ pub(crate) struct Truth {
 pub(crate) struct Weather {
     links: Vec<LinkEpisode>,
     moods: Vec<(usize, Mood, Duration)>,
+    wall_clocks: Vec<(usize, i64, Duration)>,
     /// How far listings may be behind, until when.
     pub(crate) stale: (Duration, Duration),
     /// Until when last replies do not name children.
@@ -102,6 +103,12 @@ impl Weather {
             }
         }
         found
+    }
+
+    /// By how many seconds the wall clock of a slot is ahead.
+    pub(crate) fn wall_clock(&mut self, now: Duration, slot: usize) -> i64 {
+        self.wall_clocks.retain(|(_, _, until)| *until > now);
+        self.wall_clocks.iter().filter(|(of, _, _)| *of == slot).map(|(_, by, _)| by).sum()
     }
 
     /// How the processors of a slot behave now, and until when.
@@ -228,6 +235,9 @@ impl Truth {
             What::Drought { lasts } => {
                 self.ledger.counts.note(Situation::Drought);
                 self.weather.drought_until = now + lasts;
+            }
+            What::WallClock { slot, by, lasts } => {
+                self.weather.wall_clocks.push((slot, by, now + lasts));
             }
             What::Kill { .. } | What::Stop { .. } | What::Freeze { .. } | What::Recreate { .. } => {
             }
