@@ -217,7 +217,12 @@ impl Truth {
             return None;
         }
         self.ledger.counts.note(Situation::WrongTime);
-        let body = json!({ "__type": "InvalidSignatureException", "message": "not of this time" });
+        let verdict = if request.signed < now.secs() {
+            "Signature expired: it is now earlier than the time of the service"
+        } else {
+            "Signature not yet current: it is still later than the time of the service"
+        };
+        let body = json!({ "__type": "InvalidSignatureException", "message": verdict });
         let status = 400.try_into().expect("this is a status");
         let mut reply = Reply::new(status, Bytes::from(body.to_string()));
         let date = now.fmt(Format::HttpDate).expect("the time of a run is a date");

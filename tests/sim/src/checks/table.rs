@@ -47,6 +47,10 @@ impl Ledger {
             _ if shards.is_former(shard) && !is_unaware => {
                 Err((Promise::Rows, "a row of a stream that is gone is used".to_owned()))
             }
+            LeaseChange::Create(made) if shards.is_former(shard) => {
+                made_of_former(change, made, &mut facts);
+                Ok(())
+            }
             LeaseChange::Create(made) => self.made(change, made, &mut facts, shards, shard),
             LeaseChange::Take { .. } => self.taken(change, &mut facts, shards, shard),
             LeaseChange::AskHandoff { .. } => {
@@ -130,9 +134,7 @@ impl Ledger {
             self.counts.note(Situation::RowPutBack);
         }
         self.listed_at = change.at;
-        let is_beside = made.owner.is_none() && facts.current.is_some();
-        let is_former = shards.is_former(shard);
-        if self.rules.calm && is_beside && !is_former {
+        if self.rules.calm && made.owner.is_none() && facts.current.is_some() {
             // Who starts without the row cannot know that it was there.
             let knew = self.born.get(&change.who).is_some_and(|it| *it < self.forgotten_at);
             if knew {
@@ -140,14 +142,11 @@ impl Ledger {
                 let (at, key) = (change.at, Some(change.key as &dyn fmt::Display));
                 self.broken(Promise::Rows, at, key, text.to_owned());
             }
-        }
-        if self.rules.calm && is_beside || is_former && made.owner.is_none() {
             // It repeats what came since the first start, beside the owner for a while.
             (facts.best, facts.token) = (None, 0);
             let owner = facts.current.take().and_then(|it| facts.tenures.get_mut(&it));
             owner.into_iter().for_each(|it| it.end = Some((change.at, End::Forced)));
-            self.rules.calm &= is_former;
-            facts.finished.take_if(|_| is_former);
+            self.rules.calm = false;
         }
         created(change, facts, shards, shard)
     }
@@ -245,6 +244,18 @@ fn both<'a>(change: &Change<'a>) -> Result<(&'a Lease, &'a Lease), (Promise, Str
     match (change.before, change.after) {
         (Some(before), Some(after)) => Ok((before, after)),
         _ => Err((Promise::Rows, "a row appeared or vanished by the wrong write".to_owned())),
+    }
+}
+
+/// A worker that does not know that the stream was made again puts the row of a former one back, as
+/// its own or as it has once seen it: in this row a new life begins.
+fn made_of_former(change: &Change<'_>, made: &Lease, facts: &mut Facts) {
+    (facts.best, facts.token, facts.finished, facts.changed) = (None, 0, None, change.at);
+    let last = facts.tenures.keys().rev().find(|(who, _)| *who == change.who).copied();
+    let owner = last.filter(|_| made.owner.is_some());
+    let before = std::mem::replace(&mut facts.current, owner).filter(|it| Some(*it) != owner);
+    if let Some(tenure) = before.and_then(|it| facts.tenures.get_mut(&it)) {
+        tenure.end = Some((change.at, End::Forced));
     }
 }
 
@@ -350,7 +361,7 @@ fn covers_only_acknowledged(change: &Change<'_>, shards: &mut Shards, shard: usi
         return Ok(());
     };
     if shards.is_former(shard) {
-        // By who does not know yet: see `is_unaware`.
+        // As in `finished`.
         return Ok(());
     }
     let truth = &mut shards.all[shard];
@@ -406,6 +417,10 @@ fn finished(
     leases: &std::collections::BTreeMap<usize, Facts>,
 ) -> Found {
     let LeaseChange::Finish { children, .. } = change.what else { return Ok(()) };
+    if shards.is_former(shard) {
+        // By who takes the newest stream for it, and has read that: see `is_unaware`.
+        return Ok(());
+    }
     let truth = &shards.all[shard];
     let named = |child: &usize| children.contains(&shards.all[*child].id);
     // A first start that saw an old listing in parts may have begun behind a child: then that is not made.
