@@ -459,14 +459,9 @@ impl Shards {
     }
 
     /// Records that came before `oldest` are gone; so are closed shards without records, but never
-    /// one that `keeps` says has to stay.
-    pub(crate) fn trim(
-        &mut self,
-        oldest: Duration,
-        keeps: impl Fn(usize, &ShardId) -> bool,
-        counts: &mut Counts,
-    ) {
-        for (number, shard) in self.all.iter_mut().enumerate() {
+    /// one that is `kept`.
+    pub(crate) fn trim(&mut self, oldest: Duration, kept: &[bool], counts: &mut Counts) {
+        for (shard, kept) in self.all.iter_mut().zip(kept) {
             let first = shard.entries.partition_point(|it| it.arrived < oldest);
             for entry in shard.entries.iter_mut().take(first).skip(shard.trimmed) {
                 if entry.needed && !entry.acknowledged {
@@ -476,7 +471,7 @@ impl Shards {
             }
             shard.trimmed = shard.trimmed.max(first);
             let is_over = shard.closed.is_some_and(|closed| closed < oldest);
-            if is_over && !shard.gone && !keeps(number, &shard.id) {
+            if is_over && !shard.gone && !kept {
                 shard.gone = true;
                 counts.note(Situation::ShardGone);
             }

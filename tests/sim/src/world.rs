@@ -9,8 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fastrand::Rng;
-use kcl_lite::ShardId;
-use kcl_lite::lease::LeaseKey;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -215,17 +213,14 @@ impl Truth {
             What::NamelessChildren { lasts } => self.weather.nameless_until = now + lasts,
             What::Mood { slot, mood, lasts } => self.weather.set_mood(slot, mood, now + lasts),
             What::Trim { keep } => {
-                let rows = &self.rows;
-                let unfinished = |id: &ShardId| {
-                    rows.get(&LeaseKey::from(id.clone()))
-                        .is_none_or(|row| !row.checkpoint.is_shard_end())
+                let is_needed = |shard: usize| {
+                    let row = self.shards.row(shard, &self.rows);
+                    let is_unfinished = row.is_none_or(|row| !row.checkpoint.is_shard_end());
+                    is_unfinished && !self.ledger.is_finished(shard)
                 };
-                let ledger = &self.ledger;
-                let keeps =
-                    |shard: usize, id: &ShardId| !ledger.is_finished(shard) && unfinished(id);
-                let mut counts = ledger.counts;
-                self.shards.trim(now.saturating_sub(keep), keeps, &mut counts);
-                self.ledger.counts = counts;
+                let kept: Vec<_> = (0..self.shards.all.len()).map(is_needed).collect();
+                let oldest = now.saturating_sub(keep);
+                self.shards.trim(oldest, &kept, &mut self.ledger.counts);
             }
             What::Forget(pick) => self.forget(pick),
             What::Burst(count) => {
