@@ -110,15 +110,12 @@ impl Ledger {
         (shards, rows): (&Shards, &Rows),
     ) -> bool {
         let born = self.born.get(&who).copied().unwrap_or_default();
-        match error {
-            ErrorKind::Unavailable => true,
-            ErrorKind::Missing => shards.was_missing_since(born),
-            ErrorKind::Config => {
-                self.counts.note(Situation::LeftAlone);
-                shards.is_refused(rows)
-            }
-            _ => false,
+        if error == ErrorKind::Config && shards.is_refused(rows) {
+            self.counts.note(Situation::LeftAlone);
+            return true;
         }
+        error == ErrorKind::Unavailable
+            || error == ErrorKind::Missing && shards.was_missing_since(born)
     }
 
     /// A row is there that was not; who puts one back beside its owner has to have a reason.
