@@ -33,6 +33,10 @@ struct Arguments {
     /// Threads; each runs one seed after another.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// The stream is deleted and made again in every plan. A fleet that runs meanwhile does not keep
+    /// all of its promises yet.
+    #[arg(long)]
+    recreate: bool,
     /// With `--seed`: keep only these operations of its plan, by number.
     #[arg(long, value_delimiter = ',')]
     keep: Option<Vec<usize>>,
@@ -51,6 +55,23 @@ struct Arguments {
     /// Stop after so many failures.
     #[arg(long, default_value_t = 10)]
     failures: usize,
+}
+
+impl Arguments {
+    fn plan(&self, seed: u64) -> Plan {
+        let plan = Plan::of(seed);
+        let plan = if self.recreate { plan.recreating() } else { plan };
+        plan.on(self.tier)
+    }
+
+    /// What replays a run, but for the seed.
+    fn command(&self) -> String {
+        let recreate = if self.recreate { " --recreate" } else { "" };
+        match self.tier {
+            Tier::Protocol => format!("cargo run -p sim --{recreate}"),
+            Tier::Full => format!("cargo run -p sim -- --tier full{recreate}"),
+        }
+    }
 }
 
 /// Seeds between two lines of progress.
@@ -77,8 +98,7 @@ fn main() -> ExitCode {
 
 fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
     choose(arguments.mutant.as_deref());
-    let tier = arguments.tier;
-    let mut plan = Plan::of(seed).on(tier);
+    let mut plan = arguments.plan(seed);
     let mut kept = arguments.keep.clone();
     if let Some(kept) = &kept {
         plan = plan.keeping(kept);
@@ -96,7 +116,7 @@ fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
             numbers.len(),
             plan.operations.len()
         );
-        plan = Plan::of(seed).on(tier).keeping(&numbers);
+        plan = arguments.plan(seed).keeping(&numbers);
         kept = Some(numbers);
     }
     let outcome = run(&plan, true);
@@ -119,7 +139,7 @@ fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
                 let kept: Vec<_> = kept.iter().map(ToString::to_string).collect();
                 format!(" --keep {}", kept.join(","))
             });
-            println!("replay: {} --seed {seed}{}", command(tier), keep.unwrap_or_default());
+            println!("replay: {} --seed {seed}{}", arguments.command(), keep.unwrap_or_default());
             Err(violation.to_string())
         }
     }
@@ -206,7 +226,7 @@ fn many(arguments: &Arguments) -> Result<(), String> {
             if seed >= end || failures >= arguments.failures || is_late {
                 return;
             }
-            let plan = Plan::of(seed).on(tier);
+            let plan = arguments.plan(seed);
             let outcome = run(&plan, false);
             let mut sweep = sweep.lock().unwrap_or_else(PoisonError::into_inner);
             sweep.seeds += 1;
@@ -235,17 +255,9 @@ fn many(arguments: &Arguments) -> Result<(), String> {
         },
         Some((seed, _)) => {
             let count = sweep.failed.len();
-            let command = command(tier);
+            let command = arguments.command();
             Err(format!("{count} failed; replay one: {command} --seed {seed} --shrink"))
         }
-    }
-}
-
-/// What replays a run of a tier, but for the seed.
-fn command(tier: Tier) -> &'static str {
-    match tier {
-        Tier::Protocol => "cargo run -p sim --",
-        Tier::Full => "cargo run -p sim -- --tier full",
     }
 }
 

@@ -98,9 +98,10 @@ impl Situation {
     #[must_use]
     pub fn is_possible(self, tier: Tier) -> bool {
         // See `Plan::on`.
-        let is_above =
-            [Self::Trimmed, Self::ShardGone, Self::DeliveredFromAggregate, Self::LeftAlone];
+        let is_above = [Self::Trimmed, Self::ShardGone, Self::DeliveredFromAggregate];
         match tier {
+            // See `Plan::recreating`.
+            _ if matches!(self, Self::TakenUp | Self::LeftAlone) => false,
             Tier::Protocol => self != Self::WrongTime,
             Tier::Full => !is_above.contains(&self),
         }

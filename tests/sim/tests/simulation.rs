@@ -69,21 +69,30 @@ fn seeds_that_failed_once_stay_repaired() {
 }
 
 fn goes_the_same_way_twice(tier: Tier, seed: u64) {
+    let events = same_twice(&Plan::of(seed).on(tier));
+    assert!(events > 500, "seed {seed} has only {events} events");
+}
+
+/// The number of events.
+fn same_twice(plan: &Plan) -> u64 {
     // On threads of their own, with hash maps of the SDK that are seeded otherwise.
     let [one, other] = [(); 2].map(|()| {
-        let run = move || run(&Plan::of(seed).on(tier), true);
+        let plan = plan.clone();
+        let run = move || run(&plan, true);
         std::thread::spawn(run).join().expect("a run does not panic")
     });
     let differs = one.lines.iter().zip(&other.lines).find(|(one, other)| one != other);
+    let (seed, tier) = (plan.seed, plan.tier);
     assert_eq!(differs, None, "seed {seed} at the tier {tier:?}");
     assert_eq!((one.hash, one.events), (other.hash, other.events), "seed {seed} at {tier:?}");
-    assert!(one.events > 500, "seed {seed} has only {} events", one.events);
+    one.events
 }
 
 #[test]
 fn the_same_seed_goes_the_same_way_to_the_last_byte() {
     for seed in [1, 4, 14, 19, 33, 48, 143] {
         goes_the_same_way_twice(Tier::Protocol, seed);
+        same_twice(&Plan::of(seed).recreating());
     }
 }
 

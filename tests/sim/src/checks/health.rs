@@ -27,26 +27,34 @@ impl Ledger {
         // A worker that was stopped for a while begins to look again then.
         let is_awake =
             |machine: &Machine| machine.thawed_at().is_none_or(|thawed| now > thawed + patience);
+        for (machine, _) in healths {
+            self.heard.entry(machine.number).or_insert(now);
+        }
         for shard in 0..shards.all.len() {
             let Some(runnable_at) = self.runnable_at(shard, shards) else { continue };
             let truth = &mut shards.all[shard];
             let (key, done) = (LeaseKey::from(truth.id.clone()), truth.done());
             let waits = truth.waiting_since(now).map(|it| it.arrived);
+            // Who cannot read the end of a parent does not know of its children.
+            let parents = truth.parents.iter().filter_map(|it| self.leases.get(it));
+            let parents_named = parents.map(|it| it.named).max().unwrap_or_default();
             let Some(facts) = self.leases.get_mut(&shard) else { continue };
-            if facts.progress.0 != done || waits.is_none() {
-                facts.progress = (done, now);
-            }
-            let Some(arrived) = waits else { continue };
             let says = |health: &Health| health.table.is_some() || health.shards.contains_key(&key);
             if healths.iter().any(|(_, health)| says(health)) {
                 facts.named = now;
             }
+            if facts.progress.0 != done || waits.is_none() {
+                facts.progress = (done, now);
+            }
+            let Some(arrived) = waits else { continue };
             // Between two attempts it may look as if nothing were wrong.
-            let since = facts.progress.1.max(arrived).max(runnable_at).max(facts.named);
+            let since =
+                facts.progress.1.max(arrived).max(runnable_at).max(facts.named.max(parents_named));
             let is_late = now > since + patience;
             let has_seen = |machine: &Machine| {
-                let born = self.born.get(&machine.number).copied().unwrap_or_default();
-                now > born + patience && is_awake(machine)
+                // Since it has started: before, the caller gets the error.
+                let heard = self.heard.get(&machine.number).copied().unwrap_or(now);
+                now > heard + patience && is_awake(machine)
             };
             let can_tell = healths.iter().any(|(machine, _)| has_seen(machine));
             if is_late && can_tell {

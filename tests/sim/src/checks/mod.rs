@@ -102,6 +102,8 @@ pub(crate) struct Ledger {
     moved_at: Duration,
     /// When each incarnation was started.
     pub(crate) born: BTreeMap<usize, Duration>,
+    /// Since when each incarnation tells how it is.
+    heard: BTreeMap<usize, Duration>,
     /// When somebody last deleted a row by hand.
     pub(crate) forgotten_at: Duration,
     /// When a shard was last finished: that leaves loads uneven for a while.
@@ -203,6 +205,7 @@ impl Ledger {
             calls: BTreeMap::new(),
             moved_at: Duration::ZERO,
             born: BTreeMap::new(),
+            heard: BTreeMap::new(),
             forgotten_at: Duration::ZERO,
             finished_at: Duration::ZERO,
             handed_at: Duration::ZERO,
