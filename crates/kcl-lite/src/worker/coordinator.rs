@@ -93,6 +93,8 @@ pub(crate) struct Held {
     /// Of its task, while there is one.
     memory: Weak<Account>,
     checkpoint: Checkpoint,
+    /// Why it was given up.
+    stuck: Option<String>,
     keeper: Option<KeeperExit>,
     shard: Option<ShardExit>,
 }
@@ -239,14 +241,19 @@ impl Coordinator {
         }
         self.judge_at = now + JUDGE_INTERVAL;
         let held_still = |held: &Held| held.keeper.is_none() && !held.give_up.is_cancelled();
-        for (key, held) in self.held.iter().filter(|(_, held)| held_still(held)) {
-            if let Liveness::Stuck { cause } = self.liveness(held, now) {
-                self.given_back(key, cause);
-                held.give_up.cancel();
-                // A task whose thread is blocked cannot be dropped.
-                if let Some(memory) = held.memory.upgrade() {
-                    memory.close();
-                }
+        let held = self.held.iter().filter(|(_, held)| held_still(held));
+        let stuck = held.filter_map(|(key, held)| match self.liveness(held, now) {
+            Liveness::Stuck { cause } => Some((key.clone(), cause)),
+            Liveness::Well | Liveness::Slow { .. } => None,
+        });
+        for (key, cause) in stuck.collect::<Vec<_>>() {
+            self.given_back(&key, cause.clone());
+            let Some(held) = self.held.get_mut(&key) else { continue };
+            held.stuck = Some(cause);
+            held.give_up.cancel();
+            // A task whose thread is blocked cannot be dropped.
+            if let Some(memory) = held.memory.upgrade() {
+                memory.close();
             }
         }
         self.publish_status();
@@ -341,6 +348,7 @@ impl Coordinator {
             progress: Arc::new(Mutex::new(Progress::new(now))),
             memory: Weak::new(),
             checkpoint: lease.checkpoint.clone(),
+            stuck: None,
             keeper: None,
             shard: None,
         };
@@ -418,9 +426,14 @@ impl Coordinator {
         };
         let clean = matches!(shard, ShardExit::Ended | ShardExit::Drained { clean: true });
         let drained = row.is_some() && clean;
-        let given_back =
-            held.give_up.is_cancelled() || matches!(shard, ShardExit::GivenBack { .. });
-        let how = if given_back { Ending::GivenBack } else { Ending::Usual };
+        let reason = match shard {
+            ShardExit::GivenBack { reason } => Some(reason),
+            ShardExit::Ended | ShardExit::Drained { .. } | ShardExit::Lost | ShardExit::Stop(_) => {
+                held.stuck.as_ref()
+            }
+        };
+        let given_back = |reason: &String| Ending::GivenBack { reason: reason.clone() };
+        let how = reason.map_or(Ending::Usual, given_back);
         let report = ShardReport { drained, checkpoint: held.checkpoint.clone() };
         self.held.remove(&key);
         if self.stop.borrow().is_some() {

@@ -22,11 +22,15 @@ impl State {
             let since = self.observations.unchanged_for(now, lease).as_secs();
             (lease.key.clone(), format!("nobody has held it for {since} s: {}", self.why_not_us()))
         });
+        // It may be held again at this moment, and well as far as its task can tell.
+        let stuck = self.stuck.iter().map(|(key, stuck)| {
+            (key.clone(), format!("given back and nothing done since: {}", stuck.reason))
+        });
         let unseen = now.saturating_duration_since(self.scanned_at);
         let table = self.table_trouble.as_ref().filter(|_| unseen >= lasts);
         Health {
             table: table.map(|error| format!("not read for {} s: {error}", unseen.as_secs())),
-            shards: unreadable.chain(unheld).collect(),
+            shards: unreadable.chain(stuck).chain(unheld).collect(),
         }
     }
 

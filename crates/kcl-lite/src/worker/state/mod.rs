@@ -30,14 +30,14 @@ use crate::lease::taking::Takes;
 use crate::lease::tenure::{take_id, write_id};
 use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, News, StreamKey};
 use crate::mutant;
-use crate::record::WorkerId;
+use crate::position::Checkpoint;
+use crate::record::{Timestamp, WorkerId};
 use crate::settings::Settings;
 use crate::shard::plan::{self, Source};
 use crate::stream::Listing;
 
 /// Everything that can happen to a coordinator.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one at a time, and boxed while it waits")]
 pub(crate) enum Input {
     /// A timer of [`State::next_due`] is due.
     TimeDue,
@@ -60,12 +60,32 @@ pub(crate) enum Input {
 }
 
 /// How a tenure ended, as far as it matters for the next one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// The shard was finished, handed over or released in good order.
     Usual,
     /// The shard was given back because it made no progress here: let another worker try first.
-    GivenBack,
+    GivenBack { reason: String },
+}
+
+/// A lease that was given back here.
+#[derive(Debug, Clone)]
+struct Stuck {
+    reason: String,
+    checkpoint: Checkpoint,
+    read_until: Option<Timestamp>,
+}
+
+impl Stuck {
+    fn at(row: &Lease, reason: String) -> Self {
+        Self { reason, checkpoint: row.checkpoint.clone(), read_until: row.read_until }
+    }
+
+    /// Whether nothing has been done since, and nobody else has it.
+    fn is_still(&self, row: &Lease, me: &WorkerId) -> bool {
+        let has_moved = row.checkpoint != self.checkpoint || row.read_until > self.read_until;
+        !has_moved && row.actual_owner().is_none_or(|owner| owner == me)
+    }
 }
 
 /// What a write was for.
@@ -136,6 +156,8 @@ pub(crate) struct State {
     writing: BTreeSet<LeaseKey>,
     /// Leases that made no progress here, and until when they are left to others.
     given_back: BTreeMap<LeaseKey, Instant>,
+    /// Leases that made no progress here, and have made none since.
+    stuck: BTreeMap<LeaseKey, Stuck>,
     double: Double,
     /// Leases that were lost, as far as we have not had them since.
     lost: BTreeSet<LeaseKey>,
@@ -194,6 +216,7 @@ impl State {
             unreadable: BTreeMap::new(),
             hidden: BTreeSet::new(),
             given_back: BTreeMap::new(),
+            stuck: BTreeMap::new(),
             double: Double::default(),
             lost: BTreeSet::new(),
             scanned_at: now,
@@ -350,6 +373,8 @@ impl State {
             return self.take_what_was_asked_for();
         }
         self.given_back.retain(|_, until| now < *until);
+        let (leases, me) = (&self.leases, &self.me);
+        self.stuck.retain(|key, stuck| leases.get(key).is_some_and(|row| stuck.is_still(row, me)));
         self.note_doubles(now);
         let mut takes = balance::leases_to_take(&self.snapshot(now));
         takes.retain(|take| sight == Sight::New || take.reason != TakeReason::Balance);
@@ -545,8 +570,10 @@ impl State {
         how: Ending,
     ) -> Vec<Action> {
         self.forget(key);
-        if how == Ending::GivenBack {
+        if let Ending::GivenBack { reason } = how {
             self.given_back.insert(key.clone(), now + self.settings.lease_duration);
+            let row = row.as_ref().or_else(|| self.leases.get(key));
+            self.stuck.extend(row.map(|row| (key.clone(), Stuck::at(row, reason))));
         }
         if row.is_none() {
             self.lost.insert(key.clone());

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use aws_sdk_kinesis::types::ShardIteratorType;
 use futures_util::future::BoxFuture;
@@ -145,7 +146,7 @@ async fn s21_a_record_whose_token_is_dropped_every_time_is_put_aside_too() {
             }
         }
         tokio::task::yield_now().await;
-        tokio::time::advance(std::time::Duration::from_millis(10)).await;
+        tokio::time::advance(Duration::from_millis(10)).await;
     }
     assert_eq!(fleet.lease(&shard()).checkpoint, at(4));
     assert_eq!(sink.stored.lock().unwrap().len(), 1);
@@ -216,6 +217,29 @@ async fn s21_a_shard_that_fails_can_be_given_back_with_what_is_done() {
     let failed = |(_, event): &&(String, Event)| matches!(event, Event::ProcessorFailed { .. });
     assert_eq!(tenure.filter(failed).count(), 3);
     assert!(fleet.callbacks().contains(&format!("a {} shutdown_requested", shard())));
+}
+
+/// Between two tenures, and in the first moments of each, nothing else is wrong with it.
+#[tokio::test(start_paused = true)]
+async fn s21_a_shard_that_is_given_back_again_and_again_is_never_called_well() {
+    let fleet = Fleet::new(1).script(always("1"));
+    let failures = FailurePolicy::GiveBack { attempts: 2 };
+    put(&fleet, 1..=1);
+    let worker = start(&fleet, "a", Settings { failures, ..eager() }).await;
+    let given_back = |_: &str, event: &Event| matches!(event, Event::ShardGivenBack { .. });
+    fleet.until_event("it is given back", given_back).await;
+    // The status is as old as a second.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for _ in 0..600 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let status = worker.status();
+        let trouble = status.health.shards.values().next();
+        assert!(trouble.is_some_and(|it| it.contains("cannot process 1")), "{trouble:?}");
+    }
+    *fleet.script.lock().unwrap() = Script::default();
+    until_stored(&fleet, &at(1)).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(worker.status().health.is_well(), "{:?}", worker.status().health);
 }
 
 #[tokio::test(start_paused = true)]
