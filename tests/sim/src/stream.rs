@@ -522,8 +522,10 @@ impl Shards {
     /// Notes that a delivery of a shard has failed: what was delivered is delivered again, unless it
     /// is acknowledged without a hole.
     pub(crate) fn fail(&mut self, shard: usize) {
-        self.all[shard].failing = true;
-        self.all[shard].void = self.deliveries;
+        let truth = &mut self.all[shard];
+        (truth.failing, truth.void) = (true, self.deliveries);
+        let hole = truth.counted(0, truth.entries.len());
+        truth.entries[hole..].iter_mut().for_each(|it| it.counts = false);
     }
 
     /// An earlier needed record of the same key, in another shard, that is not acknowledged.
