@@ -220,7 +220,8 @@ impl Slot {
         let status = self.process.ended().await?;
         let stderr = self.process.transcript().stderr.clone();
         let name = self.process.name();
-        if status.success() {
+        // Before it opens its journal it does not hear the signal, and has done nothing.
+        if status.success() || !journal_of(name, &self.command).exists() {
             self.log.note(format!("{name} has ended"));
         } else {
             self.log.fail(format!("{name} was asked to stop and ended with {status}: {stderr}"));
@@ -247,10 +248,15 @@ impl Slot {
     }
 }
 
+/// Where a worker process writes down what it does.
+fn journal_of(name: &str, with: &WorkerCommand) -> PathBuf {
+    with.directory.join(format!("{name}.jsonl"))
+}
+
 /// The first number tells the slot, the second the id, the third the process.
 fn start(slot: usize, id: u32, starts: u32, with: &WorkerCommand) -> Result<Process> {
     let name = format!("worker-{slot}.{id}.{starts}");
-    let journal = with.directory.join(format!("{name}.jsonl"));
+    let journal = journal_of(&name, with);
     let mut command = Command::new(&with.executable);
     point(&mut command, &with.endpoint, &format!("worker-{slot}"));
     command.env("AWS_REGION", REGION);
