@@ -62,8 +62,9 @@ impl Drop for Call<'_> {
             truth.ledger.counts.note(Situation::CutShort);
         }
         let (now, thawed) = (truth.now, self.of.machine.thawed_at());
-        let shard = self.of.shard.unwrap_or_default();
-        truth.ledger.processed(now, self.of.tenure, shard, &self.of.key, thawed);
+        if let Some(shard) = self.of.shard {
+            truth.ledger.processed(now, self.of.tenure, shard, &self.of.key, thawed);
+        }
     }
 }
 

@@ -103,7 +103,7 @@ impl Ledger {
     pub(super) fn withdraw(&mut self, ticket: Ticket) {
         let Some(place) = self.queue.iter().position(|it| it.ticket == ticket) else { return };
         let account = self.queue.remove(place).map(|request| request.account);
-        if let Some(exempt) = self.exempt.as_mut().filter(|it| Some(it.account) == account) {
+        if let Some(exempt) = account.and_then(|account| self.exempt(account)) {
             exempt.gets_on = true;
         }
     }
@@ -128,7 +128,7 @@ impl Ledger {
         if let Some(account) = self.accounts.get_mut(&account) {
             account.used = account.used - from + to;
         }
-        if let Some(exempt) = self.exempt.as_mut().filter(|exempt| exempt.account == account) {
+        if let Some(exempt) = self.exempt(account) {
             exempt.gets_on |= to == 0;
         }
         self.tidy(account);
@@ -136,10 +136,15 @@ impl Ledger {
 
     /// Whether others wait for what this shard holds: more than any other, while there is no room.
     pub(super) fn is_in_the_way(&self, account: AccountId) -> bool {
-        let open = self.accounts.iter().filter(|(_, account)| !account.is_closed);
-        let most = open.clone().map(|(_, account)| account.used).max().unwrap_or(0);
-        let holds_most = |(id, it): (&AccountId, &Account)| *id == account && it.used == most;
-        self.is_short && most > 0 && open.into_iter().any(holds_most)
+        let open = |account: &&Account| !account.is_closed;
+        let Some(account) = self.accounts.get(&account).filter(open) else { return false };
+        let holds_most = || self.accounts.values().filter(open).all(|it| it.used <= account.used);
+        self.is_short && account.used > 0 && holds_most()
+    }
+
+    /// The exemption, if it is this shard's.
+    fn exempt(&mut self, account: AccountId) -> Option<&mut Exempt> {
+        self.exempt.as_mut().filter(|exempt| exempt.account == account)
     }
 
     /// Takes the requests out that may be granted now:
@@ -164,7 +169,7 @@ impl Ledger {
                     self.queue.remove(index);
                     let Request { ticket, account, bytes, .. } = request;
                     self.resize(account, 0, bytes);
-                    if let Some(exempt) = self.exempt.as_mut().filter(|it| it.account == account) {
+                    if let Some(exempt) = self.exempt(account) {
                         exempt.gets_on = false;
                     }
                     granted.push(Grant { ticket, account, bytes });
@@ -246,6 +251,13 @@ mod tests {
         let accounts: Vec<_> = (0..count).map(|_| ledger.open()).collect();
         accounts.iter().for_each(|account| ledger.starved(*account, true));
         (ledger, accounts)
+    }
+
+    /// Asks, and has waited for long.
+    fn insisting(ledger: &mut Ledger, account: AccountId, bytes: u64) -> Ticket {
+        let ticket = ledger.ask(account, bytes);
+        ledger.insist(ticket);
+        ticket
     }
 
     /// Who is granted what, by the place of its account.
@@ -336,14 +348,11 @@ mod tests {
     fn what_a_shard_leaves_behind_is_in_use_until_it_is_given_back_but_holds_nobody_up() {
         let (mut ledger, ids) = ledger(2);
         ledger.resize(ids[0], 0, 100);
-        let ticket = ledger.ask(ids[0], 10);
-        ledger.insist(ticket);
+        insisting(&mut ledger, ids[0], 10);
         assert_eq!(granted(&mut ledger), [(ids[0], 10)]);
-        let ticket = ledger.ask(ids[0], 10);
-        ledger.insist(ticket);
+        insisting(&mut ledger, ids[0], 10);
         ledger.close(ids[0]);
-        let ticket = ledger.ask(ids[1], 10);
-        ledger.insist(ticket);
+        insisting(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)], "the exemption does not stay with it");
         ledger.resize(ids[0], 110, 0);
         assert_eq!((ledger.used, ledger.accounts.len()), (10, 1));
@@ -354,20 +363,16 @@ mod tests {
         let (mut ledger, ids) = ledger(3);
         ledger.resize(ids[0], 0, 100);
         ledger.starved(ids[0], false);
-        let asks = |ledger: &mut Ledger, id| {
-            let ticket = ledger.ask(id, 10);
-            ledger.insist(ticket);
-        };
-        asks(&mut ledger, ids[1]);
+        insisting(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)]);
-        asks(&mut ledger, ids[1]);
+        insisting(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)]);
-        asks(&mut ledger, ids[2]);
-        asks(&mut ledger, ids[1]);
+        insisting(&mut ledger, ids[2], 10);
+        insisting(&mut ledger, ids[1], 10);
         ledger.resize(ids[1], 10, 5);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)], "it has given nothing back yet");
         ledger.resize(ids[1], 10, 0);
-        asks(&mut ledger, ids[1]);
+        insisting(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[2], 10)]);
     }
 
@@ -375,15 +380,13 @@ mod tests {
     fn a_shard_that_reads_nothing_does_not_keep_the_exemption() {
         let (mut ledger, ids) = ledger(3);
         ledger.resize(ids[0], 0, 100);
-        let ticket = ledger.ask(ids[1], 10);
-        ledger.insist(ticket);
+        insisting(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)]);
         // A look at the tip of a subscription takes nothing.
         ledger.ask(ids[1], 0);
         assert_eq!(granted(&mut ledger), [(ids[1], 0)]);
         ledger.resize(ids[1], 0, 0);
-        let ticket = ledger.ask(ids[2], 10);
-        ledger.insist(ticket);
+        insisting(&mut ledger, ids[2], 10);
         assert_eq!(granted(&mut ledger), [(ids[2], 10)]);
     }
 
@@ -391,23 +394,18 @@ mod tests {
     fn the_exemption_ends_when_the_budget_is_enough_and_not_before_what_was_granted_is_used() {
         let (mut ledger, ids) = ledger(3);
         ledger.resize(ids[0], 0, 105);
-        let asks = |ledger: &mut Ledger, id| {
-            let ticket = ledger.ask(id, 10);
-            ledger.insist(ticket);
-            ticket
-        };
-        asks(&mut ledger, ids[1]);
+        insisting(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)]);
         ledger.resize(ids[1], 10, 0);
-        asks(&mut ledger, ids[1]);
+        insisting(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)], "nobody else waits");
-        let waits = asks(&mut ledger, ids[2]);
+        let waits = insisting(&mut ledger, ids[2], 10);
         assert_eq!(granted(&mut ledger), []);
         ledger.withdraw(waits);
         ledger.resize(ids[0], 105, 74);
         assert_eq!(granted(&mut ledger), []);
         ledger.resize(ids[0], 74, 100);
-        asks(&mut ledger, ids[2]);
+        insisting(&mut ledger, ids[2], 10);
         assert_eq!(granted(&mut ledger), [(ids[2], 10)], "beyond the budget again");
     }
 
@@ -421,8 +419,7 @@ mod tests {
         let second = ledger.ask(ids[1], 10);
         assert_eq!(granted(&mut ledger), [], "twice the budget is in use");
         ledger.withdraw(second);
-        let ticket = ledger.ask(ids[2], 10);
-        ledger.insist(ticket);
+        insisting(&mut ledger, ids[2], 10);
         ledger.resize(ids[0], 199, 150);
         assert_eq!(granted(&mut ledger), [(ids[2], 10)]);
     }
@@ -433,12 +430,10 @@ mod tests {
         ledger.resize(ids[0], 0, 100);
         for used in (100..200).step_by(40) {
             assert_eq!(ledger.used, used);
-            let ticket = ledger.ask(ids[1], 40);
-            ledger.insist(ticket);
+            insisting(&mut ledger, ids[1], 40);
             assert_eq!(granted(&mut ledger), [(ids[1], 40)]);
         }
-        let ticket = ledger.ask(ids[1], 40);
-        ledger.insist(ticket);
+        insisting(&mut ledger, ids[1], 40);
         assert_eq!(granted(&mut ledger), []);
     }
 
@@ -524,9 +519,7 @@ mod tests {
         /// The reader: one batch waits, and one more is read meanwhile.
         fn read(&mut self, ledger: &mut Ledger) {
             if self.request.is_none() && self.ahead.len() < 2 {
-                let ticket = ledger.ask(self.id, self.bytes);
-                ledger.insist(ticket);
-                self.request = Some(ticket);
+                self.request = Some(insisting(ledger, self.id, self.bytes));
             }
         }
 

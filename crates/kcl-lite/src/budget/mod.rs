@@ -15,7 +15,7 @@
 mod ledger;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -31,8 +31,8 @@ const RECORD_OVERHEAD: u64 = 320;
 /// minute in which every shard should get something.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What so many records take that hold so many `bytes`: these, and a quarter more, which an allocator loses between large
-/// blocks of different sizes. Measured: without that quarter, a process with glibc's allocator takes
+/// What so many records take that hold so many `bytes`: these, and a quarter more, which an allocator
+/// loses between large blocks of different sizes. Measured: without that quarter, a process with glibc's allocator takes
 /// 1.6 times what is counted; with a fixed `MALLOC_MMAP_THRESHOLD_` it takes less than is counted.
 pub(crate) fn cost(records: usize, bytes: u64) -> u64 {
     let bytes = bytes + RECORD_OVERHEAD * records as u64;
@@ -61,11 +61,15 @@ impl Budget {
         Account { budget: self.clone(), id: self.update(Ledger::open) }
     }
 
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that is called while the lock is held can panic half-way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Changes the books, and tells whoever may read now.
     fn update<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
         let (value, granted) = {
-            // Nothing that is called while the lock is held can panic half-way.
-            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.lock();
             let value = change(&mut state.ledger);
             let grants = state.ledger.grants().into_iter();
             let granted: Vec<_> =
@@ -97,7 +101,7 @@ impl Account {
     pub(crate) async fn acquire(&self, clock: &Arc<dyn Clock>, bytes: u64) -> Permit {
         let (sender, mut granted) = oneshot::channel();
         let ticket = {
-            let mut state = self.budget.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.budget.lock();
             let ticket = state.ledger.ask(self.id, bytes);
             state.waiting.insert(ticket, sender);
             ticket
@@ -125,7 +129,7 @@ impl Account {
 
     /// Whether other shards wait for memory while this one holds its share of it or more.
     pub(crate) fn is_in_the_way(&self) -> bool {
-        self.budget.update(|ledger| ledger.is_in_the_way(self.id))
+        self.budget.lock().ledger.is_in_the_way(self.id)
     }
 
     /// Ends the shard's claims, as dropping the account does: for a task that nobody can drop.
@@ -154,7 +158,7 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.budget.update(|ledger| ledger.withdraw(self.ticket));
-        let mut state = self.budget.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.budget.lock();
         state.waiting.remove(&self.ticket);
     }
 }

@@ -66,6 +66,12 @@ impl ChildShard {
         let children = shards.into_iter().filter(|shard| shard.parents.contains(parent));
         children.map(Self::from).collect()
     }
+
+    /// Whether these continue all that their parent served: a listing that is behind may show only
+    /// some of them, or none.
+    pub(crate) fn cover(children: &[Self], whole: HashRange) -> bool {
+        plan::covers(children.iter().filter_map(|child| child.hash_range), whole)
+    }
 }
 
 /// What a reply of the parent would say of a shard that is listed.

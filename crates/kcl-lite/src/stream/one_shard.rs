@@ -9,7 +9,7 @@ use super::kinesis::{self, KinesisStream};
 use super::{ListFrom, Stream as _};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::record::{Packing, Record, SequenceNumber, ShardId, Timestamp};
-use crate::shard::{ChildShard, plan};
+use crate::shard::ChildShard;
 
 /// A shard, and the stream that it belongs to.
 #[derive(Debug, Clone)]
@@ -26,9 +26,7 @@ impl OneShard {
         let closed = shards.iter().find(|shard| shard.id == self.id && !shard.is_open);
         let Some(whole) = closed.map(|shard| shard.hash_range) else { return Ok(None) };
         let children = ChildShard::of(&self.id, shards);
-        let ranges = children.iter().filter_map(|child| child.hash_range);
-        let is_whole = plan::covers(ranges, whole);
-        Ok(Some(if is_whole { children } else { Vec::new() }))
+        Ok(Some(if ChildShard::cover(&children, whole) { children } else { Vec::new() }))
     }
 
     /// The children of this shard, if a complete listing shows the stream and no longer this shard.

@@ -7,19 +7,17 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::lease_keeper::KeeperContext;
-use super::state::create_write;
 use crate::clock;
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
-use crate::lease::store::WriteOutcome;
 use crate::lease::{Lease, LeaseKey};
 use crate::record::ShardId;
 use crate::shard::{ChildShard, Shard, plan};
 use crate::stream::ListFrom;
 
 /// How often, once a second, a listing that shows neither a parent nor its children, but what came of
-/// them, is taken for one that is behind in parts; then the parent is history. And for how long another parent may have no lease, where
-/// others have begun behind its child.
+/// them, is taken for one that is behind in parts; then the parent is history. And for how long another
+/// parent may have no lease, where others have begun behind its child.
 const PATIENCE: u32 = 30;
 
 /// Makes the leases of the children of `parent`; returns their ids, without those that were passed over.
@@ -77,14 +75,7 @@ async fn create(
     parent: &Lease,
     child: &ChildShard,
 ) -> Result<(), ServiceError> {
-    let lease = plan::child_lease(parent, child);
-    let (shard, checkpoint) = (lease.key.clone(), lease.checkpoint.clone());
-    let write = create_write(lease, &context.incarnation);
-    let outcome = timely(context, context.store.write(&write)).await?;
-    if matches!(outcome, WriteOutcome::Done(_)) {
-        context.events.emit(&Event::LeaseCreated { shard, checkpoint });
-    }
-    Ok(())
+    timely(context, context.create(&plan::child_lease(parent, child))).await
 }
 
 /// The children by a listing. One that is behind may show only some of them, or none: they have to
@@ -101,8 +92,7 @@ async fn listed_children(
     let later = shards.iter().filter(|shard| shard.id > id).map(|shard| shard.hash_range);
     let is_history = !is_listed && parent.hash_range.is_none_or(|whole| plan::covers(later, whole));
     let children = ChildShard::of(&id, shards);
-    let ranges = children.iter().filter_map(|child| child.hash_range);
-    let is_whole = parent.hash_range.is_none_or(|whole| plan::covers(ranges, whole));
+    let is_whole = parent.hash_range.is_none_or(|whole| ChildShard::cover(&children, whole));
     let is_trusting = crate::mutant::is("some-children-are-all");
     let may_be_behind = !is_history || !has_waited;
     if may_be_behind && (children.is_empty() || !is_whole) && !is_trusting {
@@ -135,9 +125,8 @@ async fn missing_behind(
     let shards = listed(context).await?;
     let rows = timely(context, context.store.list()).await?.leases;
     let of_stream = rows.iter().filter(|row| row.key.stream() == parent.key.stream());
-    // What a row continues was served, also if its own row is gone.
-    let served = of_stream.flat_map(|row| row.parents.iter().cloned().chain([row.shard()]));
-    let served = served.filter(|id| *id != child.id).collect();
+    let mut served = plan::served(of_stream);
+    served.remove(&child.id);
     Ok(plan::missing_behind(&child.id, &shards, &served))
 }
 
@@ -184,6 +173,7 @@ mod tests {
     use futures_util::FutureExt as _;
     use futures_util::future::BoxFuture;
 
+    use super::super::state::create_write;
     use super::*;
     use crate::clock::TokioClock;
     use crate::event::Events;

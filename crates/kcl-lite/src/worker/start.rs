@@ -12,11 +12,10 @@ use tokio::time::Instant;
 
 use super::lease_keeper::KeeperContext;
 use super::service_clock::ServiceClock;
-use super::state::create_write;
 use crate::clock::{sleep, timely, within};
 use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
-use crate::lease::store::{Table, WriteOutcome};
+use crate::lease::store::Table;
 use crate::lease::tenure::write_id;
 use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, StreamIdentity, StreamKey};
 use crate::position::InitialPosition;
@@ -234,7 +233,8 @@ async fn create_first(
                     return Ok(rows);
                 }
             }
-            match create(context, &lease).await {
+            let call = context.create(&lease);
+            match timely(&context.clock, CALL_LIMIT, "starting", call).await {
                 Ok(()) => break,
                 Err(error) => pause(context, &mut retry, rng, error).await?,
             }
@@ -318,17 +318,6 @@ async fn listing_as_of(context: &KeeperContext, stream: &Arc<dyn Stream>, now: L
         // The stream may be younger than that.
         Some(_) | None => now,
     }
-}
-
-async fn create(context: &KeeperContext, lease: &Lease) -> Result<(), ServiceError> {
-    let write = create_write(lease.clone(), &context.incarnation);
-    let call = context.store.write(&write);
-    let outcome = timely(&context.clock, CALL_LIMIT, "starting", call).await?;
-    if matches!(outcome, WriteOutcome::Done(_)) {
-        let (shard, checkpoint) = (lease.key.clone(), lease.checkpoint.clone());
-        context.events.emit(&Event::LeaseCreated { shard, checkpoint });
-    }
-    Ok(())
 }
 
 /// Tries a call again while its failure may pass, up to [`ATTEMPTS`] times.

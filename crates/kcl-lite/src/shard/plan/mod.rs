@@ -89,14 +89,11 @@ pub(crate) fn leases_to_create(
         listing.shards.iter().map(|shard| (&shard.id, shard)).collect();
     // When "latest" was, if a row tells: that of the first start, which resolved it.
     let anchor = leases.values().filter_map(|lease| lease.anchor).min();
-    // What a row continues was served, also if its own row is gone.
-    let served: BTreeSet<_> = leases.values().flat_map(|lease| &lease.parents).collect();
     let mut planner = Planner {
         shards,
         leases: &leases,
         position,
-        begun: has_begun(&listing.shards, |id| leases.contains_key(id) || served.contains(id)),
-        is_dated: anchor.is_some(),
+        begun: anchor.map(|_| has_begun(&listing.shards, &served(leases.values().copied()))),
         visited: BTreeMap::new(),
         planned: BTreeMap::new(),
     };
@@ -143,10 +140,8 @@ struct Planner<'a> {
     shards: BTreeMap<&'a ShardId, &'a Shard>,
     leases: &'a BTreeMap<ShardId, &'a Lease>,
     position: InitialPosition,
-    /// The shards with something behind them that is or was served.
-    begun: BTreeSet<&'a ShardId>,
-    /// Whether it is known when "latest" was.
-    is_dated: bool,
+    /// The shards with something behind them that is or was served, if it is known when "latest" was.
+    begun: Option<BTreeSet<&'a ShardId>>,
     /// Whether a shard is covered by its own lease or an ancestor's.
     visited: BTreeMap<ShardId, bool>,
     planned: BTreeMap<ShardId, Checkpoint>,
@@ -197,7 +192,7 @@ impl<'a> Planner<'a> {
             InitialPosition::TrimHorizon | InitialPosition::AtTimestamp(_) => true,
             // The first start did not get to it. The shards that were open then may have ended since,
             // and hold records that were put after that start.
-            InitialPosition::Latest => self.is_dated && !self.begun.contains(id),
+            InitialPosition::Latest => self.begun.as_ref().is_some_and(|it| !it.contains(id)),
         }
     }
 
@@ -239,7 +234,7 @@ pub(crate) fn missing_behind(
     shards: &[Shard],
     leased: &BTreeSet<ShardId>,
 ) -> Option<Vec<ChildShard>> {
-    let has_begun = has_begun(shards, |id| leased.contains(id));
+    let has_begun = has_begun(shards, leased);
     if !has_begun.contains(child) {
         return None;
     }
@@ -258,11 +253,16 @@ pub(crate) fn missing_behind(
     Some(missing)
 }
 
+/// The shards that are or were served. What a row continues was, also if its own row is gone.
+pub(crate) fn served<'a>(rows: impl Iterator<Item = &'a Lease>) -> BTreeSet<ShardId> {
+    rows.flat_map(|row| row.parents.iter().cloned().chain([row.shard()])).collect()
+}
+
 /// The shards with something behind them that is served: children have greater ids than parents.
-fn has_begun(shards: &[Shard], is_served: impl Fn(&ShardId) -> bool) -> BTreeSet<&ShardId> {
+fn has_begun<'a>(shards: &'a [Shard], served: &BTreeSet<ShardId>) -> BTreeSet<&'a ShardId> {
     let mut has_begun = BTreeSet::new();
     for shard in shards.iter().rev() {
-        if is_served(&shard.id) || has_begun.contains(&shard.id) {
+        if served.contains(&shard.id) || has_begun.contains(&shard.id) {
             has_begun.extend(&shard.parents);
         }
     }

@@ -23,10 +23,11 @@ use link::{Facts, KeeperEnd, Request};
 
 use self::rate::Rate;
 use super::children;
+use super::state::create_write;
 use crate::clock::{Clock, within};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::{Event, Events};
-use crate::lease::store::LeaseStore;
+use crate::lease::store::{LeaseStore, WriteOutcome};
 use crate::lease::tenure::{Goal, Tenure, Verdict};
 use crate::lease::{Lease, News, PendingChange, PendingCheckpoint};
 use crate::mutant;
@@ -60,6 +61,18 @@ pub(crate) struct KeeperContext {
     pub(crate) incarnation: String,
     /// Whether the worker reads more than one stream.
     pub(crate) several_streams: bool,
+}
+
+impl KeeperContext {
+    /// Makes a lease, unless it is there, and tells of it.
+    pub(super) async fn create(&self, lease: &Lease) -> Result<(), ServiceError> {
+        let write = create_write(lease.clone(), &self.incarnation);
+        if matches!(self.store.write(&write).await?, WriteOutcome::Done(_)) {
+            let (shard, checkpoint) = (lease.key.clone(), lease.checkpoint.clone());
+            self.events.emit(&Event::LeaseCreated { shard, checkpoint });
+        }
+        Ok(())
+    }
 }
 
 /// The keeper of one lease.

@@ -152,18 +152,19 @@ impl ShardTask {
             if let Some(pass) = self.after_dropped_token(window) {
                 return pass;
             }
-            if (window.in_flight() == 0 || crate::mutant::is("ends-before-acknowledgements"))
+            let in_flight = window.in_flight();
+            if (in_flight == 0 || crate::mutant::is("ends-before-acknowledgements"))
                 && let Some(children) = children.take()
             {
                 return Pass::Ended(children);
             }
-            let holds = window.in_flight() > 0 && self.memory.is_in_the_way();
+            let holds = in_flight > 0 && self.memory.is_in_the_way();
             let holds_since = standstill.in_the_way(clock.now(), holds);
             let is_paused = *paused.borrow_and_update();
             if is_paused {
                 standstill = Standstill::begin(clock.now());
             }
-            let has_room = window.in_flight() < self.context.settings.max_unacknowledged;
+            let has_room = in_flight < self.context.settings.max_unacknowledged;
             let (activity, since) = match (has_room, &children, holds_since) {
                 _ if is_paused => (Activity::Paused, clock.now()),
                 (false, None, _) => (Activity::WaitingForAcknowledgements, standstill.since),

@@ -284,9 +284,7 @@ impl State {
             Some(gone) => Some(gone.again()),
             None => Some(lease),
         });
-        let is_free =
-            |key: &LeaseKey| !self.writing.contains(key) && !self.unreadable.contains_key(key);
-        let missing: Vec<_> = missing.filter(|lease| is_free(&lease.key)).collect();
+        let missing: Vec<_> = missing.filter(|lease| !self.writing.contains(&lease.key)).collect();
         self.writing.extend(missing.iter().map(|lease| lease.key.clone()));
         let missing = missing.into_iter();
         missing
