@@ -29,7 +29,7 @@ use crate::record::{ShardId, Timestamp};
 /// use kcl_lite::{FailurePolicy, Settings, Worker};
 ///
 /// let failures = FailurePolicy::DeadLetter { attempts: 5 };
-/// let builder = Worker::builder("orders", "billing")
+/// let builder = Worker::builder("billing-app", "orders")
 ///     .settings(Settings { failures, ..Settings::default() })
 ///     .dead_letter(JsonLines::open("dead-letters.jsonl")?);
 /// # Ok::<(), std::io::Error>(())

@@ -19,9 +19,9 @@ const LEAST_DIFFERENCE: u64 = 64 * 1024;
 pub(super) fn moves<'a>(
     held: &BTreeMap<&'a WorkerId, Vec<&'a Lease>>,
 ) -> Option<Vec<(LeaseKey, &'a WorkerId)>> {
-    let mut worlds = Loads::of(held)?;
+    let mut loads = Loads::of(held)?;
     let mut moves = Vec::new();
-    while let Some((key, to)) = worlds.next_move() {
+    while let Some((key, to)) = loads.next_move() {
         moves.push((key, to));
     }
     Some(moves)
