@@ -128,7 +128,8 @@ impl Group {
         .await
     }
 
-    /// Ends all that run with `signal`, and returns their exit codes.
+    /// Ends all that run with `signal`, and returns their exit codes. Who was started just now is
+    /// waited for: before its first line no process hears a signal.
     ///
     /// # Errors
     ///
@@ -137,6 +138,7 @@ impl Group {
         let mut codes = Vec::new();
         for process in &mut self.members {
             if !process.transcript().is_complete() {
+                process.wait_for_stderr("consumer: reading").await?;
                 codes.push(process.stop(signal).await?);
             }
         }
