@@ -142,4 +142,14 @@ pub const ABOVE_THE_PORTS: &[(&str, &str)] = &[
     ("missing-is-the-end", "a shard that is said not to exist counts as finished"),
     ("dead-letters-count-unstored", "a record counts as put aside though storing it failed"),
     ("all-is-always-well", "nobody says that a shard is stuck"),
+    ("old-rows-are-believed", "the rows of a stream that is gone count for the one made after it"),
+    ("refusing-is-adopting", "a stream that was made again is read though that was ruled out"),
+    (
+        "a-new-stream-starts-at-the-tip",
+        "a stream that was made again is not read from its beginning",
+    ),
+    ("newer-rows-count-as-former", "a worker that is behind removes the rows of a newer stream"),
+    ("rows-name-no-stream", "a row does not say which stream it is for"),
+    ("put-back-rows-stay", "the row of a former stream that its owner puts back is not removed"),
+    ("new-rows-start-at-zero", "the counters of a stream that is made again begin as those before"),
 ];

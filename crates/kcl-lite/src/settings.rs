@@ -373,14 +373,19 @@ pub enum CreateTable {
     Never,
 }
 
-/// What a worker does when its leases belong to a stream that was deleted and made again.
+/// What a worker that starts does when the leases belong to a stream that was deleted and made again.
+///
+/// One that runs meanwhile ends with an error of kind [`Missing`](crate::ErrorKind::Missing) when it
+/// notices, at the latest with its next audit. As soon as the new stream has a lease, all is decided:
+/// rows of the former one, which a worker that had not noticed may put back, are removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum StreamRecreated {
     /// `start` returns an error that names both streams; nothing is written.
     #[default]
     Refuse,
-    /// Starts over: the old leases are removed, the new stream is read from its beginning.
+    /// Starts over: the leases of the new stream take the place of the old ones, and it is read from
+    /// its beginning, whatever [`Settings::initial_position`] says.
     Adopt,
 }
 

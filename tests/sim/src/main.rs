@@ -33,8 +33,7 @@ struct Arguments {
     /// Threads; each runs one seed after another.
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// The stream is deleted and made again in every plan. A fleet that runs meanwhile does not keep
-    /// all of its promises yet.
+    /// The stream is deleted and made again in every plan, and not only in one of twenty.
     #[arg(long)]
     recreate: bool,
     /// With `--seed`: keep only these operations of its plan, by number.
@@ -59,18 +58,12 @@ struct Arguments {
 
 impl Arguments {
     fn plan(&self, seed: u64) -> Plan {
-        let plan = Plan::of(seed);
-        let plan = if self.recreate { plan.recreating() } else { plan };
-        plan.on(self.tier)
+        self.plan_of_any_tier(seed).on(self.tier)
     }
 
-    /// What replays a run, but for the seed.
-    fn command(&self) -> String {
-        let recreate = if self.recreate { " --recreate" } else { "" };
-        match self.tier {
-            Tier::Protocol => format!("cargo run -p sim --{recreate}"),
-            Tier::Full => format!("cargo run -p sim -- --tier full{recreate}"),
-        }
+    fn plan_of_any_tier(&self, seed: u64) -> Plan {
+        let plan = Plan::of(seed);
+        if self.recreate { plan.recreating() } else { plan }
     }
 }
 
@@ -139,7 +132,8 @@ fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
                 let kept: Vec<_> = kept.iter().map(ToString::to_string).collect();
                 format!(" --keep {}", kept.join(","))
             });
-            println!("replay: {} --seed {seed}{}", arguments.command(), keep.unwrap_or_default());
+            let command = arguments.plan(seed).command();
+            println!("replay: {command}{}", keep.unwrap_or_default());
             Err(violation.to_string())
         }
     }
@@ -163,7 +157,9 @@ fn mutants(arguments: &Arguments) -> Result<(), String> {
                 Tier::Protocol => arguments.seeds,
                 Tier::Full => arguments.seeds.div_ceil(PROGRESS_OF_FULL),
             };
-            let verdict = sim::mutants::hunt(*bug, arguments.from, most);
+            let verdict = sim::mutants::hunt(*bug, arguments.from, most, |seed| {
+                arguments.plan_of_any_tier(seed)
+            });
             let found = match verdict.found {
                 Some((seed, it)) => format!("{:?}, seed {seed}", it.promise),
                 None => {
@@ -255,8 +251,8 @@ fn many(arguments: &Arguments) -> Result<(), String> {
         },
         Some((seed, _)) => {
             let count = sweep.failed.len();
-            let command = arguments.command();
-            Err(format!("{count} failed; replay one: {command} --seed {seed} --shrink"))
+            let command = arguments.plan(*seed).command();
+            Err(format!("{count} failed; replay one: {command} --shrink"))
         }
     }
 }

@@ -26,6 +26,9 @@ const RARE: &[(&str, u64)] = &[
     ("finished-rows-go-at-once", 974),
     ("old-listings-are-believed", 208),
 ];
+/// The same, where the stream has to be made again for it (`--recreate`).
+const RARE_OF_RECREATION: &[(&str, u64)] =
+    &[("new-rows-start-at-zero", 879), ("put-back-rows-stay", 1823)];
 
 /// What became of a hunt.
 #[derive(Debug)]
@@ -52,14 +55,19 @@ pub fn choose(name: Option<&str>) {
     mutant::choose(known.map(|it| it.name));
 }
 
-/// Runs seeds with a bug until a promise is broken, or `most` seeds have been run.
+/// Runs the plans of seeds with a bug until a promise is broken, or `most` seeds have been run.
 #[must_use]
-pub fn hunt(bug: Mutant, first: u64, most: u64) -> Verdict {
+pub fn hunt(bug: Mutant, first: u64, most: u64, plan: impl Fn(u64) -> Plan) -> Verdict {
     let mut verdict = Verdict { seeds: 0, time: Duration::ZERO, found: None };
     mutant::choose(Some(bug.name));
-    let known = RARE.iter().find(|(name, _)| *name == bug.name).map(|(_, seed)| *seed);
-    for seed in known.into_iter().chain(first..first + most) {
-        let outcome = run(&Plan::of(seed).on(bug.tier), false);
+    let seed_of = |rare: &[(&str, u64)]| {
+        rare.iter().find(|(name, _)| *name == bug.name).map(|(_, seed)| *seed)
+    };
+    let known = seed_of(RARE).map(Plan::of);
+    let known = known.or_else(|| Some(Plan::of(seed_of(RARE_OF_RECREATION)?).recreating()));
+    for plan in known.into_iter().chain((first..first + most).map(plan)) {
+        let seed = plan.seed;
+        let outcome = run(&plan.on(bug.tier), false);
         verdict.seeds += 1;
         verdict.time += outcome.lasted;
         if let Some(violation) = outcome.violation {

@@ -73,17 +73,6 @@ pub enum Tier {
     Full,
 }
 
-impl Tier {
-    /// What the command line and the corpus call it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Protocol => "protocol",
-            Self::Full => "full",
-        }
-    }
-}
-
 /// What a run is mostly about: each makes other situations likely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Theme {
@@ -370,7 +359,7 @@ impl Plan {
         };
         plan.draw_operations(rng);
         plan.operations.sort_by_key(|operation| operation.at);
-        plan
+        if chance(seed, "made again").u8(0..20) == 0 { plan.recreating() } else { plan }
     }
 
     /// The same plan for a tier, without what that tier cannot do.
@@ -390,6 +379,17 @@ impl Plan {
             self.operations.sort_by_key(|operation| operation.at);
         }
         self
+    }
+
+    /// What replays its run.
+    #[must_use]
+    pub fn command(&self) -> String {
+        let tier = match self.tier {
+            Tier::Protocol => "",
+            Tier::Full => " --tier full",
+        };
+        let recreate = if self.recreated.is_some() { " --recreate" } else { "" };
+        format!("cargo run -p sim --{tier}{recreate} --seed {}", self.seed)
     }
 
     /// The same plan with some of its operations only, by their numbers.
@@ -437,10 +437,13 @@ impl Plan {
 
     /// The same plan, but the stream is deleted and made again meanwhile.
     ///
-    /// Not a part of every sweep yet: a fleet that runs on beside such a change does not keep all of
-    /// its promises. By a generator of its own, so that the rest of the plan is the same.
+    /// One plan in twenty is of this kind. By a generator of its own, so that the rest of the plan is
+    /// the same.
     #[must_use]
     pub fn recreating(mut self) -> Self {
+        if self.recreated.is_some() {
+            return self;
+        }
         let rng = &mut chance(self.seed, "another stream");
         let policies = [StreamRecreated::Adopt, StreamRecreated::Adopt, StreamRecreated::Refuse];
         self.recreated = Some(*pick(rng, &policies));

@@ -100,8 +100,6 @@ impl Situation {
         // See `Plan::on`.
         let is_above = [Self::Trimmed, Self::ShardGone, Self::DeliveredFromAggregate];
         match tier {
-            // See `Plan::recreating`.
-            _ if matches!(self, Self::TakenUp | Self::LeftAlone) => false,
             Tier::Protocol => self != Self::WrongTime,
             Tier::Full => !is_above.contains(&self),
         }

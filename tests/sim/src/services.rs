@@ -81,6 +81,12 @@ impl Request {
         LeaseKey::from(key.unwrap_or_default())
     }
 
+    /// Whether it is bound to the counter of the row that is there.
+    pub(crate) fn is_by_counter(&self) -> bool {
+        let condition = self.body["ConditionExpression"].as_str();
+        condition.is_some_and(|it| it.contains(":seen"))
+    }
+
     /// The attributes that an update sets, and those that it removes.
     pub(crate) fn touches(&self) -> [BTreeSet<&str>; 2] {
         let mut touched = [BTreeSet::new(), BTreeSet::new()];

@@ -257,10 +257,11 @@ impl Shards {
     }
 
     /// Whether there are leases of a former stream that workers are to leave alone, and with them the
-    /// new one.
+    /// new one: as long as that has none, which only a table without any allows.
     pub(crate) fn is_refused(&self, rows: &Rows) -> bool {
         self.recreated == Some(StreamRecreated::Refuse)
-            && rows.values().any(|row| self.is_of_former(row))
+            && !rows.is_empty()
+            && rows.values().all(|row| self.is_of_former(row))
     }
 
     /// Whether the shard is of a stream of which another one has taken the place.

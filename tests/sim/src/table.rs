@@ -64,6 +64,7 @@ impl Truth {
         (key, what): (&LeaseKey, &LeaseChange),
         after: Option<&Lease>,
     ) {
+        let is_refused = self.shards.is_refused(&self.rows);
         let before = match after {
             Some(row) => self.rows.insert(key.clone(), row.clone()),
             None => self.rows.remove(key),
@@ -81,6 +82,9 @@ impl Truth {
         if sent_before > LATE {
             self.ledger.counts.note(Situation::AppliedLate);
         }
+        // The first row of a stream continues none of a former one.
+        let is_new = matches!(what, LeaseChange::Replace { .. });
+        let before = before.filter(|row| !(is_new && self.shards.is_of_former(row)));
         let change = Change {
             at: self.now,
             sent,
@@ -88,6 +92,7 @@ impl Truth {
             id: &machine.id,
             what,
             key,
+            is_refused,
             before: before.as_ref(),
             after,
         };
@@ -190,6 +195,9 @@ impl fmt::Display for Shown<'_> {
                 write!(f, "reset {key} at counter {counter} to {checkpoint}")
             }
             LeaseChange::Discard { counter } => write!(f, "discard {key} at counter {counter}"),
+            LeaseChange::Replace { counter, with } => {
+                write!(f, "replace {key} at counter {counter}, from now on at {}", with.checkpoint)
+            }
         }
     }
 }

@@ -327,6 +327,10 @@ fn change(
 ) -> LeaseChange {
     let (before, after) = match (before, after) {
         (Some(before), Some(after)) if request.operation() == "UpdateItem" => (before, after),
+        (Some(before), Some(after)) if request.is_by_counter() => {
+            let with = Box::new(after.clone());
+            return LeaseChange::Replace { counter: before.counter, with };
+        }
         (_, Some(after)) => return LeaseChange::Create(Box::new(after.clone())),
         (Some(before), None) if !before.checkpoint.is_shard_end() => {
             return LeaseChange::Discard { counter: before.counter };

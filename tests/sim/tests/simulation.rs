@@ -7,19 +7,17 @@ use std::sync::{Mutex, PoisonError};
 
 use sim::{Counts, Plan, Tier, run};
 
-/// Runs all seeds on two threads: what they reached, and the failures as commands that replay them.
-fn sweep(tier: Tier, seeds: &[u64]) -> (Counts, Vec<String>) {
+/// Runs all plans on two threads: what they reached, and the failures as commands that replay them.
+fn sweep(plans: &[Plan]) -> (Counts, Vec<String>) {
     let next = AtomicUsize::new(0);
     let swept: Mutex<(Counts, Vec<String>)> = Mutex::default();
-    let name = tier.name();
     let work = || {
-        while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let outcome = run(&Plan::of(*seed).on(tier), false);
+        while let Some(plan) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let outcome = run(plan, false);
             let mut swept = swept.lock().unwrap_or_else(PoisonError::into_inner);
             swept.0.add(&outcome.counts);
             if let Some(violation) = outcome.violation {
-                let command = format!("cargo run -p sim -- --tier {name} --seed {seed} --shrink");
-                swept.1.push(format!("{command}: {violation}"));
+                swept.1.push(format!("{} --shrink: {violation}", plan.command()));
             }
         }
     };
@@ -33,16 +31,15 @@ fn sweep(tier: Tier, seeds: &[u64]) -> (Counts, Vec<String>) {
 /// Both tiers one after another, because both use all there is of the machine.
 #[test]
 fn a_fleet_keeps_every_promise_whatever_happens_to_it() {
-    let seeds: Vec<_> = (0..300).collect();
-    let (counts, failures) = sweep(Tier::Protocol, &seeds);
+    let plans = |tier, seeds| (0..seeds).map(|seed| Plan::of(seed).on(tier)).collect::<Vec<_>>();
+    let (counts, failures) = sweep(&plans(Tier::Protocol, 300));
     assert_eq!(failures, [""; 0]);
     let mut never = counts.never(Tier::Protocol);
     // Once in a few hundred seeds; the command insists on it when it runs a thousand.
     never.retain(|words| !words.contains("does not let go"));
     assert_eq!(never, [""; 0], "300 seeds never met that");
 
-    let seeds: Vec<_> = (0..20).collect();
-    let (counts, failures) = sweep(Tier::Full, &seeds);
+    let (counts, failures) = sweep(&plans(Tier::Full, 20));
     assert_eq!(failures, [""; 0]);
     let mut never = counts.never(Tier::Full);
     // Of what can go wrong with a request, everything does.
@@ -53,19 +50,17 @@ fn a_fleet_keeps_every_promise_whatever_happens_to_it() {
 #[test]
 fn seeds_that_failed_once_stay_repaired() {
     let corpus = include_str!("../corpus.txt").lines().filter(|line| !line.starts_with('#'));
-    let seeds = corpus.map(|line| {
-        let mut words = line.split_whitespace();
-        let name = words.next();
-        let mut tiers = [Tier::Protocol, Tier::Full].into_iter();
-        let tier = tiers.find(|tier| Some(tier.name()) == name);
-        let tier = tier.unwrap_or_else(|| panic!("no tier of a seed is called {name:?}"));
-        (tier, words.next().unwrap().parse().unwrap())
+    let plans = corpus.map(|line| {
+        let (kind, rest) = line.split_once(' ').unwrap();
+        let plan = Plan::of(rest.split_whitespace().next().unwrap().parse().unwrap());
+        match kind {
+            "protocol" => plan.on(Tier::Protocol),
+            "full" => plan.on(Tier::Full),
+            "recreate" => plan.recreating().on(Tier::Protocol),
+            kind => panic!("nothing of a seed is called {kind}"),
+        }
     });
-    let seeds: Vec<(Tier, u64)> = seeds.collect();
-    for tier in [Tier::Protocol, Tier::Full] {
-        let of_tier = seeds.iter().filter(|it| it.0 == tier).map(|it| it.1);
-        assert_eq!(sweep(tier, &of_tier.collect::<Vec<_>>()).1, [""; 0]);
-    }
+    assert_eq!(sweep(&plans.collect::<Vec<_>>()).1, [""; 0]);
 }
 
 fn goes_the_same_way_twice(tier: Tier, seed: u64) {

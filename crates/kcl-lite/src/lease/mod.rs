@@ -79,6 +79,13 @@ pub struct StreamIdentity {
     pub created: Timestamp,
 }
 
+impl StreamIdentity {
+    /// Whether the stream is one of the same name that was made before `other`, and is thus gone.
+    pub(crate) fn is_former_of(&self, other: &Self) -> bool {
+        self.arn == other.arn && self.created < other.created
+    }
+}
+
 impl fmt::Display for StreamIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (created at {} ms)", self.arn, self.created.as_millis())
@@ -168,6 +175,28 @@ impl Lease {
             throughput: None,
             stream: None,
         }
+    }
+
+    /// A new lease of a shard of `stream`.
+    ///
+    /// Its counter begins with the time at which the stream was made, in milliseconds, and grows by a
+    /// few each second: no row of a stream that is made later finds a counter that one of an earlier
+    /// stream had, and a write that was meant for the earlier one is refused however late it comes.
+    pub(crate) fn of_stream(
+        stream: Option<StreamIdentity>,
+        key: impl Into<LeaseKey>,
+        checkpoint: Checkpoint,
+    ) -> Self {
+        let stream_says = stream.as_ref().filter(|_| !mutant::is("new-rows-start-at-zero"));
+        let created = stream_says.map_or(0, |stream| stream.created.as_millis());
+        let counter = u64::try_from(created).unwrap_or(0);
+        Self { counter, stream, ..Self::new(key, checkpoint) }
+    }
+
+    /// Whether the row is of a former stream, in whose place is the one that `other` is of.
+    pub(crate) fn is_former_of(&self, other: &Self) -> bool {
+        let streams = self.stream.as_ref().zip(other.stream.as_ref());
+        streams.is_some_and(|(stream, other)| stream.is_former_of(other))
     }
 
     /// The shard this lease is for.
@@ -304,6 +333,14 @@ pub enum LeaseChange {
         /// The counter as observed.
         counter: u64,
     },
+    /// The same, but with the row of a stream that exists in its place: a table of which all rows were
+    /// discarded would look like one of an application that has never started. Condition: the counter.
+    Replace {
+        /// The counter as observed.
+        counter: u64,
+        /// The new row, with a greater counter.
+        with: Box<Lease>,
+    },
 }
 
 /// The condition of a write did not hold; the row, if there is one, says why.
@@ -376,17 +413,13 @@ impl LeaseWrite {
                 return if lease.checkpoint.is_shard_end() { Ok(None) } else { Err(refused()) };
             }
             LeaseChange::Reset { counter, checkpoint, anchor } => {
-                let mut lease = at(*counter)?;
-                // The Java library takes one more at its own row for a lost reply of its own.
-                lease.counter += 2;
-                lease.checkpoint = checkpoint.clone();
-                lease.anchor = *anchor;
-                (lease.pending, lease.read_until, lease.owner_switches) = (None, None, 0);
-                lease.children = BTreeSet::new();
-                lease.checkpoint_owner = None;
-                lease
+                at(*counter)?.reset(checkpoint, *anchor)
             }
             LeaseChange::Discard { counter } => return at(*counter).map(|_| None),
+            LeaseChange::Replace { counter, with } => {
+                at(*counter)?;
+                Lease::clone(with)
+            }
         };
         next.write_id = Some(self.id.clone());
         Ok(Some(next))
@@ -405,7 +438,8 @@ impl LeaseWrite {
             | LeaseChange::AskHandoff { .. }
             | LeaseChange::Delete { .. }
             | LeaseChange::Reset { .. }
-            | LeaseChange::Discard { .. } => false,
+            | LeaseChange::Discard { .. }
+            | LeaseChange::Replace { .. } => false,
         }
     }
 }
@@ -423,6 +457,17 @@ impl Lease {
     /// whoever shares out leases assigns it again.
     fn freed(mut self) -> Self {
         self.owner = None;
+        self.checkpoint_owner = None;
+        self
+    }
+
+    fn reset(mut self, checkpoint: &Checkpoint, anchor: Option<Timestamp>) -> Self {
+        // The Java library takes one more at its own row for a lost reply of its own.
+        self.counter += 2;
+        self.checkpoint = checkpoint.clone();
+        self.anchor = anchor;
+        (self.pending, self.read_until, self.owner_switches) = (None, None, 0);
+        self.children = BTreeSet::new();
         self.checkpoint_owner = None;
         self
     }

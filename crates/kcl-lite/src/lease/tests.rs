@@ -189,6 +189,22 @@ fn a_lease_is_discarded_only_at_its_counter() {
 }
 
 #[test]
+fn a_row_is_replaced_whole_and_only_at_its_counter() {
+    let current = Lease {
+        checkpoint: at("9"),
+        children: ["shard-1".into()].into(),
+        ..row("shard-0", 7, Some("a"))
+    };
+    let with = Lease { counter: 9, ..Lease::new("shard-0", Checkpoint::TrimHorizon) };
+    let replace = |counter| write(LeaseChange::Replace { counter, with: Box::new(with.clone()) });
+    for refused in [replace(6).apply(Some(&current)), replace(7).apply(None)] {
+        assert!(refused.is_err());
+    }
+    let marked = Lease { write_id: Some(WriteId::new("me-1")), ..with.clone() };
+    assert_eq!(replace(7).apply(Some(&current)), Ok(Some(marked)));
+}
+
+#[test]
 fn only_a_finished_lease_is_deleted() {
     let current = row("shard-0", 7, None);
     let delete = write(LeaseChange::Delete { counter: 7 });

@@ -33,7 +33,7 @@ use crate::lease::{Lease, LeaseKey, LeaseWrite, StreamKey};
 use crate::position::Checkpoint;
 use crate::processor::ShardContext;
 use crate::record::WorkerId;
-use crate::stream::{ListFrom, Listing};
+use crate::stream::{Description, ListFrom, Listing};
 
 /// How long shards may take to be let go when the worker stops by itself.
 pub(super) const FAILURE_DEADLINE: Duration = Duration::from_secs(10);
@@ -276,7 +276,7 @@ impl Coordinator {
         match action {
             Action::Scan => self.scan(),
             Action::Look(key) => self.look(key),
-            Action::List { stream, verify } => self.list(stream, verify),
+            Action::List(stream) => self.list(stream),
             Action::Write(write, why) => self.write(write, why),
             Action::Start { lease, sent } => self.start(&lease, sent),
             Action::Drain(key) => {
@@ -309,11 +309,11 @@ impl Coordinator {
         });
     }
 
-    fn list(&mut self, key: StreamKey, verify: bool) {
+    fn list(&mut self, key: StreamKey) {
         let Some(stream) = self.streams.get(&key).cloned() else { return };
         let context = self.keeper_context.clone();
         self.calls.spawn(async move {
-            let call = listing(&stream, verify);
+            let call = listing(&stream);
             let (limit, what) = (context.settings.lease_duration, "listing the shards");
             let result = timely(&context.clock, limit, what, call).await;
             if let Ok(listing) = &result {
@@ -506,13 +506,18 @@ async fn write_until_answered(
     }
 }
 
-/// Lists the shards; when asked, also looks whether it is still the stream that the leases are for.
-async fn listing(stream: &ReadyStream, verify: bool) -> Result<Listing, ServiceError> {
-    if verify && let Some(was) = &stream.source.identity {
-        let description = stream.stream.describe().await?;
-        if let Some(is) = description.identity.filter(|is| is != was) {
-            let context = format!("{was} was deleted, and a stream of that name made again: {is}");
-            return Err(ServiceError::new(ServiceErrorKind::Missing, context));
+/// Lists the shards, and looks whether it is still the stream that the leases are for.
+async fn listing(stream: &ReadyStream) -> Result<Listing, ServiceError> {
+    if let Some(was) = &stream.source.identity {
+        match stream.stream.describe().await {
+            Ok(Description { identity: Some(is), .. }) if is != *was => {
+                let context =
+                    format!("{was} was deleted, and a stream of that name made again: {is}");
+                return Err(ServiceError::new(ServiceErrorKind::Missing, context));
+            }
+            Err(error) if error.kind == ServiceErrorKind::Missing => return Err(error),
+            // A listing is worth having also where nothing more can be known.
+            Ok(_) | Err(_) => {}
         }
     }
     stream.stream.list(ListFrom::All).await

@@ -17,12 +17,13 @@ use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::store::Table;
 use crate::lease::tenure::write_id;
-use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, StreamIdentity, StreamKey};
+use crate::lease::{Lease, LeaseKey, StreamIdentity, StreamKey};
+use crate::mutant;
 use crate::position::InitialPosition;
 use crate::record::Timestamp;
 use crate::retry::Retry;
 use crate::settings::StreamRecreated;
-use crate::shard::plan::{self, Source};
+use crate::shard::plan::{self, Other, Source};
 use crate::stream::{Description, ListFrom, Listing, Notice, Stream};
 
 /// How often a call that fails for a passing reason is tried before `start` gives up.
@@ -75,7 +76,7 @@ pub(crate) async fn make_ready(
         }
     }
     let looked = context.clock.now();
-    let (mut table, is_new) = match retried(context, rng, || context.store.list()).await {
+    let (table, is_new) = match retried(context, rng, || context.store.list()).await {
         Err(error) if error.kind == ServiceErrorKind::Missing => (Table::default(), true),
         table => (table?, false),
     };
@@ -86,11 +87,21 @@ pub(crate) async fn make_ready(
     let mut leases = 0;
     for (given, description) in given.iter().zip(described) {
         let mut ready = ready(context, given, &description, &table)?;
-        drop_former(context, &mut ready.source, &mut table, rng).await?;
-        let rows = table.leases.iter().filter(|lease| lease.key.stream() == ready.source.key);
+        let others = rows_of_others(&table, &mut ready.source, context.settings.stream_recreated)?;
+        // Those in whose place no row of this stream can come.
+        let is_former = |row: &&Lease| ready.source.other_stream(row) == Some(Other::Former);
+        let (former, unrelated): (Vec<_>, Vec<_>) = others.into_iter().partition(is_former);
+        for row in unrelated {
+            discard(context, &ready.source, row, rng).await?;
+        }
         let is_ours = |key: &&LeaseKey| key.stream() == ready.source.key;
-        let rows = rows.count() + table.unreadable.keys().filter(is_ours).count();
+        let rows = rows_of(&ready.source, &table.leases).count()
+            + table.unreadable.keys().filter(is_ours).count();
         leases += if rows > 0 { rows } else { create_first(context, &ready, looked, rng).await? };
+        // Only now: until the first lease is there they tell that the stream was made again.
+        for row in former {
+            discard(context, &ready.source, row, rng).await?;
+        }
         streams.insert(ready.source.key.clone(), ready);
     }
     Ok((streams, leases))
@@ -171,17 +182,39 @@ fn key_of(
     Ok(StreamKey::of_several(account, name, identity.created))
 }
 
-/// Rows of a stream that was deleted and made again: an error that names both, or, if it was told to,
-/// a new beginning.
-async fn drop_former(
-    context: &KeeperContext,
+/// The rows of a stream that are there.
+fn rows_of<'a>(source: &'a Source, leases: &'a [Lease]) -> impl Iterator<Item = &'a Lease> + Clone {
+    let is_its =
+        |row: &&Lease| row.key.stream() == source.key && source.other_stream(row).is_none();
+    leases.iter().filter(is_its)
+}
+
+/// The rows of a stream that was deleted and made again, in order that they are removed: a new
+/// beginning, if the worker is told so, or an error that names both.
+fn rows_of_others<'a>(
+    table: &'a Table,
     source: &mut Source,
-    table: &mut Table,
-    rng: &mut fastrand::Rng,
-) -> Result<(), Error> {
-    let former = plan::former_rows(&table.leases, source);
-    let Some(row) = former.first() else { return Ok(()) };
-    if context.settings.stream_recreated == StreamRecreated::Refuse {
+    recreated: StreamRecreated,
+) -> Result<Vec<&'a Lease>, Error> {
+    let others = table.leases.iter().filter_map(|row| Some((source.other_stream(row)?, row)));
+    let (kinds, rows): (Vec<_>, Vec<_>) = others.unzip();
+    let Some(row) = rows.first() else { return Ok(rows) };
+    if kinds.contains(&Other::Newer) {
+        return Err(Error::new(
+            ErrorKind::Missing,
+            "the stream was deleted and made again while the worker was starting; start it again",
+        ));
+    }
+    // Where the new stream has leases it has been decided; but an owner that did not know has put
+    // rows back.
+    let is_decided = kinds.iter().all(|kind| *kind == Other::Former)
+        && rows_of(source, &table.leases).any(|row| row.stream == source.identity);
+    if recreated == StreamRecreated::Adopt || mutant::is("refusing-is-adopting") {
+        // Nothing of the new stream has been read.
+        if !mutant::is("a-new-stream-starts-at-the-tip") {
+            source.position = InitialPosition::TrimHorizon;
+        }
+    } else if !is_decided {
         let was = row.stream.as_ref().map_or_else(|| row.key.to_string(), ToString::to_string);
         let is = source.identity.as_ref().map_or_else(String::new, ToString::to_string);
         return Err(Error::new(
@@ -193,18 +226,17 @@ async fn drop_former(
             ),
         ));
     }
-    for row in &former {
-        let change = LeaseChange::Discard { counter: row.counter };
-        let id = write_id(&context.incarnation, row.counter);
-        let write = LeaseWrite { key: row.key.clone(), id, change };
-        // A refusal means that another worker is adopting it too.
-        retried(context, rng, || context.store.write(&write)).await?;
-    }
-    let is_former = |lease: &Lease| former.iter().any(|row| row.key == lease.key);
-    table.leases.retain(|lease| !is_former(lease));
-    // Nothing of the new stream has been read.
-    source.position = InitialPosition::TrimHorizon;
-    Ok(())
+    Ok(rows)
+}
+
+async fn discard(
+    context: &KeeperContext,
+    source: &Source,
+    row: &Lease,
+    rng: &mut fastrand::Rng,
+) -> Result<(), ServiceError> {
+    let is_other = |row: &Lease| source.other_stream(row).is_some();
+    retried(context, rng, || context.discard(row.clone(), is_other)).await
 }
 
 /// Makes the first leases of a stream that had none when the table was last `looked` at, and the
@@ -229,7 +261,7 @@ async fn create_first(
             // is found by the first audit.
             if context.clock.now() > looked + context.settings.lease_duration * 2 {
                 looked = context.clock.now();
-                if let Some(rows) = rows_of_others(context, ready, rng).await? {
+                if let Some(rows) = rows_made_by_others(context, ready, rng).await? {
                     return Ok(rows);
                 }
             }
@@ -244,13 +276,13 @@ async fn create_first(
 }
 
 /// How many rows the stream has, if others made any of them.
-async fn rows_of_others(
+async fn rows_made_by_others(
     context: &KeeperContext,
     ready: &ReadyStream,
     rng: &mut fastrand::Rng,
 ) -> Result<Option<usize>, Error> {
     let table = retried(context, rng, || context.store.list()).await?;
-    let rows = table.leases.iter().filter(|row| row.key.stream() == ready.source.key);
+    let rows = rows_of(&ready.source, &table.leases);
     let made_here =
         |row: &Lease| row.write_id.as_ref() == Some(&write_id(&context.incarnation, row.counter));
     Ok((!rows.clone().all(made_here)).then(|| rows.count()))

@@ -536,6 +536,7 @@ enum Kind {
     Delete,
     Reset(Checkpoint, Option<Timestamp>),
     Discard,
+    Replace(Box<Lease>),
 }
 
 /// News to be made of how far the checkpoint moves.
@@ -567,6 +568,7 @@ fn any_aim() -> impl Strategy<Value = Aim> {
         let create = any_lease(key).prop_map(|lease| Kind::Create(Box::new(lease)));
         let take = (prop::option::of(any_worker()), any_worker());
         let reset = (any_checkpoint(), any_time());
+        let replace = any_lease(key).prop_map(|lease| Kind::Replace(Box::new(lease)));
         let kind = prop_oneof![
             2 => create,
             3 => take.prop_map(|(from, owner)| Kind::Take(from, owner)),
@@ -578,6 +580,7 @@ fn any_aim() -> impl Strategy<Value = Aim> {
             1 => Just(Kind::Delete),
             1 => reset.prop_map(|(checkpoint, anchor)| Kind::Reset(checkpoint, anchor)),
             1 => Just(Kind::Discard),
+            1 => replace,
         ];
         (prop::bool::weighted(0.2), kind).prop_map(move |(stale, kind)| Aim { key, stale, kind })
     })
@@ -611,6 +614,7 @@ impl Aim {
             Kind::Delete => LeaseChange::Delete { counter },
             Kind::Reset(checkpoint, anchor) => LeaseChange::Reset { counter, checkpoint, anchor },
             Kind::Discard => LeaseChange::Discard { counter },
+            Kind::Replace(with) => LeaseChange::Replace { counter, with },
         };
         LeaseWrite { key: self.key.into(), id: WriteId::new(format!("w/{number}")), change }
     }

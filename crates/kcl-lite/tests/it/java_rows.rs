@@ -333,6 +333,7 @@ fn all_changes(key: &str, counter: u64) -> Vec<LeaseChange> {
         LeaseChange::Reset { counter, checkpoint: Checkpoint::TrimHorizon, anchor: None },
         LeaseChange::Delete { counter },
         LeaseChange::Discard { counter },
+        LeaseChange::Replace { counter, with: Box::new(Lease::new(key, Checkpoint::Latest)) },
     ]
 }
 

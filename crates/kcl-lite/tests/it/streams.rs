@@ -14,7 +14,7 @@ use kcl_lite::{
     ShardContext, StreamRecreated, StreamSource, TableOptions, Worker, WorkerBuilder, WorkerHandle,
     reset,
 };
-use local_aws::LocalAws;
+use local_aws::{Effect, LocalAws, Rule};
 use tokio::sync::Notify;
 
 /// Of paused time: only ends a test that would hang.
@@ -223,6 +223,31 @@ async fn l13_leases_of_a_stream_that_was_made_again_are_refused_or_adopted() {
     assert_eq!(seen.all(), new.chain(["north old".to_owned()]).collect::<Vec<_>>());
 }
 
+/// Killed when it has not yet made the first lease of the new stream: who comes next must still see
+/// that it was made again, and not begin with what comes.
+#[tokio::test(start_paused = true)]
+async fn l13_a_start_with_a_new_stream_that_died_half_way_leaves_what_tells_of_it() {
+    let (aws, seen) = (LocalAws::in_memory(), Seen::default());
+    create(&aws, "north").await;
+    let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
+    stop(&worker).await;
+    delete(&aws, "north").await;
+    create(&aws, "north").await;
+    put(&aws, "north", "new").await;
+    let adopt = Settings {
+        stream_recreated: StreamRecreated::Adopt,
+        initial_position: InitialPosition::Latest,
+        ..settings()
+    };
+    aws.faults().add(Rule::new(Effect::Hang).client("dies").operation("PutItem"));
+    let dies = try_run(builder(&aws, "north", "dies"), adopt.clone(), &seen);
+    assert!(tokio::time::timeout(Duration::from_secs(5), dies).await.is_err(), "nobody answers");
+    let worker = run(builder(&aws, "north", "next"), adopt, &seen).await;
+    seen.count(1).await;
+    stop(&worker).await;
+    assert_eq!(seen.all(), ["north new"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn l13_the_leases_of_another_stream_are_not_touched() {
     let (aws, seen) = (LocalAws::in_memory(), Seen::default());
@@ -247,6 +272,20 @@ async fn l13_a_stream_that_is_made_again_under_a_running_worker_ends_it() {
     put(&aws, "north", "old").await;
     let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
     seen.count(1).await;
+    delete(&aws, "north").await;
+    create(&aws, "north").await;
+    let error = tokio::time::timeout(PATIENCE, worker.stopped()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Missing);
+    assert!(error.to_string().contains("made again"), "{error}");
+}
+
+/// Its lease is at the beginning, so that nothing that it asks for is wrong in the new stream.
+#[tokio::test(start_paused = true)]
+async fn l13_a_worker_that_has_read_nothing_notices_too_that_its_stream_was_made_again() {
+    let (aws, seen) = (LocalAws::in_memory(), Seen::default());
+    create(&aws, "north").await;
+    aws.faults().add(Rule::new(Effect::Hang).client("a").operation("GetRecords"));
+    let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
     delete(&aws, "north").await;
     create(&aws, "north").await;
     let error = tokio::time::timeout(PATIENCE, worker.stopped()).await.unwrap().unwrap_err();

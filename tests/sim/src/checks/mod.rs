@@ -89,6 +89,8 @@ pub(crate) struct Change<'a> {
     pub(crate) id: &'a WorkerId,
     pub(crate) what: &'a LeaseChange,
     pub(crate) key: &'a LeaseKey,
+    /// Whether the leases were to be left alone then: see [`Shards::is_refused`].
+    pub(crate) is_refused: bool,
     pub(crate) before: Option<&'a Lease>,
     pub(crate) after: Option<&'a Lease>,
 }

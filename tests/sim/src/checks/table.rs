@@ -23,21 +23,14 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 impl Ledger {
     /// A write has been applied.
     pub(crate) fn changed(&mut self, change: &Change<'_>, shards: &mut Shards, rows: &Rows) {
-        let row = change.after.or(change.before);
         let is_unaware = shards.made_again().is_some() && !self.knows(change.who, shards);
+        let row = change.after.or(change.before);
         let Some(shard) = row.and_then(|row| shards.of_row(row)) else {
-            // A shard of the newest stream, by a worker that takes it for one of the former.
-            let is_again = shards.made_again().is_some();
-            if is_unaware || is_again && matches!(change.what, LeaseChange::Discard { .. }) {
-                return;
-            }
-            let text = "a lease of a shard that does not exist, or of a stream that is gone";
-            let text = text.to_owned();
-            return self.broken(Promise::Rows, change.at, Some(change.key), text);
+            return self.written_of_no_shard(change, is_unaware, shards);
         };
         let mut facts = self.leases.remove(&shard).unwrap_or_default();
         let result = match change.what {
-            _ if shards.is_refused(rows) && !is_unaware => {
+            _ if change.is_refused && !is_unaware => {
                 Err((Promise::Rows, "written, though the leases are of another stream".to_owned()))
             }
             // Its owner may not know yet, and puts it back as if somebody had deleted it.
@@ -52,6 +45,9 @@ impl Ledger {
                 Ok(())
             }
             LeaseChange::Create(made) => self.made(change, made, &mut facts, shards, shard),
+            LeaseChange::Replace { with, .. } if change.before.is_none() => {
+                self.made(change, with, &mut facts, shards, shard)
+            }
             LeaseChange::Take { .. } => self.taken(change, &mut facts, shards, shard),
             LeaseChange::AskHandoff { .. } => {
                 self.counts.note(Situation::AskedFor);
@@ -83,7 +79,9 @@ impl Ledger {
                 self.listed_at = change.at;
                 self.deleted(change, shards, shard)
             }
-            LeaseChange::Reset { .. } | LeaseChange::Discard { .. } => {
+            LeaseChange::Reset { .. }
+            | LeaseChange::Discard { .. }
+            | LeaseChange::Replace { .. } => {
                 Err((Promise::Rows, "nobody asked for a reset".to_owned()))
             }
         };
@@ -93,6 +91,15 @@ impl Ledger {
         self.leases.insert(shard, facts);
         if let Err((promise, text)) = result {
             self.broken(promise, change.at, Some(change.key), text);
+        }
+    }
+
+    /// A shard of the newest stream, by a worker that takes it for one of the former, or an error.
+    fn written_of_no_shard(&mut self, change: &Change<'_>, is_unaware: bool, shards: &Shards) {
+        let is_again = shards.made_again().is_some();
+        if !(is_unaware || is_again && matches!(change.what, LeaseChange::Discard { .. })) {
+            let text = "a lease of a shard that does not exist, or of a stream that is gone";
+            self.broken(Promise::Rows, change.at, Some(change.key), text.to_owned());
         }
     }
 

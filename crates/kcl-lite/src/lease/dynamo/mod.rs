@@ -26,6 +26,7 @@ use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
+use aws_sdk_dynamodb::operation::put_item::builders::PutItemFluentBuilder;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::error::ConditionalCheckFailedException;
 use aws_sdk_dynamodb::types::{ReturnValue, ReturnValuesOnConditionCheckFailure};
@@ -140,17 +141,36 @@ impl DynamoStore {
 
     async fn create(&self, write: &LeaseWrite) -> Result<WriteOutcome, ServiceError> {
         let lease = write.apply(None).ok().flatten().expect("creating a row gives the row");
-        let request = self
-            .client
-            .put_item()
+        let put = self.client.put_item().expression_attribute_names("#key", LEASE_KEY);
+        let put = put.condition_expression(if mutant::is("creates-have-no-condition") {
+            "attribute_not_exists(#key) OR attribute_exists(#key)"
+        } else {
+            "attribute_not_exists(#key)"
+        });
+        self.put(put, lease).await
+    }
+
+    /// Puts a row over one at this counter, whole: no attribute of the old one stays.
+    async fn replace(
+        &self,
+        write: &LeaseWrite,
+        counter: u64,
+        with: &Lease,
+    ) -> Result<WriteOutcome, ServiceError> {
+        let lease = Lease { write_id: Some(write.id.clone()), ..with.clone() };
+        let put = self.client.put_item().condition_expression("#counter = :seen");
+        let put = put.expression_attribute_names("#counter", LEASE_COUNTER);
+        self.put(put.expression_attribute_values(":seen", number(counter)), lease).await
+    }
+
+    async fn put(
+        &self,
+        request: PutItemFluentBuilder,
+        lease: Lease,
+    ) -> Result<WriteOutcome, ServiceError> {
+        let request = request
             .table_name(&self.table)
             .set_item(Some(item_of(&lease)))
-            .condition_expression(if mutant::is("creates-have-no-condition") {
-                "attribute_not_exists(#key) OR attribute_exists(#key)"
-            } else {
-                "attribute_not_exists(#key)"
-            })
-            .expression_attribute_names("#key", LEASE_KEY)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         match request.send().await {
             Ok(_) => Ok(WriteOutcome::Done(Some(lease))),
@@ -284,6 +304,7 @@ impl LeaseStore for DynamoStore {
             LeaseChange::Create(_) => self.create(write).boxed(),
             LeaseChange::Delete { counter } => self.delete(&write.key, *counter, true).boxed(),
             LeaseChange::Discard { counter } => self.delete(&write.key, *counter, false).boxed(),
+            LeaseChange::Replace { counter, with } => self.replace(write, *counter, with).boxed(),
             LeaseChange::Reset { counter, checkpoint, anchor } => {
                 let reset = Update::reset(*counter, checkpoint, *anchor);
                 self.marked(write, reset, Update::CONDITION).boxed()

@@ -230,8 +230,10 @@ impl Key {
             LeaseChange::Finish { counter, .. } => (5, *counter, None, [None, None]),
             LeaseChange::Release { counter, news } => (6, *counter, Some(news), [None, None]),
             LeaseChange::Delete { counter } => (7, *counter, None, [None, None]),
-            LeaseChange::Reset { .. } | LeaseChange::Discard { .. } => {
-                unreachable!("nobody resets or discards here")
+            LeaseChange::Reset { .. }
+            | LeaseChange::Discard { .. }
+            | LeaseChange::Replace { .. } => {
+                unreachable!("nobody resets here, and there is only one stream")
             }
         };
         self.push([kind]);

@@ -85,7 +85,8 @@ impl World {
             | LeaseChange::Renew { .. }
             | LeaseChange::AskHandoff { .. }
             | LeaseChange::Reset { .. }
-            | LeaseChange::Discard { .. } => false,
+            | LeaseChange::Discard { .. }
+            | LeaseChange::Replace { .. } => false,
         };
         if !ends {
             return;

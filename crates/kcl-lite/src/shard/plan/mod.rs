@@ -280,8 +280,8 @@ pub(crate) fn child_lease(parent: &Lease, child: &ChildShard) -> Lease {
         anchor: if tip { Some(Timestamp::from_millis(i64::MAX)) } else { since },
         parents: child.parents.clone(),
         hash_range: child.hash_range,
-        stream: parent.stream.clone(),
-        ..Lease::new(
+        ..Lease::of_stream(
+            parent.stream.clone(),
             parent.key.sibling(&child.id),
             if tip { Checkpoint::Latest } else { Checkpoint::TrimHorizon },
         )
@@ -295,26 +295,46 @@ impl Source {
             (Checkpoint::AtTimestamp, InitialPosition::AtTimestamp(time)) => Some(time),
             _ => None,
         };
+        let identity = self.identity.clone().filter(|_| !mutant::is("rows-name-no-stream"));
         Lease {
             parents: shard.parents.clone(),
             hash_range: Some(shard.hash_range),
             anchor,
-            stream: self.identity.clone(),
-            ..Lease::new(self.key.lease(&shard.id), checkpoint)
+            ..Lease::of_stream(identity, self.key.lease(&shard.id), checkpoint)
+        }
+    }
+
+    /// Of which stream `row` is, if it stands where those of this stream are and is of another.
+    pub(crate) fn other_stream(&self, row: &Lease) -> Option<Other> {
+        let identity = self.identity.as_ref().filter(|_| !mutant::is("old-rows-are-believed"))?;
+        let key = row.key.stream();
+        match &row.stream {
+            Some(stream) if key == self.key && stream == identity => None,
+            Some(stream) if key == self.key || self.key.is_same_name(&key) => {
+                let newer = identity.is_former_of(stream);
+                let newer = newer && !mutant::is("newer-rows-count-as-former");
+                Some(match stream.arn == identity.arn {
+                    true if newer => Other::Newer,
+                    true => Other::Former,
+                    false => Other::Unrelated,
+                })
+            }
+            // The Java library keys several streams by name and time of creation, and writes neither.
+            None if key != self.key && self.key.is_same_name(&key) => Some(Other::Former),
+            Some(_) | None => None,
         }
     }
 }
 
-/// The rows of a former stream of the same name: those that say that they were made for another one.
-pub(crate) fn former_rows(leases: &[Lease], source: &Source) -> Vec<Lease> {
-    let Some(identity) = &source.identity else { return Vec::new() };
-    let is_former = |row: &&Lease| {
-        let has_its_key = row.key.stream() == source.key;
-        let has_its_name = source.key.is_same_name(&row.key.stream());
-        let is_other = row.stream.as_ref().is_some_and(|stream| stream != identity);
-        (has_its_key && is_other) || (has_its_name && !has_its_key)
-    };
-    leases.iter().filter(is_former).cloned().collect()
+/// A stream that is not the one that is read, as a row of it stands to that one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Other {
+    /// It was deleted, and the one that is read was made in its place.
+    Former,
+    /// It was made in the place of the one that is read, which is gone.
+    Newer,
+    /// It has another name, or is in another place.
+    Unrelated,
 }
 
 /// The finished leases that nobody needs any more: all parents' leases are gone, and every child has

@@ -337,3 +337,36 @@ fn behind_a_shard_that_was_passed_over_only_what_nobody_serves_is_made() {
         assert_eq!(missing.as_deref(), made, "{leased:?}");
     }
 }
+
+#[test]
+fn a_row_is_of_this_stream_or_of_another_one_and_says_which() {
+    let named = |arn: &str, created| StreamIdentity {
+        arn: arn.to_owned(),
+        created: Timestamp::from_millis(created),
+    };
+    let own = named("north", 2_000);
+    let source = Source { identity: Some(own.clone()), ..Source::default() };
+    let row = |stream: Option<StreamIdentity>| Lease::of_stream(stream, "0", Checkpoint::Latest);
+    let other = |stream| source.other_stream(&row(Some(stream)));
+    assert_eq!(other(own.clone()), None);
+    assert_eq!(other(named("north", 1_999)), Some(Other::Former));
+    assert_eq!(other(named("north", 2_001)), Some(Other::Newer));
+    assert_eq!(other(named("south", 1_999)), Some(Other::Unrelated));
+    // Rows of other libraries do not say.
+    assert_eq!(source.other_stream(&row(None)), None);
+    // Who may not ask believes.
+    assert_eq!(Source::default().other_stream(&row(Some(own))), None);
+
+    // Of several streams the keys tell too.
+    let key = |name, created| StreamKey::of_several("1", name, Timestamp::from_millis(created));
+    let source = Source { key: key("north", 2_000), ..source };
+    let row = |name, created, stream| {
+        let key = key(name, created).lease(&"shardId-0".into());
+        Lease::of_stream(stream, key, Checkpoint::Latest)
+    };
+    assert_eq!(source.other_stream(&row("north", 2_000, None)), None);
+    assert_eq!(source.other_stream(&row("north", 1_000, None)), Some(Other::Former));
+    let newer = Some(named("north", 3_000));
+    assert_eq!(source.other_stream(&row("north", 3_000, newer)), Some(Other::Newer));
+    assert_eq!(source.other_stream(&row("south", 1_000, Some(named("south", 1_000)))), None);
+}

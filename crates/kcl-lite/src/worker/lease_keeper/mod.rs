@@ -23,13 +23,13 @@ use link::{Facts, KeeperEnd, Request};
 
 use self::rate::Rate;
 use super::children;
-use super::state::create_write;
+use super::state::{create_write, discard_write};
 use crate::clock::{Clock, within};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::{Event, Events};
 use crate::lease::store::{LeaseStore, WriteOutcome};
-use crate::lease::tenure::{Goal, Tenure, Verdict};
-use crate::lease::{Lease, News, PendingChange, PendingCheckpoint};
+use crate::lease::tenure::{Goal, Tenure, Verdict, write_id};
+use crate::lease::{Lease, LeaseChange, LeaseWrite, News, PendingChange, PendingCheckpoint};
 use crate::mutant;
 use crate::position::Checkpoint;
 use crate::processor::StoreRequest;
@@ -64,14 +64,43 @@ pub(crate) struct KeeperContext {
 }
 
 impl KeeperContext {
-    /// Makes a lease, unless it is there, and tells of it.
+    /// Makes a lease, unless it is there, and tells of it. A row of a former stream makes way, however
+    /// often an owner that does not know yet moves it meanwhile.
     pub(super) async fn create(&self, lease: &Lease) -> Result<(), ServiceError> {
-        let write = create_write(lease.clone(), &self.incarnation);
-        if matches!(self.store.write(&write).await?, WriteOutcome::Done(_)) {
-            let (shard, checkpoint) = (lease.key.clone(), lease.checkpoint.clone());
-            self.events.emit(&Event::LeaseCreated { shard, checkpoint });
+        let mut write = create_write(lease.clone(), &self.incarnation);
+        loop {
+            match self.store.write(&write).await? {
+                WriteOutcome::Refused(Some(row)) if row.is_former_of(lease) => {
+                    let counter = row.counter;
+                    // The counter of a row that another library made may have begun anywhere.
+                    let with = Lease { counter: lease.counter.max(counter + 2), ..lease.clone() };
+                    let id = write_id(&self.incarnation, with.counter);
+                    let change = LeaseChange::Replace { counter, with: Box::new(with) };
+                    write = LeaseWrite { key: row.key, id, change };
+                }
+                // Nothing, in the place of what was there: others have come and gone.
+                WriteOutcome::Refused(_) => return Ok(()),
+                WriteOutcome::Done(_) => break,
+            }
         }
+        let (shard, checkpoint) = (lease.key.clone(), lease.checkpoint.clone());
+        self.events.emit(&Event::LeaseCreated { shard, checkpoint });
         Ok(())
+    }
+
+    /// Removes a row of a stream that is gone, as long as `is_other` says that it is one.
+    pub(super) async fn discard(
+        &self,
+        mut row: Lease,
+        is_other: impl Fn(&Lease) -> bool,
+    ) -> Result<(), ServiceError> {
+        loop {
+            match self.store.write(&discard_write(&row, &self.incarnation)).await? {
+                // Its owner, who does not know yet, has moved it.
+                WriteOutcome::Refused(Some(now)) if is_other(&now) => row = now,
+                WriteOutcome::Refused(_) | WriteOutcome::Done(_) => return Ok(()),
+            }
+        }
     }
 }
 
@@ -278,6 +307,8 @@ impl LeaseKeeper {
             }
             // A shard task that is gone without a word has failed: another tenure starts afresh.
             Some(Request::Release) | None => {
+                // An end that came after it would be written in a row that is already free.
+                self.ending = None;
                 self.goal = Goal::Release;
                 self.next_write = self.context.clock.now();
             }
@@ -319,7 +350,7 @@ impl LeaseKeeper {
     }
 
     /// Sends one write; gives up waiting when the fence falls or the attempt takes too long.
-    async fn send(&mut self, write: &crate::lease::LeaseWrite) -> Sent {
+    async fn send(&mut self, write: &LeaseWrite) -> Sent {
         let clock = Arc::clone(&self.context.clock);
         let sent = clock.now();
         let before = self.tenure.lease().checkpoint.clone();

@@ -1,10 +1,15 @@
 //! The keeper by itself, on a store in memory and paused time.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use futures_util::FutureExt as _;
+
 use super::*;
 use crate::checkpoint::Mark;
 use crate::clock::TokioClock;
 use crate::lease::memory::MemoryStore;
-use crate::lease::{LeaseChange, LeaseWrite, WriteId};
+use crate::lease::store::Table;
+use crate::lease::{LeaseChange, LeaseKey, LeaseWrite, StreamIdentity, WriteId};
 use crate::position::Position;
 use crate::record::Timestamp;
 use crate::stream::memory::MemoryStream;
@@ -113,4 +118,96 @@ async fn a_manual_checkpoint_holds_the_time_back_that_belongs_to_a_later_one() {
     assert_eq!(keeper.news(), News::default());
     keeper.goal = Goal::Release;
     assert_eq!(keeper.news().read_until, Some(Timestamp::from_millis(3)));
+}
+
+/// A table with a row whose owner renews it some times just before somebody else would remove it.
+#[derive(Debug, Default)]
+struct Renewed(MemoryStore, AtomicU32);
+
+impl LeaseStore for Renewed {
+    fn prepare(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
+        self.0.prepare()
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Table, ServiceError>> {
+        self.0.list()
+    }
+
+    fn get<'a>(&'a self, key: &'a LeaseKey) -> BoxFuture<'a, Result<Option<Lease>, ServiceError>> {
+        self.0.get(key)
+    }
+
+    fn write<'a>(
+        &'a self,
+        write: &'a LeaseWrite,
+    ) -> BoxFuture<'a, Result<WriteOutcome, ServiceError>> {
+        async move {
+            if let LeaseChange::Replace { counter, .. } | LeaseChange::Discard { counter } =
+                write.change
+                && self
+                    .1
+                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |it| it.checked_sub(1))
+                    .is_ok()
+            {
+                let change = LeaseChange::Renew { counter, news: News::default() };
+                let id = WriteId::new(format!("its owner:{counter}"));
+                self.0.write(&LeaseWrite { key: write.key.clone(), id, change }).await?;
+            }
+            self.0.write(write).await
+        }
+        .boxed()
+    }
+}
+
+/// A table with one row, of the first stream of a name; and a row of the second one.
+async fn made_again() -> (KeeperContext, Arc<Renewed>, [Lease; 2]) {
+    let [former, new] = [1_000, 2_000].map(|created| {
+        let created = Timestamp::from_millis(created);
+        let stream = StreamIdentity { arn: "arn".to_owned(), created };
+        Lease::of_stream(Some(stream), "shardId-0", Checkpoint::TrimHorizon)
+    });
+    let store = Arc::new(Renewed(MemoryStore::new(), AtomicU32::new(3)));
+    store.write(&create_write(former.clone(), "old#1")).await.unwrap();
+    let (keeper, _) = keeper(Duration::ZERO);
+    let context = KeeperContext { store: Arc::<Renewed>::clone(&store), ..keeper.context };
+    (context, store, [former, new])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_of_a_former_stream_makes_way_however_often_its_owner_renews_it() {
+    let (context, store, [_, new]) = made_again().await;
+    context.create(&new).await.unwrap();
+    let rows = store.0.snapshot();
+    assert_eq!((rows.len(), rows[0].counter, &rows[0].stream), (1, 2_000, &new.stream));
+    // The next one is made by somebody else.
+    context.create(&Lease { checkpoint: Checkpoint::Latest, ..new }).await.unwrap();
+    assert_eq!(store.0.snapshot(), rows);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_of_a_newer_stream_is_left_alone() {
+    let (context, store, [former, new]) = made_again().await;
+    context.create(&new).await.unwrap();
+    let rows = store.0.snapshot();
+    context.create(&former).await.unwrap();
+    context.discard(former, |row| *row != rows[0]).await.unwrap();
+    assert_eq!(store.0.snapshot(), rows);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_is_discarded_however_often_its_owner_renews_it() {
+    let (context, store, [former, _]) = made_again().await;
+    context.discard(former, |_| true).await.unwrap();
+    assert_eq!(store.0.snapshot(), []);
+}
+
+/// Otherwise the end would be written in a row that is free already, if the release was applied but
+/// not answered.
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_is_to_be_let_go_while_its_children_are_being_made_does_not_end() {
+    let (mut keeper, _link) = keeper(Duration::ZERO);
+    keeper.requested(Some(Request::Finish(Vec::new())));
+    assert!(keeper.ending.is_some());
+    keeper.requested(Some(Request::Release));
+    assert!(keeper.ending.is_none() && keeper.goal == Goal::Release);
 }

@@ -96,6 +96,7 @@ pub(crate) enum Why {
     Ask { from: WorkerId },
     Release,
     Delete,
+    Discard,
 }
 
 /// What the coordinator is to do.
@@ -105,8 +106,8 @@ pub(crate) enum Action {
     Scan,
     /// Read the row of one lease.
     Look(LeaseKey),
-    /// List the shards of a stream; `verify` also that it is still the same stream.
-    List { stream: StreamKey, verify: bool },
+    /// List the shards of a stream, and see whether it is still the same stream.
+    List(StreamKey),
     /// Write, trying again while the answer is unknown.
     Write(LeaseWrite, Why),
     /// Start keeper and shard task for a lease that is ours since `sent`.
@@ -313,6 +314,7 @@ impl State {
     fn scanned(&mut self, now: Instant, table: Table) -> Vec<Action> {
         let Table { mut leases, unreadable } = table;
         leases.retain(|lease| self.reads(&lease.key));
+        let others = self.set_others_apart(now, &mut leases);
         self.table_asked_at = now;
         if std::mem::take(&mut self.scanning) {
             self.table_asked_at = self.scan_asked_at;
@@ -342,6 +344,7 @@ impl State {
         self.follow_handoffs(now);
         actions.extend(self.take(now, Sight::New));
         actions.extend(self.delete(now));
+        actions.extend(self.discard_former(others));
         actions.extend(self.stand_by());
         actions
     }
@@ -533,7 +536,12 @@ impl State {
                 self.forget(&write.key);
                 Vec::new()
             }
-            (Why::Create | Why::Delete, _) => Vec::new(),
+            (Why::Discard, None) => {
+                // It never said anything.
+                self.learned.remove(&write.key);
+                Vec::new()
+            }
+            (Why::Create | Why::Delete | Why::Discard, _) => Vec::new(),
         }
     }
 
@@ -608,6 +616,10 @@ impl State {
     }
 
     fn remember(&mut self, now: Instant, key: &LeaseKey, row: Option<Lease>) {
+        if row.as_ref().is_some_and(|row| self.other_stream(row).is_some()) {
+            self.leases.remove(key);
+            return;
+        }
         self.learned.insert(key.clone(), now);
         match row {
             Some(row) => {
@@ -644,6 +656,7 @@ impl Why {
             Self::Ask { .. } => "asking for a lease",
             Self::Release => "releasing a lease",
             Self::Delete => "deleting a finished lease",
+            Self::Discard => "removing a lease of a stream that is gone",
         }
     }
 }
@@ -654,6 +667,15 @@ pub(crate) fn create_write(lease: Lease, incarnation: &str) -> LeaseWrite {
         key: lease.key.clone(),
         id: write_id(incarnation, lease.counter),
         change: LeaseChange::Create(Box::new(lease)),
+    }
+}
+
+/// The write that removes a row of a stream that is gone.
+pub(crate) fn discard_write(row: &Lease, incarnation: &str) -> LeaseWrite {
+    LeaseWrite {
+        key: row.key.clone(),
+        id: write_id(incarnation, row.counter),
+        change: LeaseChange::Discard { counter: row.counter },
     }
 }
 

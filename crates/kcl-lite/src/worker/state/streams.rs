@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Action, State, Why, create_write, failure};
+use super::{Action, State, Why, create_write, discard_write, failure};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::{Lease, LeaseKey, StreamKey};
+use crate::mutant;
 use crate::position::Checkpoint;
 use crate::settings::Settings;
-use crate::shard::plan::{self, Source};
+use crate::shard::plan::{self, Other, Source};
 use crate::stream::Listing;
 
 /// Time between two listings that are made because of a hole, or of a stream that seems gone.
@@ -36,8 +37,6 @@ pub(super) struct StreamState {
     listed_at: Instant,
     /// Listings in a row that said that the stream does not exist.
     missing_listings: u32,
-    /// A reader was refused what it asked for: look whether it is still the same stream.
-    is_suspect: bool,
     /// It does not exist any more; nothing is asked about it again.
     is_gone: bool,
 }
@@ -96,7 +95,6 @@ impl StreamState {
             // The start may just have listed them, but before it saw the leases.
             listed_at: now.checked_sub(HOLE_PAUSE).unwrap_or(now),
             missing_listings: 0,
-            is_suspect: false,
             is_gone: false,
         }
     }
@@ -138,8 +136,7 @@ impl State {
                 return None;
             }
             (stream.listing, stream.is_wanted) = (true, false);
-            let verify = std::mem::take(&mut stream.is_suspect);
-            Some(Action::List { stream: key.clone(), verify })
+            Some(Action::List(key.clone()))
         });
         lists.collect()
     }
@@ -155,12 +152,49 @@ impl State {
         (owners.len(), owners.iter().position(|owner| **owner == self.me))
     }
 
-    /// A reader of `stream` is refused what it asks for.
+    /// Something speaks for it that `stream` is gone, or another one: a listing will tell.
     pub(super) fn suspect(&mut self, now: Instant, stream: &StreamKey) {
         if let Some(stream) = self.streams.get_mut(stream) {
-            stream.is_suspect = true;
             stream.list_soon(now);
         }
+    }
+
+    /// How the stream that a row is of stands to the one that is read by its key, if it is another.
+    pub(super) fn other_stream(&self, row: &Lease) -> Option<Other> {
+        self.streams.get(&row.key.stream())?.source.other_stream(row)
+    }
+
+    /// Takes the rows of other streams out of `scanned`: none of them says anything about the stream
+    /// that is read, but newer ones say that it is gone.
+    pub(super) fn set_others_apart(
+        &mut self,
+        now: Instant,
+        scanned: &mut Vec<Lease>,
+    ) -> Vec<Lease> {
+        let is_other = |row: &mut Lease| self.other_stream(row).is_some();
+        let others: Vec<_> = scanned.extract_if(.., is_other).collect();
+        for row in &others {
+            // In their place, not gone.
+            self.leases.remove(&row.key);
+            self.vanished.remove(&row.key);
+            if self.other_stream(row) == Some(Other::Newer) {
+                self.suspect(now, &row.key.stream());
+            }
+        }
+        others
+    }
+
+    /// Removes rows of former streams. This worker has started, so it has been decided that they are
+    /// of no use; but an owner that did not know has put them back.
+    pub(super) fn discard_former(&mut self, others: Vec<Lease>) -> Vec<Action> {
+        let former = others.into_iter().filter(|row| {
+            let is_former = self.other_stream(row) == Some(Other::Former);
+            let is_former = is_former && !mutant::is("put-back-rows-stay");
+            is_former && !self.stopping && self.writing.insert(row.key.clone())
+        });
+        let former: Vec<_> = former.collect();
+        let discard = |row| Action::Write(discard_write(&row, &self.incarnation), Why::Discard);
+        former.into_iter().map(discard).collect()
     }
 
     pub(super) fn listed(
@@ -188,7 +222,6 @@ impl State {
         let Some(stream) = self.streams.get_mut(key) else { return Vec::new() };
         stream.missing_listings += 1;
         if stream.missing_listings < 2 || self.stopping {
-            stream.is_suspect = true;
             stream.list_soon(now);
             return vec![failure("listing the shards", &error)];
         }
@@ -245,7 +278,7 @@ impl State {
     /// Creates what a listing shows to be missing.
     fn create(&mut self, now: Instant, key: &StreamKey, listing: &Listing) -> Vec<Action> {
         let Some(stream) = self.streams.get_mut(key) else { return Vec::new() };
-        let is_any_age = crate::mutant::is("creates-by-an-old-table");
+        let is_any_age = mutant::is("creates-by-an-old-table");
         if now > self.table_asked_at + self.settings.lease_duration && !is_any_age {
             // The process was stopped, or the table cannot be read: what is missing here may have
             // come and gone there.

@@ -4,6 +4,7 @@ use super::handoff::HANDOFF_SCAN;
 use super::streams::HOLE_PAUSE;
 use super::*;
 use crate::error::ServiceErrorKind;
+use crate::lease::StreamIdentity;
 use crate::position::{Checkpoint, InitialPosition};
 use crate::record::Timestamp;
 use crate::shard::{HashRange, Shard};
@@ -809,4 +810,52 @@ fn a_row_that_will_be_restored_keeps_its_ancestors_from_being_made_again() {
     state.step(start + SECOND, scanned(rows()[..1].to_vec()));
     let listing = Listing { shards, at: Timestamp::from_millis(0) };
     assert_eq!(names(&state.step(start + SECOND, listed(Ok(listing)))), "");
+}
+
+/// The first and the second stream of a name, for the second of which the worker is.
+fn streams_of_a_name() -> [StreamIdentity; 3] {
+    [1, 2, 3].map(|created| StreamIdentity {
+        arn: "arn".to_owned(),
+        created: Timestamp::from_millis(created),
+    })
+}
+
+fn of_stream(key: &str, stream: &StreamIdentity) -> Lease {
+    Lease::of_stream(Some(stream.clone()), key, Checkpoint::TrimHorizon)
+}
+
+#[test]
+fn a_row_of_a_former_stream_that_is_put_back_is_removed_and_says_nothing() {
+    let (start, [former, own, _]) = (Instant::now(), streams_of_a_name());
+    let source = Source { identity: Some(own.clone()), ..Source::default() };
+    let mut state =
+        State::new("me".into(), "me#1".into(), Settings::default(), vec![source], start);
+    let rows = vec![of_stream("0", &own), of_stream("1", &former)];
+    let actions = state.step(start, scanned(rows));
+    assert_eq!(names(&actions), "taking a lease 0; removing a lease of a stream that is gone 1");
+    let Some(Action::Write(discard, why)) = actions.into_iter().last() else { panic!("a write") };
+    assert_eq!(discard.change, LeaseChange::Discard { counter: 1 });
+    // Its owner was faster; the next scan shows the row again.
+    let moved = Lease { counter: 2, ..of_stream("1", &former) };
+    let result = Ok(WriteOutcome::Refused(Some(moved.clone())));
+    state.step(start, Input::Wrote { write: discard, why, sent: start, result });
+    assert!(!state.leases.contains_key(&moved.key));
+    let rows = vec![of_stream("0", &own), moved];
+    let actions = state.step(start + SECOND, scanned(rows));
+    assert_eq!(names(&actions), "removing a lease of a stream that is gone 1");
+}
+
+#[test]
+fn rows_of_a_newer_stream_make_the_worker_look_and_are_left_alone() {
+    let (start, [_, own, newer]) = (Instant::now(), streams_of_a_name());
+    let source = Source { identity: Some(own), ..Source::default() };
+    let mut state =
+        State::new("me".into(), "me#1".into(), Settings::default(), vec![source], start);
+    state.step(start, scanned(vec![lease("0", Some("other"), 4)]));
+    let now = start + 20 * SECOND;
+    assert_eq!(names(&state.step(now, scanned(vec![of_stream("0", &newer)]))), "");
+    assert_eq!(names(&state.step(now, Input::TimeDue)), "list");
+    // And the old row is not put back in the end.
+    let later = now + 30 * SECOND;
+    assert!(!names(&state.step(later, scanned(vec![of_stream("0", &newer)]))).contains("creating"));
 }
