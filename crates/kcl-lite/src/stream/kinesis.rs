@@ -409,12 +409,11 @@ impl KinesisStream {
                 format!("stream `{}` is {}", self.name_or_arn, summary.stream_status.as_str());
             return Err(ServiceError::new(ServiceErrorKind::NotReady, context));
         }
-        let created = summary.stream_creation_timestamp.to_millis().unwrap_or(0);
         let hours = u64::try_from(summary.retention_period_hours).unwrap_or(24);
         Ok(Description {
             identity: Some(StreamIdentity {
                 arn: summary.stream_arn,
-                created: Timestamp::from_millis(created),
+                created: timestamp(&summary.stream_creation_timestamp),
             }),
             retention: Some(Duration::from_secs(hours * 3_600)),
             at: date.take().map(|seen| seen.when(asked)),
@@ -576,6 +575,13 @@ fn lacks_credentials(error: &(dyn StdError + 'static)) -> bool {
     })
 }
 
+/// A time of a reply. Replies give seconds as a floating-point number, which may be a hair less than
+/// the millisecond that was meant.
+pub(super) fn timestamp(time: &DateTime) -> Timestamp {
+    let millis = (time.as_nanos() + 500_000).div_euclid(1_000_000);
+    Timestamp::from_millis(i64::try_from(millis).unwrap_or(0))
+}
+
 /// What an error reply means, by its code; by its status when the code is unknown.
 fn kind_of_reply(code: &str, status: u16) -> ServiceErrorKind {
     match code {
@@ -666,6 +672,14 @@ mod tests {
         let asked = Instant::now();
         let seen = SeenDate { millis: 100_000, received: asked + Duration::from_micros(2_500_001) };
         assert_eq!(seen.when(asked), Timestamp::from_millis(100_000 - 2_501 - 1_000));
+    }
+
+    #[test]
+    fn a_time_is_the_millisecond_that_was_meant() {
+        for millis in (0..1_000).map(|it| 1_700_000_085_000 + it).chain([0, 1, 999]) {
+            let seconds = millis as f64 / 1_000.0;
+            assert_eq!(timestamp(&DateTime::from_secs_f64(seconds)).as_millis(), millis);
+        }
     }
 
     #[test]

@@ -55,9 +55,7 @@ impl OneShard {
             sub_sequence_number: 0,
             partition_key: record.partition_key.unwrap_or_default(),
             data: record.data.into_bytes(),
-            arrived: Timestamp::from_millis(
-                arrived.and_then(|time| time.to_millis().ok()).unwrap_or(0),
-            ),
+            arrived: arrived.as_ref().map_or(Timestamp::from_millis(0), kinesis::timestamp),
             packing: Packing::Plain,
         })
     }
