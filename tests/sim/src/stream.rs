@@ -489,10 +489,14 @@ impl Shards {
 
     /// Notes a delivery of some records; returns its number.
     pub(crate) fn deliver(&mut self, shard: usize, first: usize, count: usize) -> u64 {
+        let truth = &mut self.all[shard];
+        if truth.failing && first <= truth.counted(0, truth.entries.len()) {
+            // What failed is over when it begins again. The library may have noticed late, and gone on
+            // until then: that comes again too.
+            self.fail(shard);
+            self.all[shard].failing = false;
+        }
         self.deliveries += 1;
-        // What failed is over when it begins again.
-        let begins_again = first <= self.all[shard].done();
-        self.all[shard].failing &= !begins_again;
         for entry in &mut self.all[shard].entries[first..first + count] {
             entry.delivered = true;
             entry.counts = false;
