@@ -71,6 +71,15 @@ pub async fn reset(
         let context = format!("the row `{key}` cannot be read: {fault}; mend or remove it first");
         return Err(Error::new(ErrorKind::Data, context));
     }
+    if let Some(row) = table.leases.iter().find(|row| source.other_stream(row).is_some()) {
+        let was = row.stream.as_ref().map_or_else(|| row.key.to_string(), ToString::to_string);
+        let context = format!(
+            "the row `{}` was made for another stream, {was}: start a worker first, which can be told \
+             to start over with the stream that is there now",
+            row.key
+        );
+        return Err(Error::new(ErrorKind::Config, context));
+    }
     let rows = table.leases.into_iter().map(|lease| (lease.shard(), lease)).collect();
     let mut done = Reset::default();
     for step in steps(&all, &start, &rows, &source)? {

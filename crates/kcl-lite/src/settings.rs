@@ -376,8 +376,9 @@ pub enum CreateTable {
 /// What a worker that starts does when the leases belong to a stream that was deleted and made again.
 ///
 /// One that runs meanwhile ends with an error of kind [`Missing`](crate::ErrorKind::Missing) when it
-/// notices, at the latest with its next audit. As soon as the new stream has a lease, all is decided:
-/// rows of the former one, which a worker that had not noticed may put back, are removed.
+/// notices, at the latest when it is its turn to audit; a worker of several streams goes on with the
+/// others. As soon as the new stream has a lease, all is decided: rows of the former one, which a worker
+/// that had not noticed may put back, are removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum StreamRecreated {
@@ -462,9 +463,10 @@ impl Settings {
         self.lease_duration / 4
     }
 
-    /// How long a finished row stays at least, so that everyone hears of the end.
+    /// How long a finished row stays at least, so that everyone hears of the end; and longer than a
+    /// request can be on its way, since one that would make the row again must find it there.
     pub(crate) fn finished_stays(&self) -> Duration {
-        self.lease_duration * 6
+        (self.lease_duration * 6).max(Duration::from_secs(60))
     }
 
     /// Checks bounds and relations.

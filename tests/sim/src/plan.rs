@@ -450,6 +450,8 @@ impl Plan {
         let at = between(rng, self.boot_at + 20 * SECOND, self.calm_at - 60 * SECOND);
         let gone_for = SECOND * *pick(rng, &[0, 1, 10, 50]);
         let what = What::Recreate { shards: rng.u32(1..=6), gone_for };
+        // As at the first start: who starts without a row cannot know that it was there.
+        self.operations.retain(|it| it.at < at || !matches!(it.what, What::Forget(_)));
         self.operations.push(Operation { at, what });
         self.operations.sort_by_key(|operation| operation.at);
         self

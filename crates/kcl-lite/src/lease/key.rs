@@ -32,10 +32,15 @@ impl StreamKey {
         self.0.as_deref()
     }
 
-    /// Whether both are several streams' keys that differ in the time of creation at most.
-    pub(crate) fn is_same_name(&self, other: &Self) -> bool {
-        let name = |key: &Self| Some(key.as_str()?.rsplit_once(':')?.0.to_owned());
-        name(self).is_some_and(|own| name(other) == Some(own))
+    /// Whether both are several streams' keys of one account and name, and this one is of a stream that
+    /// was made earlier.
+    pub(crate) fn is_former_of(&self, other: &Self) -> bool {
+        let parts = |key: &'_ Self| {
+            let (name, epoch) = key.as_str()?.rsplit_once(':')?;
+            Some((name.to_owned(), epoch.parse::<i64>().ok()?))
+        };
+        let parts = parts(self).zip(parts(other));
+        parts.is_some_and(|(one, other)| one.0 == other.0 && one.1 < other.1)
     }
 
     /// The key of the lease of one of this stream's shards.

@@ -112,7 +112,7 @@ async fn other_parents_are_known(
     let looks = !crate::mutant::is("other-parents-are-not-looked-for");
     for other in child.parents.iter().filter(|id| parent.shard() != **id && looks) {
         let (child, other) = (parent.key.sibling(&child.id), parent.key.sibling(other));
-        other_parent_is_known(context, &child, &other).await?;
+        other_parent_is_known(context, parent, &child, &other).await?;
     }
     Ok(())
 }
@@ -124,7 +124,9 @@ async fn missing_behind(
 ) -> Result<Option<Vec<ChildShard>>, ServiceError> {
     let shards = listed(context).await?;
     let rows = timely(context, context.store.list()).await?.leases;
-    let of_stream = rows.iter().filter(|row| row.key.stream() == parent.key.stream());
+    let of_stream = rows
+        .iter()
+        .filter(|row| row.key.stream() == parent.key.stream() && !row.is_former_of(parent));
     let mut served = plan::served(of_stream);
     served.remove(&child.id);
     Ok(plan::missing_behind(&child.id, &shards, &served))
@@ -134,11 +136,13 @@ async fn missing_behind(
 /// none has to be looked for if the child has a lease already.
 async fn other_parent_is_known(
     context: &KeeperContext,
+    parent: &Lease,
     child: &LeaseKey,
     other: &LeaseKey,
 ) -> Result<(), ServiceError> {
     for known in [other, child] {
-        if timely(context, context.store.get(known)).await?.is_some() {
+        let row = timely(context, context.store.get(known)).await?;
+        if row.is_some_and(|row| !row.is_former_of(parent)) {
             return Ok(());
         }
     }

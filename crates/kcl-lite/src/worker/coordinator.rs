@@ -23,7 +23,7 @@ use super::start::ReadyStream;
 use super::state::{Action, Ending, Input, State, Why};
 use super::{Report, ShardReport, ShardStatus, Status};
 use crate::budget::Account;
-use crate::clock::{self, timely};
+use crate::clock::{self, Clock, timely};
 use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::balance::Explanation;
@@ -313,8 +313,8 @@ impl Coordinator {
         let Some(stream) = self.streams.get(&key).cloned() else { return };
         let context = self.keeper_context.clone();
         self.calls.spawn(async move {
-            let call = listing(&stream);
             let (limit, what) = (context.settings.lease_duration, "listing the shards");
+            let call = listing(&stream, &context.clock, limit / 2);
             let result = timely(&context.clock, limit, what, call).await;
             if let Ok(listing) = &result {
                 stream.service_clock.set(listing.at);
@@ -506,19 +506,22 @@ async fn write_until_answered(
     }
 }
 
-/// Lists the shards, and looks whether it is still the stream that the leases are for.
-async fn listing(stream: &ReadyStream) -> Result<Listing, ServiceError> {
-    if let Some(was) = &stream.source.identity {
-        match stream.stream.describe().await {
-            Ok(Description { identity: Some(is), .. }) if is != *was => {
-                let context =
-                    format!("{was} was deleted, and a stream of that name made again: {is}");
-                return Err(ServiceError::new(ServiceErrorKind::Missing, context));
-            }
-            Err(error) if error.kind == ServiceErrorKind::Missing => return Err(error),
-            // A listing is worth having also where nothing more can be known.
-            Ok(_) | Err(_) => {}
+/// Lists the shards, and looks whether it is still the stream that the leases are for. A listing is worth
+/// having also where that is not known in time.
+async fn listing(
+    stream: &ReadyStream,
+    clock: &Arc<dyn Clock>,
+    limit: Duration,
+) -> Result<Listing, ServiceError> {
+    let list = stream.stream.list(ListFrom::All);
+    let Some(was) = &stream.source.identity else { return list.await };
+    let describe = clock::within(clock, limit, stream.stream.describe());
+    match future::join(describe, list).await {
+        (Some(Ok(Description { identity: Some(is), .. })), _) if is != *was => {
+            let context = format!("{was} was deleted, and a stream of that name made again: {is}");
+            Err(ServiceError::new(ServiceErrorKind::Missing, context))
         }
+        (Some(Err(error)), _) if error.kind == ServiceErrorKind::Missing => Err(error),
+        (_, listing) => listing,
     }
-    stream.stream.list(ListFrom::All).await
 }

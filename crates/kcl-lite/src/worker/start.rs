@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::store::Table;
 use crate::lease::tenure::write_id;
-use crate::lease::{Lease, LeaseKey, StreamIdentity, StreamKey};
+use crate::lease::{Lease, StreamIdentity, StreamKey};
 use crate::mutant;
 use crate::position::InitialPosition;
 use crate::record::Timestamp;
@@ -83,23 +83,22 @@ pub(crate) async fn make_ready(
     if !is_new {
         prepare(context, rng).await?;
     }
-    let mut streams = BTreeMap::new();
-    let mut leases = 0;
+    // All are looked at before anything is written.
+    let mut settled = Vec::new();
     for (given, description) in given.iter().zip(described) {
         let mut ready = ready(context, given, &description, &table)?;
-        let others = rows_of_others(&table, &mut ready.source, context.settings.stream_recreated)?;
-        // Those in whose place no row of this stream can come.
-        let is_former = |row: &&Lease| ready.source.other_stream(row) == Some(Other::Former);
-        let (former, unrelated): (Vec<_>, Vec<_>) = others.into_iter().partition(is_former);
-        for row in unrelated {
-            discard(context, &ready.source, row, rng).await?;
-        }
-        let is_ours = |key: &&LeaseKey| key.stream() == ready.source.key;
-        let rows = rows_of(&ready.source, &table.leases).count()
-            + table.unreadable.keys().filter(is_ours).count();
-        leases += if rows > 0 { rows } else { create_first(context, &ready, looked, rng).await? };
+        let others = settle_others(&table, &mut ready.source, context.settings.stream_recreated)?;
+        settled.push((ready, others));
+    }
+    let mut streams = BTreeMap::new();
+    let mut leases = 0;
+    for (ready, others) in settled {
+        leases += match rows_to_go_on_with(&ready.source, &table, &others) {
+            0 => create_first(context, &ready, looked, rng).await?,
+            rows => rows,
+        };
         // Only now: until the first lease is there they tell that the stream was made again.
-        for row in former {
+        for row in others {
             discard(context, &ready.source, row, rng).await?;
         }
         streams.insert(ready.source.key.clone(), ready);
@@ -151,7 +150,7 @@ fn ready(
     Ok(ReadyStream {
         name: Arc::clone(&given.name),
         stream: Arc::clone(&given.stream),
-        source: Source { key, identity, position: given.position },
+        source: Source { key, identity, position: given.position, since: None },
         retention: description.retention,
         service_clock,
     })
@@ -189,9 +188,20 @@ fn rows_of<'a>(source: &'a Source, leases: &'a [Lease]) -> impl Iterator<Item = 
     leases.iter().filter(is_its)
 }
 
-/// The rows of a stream that was deleted and made again, in order that they are removed: a new
-/// beginning, if the worker is told so, or an error that names both.
-fn rows_of_others<'a>(
+/// How many rows there are with which the worker goes on; with none it begins.
+fn rows_to_go_on_with(source: &Source, table: &Table, others: &[&Lease]) -> usize {
+    let rows = rows_of(source, &table.leases);
+    // Beside rows of another stream only those count that say that they are of this one.
+    if !others.is_empty() && rows.clone().all(|row| row.stream.is_none()) {
+        return 0;
+    }
+    let unreadable = table.unreadable.keys().filter(|key| key.stream() == source.key);
+    rows.count() + unreadable.count()
+}
+
+/// Whether the worker may start beside rows of other streams, such as a former one of the same name:
+/// then those are to be removed, and where it is to start over, `source` says so.
+fn settle_others<'a>(
     table: &'a Table,
     source: &mut Source,
     recreated: StreamRecreated,
@@ -213,6 +223,7 @@ fn rows_of_others<'a>(
         // Nothing of the new stream has been read.
         if !mutant::is("a-new-stream-starts-at-the-tip") {
             source.position = InitialPosition::TrimHorizon;
+            source.since = source.identity.as_ref().map(|stream| stream.created);
         }
     } else if !is_decided {
         let was = row.stream.as_ref().map_or_else(|| row.key.to_string(), ToString::to_string);
@@ -235,7 +246,7 @@ async fn discard(
     row: &Lease,
     rng: &mut fastrand::Rng,
 ) -> Result<(), ServiceError> {
-    let is_other = |row: &Lease| source.other_stream(row).is_some();
+    let is_other = |row: &Lease| source.other_stream(row).is_some_and(|it| it != Other::Newer);
     retried(context, rng, || context.discard(row.clone(), is_other)).await
 }
 

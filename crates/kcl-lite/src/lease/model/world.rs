@@ -39,7 +39,8 @@ impl Times {
             renew_interval: settings.renew_interval(),
             fence_margin: settings.fence_margin(),
             write_limit: settings.write_limit(),
-            finished_stays: settings.finished_stays(),
+            // At least a minute in truth, for requests that take longer than any does here.
+            finished_stays: lease_duration * 6,
         }
     }
 }

@@ -21,6 +21,9 @@ pub(crate) struct Source {
     pub(crate) identity: Option<StreamIdentity>,
     /// Where to start in it.
     pub(crate) position: InitialPosition,
+    /// When it was made, if it took the place of another one and is read from there. New rows say so,
+    /// and whoever goes on after a crash starts there too, whatever its own position is.
+    pub(crate) since: Option<Timestamp>,
 }
 
 /// The leases of one stream by shard.
@@ -84,11 +87,18 @@ pub(crate) fn leases_to_create(
     if mutant::is("holes-are-not-filled") {
         return Vec::new();
     }
-    let (position, leases) = (source.position, leases_of(source, leases));
+    let leases = leases_of(source, leases);
     let shards: BTreeMap<&ShardId, &Shard> =
         listing.shards.iter().map(|shard| (&shard.id, shard)).collect();
     // When "latest" was, if a row tells: that of the first start, which resolved it.
     let anchor = leases.values().filter_map(|lease| lease.anchor).min();
+    let position = match (source.position, anchor) {
+        (InitialPosition::AtTimestamp(time), Some(first)) => {
+            InitialPosition::AtTimestamp(time.min(first))
+        }
+        (position, _) => position,
+    };
+    let source = Source { position, ..source.clone() };
     let mut planner = Planner {
         shards,
         leases: &leases,
@@ -293,6 +303,7 @@ impl Source {
         let anchor = match (&checkpoint, self.position) {
             (Checkpoint::Latest, _) => Some(at),
             (Checkpoint::AtTimestamp, InitialPosition::AtTimestamp(time)) => Some(time),
+            (Checkpoint::TrimHorizon, _) => self.since,
             _ => None,
         };
         let identity = self.identity.clone().filter(|_| !mutant::is("rows-name-no-stream"));
@@ -309,18 +320,16 @@ impl Source {
         let identity = self.identity.as_ref().filter(|_| !mutant::is("old-rows-are-believed"))?;
         let key = row.key.stream();
         match &row.stream {
-            Some(stream) if key == self.key && stream == identity => None,
-            Some(stream) if key == self.key || self.key.is_same_name(&key) => {
-                let newer = identity.is_former_of(stream);
-                let newer = newer && !mutant::is("newer-rows-count-as-former");
-                Some(match stream.arn == identity.arn {
-                    true if newer => Other::Newer,
-                    true => Other::Former,
-                    false => Other::Unrelated,
-                })
+            Some(stream) if stream == identity => None,
+            // By another key, too, if it was read alone then and is one of several now.
+            Some(stream) if stream.is_former_of(identity) => Some(Other::Former),
+            Some(stream) if identity.is_former_of(stream) => {
+                let behind = mutant::is("newer-rows-count-as-former");
+                Some(if behind { Other::Former } else { Other::Newer })
             }
-            // The Java library keys several streams by name and time of creation, and writes neither.
-            None if key != self.key && self.key.is_same_name(&key) => Some(Other::Former),
+            Some(_) if key == self.key => Some(Other::Unrelated),
+            // The Java library writes no stream, but keys several by name and time of creation.
+            None if key.is_former_of(&self.key) => Some(Other::Former),
             Some(_) | None => None,
         }
     }

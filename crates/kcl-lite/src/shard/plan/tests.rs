@@ -366,7 +366,52 @@ fn a_row_is_of_this_stream_or_of_another_one_and_says_which() {
     };
     assert_eq!(source.other_stream(&row("north", 2_000, None)), None);
     assert_eq!(source.other_stream(&row("north", 1_000, None)), Some(Other::Former));
+    assert_eq!(source.other_stream(&row("north", 3_000, None)), None);
     let newer = Some(named("north", 3_000));
     assert_eq!(source.other_stream(&row("north", 3_000, newer)), Some(Other::Newer));
+    // One of that name in another region.
+    let elsewhere = Some(named("north elsewhere", 1_000));
+    assert_eq!(source.other_stream(&row("north", 1_000, elsewhere)), None);
+    // Made when it was the only stream of a worker.
+    let former = Lease::of_stream(Some(named("north", 1_999)), "shardId-0", Checkpoint::Latest);
+    assert_eq!(source.other_stream(&former), Some(Other::Former));
     assert_eq!(source.other_stream(&row("south", 1_000, Some(named("south", 1_000)))), None);
+}
+
+/// Whoever started over with a stream that was made again died when it had made the first of two leases.
+#[test]
+fn a_stream_that_was_made_again_is_read_from_its_beginning_whoever_completes_the_start() {
+    let created = Timestamp::from_millis(2_000);
+    let identity = StreamIdentity { arn: "north".to_owned(), created };
+    let adopter = Source {
+        identity: Some(identity.clone()),
+        position: InitialPosition::TrimHorizon,
+        since: Some(created),
+        ..Source::default()
+    };
+    let halved = |text| {
+        let mut listing = listing(text);
+        let middle = HashRange::ALL.end / 2;
+        listing.shards[0].hash_range.end = middle;
+        let rest = listing.shards.iter_mut().skip(1);
+        rest.for_each(|shard| shard.hash_range.start = middle + 1);
+        listing
+    };
+    let before = Listing { at: Timestamp::from_millis(9_000), ..halved("1 open\n2 open") };
+    let first = first_leases(&before, &adopter).unwrap().swap_remove(0);
+    assert_eq!((&first.checkpoint, first.anchor), (&Checkpoint::TrimHorizon, Some(created)));
+    assert_eq!(first.cursor(), Some(Cursor::Timestamp(created)));
+    let leases: BTreeMap<_, _> = [(first.key.clone(), first)].into();
+    // Since then 2 has been split.
+    let now = halved("1 open\n2\n3 parents=2 open\n4 parents=2 open");
+    let now = Listing { at: Timestamp::from_millis(20_000), ..now };
+    let later = InitialPosition::AtTimestamp(Timestamp::from_millis(15_000));
+    for position in [InitialPosition::Latest, later, InitialPosition::TrimHorizon] {
+        let source = Source { identity: Some(identity.clone()), position, ..Source::default() };
+        let made = leases_to_create(&now, &leases, &source);
+        let second = made.iter().find(|lease| lease.shard().as_str() == "2").unwrap();
+        let starts = second.cursor().unwrap();
+        let is_beginning = [Cursor::Horizon, Cursor::Timestamp(created)].contains(&starts);
+        assert!(is_beginning, "{position:?}: {starts:?}");
+    }
 }

@@ -35,7 +35,7 @@ use crate::position::Checkpoint;
 use crate::processor::StoreRequest;
 use crate::record::ShardId;
 use crate::retry::Retry;
-use crate::settings::{Balance, CheckpointPolicy, Settings};
+use crate::settings::{Balance, CheckpointPolicy, Settings, StreamRecreated};
 use crate::stream::Stream;
 
 /// The pause after the first failed write.
@@ -70,7 +70,7 @@ impl KeeperContext {
         let mut write = create_write(lease.clone(), &self.incarnation);
         loop {
             match self.store.write(&write).await? {
-                WriteOutcome::Refused(Some(row)) if row.is_former_of(lease) => {
+                WriteOutcome::Refused(Some(row)) if self.makes_way(&row, lease) => {
                     let counter = row.counter;
                     // The counter of a row that another library made may have begun anywhere.
                     let with = Lease { counter: lease.counter.max(counter + 2), ..lease.clone() };
@@ -78,14 +78,27 @@ impl KeeperContext {
                     let change = LeaseChange::Replace { counter, with: Box::new(with) };
                     write = LeaseWrite { key: row.key, id, change };
                 }
-                // Nothing, in the place of what was there: others have come and gone.
-                WriteOutcome::Refused(_) => return Ok(()),
+                WriteOutcome::Refused(None) => {
+                    // Nobody has made the new row yet, or it has come and gone: the caller knows how to
+                    // find out.
+                    let context = format!("{} was removed meanwhile", lease.key);
+                    return Err(ServiceError::new(ServiceErrorKind::NotReady, context));
+                }
+                WriteOutcome::Refused(Some(_)) => return Ok(()),
                 WriteOutcome::Done(_) => break,
             }
         }
         let (shard, checkpoint) = (lease.key.clone(), lease.checkpoint.clone());
         self.events.emit(&Event::LeaseCreated { shard, checkpoint });
         Ok(())
+    }
+
+    /// Whether `row` is of no use beside `lease`: of a former stream, or of any other one, where the
+    /// user says so.
+    fn makes_way(&self, row: &Lease, lease: &Lease) -> bool {
+        let adopts = self.settings.stream_recreated == StreamRecreated::Adopt;
+        let streams = row.stream.as_ref().zip(lease.stream.as_ref());
+        streams.is_some_and(|(was, is)| was.is_former_of(is) || adopts && was.arn != is.arn)
     }
 
     /// Removes a row of a stream that is gone, as long as `is_other` says that it is one.

@@ -120,7 +120,8 @@ async fn a_manual_checkpoint_holds_the_time_back_that_belongs_to_a_later_one() {
     assert_eq!(keeper.news().read_until, Some(Timestamp::from_millis(3)));
 }
 
-/// A table with a row whose owner renews it some times just before somebody else would remove it.
+/// A table with a row whose owner renews it some times just before somebody else would remove it; or,
+/// so many times are no times, with one that is removed just before somebody else would replace it.
 #[derive(Debug, Default)]
 struct Renewed(MemoryStore, AtomicU32);
 
@@ -142,6 +143,12 @@ impl LeaseStore for Renewed {
         write: &'a LeaseWrite,
     ) -> BoxFuture<'a, Result<WriteOutcome, ServiceError>> {
         async move {
+            if self.1.load(Ordering::SeqCst) == u32::MAX
+                && let LeaseChange::Replace { .. } = write.change
+            {
+                self.0.forget(&write.key);
+                return self.0.write(write).await;
+            }
             if let LeaseChange::Replace { counter, .. } | LeaseChange::Discard { counter } =
                 write.change
                 && self
@@ -182,6 +189,35 @@ async fn a_row_of_a_former_stream_makes_way_however_often_its_owner_renews_it() 
     // The next one is made by somebody else.
     context.create(&Lease { checkpoint: Checkpoint::Latest, ..new }).await.unwrap();
     assert_eq!(store.0.snapshot(), rows);
+}
+
+/// Who made way was removed by somebody else before it could be replaced: nobody knows by that whether
+/// there is a row now, and the end of a parent must not be stored by it.
+#[tokio::test(start_paused = true)]
+async fn a_row_that_is_removed_before_it_is_replaced_is_no_row_that_was_made() {
+    let (context, store, [former, new]) = made_again().await;
+    store.1.store(u32::MAX, Ordering::SeqCst);
+    let error = context.create(&new).await.unwrap_err();
+    assert_eq!(
+        (error.kind, store.0.snapshot()),
+        (ServiceErrorKind::NotReady, vec![]),
+        "{former:?}"
+    );
+    context.create(&new).await.unwrap();
+    assert_eq!(store.0.snapshot().len(), 1);
+}
+
+/// Only where the user says so, since it may be the table of another application.
+#[tokio::test(start_paused = true)]
+async fn a_row_of_an_unrelated_stream_makes_way_only_where_that_is_said() {
+    let (mut context, store, [former, new]) = made_again().await;
+    let stream = StreamIdentity { arn: "other".to_owned(), created: Timestamp::from_millis(3_000) };
+    let new = Lease { stream: Some(stream), ..new };
+    context.create(&new).await.unwrap();
+    assert_eq!(store.0.snapshot()[0].stream, former.stream);
+    context.settings.stream_recreated = StreamRecreated::Adopt;
+    context.create(&new).await.unwrap();
+    assert_eq!(store.0.snapshot()[0].stream, new.stream);
 }
 
 #[tokio::test(start_paused = true)]

@@ -314,7 +314,6 @@ impl State {
     fn scanned(&mut self, now: Instant, table: Table) -> Vec<Action> {
         let Table { mut leases, unreadable } = table;
         leases.retain(|lease| self.reads(&lease.key));
-        let others = self.set_others_apart(now, &mut leases);
         self.table_asked_at = now;
         if std::mem::take(&mut self.scanning) {
             self.table_asked_at = self.scan_asked_at;
@@ -324,6 +323,7 @@ impl State {
         self.scanned_at = now;
         self.note_table_trouble(None);
         self.unreadable = unreadable;
+        let others = self.set_others_apart(now, &mut leases);
         let has_failed = std::mem::take(&mut self.failed_scans) > 0;
         // Only an outage in which nobody could renew excuses owners that did not.
         if has_failed && unseen >= self.settings.lease_duration / 2 {
@@ -344,7 +344,7 @@ impl State {
         self.follow_handoffs(now);
         actions.extend(self.take(now, Sight::New));
         actions.extend(self.delete(now));
-        actions.extend(self.discard_former(others));
+        actions.extend(self.discard(others));
         actions.extend(self.stand_by());
         actions
     }

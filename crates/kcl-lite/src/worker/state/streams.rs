@@ -16,7 +16,7 @@ use crate::event::Event;
 use crate::lease::{Lease, LeaseKey, StreamKey};
 use crate::mutant;
 use crate::position::Checkpoint;
-use crate::settings::Settings;
+use crate::settings::{Settings, StreamRecreated};
 use crate::shard::plan::{self, Other, Source};
 use crate::stream::Listing;
 
@@ -164,6 +164,16 @@ impl State {
         self.streams.get(&row.key.stream())?.source.other_stream(row)
     }
 
+    /// Whether the rows of such a stream are removed. This worker has started, so it has been decided
+    /// that those of a former one are of no use; but an owner that did not know may put them back.
+    fn makes_way(&self, other: Other) -> bool {
+        match other {
+            Other::Former => !mutant::is("put-back-rows-stay"),
+            Other::Unrelated => self.settings.stream_recreated == StreamRecreated::Adopt,
+            Other::Newer => false,
+        }
+    }
+
     /// Takes the rows of other streams out of `scanned`: none of them says anything about the stream
     /// that is read, but newer ones say that it is gone.
     pub(super) fn set_others_apart(
@@ -177,24 +187,28 @@ impl State {
             // In their place, not gone.
             self.leases.remove(&row.key);
             self.vanished.remove(&row.key);
-            if self.other_stream(row) == Some(Other::Newer) {
-                self.suspect(now, &row.key.stream());
+            match self.other_stream(row).filter(|other| !self.makes_way(*other)) {
+                Some(Other::Newer) => self.suspect(now, &row.key.stream()),
+                Some(Other::Former | Other::Unrelated) => {
+                    let stream = row.stream.as_ref().map(ToString::to_string).unwrap_or_default();
+                    let fault = format!("it is of another stream, {stream}");
+                    self.unreadable.insert(row.key.clone(), fault);
+                }
+                None => {}
             }
         }
         others
     }
 
-    /// Removes rows of former streams. This worker has started, so it has been decided that they are
-    /// of no use; but an owner that did not know has put them back.
-    pub(super) fn discard_former(&mut self, others: Vec<Lease>) -> Vec<Action> {
-        let former = others.into_iter().filter(|row| {
-            let is_former = self.other_stream(row) == Some(Other::Former);
-            let is_former = is_former && !mutant::is("put-back-rows-stay");
-            is_former && !self.stopping && self.writing.insert(row.key.clone())
+    /// Removes the rows of other streams that make way.
+    pub(super) fn discard(&mut self, mut others: Vec<Lease>) -> Vec<Action> {
+        others.retain(|row| {
+            let makes_way = self.other_stream(row).is_some_and(|other| self.makes_way(other));
+            let is_free = !self.stopping && !self.mine.contains(&row.key);
+            makes_way && is_free && self.writing.insert(row.key.clone())
         });
-        let former: Vec<_> = former.collect();
         let discard = |row| Action::Write(discard_write(&row, &self.incarnation), Why::Discard);
-        former.into_iter().map(discard).collect()
+        others.into_iter().map(discard).collect()
     }
 
     pub(super) fn listed(
