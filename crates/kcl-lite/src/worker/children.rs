@@ -181,6 +181,7 @@ mod tests {
     use super::*;
     use crate::clock::TokioClock;
     use crate::event::Events;
+    use crate::lease::StreamIdentity;
     use crate::lease::memory::MemoryStore;
     use crate::lease::store::LeaseStore;
     use crate::position::{Checkpoint, Cursor};
@@ -234,9 +235,20 @@ mod tests {
         named: &[ChildShard],
         has_waited: bool,
     ) -> Result<usize, ServiceErrorKind> {
-        let store = Arc::new(MemoryStore::new());
+        let rows = rows.iter().map(|row| Lease::new(*row, Checkpoint::Latest)).collect();
+        let parent = Lease::new("0", Checkpoint::TrimHorizon);
+        made_of(parent, rows, shards, named, has_waited).await
+    }
+
+    async fn made_of(
+        parent: Lease,
+        rows: Vec<Lease>,
+        shards: Vec<Shard>,
+        named: &[ChildShard],
+        has_waited: bool,
+    ) -> Result<usize, ServiceErrorKind> {
+        let (store, before) = (Arc::new(MemoryStore::new()), rows.len());
         for row in rows {
-            let row = Lease::new(*row, Checkpoint::Latest);
             store.write(&create_write(row, "other#1")).await.unwrap();
         }
         let context = KeeperContext {
@@ -248,11 +260,10 @@ mod tests {
             incarnation: "me#1".to_owned(),
             several_streams: false,
         };
-        let hash_range = Some(HashRange::ALL);
-        let parent = Lease { hash_range, ..Lease::new("0", Checkpoint::TrimHorizon) };
+        let parent = Lease { hash_range: Some(HashRange::ALL), ..parent };
         let made = try_make(&context, &parent, named, has_waited).await;
         made.map_err(|error| error.kind)?;
-        Ok(store.snapshot().len() - rows.len())
+        Ok(store.snapshot().len() - before)
     }
 
     #[tokio::test(start_paused = true)]
@@ -290,6 +301,30 @@ mod tests {
         let behind = Err(ServiceErrorKind::NotReady);
         assert_eq!(made(vec![parent.clone()], &named).await, behind);
         assert_eq!(made(vec![parent, child], &named).await, Ok(1), "that one is history");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_row_of_a_former_stream_is_no_lease_of_the_other_parent_or_of_the_child() {
+        let stream = |created| StreamIdentity {
+            arn: "arn".to_owned(),
+            created: Timestamp::from_millis(created),
+        };
+        let row =
+            |id, created| Lease::of_stream(Some(stream(created)), id, Checkpoint::TrimHorizon);
+        let [first, second] = ["0", "1"].map(|id| shard(id, &[], 0, u128::MAX));
+        let child = shard("2", &["0", "1"], 0, u128::MAX);
+        let named = ChildShard::of(&"0".into(), vec![child.clone()]);
+        let shards = vec![first, second, child];
+        for (id, created, expected) in [
+            ("1", 1, Err(ServiceErrorKind::NotReady)),
+            ("2", 1, Err(ServiceErrorKind::NotReady)),
+            ("1", 2, Ok(1)),
+            ("2", 2, Ok(0)),
+        ] {
+            let (parent, rows) = (row("0", 2), vec![row(id, created)]);
+            let made = made_of(parent, rows, shards.clone(), &named, false).await;
+            assert_eq!(made, expected, "{id} of {created}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

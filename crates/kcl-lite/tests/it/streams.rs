@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::primitives::Blob;
 use kcl_lite::lease::dynamo::DynamoStore;
@@ -210,6 +211,10 @@ async fn l13_leases_of_a_stream_that_was_made_again_are_refused_or_adopted() {
     assert_eq!(error.to_string().matches("stream/north").count(), 2, "names both: {error}");
     assert_eq!((keys(&aws).await, seen.all().len()), (before, 1), "nothing is touched");
 
+    let (store, stream) = operator(&aws);
+    let error = reset::reset(&store, &stream, InitialPosition::TrimHorizon).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "it would move what is no longer there: {error}");
+
     // Also when new starts would begin with what comes: nothing of the new stream has been read.
     let adopt = Settings {
         stream_recreated: StreamRecreated::Adopt,
@@ -246,6 +251,44 @@ async fn l13_a_start_with_a_new_stream_that_died_half_way_leaves_what_tells_of_i
     seen.count(1).await;
     stop(&worker).await;
     assert_eq!(seen.all(), ["north new"]);
+}
+
+/// Nobody knows what a row says that cannot be read; beside one of a former stream it is no sign that
+/// the new one has been begun.
+#[tokio::test(start_paused = true)]
+async fn l13_a_row_that_cannot_be_read_does_not_hide_that_the_stream_was_made_again() {
+    let (aws, seen) = (LocalAws::in_memory(), Seen::default());
+    create(&aws, "north").await;
+    let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
+    stop(&worker).await;
+    let table = aws_sdk_dynamodb::Client::new(&aws.sdk_config("test"));
+    let text = |text: &str| AttributeValue::S(text.to_owned());
+    let damaged = table.put_item().table_name("rides").item("leaseKey", text("shardId-9"));
+    damaged.item("leaseCounter", text("damaged")).send().await.unwrap();
+    delete(&aws, "north").await;
+    create(&aws, "north").await;
+    put(&aws, "north", "new").await;
+    let adopt = Settings {
+        stream_recreated: StreamRecreated::Adopt,
+        initial_position: InitialPosition::Latest,
+        ..settings()
+    };
+    let worker = run(builder(&aws, "north", "b"), adopt, &seen).await;
+    seen.count(1).await;
+    stop(&worker).await;
+}
+
+/// What the stream is can be of no interest where nobody answers: shards are listed all the same.
+#[tokio::test(start_paused = true)]
+async fn l13_a_stream_that_cannot_be_described_any_more_is_listed() {
+    let (aws, seen) = (LocalAws::in_memory(), Seen::default());
+    create(&aws, "north").await;
+    let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
+    aws.faults().add(Rule::new(Effect::Hang).client("a").operation("DescribeStreamSummary"));
+    let listed = aws.requests().count("a", "ListShards");
+    let next = aws.requests().wait_for("a", "ListShards", listed + 1);
+    tokio::time::timeout(PATIENCE, next).await.expect("an audit");
+    stop(&worker).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -355,9 +398,7 @@ async fn e11_a_running_fleet_obeys_a_rewind() {
     let two = run(builder(&aws, "north", "b"), settings(), &seen).await;
     put(&aws, "north", "2").await;
     seen.count(3).await;
-    let config = aws.sdk_config("operator");
-    let store = DynamoStore::new(&config, "rides", TableOptions::default());
-    let stream = KinesisStream::new(&config, "north", KinesisOptions::default());
+    let (store, stream) = operator(&aws);
     let now = stream_time(&aws).await;
     let half_an_hour_ago = kcl_lite::Timestamp::from_millis(now - 1_800_000);
     let to = InitialPosition::AtTimestamp(half_an_hour_ago);
@@ -370,6 +411,12 @@ async fn e11_a_running_fleet_obeys_a_rewind() {
     stop(&two).await;
     let expected = ["1", "1", "2", "2", "3", "too old"].map(|it| format!("north {it}"));
     assert_eq!(seen.all(), expected);
+}
+
+fn operator(aws: &LocalAws) -> (DynamoStore, KinesisStream) {
+    let config = aws.sdk_config("operator");
+    let store = DynamoStore::new(&config, "rides", TableOptions::default());
+    (store, KinesisStream::new(&config, "north", KinesisOptions::default()))
 }
 
 async fn stream_time(aws: &LocalAws) -> i64 {

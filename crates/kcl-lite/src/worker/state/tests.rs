@@ -7,6 +7,7 @@ use crate::error::ServiceErrorKind;
 use crate::lease::StreamIdentity;
 use crate::position::{Checkpoint, InitialPosition};
 use crate::record::Timestamp;
+use crate::settings::StreamRecreated;
 use crate::shard::{HashRange, Shard};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -858,4 +859,41 @@ fn rows_of_a_newer_stream_make_the_worker_look_and_are_left_alone() {
     // And the old row is not put back in the end.
     let later = now + 30 * SECOND;
     assert!(!names(&state.step(later, scanned(vec![of_stream("0", &newer)]))).contains("creating"));
+}
+
+/// Of another name: perhaps the table of another application.
+#[test]
+fn a_row_of_an_unrelated_stream_is_named_and_left_alone_unless_it_is_to_make_way() {
+    let (start, [_, own, _]) = (Instant::now(), streams_of_a_name());
+    let unrelated = StreamIdentity { arn: "other".to_owned(), created: own.created };
+    let rows = vec![of_stream("0", &own), of_stream("1", &unrelated)];
+    let source = Source { identity: Some(own), ..Source::default() };
+    for (stream_recreated, removed) in
+        [(StreamRecreated::Refuse, false), (StreamRecreated::Adopt, true)]
+    {
+        let settings = Settings { stream_recreated, ..Settings::default() };
+        let sources = vec![source.clone()];
+        let mut state = State::new("me".into(), "me#1".into(), settings, sources, start);
+        let actions = names(&state.step(start, scanned(rows.clone())));
+        assert_eq!(actions.contains("removing"), removed, "{actions}");
+        let named: Vec<_> = state.unreadable.keys().map(LeaseKey::as_str).collect();
+        assert_eq!(named.contains(&"1"), !removed, "{named:?}");
+    }
+}
+
+/// The scan is older than the lease: it was taken while the scan was under way.
+#[test]
+fn a_scan_that_was_under_way_does_not_remove_the_lease_that_was_taken_meanwhile() {
+    let (start, [former, own, _]) = (Instant::now(), streams_of_a_name());
+    let source = Source { identity: Some(own.clone()), ..Source::default() };
+    let mut state =
+        State::new("me".into(), "me#1".into(), Settings::default(), vec![source], start);
+    assert_eq!(names(&state.step(start, Input::TimeDue)), "scan");
+    let row = of_stream("0", &own);
+    let write = create_write(row.clone(), "me#1");
+    let result = Ok(WriteOutcome::Done(Some(row.clone())));
+    state.step(start, Input::Wrote { write, why: Why::Create, sent: start, result });
+    state.mine.insert(row.key.clone());
+    let actions = state.step(start, scanned(vec![of_stream("0", &former)]));
+    assert_eq!((names(&actions), state.leases.get(&row.key)), (String::new(), Some(&row)));
 }
