@@ -376,7 +376,7 @@ pub enum CreateTable {
 /// What a worker that starts does when the leases belong to a stream that was deleted and made again.
 ///
 /// One that runs meanwhile ends with an error of kind [`Missing`](crate::ErrorKind::Missing) when it
-/// notices, at the latest when it is its turn to audit; a worker of several streams goes on with the
+/// notices, soon after its next audit at the latest; a worker of several streams goes on with the
 /// others. As soon as the new stream has a lease, all is decided: rows of the former one, which a worker
 /// that had not noticed may put back, are removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

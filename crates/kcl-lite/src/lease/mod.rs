@@ -143,7 +143,8 @@ pub struct Lease {
     /// Our own mark: what wrote last. Absent on rows last written by another library.
     pub write_id: Option<WriteId>,
     /// Our own fact: the time that `LATEST` or `AT_TIMESTAMP` was resolved to when the row was made, or
-    /// that of a parent of which nothing was read. What arrived before is not wanted.
+    /// that of a parent of which nothing was read, or the time at which a stream was made in whose place
+    /// another one had been. What arrived before is not wanted.
     pub anchor: Option<Timestamp>,
     /// Our own fact: everything that arrived up to this time of the service is acknowledged. It moves
     /// also while nothing arrives, so it tells a quiet shard from a gap.
@@ -180,8 +181,8 @@ impl Lease {
     /// A new lease of a shard of `stream`.
     ///
     /// Its counter begins with the time at which the stream was made, in milliseconds, and grows by a
-    /// few each second: no row of a stream that is made later finds a counter that one of an earlier
-    /// stream had, and a write that was meant for the earlier one is refused however late it comes.
+    /// few each second: no row of a later stream ever has a counter that a row of an earlier one had, and
+    /// a write that was meant for the earlier one is refused, however late it comes.
     pub(crate) fn of_stream(
         stream: Option<StreamIdentity>,
         key: impl Into<LeaseKey>,

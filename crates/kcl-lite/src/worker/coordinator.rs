@@ -316,9 +316,6 @@ impl Coordinator {
             let (limit, what) = (context.settings.lease_duration, "listing the shards");
             let call = listing(&stream, &context.clock, limit / 2);
             let result = timely(&context.clock, limit, what, call).await;
-            if let Ok(listing) = &result {
-                stream.service_clock.set(listing.at);
-            }
             Input::Listed { stream: key, result }
         });
     }
@@ -513,7 +510,11 @@ async fn listing(
     clock: &Arc<dyn Clock>,
     limit: Duration,
 ) -> Result<Listing, ServiceError> {
-    let list = stream.stream.list(ListFrom::All);
+    let list = async {
+        let listing = stream.stream.list(ListFrom::All).await?;
+        stream.service_clock.set(listing.at);
+        Ok(listing)
+    };
     let Some(was) = &stream.source.identity else { return list.await };
     let describe = clock::within(clock, limit, stream.stream.describe());
     match future::join(describe, list).await {

@@ -191,8 +191,8 @@ fn rows_of<'a>(source: &'a Source, leases: &'a [Lease]) -> impl Iterator<Item = 
 /// How many rows there are with which the worker goes on; with none it begins.
 fn rows_to_go_on_with(source: &Source, table: &Table, others: &[&Lease]) -> usize {
     let rows = rows_of(source, &table.leases);
-    // Beside rows of another stream only those count that say that they are of this one.
-    if !others.is_empty() && rows.clone().all(|row| row.stream.is_none()) {
+    // Nobody knows of which stream those are that cannot be read.
+    if !others.is_empty() && rows.clone().next().is_none() {
         return 0;
     }
     let unreadable = table.unreadable.keys().filter(|key| key.stream() == source.key);
@@ -215,27 +215,41 @@ fn settle_others<'a>(
             "the stream was deleted and made again while the worker was starting; start it again",
         ));
     }
-    // Where the new stream has leases it has been decided; but an owner that did not know has put
-    // rows back.
-    let is_decided = kinds.iter().all(|kind| *kind == Other::Former)
-        && rows_of(source, &table.leases).any(|row| row.stream == source.identity);
-    if recreated == StreamRecreated::Adopt || mutant::is("refusing-is-adopting") {
-        // Nothing of the new stream has been read.
-        if !mutant::is("a-new-stream-starts-at-the-tip") {
-            source.position = InitialPosition::TrimHorizon;
-            source.since = source.identity.as_ref().map(|stream| stream.created);
-        }
-    } else if !is_decided {
-        let was = row.stream.as_ref().map_or_else(|| row.key.to_string(), ToString::to_string);
-        let is = source.identity.as_ref().map_or_else(String::new, ToString::to_string);
+    let (own, is): (Vec<_>, _) = (rows_of(source, &table.leases).collect(), &source.identity);
+    // By its key a row says of which of several streams it is.
+    let is_marked = |row: &&Lease| row.stream.is_some() || source.key != StreamKey::ONLY;
+    if kinds.iter().all(|kind| *kind == Other::Former) && own.iter().any(is_marked) {
+        // The new stream has leases: it has been decided, but an owner that did not know has put rows
+        // of the former one back.
+        return Ok(rows);
+    }
+    let named = |stream: &Option<StreamIdentity>| stream.as_ref().map(ToString::to_string);
+    if recreated == StreamRecreated::Refuse && !mutant::is("refusing-is-adopting") {
+        let (was, is) = (named(&row.stream).unwrap_or(row.key.to_string()), named(is));
         return Err(Error::new(
             ErrorKind::Config,
             format!(
                 "the leases belong to another stream: they were made for {was}, the stream of that \
-                 name is now {is}; use another application name, or set `stream_recreated` to `Adopt` \
-                 to start over with the new stream from its beginning"
+                 name is now {}; use another application name, or set `stream_recreated` to `Adopt` \
+                 to start over with the new stream from its beginning",
+                is.unwrap_or_default()
             ),
         ));
+    }
+    if let Some(row) = own.iter().find(|row| !is_marked(row)) {
+        return Err(Error::new(
+            ErrorKind::Config,
+            format!(
+                "the lease `{}` does not say which stream it was made for, and others are of a stream \
+                 that is gone: remove it, or use another application name",
+                row.key
+            ),
+        ));
+    }
+    // Nothing of the new stream has been read.
+    if !mutant::is("a-new-stream-starts-at-the-tip") {
+        source.position = InitialPosition::TrimHorizon;
+        source.since = source.identity.as_ref().map(|stream| stream.created);
     }
     Ok(rows)
 }

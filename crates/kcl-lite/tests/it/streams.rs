@@ -9,11 +9,12 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::primitives::Blob;
 use kcl_lite::lease::dynamo::DynamoStore;
 use kcl_lite::lease::store::LeaseStore as _;
+use kcl_lite::lease::{Lease, LeaseChange, LeaseWrite, WriteId};
 use kcl_lite::stream::kinesis::{KinesisOptions, KinesisStream};
 use kcl_lite::{
-    Batch, BoxError, ControlPlane, ErrorKind, Event, InitialPosition, RecordProcessor, Settings,
-    ShardContext, StreamRecreated, StreamSource, TableOptions, Worker, WorkerBuilder, WorkerHandle,
-    reset,
+    Batch, BoxError, Checkpoint, ControlPlane, ErrorKind, Event, InitialPosition, RecordProcessor,
+    Settings, ShardContext, StreamRecreated, StreamSource, TableOptions, Worker, WorkerBuilder,
+    WorkerHandle, reset,
 };
 use local_aws::{Effect, LocalAws, Rule};
 use tokio::sync::Notify;
@@ -211,16 +212,26 @@ async fn l13_leases_of_a_stream_that_was_made_again_are_refused_or_adopted() {
     assert_eq!(error.to_string().matches("stream/north").count(), 2, "names both: {error}");
     assert_eq!((keys(&aws).await, seen.all().len()), (before, 1), "nothing is touched");
 
-    let (store, stream) = operator(&aws);
-    let error = reset::reset(&store, &stream, InitialPosition::TrimHorizon).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Config, "it would move what is no longer there: {error}");
-
-    // Also when new starts would begin with what comes: nothing of the new stream has been read.
     let adopt = Settings {
         stream_recreated: StreamRecreated::Adopt,
         initial_position: InitialPosition::Latest,
         ..settings()
     };
+    // One that another library made may be of either.
+    let (store, stream) = operator(&aws);
+    let unmarked = Lease::new("shardId-000000000009", Checkpoint::TrimHorizon);
+    let change = LeaseChange::Create(Box::new(unmarked.clone()));
+    let write = LeaseWrite { key: unmarked.key, id: WriteId::new("test"), change };
+    store.write(&write).await.unwrap();
+    let error = try_run(builder(&aws, "north", "b"), adopt.clone(), &seen).await.unwrap_err();
+    assert!(error.to_string().contains("`shardId-000000000009` does not say"), "{error}");
+    let change = LeaseChange::Discard { counter: 0 };
+    store.write(&LeaseWrite { change, ..write }).await.unwrap();
+
+    let error = reset::reset(&store, &stream, InitialPosition::TrimHorizon).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "it would move what is no longer there: {error}");
+
+    // Also when new starts would begin with what comes: nothing of the new stream has been read.
     let worker = run(builder(&aws, "north", "c"), adopt, &seen).await;
     seen.count(11).await;
     stop(&worker).await;

@@ -78,13 +78,15 @@ impl KeeperContext {
                     let change = LeaseChange::Replace { counter, with: Box::new(with) };
                     write = LeaseWrite { key: row.key, id, change };
                 }
-                WriteOutcome::Refused(None) => {
-                    // Nobody has made the new row yet, or it has come and gone: the caller knows how to
-                    // find out.
+                WriteOutcome::Refused(None)
+                    if matches!(write.change, LeaseChange::Replace { .. }) =>
+                {
+                    // Nobody has made the new row yet, or it has come and gone: the caller has to look
+                    // and try again.
                     let context = format!("{} was removed meanwhile", lease.key);
                     return Err(ServiceError::new(ServiceErrorKind::NotReady, context));
                 }
-                WriteOutcome::Refused(Some(_)) => return Ok(()),
+                WriteOutcome::Refused(_) => return Ok(()),
                 WriteOutcome::Done(_) => break,
             }
         }

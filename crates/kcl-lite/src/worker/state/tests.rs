@@ -849,16 +849,21 @@ fn a_row_of_a_former_stream_that_is_put_back_is_removed_and_says_nothing() {
 #[test]
 fn rows_of_a_newer_stream_make_the_worker_look_and_are_left_alone() {
     let (start, [_, own, newer]) = (Instant::now(), streams_of_a_name());
+    let row = Lease { hash_range: Some(HashRange::ALL), ..of_stream("0", &own) };
     let source = Source { identity: Some(own), ..Source::default() };
     let mut state =
         State::new("me".into(), "me#1".into(), Settings::default(), vec![source], start);
-    state.step(start, scanned(vec![lease("0", Some("other"), 4)]));
+    let lists = |state: &mut State, now| names(&state.step(now, Input::TimeDue)).contains("list");
+    state.step(start, scanned(vec![row.clone()]));
     let now = start + 20 * SECOND;
-    assert_eq!(names(&state.step(now, scanned(vec![of_stream("0", &newer)]))), "");
-    assert_eq!(names(&state.step(now, Input::TimeDue)), "list");
-    // And the old row is not put back in the end.
-    let later = now + 30 * SECOND;
-    assert!(!names(&state.step(later, scanned(vec![of_stream("0", &newer)]))).contains("creating"));
+    assert!(!lists(&mut state, now), "nothing is missing");
+    state.step(now, scanned(vec![row, of_stream("1", &newer)]));
+    assert!(lists(&mut state, now));
+    // In the place of the own one, too; and that is not put back in the end.
+    for seconds in [1, 31] {
+        let rows = vec![of_stream("0", &newer), of_stream("1", &newer)];
+        assert_eq!(names(&state.step(now + seconds * SECOND, scanned(rows))), "");
+    }
 }
 
 /// Of another name: perhaps the table of another application.
