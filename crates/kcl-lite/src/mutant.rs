@@ -150,6 +150,5 @@ pub const ABOVE_THE_PORTS: &[(&str, &str)] = &[
     ),
     ("newer-rows-count-as-former", "a worker that is behind removes the rows of a newer stream"),
     ("rows-name-no-stream", "a row does not say which stream it is for"),
-    ("put-back-rows-stay", "the row of a former stream that its owner puts back is not removed"),
     ("new-rows-start-at-zero", "the counters of a stream that is made again begin as those before"),
 ];
