@@ -177,7 +177,7 @@ impl Fleet {
             let truth = &mut *truth;
             let live = self.live.ids();
             let healths = self.live.healths();
-            truth.ledger.is_well(truth.now, (&truth.shards, &truth.rows), &healths);
+            truth.ledger.is_well(truth.now, (&mut truth.shards, &truth.rows), &healths);
             truth.ledger.is_settled(truth.now, &mut truth.shards, &truth.rows, &live);
         }
         for commands in &self.commands {

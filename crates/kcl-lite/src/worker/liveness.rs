@@ -46,8 +46,10 @@ pub(crate) enum Activity {
     Retrying { failures: u32, error: String },
     /// Storing a record that cannot be processed.
     DeadLettering { error: Option<String> },
-    /// Waiting for the lease table: a proof of the lease, a checkpoint, the end of the shard.
+    /// Waiting for the lease table: a proof of the lease, a checkpoint.
     Storing,
+    /// Waiting until the end of the shard is stored, and before it the leases of its children.
+    Ending,
 }
 
 /// What others may look at while a shard task runs.
@@ -188,7 +190,8 @@ fn limits(activity: &Activity, settings: &Settings) -> (Duration, Duration) {
         | Activity::DeadLettering { error: None }
         | Activity::WaitingForTheEnd
         | Activity::Draining
-        | Activity::Storing => (slow, Duration::MAX),
+        | Activity::Storing
+        | Activity::Ending => (slow, Duration::MAX),
     }
 }
 
@@ -221,6 +224,10 @@ impl fmt::Display for Activity {
                 write!(f, "storing a dead letter fails ({error})")
             }
             Self::Storing => f.write_str("the lease table has not confirmed a write"),
+            Self::Ending => f.write_str(
+                "all is read and the end is not stored: a child has no lease yet, or waits for its \
+                 other parent",
+            ),
         }
     }
 }

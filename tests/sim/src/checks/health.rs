@@ -65,18 +65,30 @@ impl Ledger {
         }
     }
 
+    /// Whether a shard cannot end, because the other parent of a child is behind one that is being read.
+    fn waits_for_another(&self, shard: &LeaseKey, shards: &mut Shards) -> bool {
+        let Some(shard) = shards.find(shard.as_str()) else { return false };
+        let children = shards.all[shard].children.iter();
+        let parents = children.flat_map(|child| shards.all[*child].parents.clone());
+        let parents: Vec<_> = parents.filter(|parent| *parent != shard).collect();
+        parents.into_iter().any(|parent| self.runnable_at(parent, shards).is_none())
+    }
+
     /// Once all has settled nobody complains.
     pub(crate) fn is_well(
         &mut self,
         now: Duration,
-        (shards, rows): (&Shards, &Rows),
+        (shards, rows): (&mut Shards, &Rows),
         healths: &[(Arc<Machine>, Health)],
     ) {
         if let Some((machine, _)) = healths.first().filter(|_| shards.is_refused(rows)) {
             let text = format!("{machine} goes on, though its leases are of another stream");
             return self.broken(Promise::Truth, now, None, text);
         }
-        let unwell = healths.iter().find(|(_, health)| !health.is_well());
+        let unwell = healths.iter().find(|(_, health)| {
+            let mut named = health.shards.keys();
+            health.table.is_some() || named.any(|shard| !self.waits_for_another(shard, shards))
+        });
         if let Some((machine, health)) = unwell {
             let text = format!("{machine} says that all is not well: {health:?}");
             self.broken(Promise::Truth, now, None, text);

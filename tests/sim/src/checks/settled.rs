@@ -16,6 +16,9 @@ const AFTERMATH: Duration = Duration::from_secs(60);
 /// How long after the calm, and after the last change, leases may still move.
 const BALANCING: Duration = Duration::from_secs(60);
 
+/// What has come since then is still being worked on.
+const RECENT: Duration = Duration::from_secs(30);
+
 impl Ledger {
     /// How long a record may wait for its delivery, once the faults are over.
     pub(super) fn patience(&self) -> Duration {
@@ -71,12 +74,13 @@ impl Ledger {
         rows: &Rows,
         live: &[WorkerId],
     ) {
-        let recent = now.saturating_sub(Duration::from_secs(30));
         for number in 0..shards.all.len() {
+            if self.is_being_read(now, number, shards) {
+                continue;
+            }
             let row = shards.row(number, rows);
             let shard = &mut shards.all[number];
-            let moves = self.leases.get(&number).is_some_and(|it| it.delivered > recent);
-            if let Some(entry) = shard.waiting_since(recent).filter(|_| !moves) {
+            if let Some(entry) = shard.waiting_since(now.saturating_sub(RECENT)) {
                 let number = &entry.record.sequence_number;
                 let text = format!("record {number} was not acknowledged; {row:?}");
                 return self.broken(Promise::Progress, now, Some(&shard.id), text);
@@ -94,11 +98,20 @@ impl Ledger {
         self.is_cheap(now, shards, rows);
     }
 
+    /// Whether records of it have come of late, or it is the turn of a parent: where a backlog is left
+    /// after the calm, no more can be asked for.
+    fn is_being_read(&self, now: Duration, shard: usize, shards: &mut Shards) -> bool {
+        let delivered = self.leases.get(&shard).map(|it| it.delivered);
+        let is_read = delivered.is_some_and(|at| at > now.saturating_sub(RECENT));
+        is_read || self.runnable_at(shard, shards).is_none()
+    }
+
     /// What was acknowledged some time ago is stored, and closed shards are finished.
     fn is_stored(&mut self, now: Duration, shards: &mut Shards, rows: &Rows) {
         let old = now.saturating_sub(self.rules.lasts * 2 + Duration::from_secs(60));
         for number in 0..shards.all.len() {
-            let (row, finished) = (shards.row(number, rows), self.is_finished(number));
+            let finished = self.is_finished(number) || self.is_being_read(now, number, shards);
+            let row = shards.row(number, rows);
             let shard = &mut shards.all[number];
             let key = LeaseKey::from(shard.id.clone());
             let was_needed = shard.entries.iter().any(|it| it.needed);

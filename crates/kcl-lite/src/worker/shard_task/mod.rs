@@ -230,7 +230,7 @@ impl ShardTask {
             }
             let exit = match pass {
                 Pass::Ended(children) => {
-                    self.doing(Activity::Storing);
+                    self.doing(Activity::Ending);
                     if self.finish(children).await {
                         return self.ended(processor).await;
                     }
