@@ -113,7 +113,7 @@ pub(crate) struct Ledger {
     /// When a lease last went from one live worker to another.
     handed_at: Duration,
     /// When a lease was last made or removed.
-    listed_at: Duration,
+    pub(crate) listed_at: Duration,
     violation: Option<Violation>,
     pub(crate) counts: Counts,
 }
