@@ -463,10 +463,9 @@ impl Settings {
         self.lease_duration / 4
     }
 
-    /// How long a finished row stays at least, so that everyone hears of the end; and longer than a
-    /// request can be on its way, since one that would make the row again must find it there.
+    /// How long a finished row stays at least, so that everyone hears of the end.
     pub(crate) fn finished_stays(&self) -> Duration {
-        (self.lease_duration * 6).max(Duration::from_secs(60))
+        self.lease_duration * 6
     }
 
     /// Checks bounds and relations.

@@ -39,8 +39,7 @@ impl Times {
             renew_interval: settings.renew_interval(),
             fence_margin: settings.fence_margin(),
             write_limit: settings.write_limit(),
-            // At least a minute in truth, for requests that take longer than any does here.
-            finished_stays: lease_duration * 6,
+            finished_stays: settings.finished_stays(),
         }
     }
 }
