@@ -72,11 +72,11 @@ pub async fn reset(
         return Err(Error::new(ErrorKind::Data, context));
     }
     if let Some(row) = table.leases.iter().find(|row| source.other_stream(row).is_some()) {
-        let was = row.stream.as_ref().map_or_else(|| row.key.to_string(), ToString::to_string);
         let context = format!(
-            "the row `{}` was made for another stream, {was}: start a worker first, which can be told \
-             to start over with the stream that is there now",
-            row.key
+            "the row `{}` was made for another stream, {}: start a worker first, which can be told to \
+             start over with the stream that is there now",
+            row.key,
+            row.made_for()
         );
         return Err(Error::new(ErrorKind::Config, context));
     }

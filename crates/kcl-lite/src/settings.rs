@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
+use crate::lease::Other;
 use crate::position::InitialPosition;
 
 /// Room for the largest reply while it is parsed.
@@ -388,6 +389,18 @@ pub enum StreamRecreated {
     /// Starts over: the leases of the new stream take the place of the old ones, and it is read from
     /// its beginning, whatever [`Settings::initial_position`] says.
     Adopt,
+}
+
+impl StreamRecreated {
+    /// Whether the leases of such a stream are removed by a worker that has started: by then it has been
+    /// decided that those of a former one are of no use.
+    pub(crate) fn removes(self, other: Other) -> bool {
+        match other {
+            Other::Former => true,
+            Other::Unrelated => self == Self::Adopt,
+            Other::Newer => false,
+        }
+    }
 }
 
 /// How the lease table is paid for.

@@ -35,12 +35,14 @@ impl StreamKey {
     /// Whether both are several streams' keys of one account and name, and this one is of a stream that
     /// was made earlier.
     pub(crate) fn is_former_of(&self, other: &Self) -> bool {
-        let parts = |key: &'_ Self| {
-            let (name, epoch) = key.as_str()?.rsplit_once(':')?;
-            Some((name.to_owned(), epoch.parse::<i64>().ok()?))
-        };
-        let parts = parts(self).zip(parts(other));
+        let parts = self.parts().zip(other.parts());
         parts.is_some_and(|(one, other)| one.0 == other.0 && one.1 < other.1)
+    }
+
+    /// Account and name, and the second of the creation.
+    fn parts(&self) -> Option<(&str, i64)> {
+        let (name, epoch) = self.as_str()?.rsplit_once(':')?;
+        Some((name, epoch.parse().ok()?))
     }
 
     /// The key of the lease of one of this stream's shards.

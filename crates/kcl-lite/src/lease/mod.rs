@@ -14,6 +14,7 @@ pub mod store;
 pub(crate) mod taking;
 pub(crate) mod tenure;
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -80,10 +81,29 @@ pub struct StreamIdentity {
 }
 
 impl StreamIdentity {
-    /// Whether the stream is one of the same name that was made before `other`, and is thus gone.
-    pub(crate) fn is_former_of(&self, other: &Self) -> bool {
-        self.arn == other.arn && self.created < other.created
+    /// What `stream` is to this one, if it is another.
+    pub(crate) fn other(&self, stream: &Self) -> Option<Other> {
+        if stream.arn != self.arn {
+            return Some(Other::Unrelated);
+        }
+        match stream.created.cmp(&self.created) {
+            Ordering::Less => Some(Other::Former),
+            Ordering::Equal => None,
+            Ordering::Greater if mutant::is("newer-rows-count-as-former") => Some(Other::Former),
+            Ordering::Greater => Some(Other::Newer),
+        }
     }
+}
+
+/// A stream that is not the one that is read, as it stands to that one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Other {
+    /// It was deleted, and the one that is read was made in its place.
+    Former,
+    /// It was made in the place of the one that is read, which is gone.
+    Newer,
+    /// It has another name, or is in another place.
+    Unrelated,
 }
 
 impl fmt::Display for StreamIdentity {
@@ -194,10 +214,14 @@ impl Lease {
         Self { counter, stream, ..Self::new(key, checkpoint) }
     }
 
-    /// Whether the row is of a former stream, in whose place is the one that `other` is of.
-    pub(crate) fn is_former_of(&self, other: &Self) -> bool {
-        let streams = self.stream.as_ref().zip(other.stream.as_ref());
-        streams.is_some_and(|(stream, other)| stream.is_former_of(other))
+    /// What the stream of `row` is to that of this row, if both say it and it is another.
+    pub(crate) fn other_stream(&self, row: &Self) -> Option<Other> {
+        self.stream.as_ref()?.other(row.stream.as_ref()?)
+    }
+
+    /// Which stream the row was made for, in words: by its key, if it does not say it.
+    pub(crate) fn made_for(&self) -> String {
+        self.stream.as_ref().map_or_else(|| self.key.to_string(), ToString::to_string)
     }
 
     /// The shard this lease is for.

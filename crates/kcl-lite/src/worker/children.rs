@@ -10,7 +10,7 @@ use super::lease_keeper::KeeperContext;
 use crate::clock;
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
-use crate::lease::{Lease, LeaseKey};
+use crate::lease::{Lease, LeaseKey, Other};
 use crate::record::ShardId;
 use crate::shard::{ChildShard, Shard, plan};
 use crate::stream::ListFrom;
@@ -126,7 +126,7 @@ async fn missing_behind(
     let rows = timely(context, context.store.list()).await?.leases;
     let of_stream = rows
         .iter()
-        .filter(|row| row.key.stream() == parent.key.stream() && !row.is_former_of(parent));
+        .filter(|row| row.key.stream() == parent.key.stream() && !is_of_former(row, parent));
     let mut served = plan::served(of_stream);
     served.remove(&child.id);
     Ok(plan::missing_behind(&child.id, &shards, &served))
@@ -142,7 +142,7 @@ async fn other_parent_is_known(
 ) -> Result<(), ServiceError> {
     for known in [other, child] {
         let row = timely(context, context.store.get(known)).await?;
-        if row.is_some_and(|row| !row.is_former_of(parent)) {
+        if row.is_some_and(|row| !is_of_former(&row, parent)) {
             return Ok(());
         }
     }
@@ -156,6 +156,10 @@ async fn other_parent_is_known(
         ));
     }
     Ok(())
+}
+
+fn is_of_former(row: &Lease, parent: &Lease) -> bool {
+    parent.other_stream(row) == Some(Other::Former)
 }
 
 async fn listed(context: &KeeperContext) -> Result<Vec<Shard>, ServiceError> {

@@ -17,13 +17,13 @@ use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::store::Table;
 use crate::lease::tenure::write_id;
-use crate::lease::{Lease, StreamIdentity, StreamKey};
+use crate::lease::{Lease, Other, StreamIdentity, StreamKey};
 use crate::mutant;
 use crate::position::InitialPosition;
 use crate::record::Timestamp;
 use crate::retry::Retry;
 use crate::settings::StreamRecreated;
-use crate::shard::plan::{self, Other, Source};
+use crate::shard::plan::{self, Source};
 use crate::stream::{Description, ListFrom, Listing, Notice, Stream};
 
 /// How often a call that fails for a passing reason is tried before `start` gives up.
@@ -215,7 +215,7 @@ fn settle_others<'a>(
             "the stream was deleted and made again while the worker was starting; start it again",
         ));
     }
-    let (own, is): (Vec<_>, _) = (rows_of(source, &table.leases).collect(), &source.identity);
+    let own: Vec<_> = rows_of(source, &table.leases).collect();
     // By its key a row says of which of several streams it is.
     let is_marked = |row: &&Lease| row.stream.is_some() || source.key != StreamKey::ONLY;
     if kinds.iter().all(|kind| *kind == Other::Former) && own.iter().any(is_marked) {
@@ -223,16 +223,15 @@ fn settle_others<'a>(
         // of the former one back.
         return Ok(rows);
     }
-    let named = |stream: &Option<StreamIdentity>| stream.as_ref().map(ToString::to_string);
     if recreated == StreamRecreated::Refuse && !mutant::is("refusing-is-adopting") {
-        let (was, is) = (named(&row.stream).unwrap_or(row.key.to_string()), named(is));
+        let was = row.made_for();
+        let is = source.identity.as_ref().map_or_else(String::new, ToString::to_string);
         return Err(Error::new(
             ErrorKind::Config,
             format!(
                 "the leases belong to another stream: they were made for {was}, the stream of that \
-                 name is now {}; use another application name, or set `stream_recreated` to `Adopt` \
-                 to start over with the new stream from its beginning",
-                is.unwrap_or_default()
+                 name is now {is}; use another application name, or set `stream_recreated` to `Adopt` \
+                 to start over with the new stream from its beginning"
             ),
         ));
     }

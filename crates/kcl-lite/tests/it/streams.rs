@@ -91,6 +91,15 @@ fn settings() -> Settings {
     }
 }
 
+/// Starts over with a stream that was made again, where a first start would begin with what comes.
+fn adopting() -> Settings {
+    Settings {
+        stream_recreated: StreamRecreated::Adopt,
+        initial_position: InitialPosition::Latest,
+        ..settings()
+    }
+}
+
 async fn run(builder: WorkerBuilder, settings: Settings, seen: &Seen) -> WorkerHandle {
     try_run(builder, settings, seen).await.unwrap()
 }
@@ -131,6 +140,11 @@ async fn delete(aws: &LocalAws, stream: &str) {
     while client.describe_stream_summary().stream_name(stream).send().await.is_ok() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+async fn make_again(aws: &LocalAws, stream: &str) {
+    delete(aws, stream).await;
+    create(aws, stream).await;
 }
 
 async fn put(aws: &LocalAws, stream: &str, payload: &str) {
@@ -212,18 +226,13 @@ async fn l13_leases_of_a_stream_that_was_made_again_are_refused_or_adopted() {
     assert_eq!(error.to_string().matches("stream/north").count(), 2, "names both: {error}");
     assert_eq!((keys(&aws).await, seen.all().len()), (before, 1), "nothing is touched");
 
-    let adopt = Settings {
-        stream_recreated: StreamRecreated::Adopt,
-        initial_position: InitialPosition::Latest,
-        ..settings()
-    };
     // One that another library made may be of either.
     let (store, stream) = operator(&aws);
     let unmarked = Lease::new("shardId-000000000009", Checkpoint::TrimHorizon);
     let change = LeaseChange::Create(Box::new(unmarked.clone()));
     let write = LeaseWrite { key: unmarked.key, id: WriteId::new("test"), change };
     store.write(&write).await.unwrap();
-    let error = try_run(builder(&aws, "north", "b"), adopt.clone(), &seen).await.unwrap_err();
+    let error = try_run(builder(&aws, "north", "b"), adopting(), &seen).await.unwrap_err();
     assert!(error.to_string().contains("`shardId-000000000009` does not say"), "{error}");
     let change = LeaseChange::Discard { counter: 0 };
     store.write(&LeaseWrite { change, ..write }).await.unwrap();
@@ -232,7 +241,7 @@ async fn l13_leases_of_a_stream_that_was_made_again_are_refused_or_adopted() {
     assert_eq!(error.kind(), ErrorKind::Config, "it would move what is no longer there: {error}");
 
     // Also when new starts would begin with what comes: nothing of the new stream has been read.
-    let worker = run(builder(&aws, "north", "c"), adopt, &seen).await;
+    let worker = run(builder(&aws, "north", "c"), adopting(), &seen).await;
     seen.count(11).await;
     stop(&worker).await;
     let new = (0..10).map(|number| format!("north new {number}"));
@@ -247,18 +256,12 @@ async fn l13_a_start_with_a_new_stream_that_died_half_way_leaves_what_tells_of_i
     create(&aws, "north").await;
     let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
     stop(&worker).await;
-    delete(&aws, "north").await;
-    create(&aws, "north").await;
+    make_again(&aws, "north").await;
     put(&aws, "north", "new").await;
-    let adopt = Settings {
-        stream_recreated: StreamRecreated::Adopt,
-        initial_position: InitialPosition::Latest,
-        ..settings()
-    };
     aws.faults().add(Rule::new(Effect::Hang).client("dies").operation("PutItem"));
-    let dies = try_run(builder(&aws, "north", "dies"), adopt.clone(), &seen);
+    let dies = try_run(builder(&aws, "north", "dies"), adopting(), &seen);
     assert!(tokio::time::timeout(Duration::from_secs(5), dies).await.is_err(), "nobody answers");
-    let worker = run(builder(&aws, "north", "next"), adopt, &seen).await;
+    let worker = run(builder(&aws, "north", "next"), adopting(), &seen).await;
     seen.count(1).await;
     stop(&worker).await;
     assert_eq!(seen.all(), ["north new"]);
@@ -276,15 +279,9 @@ async fn l13_a_row_that_cannot_be_read_does_not_hide_that_the_stream_was_made_ag
     let text = |text: &str| AttributeValue::S(text.to_owned());
     let damaged = table.put_item().table_name("rides").item("leaseKey", text("shardId-9"));
     damaged.item("leaseCounter", text("damaged")).send().await.unwrap();
-    delete(&aws, "north").await;
-    create(&aws, "north").await;
+    make_again(&aws, "north").await;
     put(&aws, "north", "new").await;
-    let adopt = Settings {
-        stream_recreated: StreamRecreated::Adopt,
-        initial_position: InitialPosition::Latest,
-        ..settings()
-    };
-    let worker = run(builder(&aws, "north", "b"), adopt, &seen).await;
+    let worker = run(builder(&aws, "north", "b"), adopting(), &seen).await;
     seen.count(1).await;
     stop(&worker).await;
 }
@@ -326,8 +323,7 @@ async fn l13_a_stream_that_is_made_again_under_a_running_worker_ends_it() {
     put(&aws, "north", "old").await;
     let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
     seen.count(1).await;
-    delete(&aws, "north").await;
-    create(&aws, "north").await;
+    make_again(&aws, "north").await;
     let error = tokio::time::timeout(PATIENCE, worker.stopped()).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Missing);
     assert!(error.to_string().contains("made again"), "{error}");
@@ -340,8 +336,7 @@ async fn l13_a_worker_that_has_read_nothing_notices_too_that_its_stream_was_made
     create(&aws, "north").await;
     aws.faults().add(Rule::new(Effect::Hang).client("a").operation("GetRecords"));
     let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
-    delete(&aws, "north").await;
-    create(&aws, "north").await;
+    make_again(&aws, "north").await;
     let error = tokio::time::timeout(PATIENCE, worker.stopped()).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Missing);
     assert!(error.to_string().contains("made again"), "{error}");

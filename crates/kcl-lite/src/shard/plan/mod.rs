@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ChildShard, HashRange, Shard};
-use crate::lease::{Lease, LeaseKey, StreamIdentity, StreamKey};
+use crate::lease::{Lease, LeaseKey, Other, StreamIdentity, StreamKey};
 use crate::mutant;
 use crate::position::{Checkpoint, InitialPosition};
 use crate::record::{ShardId, Timestamp};
@@ -320,30 +320,14 @@ impl Source {
         let identity = self.identity.as_ref().filter(|_| !mutant::is("old-rows-are-believed"))?;
         let key = row.key.stream();
         match &row.stream {
-            Some(stream) if stream == identity => None,
             // By another key, too, if it was read alone then and is one of several now.
-            Some(stream) if stream.is_former_of(identity) => Some(Other::Former),
-            Some(stream) if identity.is_former_of(stream) => {
-                let behind = mutant::is("newer-rows-count-as-former");
-                Some(if behind { Other::Former } else { Other::Newer })
+            Some(stream) => {
+                identity.other(stream).filter(|it| *it != Other::Unrelated || key == self.key)
             }
-            Some(_) if key == self.key => Some(Other::Unrelated),
             // The Java library writes no stream, but keys several by name and time of creation.
-            None if key.is_former_of(&self.key) => Some(Other::Former),
-            Some(_) | None => None,
+            None => key.is_former_of(&self.key).then_some(Other::Former),
         }
     }
-}
-
-/// A stream that is not the one that is read, as a row of it stands to that one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Other {
-    /// It was deleted, and the one that is read was made in its place.
-    Former,
-    /// It was made in the place of the one that is read, which is gone.
-    Newer,
-    /// It has another name, or is in another place.
-    Unrelated,
 }
 
 /// The finished leases that nobody needs any more: all parents' leases are gone, and every child has

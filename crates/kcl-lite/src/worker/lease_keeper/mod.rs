@@ -35,7 +35,7 @@ use crate::position::Checkpoint;
 use crate::processor::StoreRequest;
 use crate::record::ShardId;
 use crate::retry::Retry;
-use crate::settings::{Balance, CheckpointPolicy, Settings, StreamRecreated};
+use crate::settings::{Balance, CheckpointPolicy, Settings};
 use crate::stream::Stream;
 
 /// The pause after the first failed write.
@@ -95,12 +95,8 @@ impl KeeperContext {
         Ok(())
     }
 
-    /// Whether `row` is of no use beside `lease`: of a former stream, or of any other one, where the
-    /// user says so.
     fn makes_way(&self, row: &Lease, lease: &Lease) -> bool {
-        let adopts = self.settings.stream_recreated == StreamRecreated::Adopt;
-        let streams = row.stream.as_ref().zip(lease.stream.as_ref());
-        streams.is_some_and(|(was, is)| was.is_former_of(is) || adopts && was.arn != is.arn)
+        lease.other_stream(row).is_some_and(|it| self.settings.stream_recreated.removes(it))
     }
 
     /// Removes a row of a stream that is gone, as long as `is_other` says that it is one.

@@ -1,6 +1,6 @@
 //! The keeper by itself, on a store in memory and paused time.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use futures_util::FutureExt as _;
 
@@ -12,6 +12,7 @@ use crate::lease::store::Table;
 use crate::lease::{LeaseChange, LeaseKey, LeaseWrite, StreamIdentity, WriteId};
 use crate::position::Position;
 use crate::record::Timestamp;
+use crate::settings::StreamRecreated;
 use crate::stream::memory::MemoryStream;
 
 /// A keeper of a lease that was proven `before` now.
@@ -120,22 +121,27 @@ async fn a_manual_checkpoint_holds_the_time_back_that_belongs_to_a_later_one() {
     assert_eq!(keeper.news().read_until, Some(Timestamp::from_millis(3)));
 }
 
-/// A table with a row whose owner renews it some times just before somebody else would remove it; or,
-/// so many times are no times, with one that is removed just before somebody else would replace it.
+/// A table in which somebody was faster just before a row would be replaced or discarded.
 #[derive(Debug, Default)]
-struct Renewed(MemoryStore, AtomicU32);
+struct Raced {
+    rows: MemoryStore,
+    /// How often its owner renews the row then.
+    renewals: AtomicU32,
+    /// Whether it is removed then.
+    is_removed: AtomicBool,
+}
 
-impl LeaseStore for Renewed {
+impl LeaseStore for Raced {
     fn prepare(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
-        self.0.prepare()
+        self.rows.prepare()
     }
 
     fn list(&self) -> BoxFuture<'_, Result<Table, ServiceError>> {
-        self.0.list()
+        self.rows.list()
     }
 
     fn get<'a>(&'a self, key: &'a LeaseKey) -> BoxFuture<'a, Result<Option<Lease>, ServiceError>> {
-        self.0.get(key)
+        self.rows.get(key)
     }
 
     fn write<'a>(
@@ -143,40 +149,38 @@ impl LeaseStore for Renewed {
         write: &'a LeaseWrite,
     ) -> BoxFuture<'a, Result<WriteOutcome, ServiceError>> {
         async move {
-            if self.1.load(Ordering::SeqCst) == u32::MAX
-                && let LeaseChange::Replace { .. } = write.change
-            {
-                self.0.forget(&write.key);
-                return self.0.write(write).await;
-            }
-            if let LeaseChange::Replace { counter, .. } | LeaseChange::Discard { counter } =
+            let (LeaseChange::Replace { counter, .. } | LeaseChange::Discard { counter }) =
                 write.change
-                && self
-                    .1
-                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |it| it.checked_sub(1))
-                    .is_ok()
-            {
+            else {
+                return self.rows.write(write).await;
+            };
+            if self.is_removed.swap(false, Ordering::SeqCst) {
+                self.rows.forget(&write.key);
+            }
+            let left = self.renewals.load(Ordering::SeqCst);
+            if left > 0 {
+                self.renewals.store(left - 1, Ordering::SeqCst);
                 let change = LeaseChange::Renew { counter, news: News::default() };
                 let id = WriteId::new(format!("its owner:{counter}"));
-                self.0.write(&LeaseWrite { key: write.key.clone(), id, change }).await?;
+                self.rows.write(&LeaseWrite { key: write.key.clone(), id, change }).await?;
             }
-            self.0.write(write).await
+            self.rows.write(write).await
         }
         .boxed()
     }
 }
 
 /// A table with one row, of the first stream of a name; and a row of the second one.
-async fn made_again() -> (KeeperContext, Arc<Renewed>, [Lease; 2]) {
+async fn made_again() -> (KeeperContext, Arc<Raced>, [Lease; 2]) {
     let [former, new] = [1_000, 2_000].map(|created| {
         let created = Timestamp::from_millis(created);
         let stream = StreamIdentity { arn: "arn".to_owned(), created };
         Lease::of_stream(Some(stream), "shardId-0", Checkpoint::TrimHorizon)
     });
-    let store = Arc::new(Renewed(MemoryStore::new(), AtomicU32::new(3)));
+    let store = Arc::new(Raced { renewals: AtomicU32::new(3), ..Raced::default() });
     store.write(&create_write(former.clone(), "old#1")).await.unwrap();
     let (keeper, _) = keeper(Duration::ZERO);
-    let context = KeeperContext { store: Arc::<Renewed>::clone(&store), ..keeper.context };
+    let context = KeeperContext { store: Arc::<Raced>::clone(&store), ..keeper.context };
     (context, store, [former, new])
 }
 
@@ -184,27 +188,23 @@ async fn made_again() -> (KeeperContext, Arc<Renewed>, [Lease; 2]) {
 async fn a_row_of_a_former_stream_makes_way_however_often_its_owner_renews_it() {
     let (context, store, [_, new]) = made_again().await;
     context.create(&new).await.unwrap();
-    let rows = store.0.snapshot();
+    let rows = store.rows.snapshot();
     assert_eq!((rows.len(), rows[0].counter, &rows[0].stream), (1, 2_000, &new.stream));
     // The next one is made by somebody else.
     context.create(&Lease { checkpoint: Checkpoint::Latest, ..new }).await.unwrap();
-    assert_eq!(store.0.snapshot(), rows);
+    assert_eq!(store.rows.snapshot(), rows);
 }
 
 /// Who made way was removed by somebody else before it could be replaced: nobody knows by that whether
 /// there is a row now, and the end of a parent must not be stored by it.
 #[tokio::test(start_paused = true)]
 async fn a_row_that_is_removed_before_it_is_replaced_is_no_row_that_was_made() {
-    let (context, store, [former, new]) = made_again().await;
-    store.1.store(u32::MAX, Ordering::SeqCst);
+    let (context, store, [_, new]) = made_again().await;
+    store.is_removed.store(true, Ordering::SeqCst);
     let error = context.create(&new).await.unwrap_err();
-    assert_eq!(
-        (error.kind, store.0.snapshot()),
-        (ServiceErrorKind::NotReady, vec![]),
-        "{former:?}"
-    );
+    assert_eq!((error.kind, store.rows.snapshot()), (ServiceErrorKind::NotReady, vec![]));
     context.create(&new).await.unwrap();
-    assert_eq!(store.0.snapshot().len(), 1);
+    assert_eq!(store.rows.snapshot().len(), 1);
 }
 
 /// Only where the user says so, since it may be the table of another application.
@@ -214,27 +214,27 @@ async fn a_row_of_an_unrelated_stream_makes_way_only_where_that_is_said() {
     let stream = StreamIdentity { arn: "other".to_owned(), created: Timestamp::from_millis(3_000) };
     let new = Lease { stream: Some(stream), ..new };
     context.create(&new).await.unwrap();
-    assert_eq!(store.0.snapshot()[0].stream, former.stream);
+    assert_eq!(store.rows.snapshot()[0].stream, former.stream);
     context.settings.stream_recreated = StreamRecreated::Adopt;
     context.create(&new).await.unwrap();
-    assert_eq!(store.0.snapshot()[0].stream, new.stream);
+    assert_eq!(store.rows.snapshot()[0].stream, new.stream);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_row_of_a_newer_stream_is_left_alone() {
     let (context, store, [former, new]) = made_again().await;
     context.create(&new).await.unwrap();
-    let rows = store.0.snapshot();
+    let rows = store.rows.snapshot();
     context.create(&former).await.unwrap();
     context.discard(former, |row| *row != rows[0]).await.unwrap();
-    assert_eq!(store.0.snapshot(), rows);
+    assert_eq!(store.rows.snapshot(), rows);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_row_is_discarded_however_often_its_owner_renews_it() {
     let (context, store, [former, _]) = made_again().await;
     context.discard(former, |_| true).await.unwrap();
-    assert_eq!(store.0.snapshot(), []);
+    assert_eq!(store.rows.snapshot(), []);
 }
 
 /// Otherwise the end would be written in a row that is free already, if the release was applied but

@@ -323,7 +323,7 @@ impl State {
         self.scanned_at = now;
         self.note_table_trouble(None);
         self.unreadable = unreadable;
-        let others = self.set_others_apart(now, &mut leases);
+        let removed = self.set_others_apart(now, &mut leases);
         let has_failed = std::mem::take(&mut self.failed_scans) > 0;
         // Only an outage in which nobody could renew excuses owners that did not.
         if has_failed && unseen >= self.settings.lease_duration / 2 {
@@ -344,7 +344,7 @@ impl State {
         self.follow_handoffs(now);
         actions.extend(self.take(now, Sight::New));
         actions.extend(self.delete(now));
-        actions.extend(self.discard(others));
+        actions.extend(self.discard(removed));
         actions.extend(self.stand_by());
         actions
     }

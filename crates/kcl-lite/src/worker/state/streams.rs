@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use super::{Action, State, Why, create_write, discard_write, failure};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
-use crate::lease::{Lease, LeaseKey, StreamKey};
+use crate::lease::{Lease, LeaseKey, Other, StreamKey};
 use crate::mutant;
 use crate::position::Checkpoint;
-use crate::settings::{Settings, StreamRecreated};
-use crate::shard::plan::{self, Other, Source};
+use crate::settings::Settings;
+use crate::shard::plan::{self, Source};
 use crate::stream::Listing;
 
 /// Time between two listings that are made because of a hole, or of a stream that seems gone.
@@ -164,51 +164,43 @@ impl State {
         self.streams.get(&row.key.stream())?.source.other_stream(row)
     }
 
-    /// Whether the rows of such a stream are removed. This worker has started, so it has been decided
-    /// that those of a former one are of no use; but an owner that did not know may put them back.
-    fn makes_way(&self, other: Other) -> bool {
-        match other {
-            Other::Former => true,
-            Other::Unrelated => self.settings.stream_recreated == StreamRecreated::Adopt,
-            Other::Newer => false,
-        }
-    }
-
     /// Takes the rows of other streams out of `scanned`: none of them says anything about the stream
-    /// that is read, but newer ones say that it is gone.
+    /// that is read, but newer ones say that it is gone. Returns those that are to be removed: an owner
+    /// that did not know has put them back.
     pub(super) fn set_others_apart(
         &mut self,
         now: Instant,
         scanned: &mut Vec<Lease>,
     ) -> Vec<Lease> {
-        let is_other = |row: &mut Lease| self.other_stream(row).is_some();
-        let others: Vec<_> = scanned.extract_if(.., is_other).collect();
-        for row in &others {
+        let mut removed = Vec::new();
+        for row in std::mem::take(scanned) {
+            let Some(other) = self.other_stream(&row) else {
+                scanned.push(row);
+                continue;
+            };
             // In their place, not gone.
             self.leases.remove(&row.key);
             self.vanished.remove(&row.key);
-            match self.other_stream(row).filter(|other| !self.makes_way(*other)) {
-                Some(Other::Newer) => self.suspect(now, &row.key.stream()),
-                Some(Other::Former | Other::Unrelated) => {
-                    let stream = row.stream.as_ref().map(ToString::to_string).unwrap_or_default();
-                    let fault = format!("it is of another stream, {stream}");
-                    self.unreadable.insert(row.key.clone(), fault);
-                }
-                None => {}
+            if self.settings.stream_recreated.removes(other) {
+                removed.push(row);
+            } else if other == Other::Newer {
+                self.suspect(now, &row.key.stream());
+            } else {
+                let fault = format!("it is of another stream, {}", row.made_for());
+                self.unreadable.insert(row.key, fault);
             }
         }
-        others
+        removed
     }
 
-    /// Removes the rows of other streams that make way.
-    pub(super) fn discard(&mut self, mut others: Vec<Lease>) -> Vec<Action> {
-        others.retain(|row| {
-            let makes_way = self.other_stream(row).is_some_and(|other| self.makes_way(other));
+    /// Removes rows that nobody here holds or writes.
+    pub(super) fn discard(&mut self, mut rows: Vec<Lease>) -> Vec<Action> {
+        rows.retain(|row| {
             let is_free = !self.stopping && !self.mine.contains(&row.key);
-            makes_way && is_free && self.writing.insert(row.key.clone())
+            is_free && self.writing.insert(row.key.clone())
         });
         let discard = |row| Action::Write(discard_write(&row, &self.incarnation), Why::Discard);
-        others.into_iter().map(discard).collect()
+        rows.into_iter().map(discard).collect()
     }
 
     pub(super) fn listed(

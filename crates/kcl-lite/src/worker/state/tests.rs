@@ -813,12 +813,17 @@ fn a_row_that_will_be_restored_keeps_its_ancestors_from_being_made_again() {
     assert_eq!(names(&state.step(start + SECOND, listed(Ok(listing)))), "");
 }
 
-/// The first and the second stream of a name, for the second of which the worker is.
+/// Streams of one name, one made after the other; the worker reads the second.
 fn streams_of_a_name() -> [StreamIdentity; 3] {
     [1, 2, 3].map(|created| StreamIdentity {
         arn: "arn".to_owned(),
         created: Timestamp::from_millis(created),
     })
+}
+
+fn state_of(own: &StreamIdentity, settings: Settings, start: Instant) -> State {
+    let source = Source { identity: Some(own.clone()), ..Source::default() };
+    State::new("me".into(), "me#1".into(), settings, vec![source], start)
 }
 
 fn of_stream(key: &str, stream: &StreamIdentity) -> Lease {
@@ -828,9 +833,7 @@ fn of_stream(key: &str, stream: &StreamIdentity) -> Lease {
 #[test]
 fn a_row_of_a_former_stream_that_is_put_back_is_removed_and_says_nothing() {
     let (start, [former, own, _]) = (Instant::now(), streams_of_a_name());
-    let source = Source { identity: Some(own.clone()), ..Source::default() };
-    let mut state =
-        State::new("me".into(), "me#1".into(), Settings::default(), vec![source], start);
+    let mut state = state_of(&own, Settings::default(), start);
     let rows = vec![of_stream("0", &own), of_stream("1", &former)];
     let actions = state.step(start, scanned(rows));
     assert_eq!(names(&actions), "taking a lease 0; removing a lease of a stream that is gone 1");
@@ -850,9 +853,7 @@ fn a_row_of_a_former_stream_that_is_put_back_is_removed_and_says_nothing() {
 fn rows_of_a_newer_stream_make_the_worker_look_and_are_left_alone() {
     let (start, [_, own, newer]) = (Instant::now(), streams_of_a_name());
     let row = Lease { hash_range: Some(HashRange::ALL), ..of_stream("0", &own) };
-    let source = Source { identity: Some(own), ..Source::default() };
-    let mut state =
-        State::new("me".into(), "me#1".into(), Settings::default(), vec![source], start);
+    let mut state = state_of(&own, Settings::default(), start);
     let lists = |state: &mut State, now| names(&state.step(now, Input::TimeDue)).contains("list");
     state.step(start, scanned(vec![row.clone()]));
     let now = start + 20 * SECOND;
@@ -872,13 +873,11 @@ fn a_row_of_an_unrelated_stream_is_named_and_left_alone_unless_it_is_to_make_way
     let (start, [_, own, _]) = (Instant::now(), streams_of_a_name());
     let unrelated = StreamIdentity { arn: "other".to_owned(), created: own.created };
     let rows = vec![of_stream("0", &own), of_stream("1", &unrelated)];
-    let source = Source { identity: Some(own), ..Source::default() };
     for (stream_recreated, removed) in
         [(StreamRecreated::Refuse, false), (StreamRecreated::Adopt, true)]
     {
         let settings = Settings { stream_recreated, ..Settings::default() };
-        let sources = vec![source.clone()];
-        let mut state = State::new("me".into(), "me#1".into(), settings, sources, start);
+        let mut state = state_of(&own, settings, start);
         let actions = names(&state.step(start, scanned(rows.clone())));
         assert_eq!(actions.contains("removing"), removed, "{actions}");
         let named: Vec<_> = state.unreadable.keys().map(LeaseKey::as_str).collect();
@@ -890,9 +889,7 @@ fn a_row_of_an_unrelated_stream_is_named_and_left_alone_unless_it_is_to_make_way
 #[test]
 fn a_scan_that_was_under_way_does_not_remove_the_lease_that_was_taken_meanwhile() {
     let (start, [former, own, _]) = (Instant::now(), streams_of_a_name());
-    let source = Source { identity: Some(own.clone()), ..Source::default() };
-    let mut state =
-        State::new("me".into(), "me#1".into(), Settings::default(), vec![source], start);
+    let mut state = state_of(&own, Settings::default(), start);
     assert_eq!(names(&state.step(start, Input::TimeDue)), "scan");
     let row = of_stream("0", &own);
     let write = create_write(row.clone(), "me#1");
