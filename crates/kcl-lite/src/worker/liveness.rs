@@ -225,8 +225,7 @@ impl fmt::Display for Activity {
             }
             Self::Storing => f.write_str("the lease table has not confirmed a write"),
             Self::Ending => f.write_str(
-                "all is read and the end is not stored: a child has no lease yet, or waits for its \
-                 other parent",
+                "all is read and the leases of the children, and then the end, could not be stored",
             ),
         }
     }
@@ -300,6 +299,15 @@ mod tests {
         for activity in [failing, retrying, Activity::Draining, Activity::WaitingForTheEnd] {
             assert!(matches!(after(&activity, day), Liveness::Slow { .. }), "{activity}");
         }
+    }
+
+    /// The other parent of a child may be behind a long backlog: that is no fault of the table.
+    #[test]
+    fn an_end_that_waits_for_its_children_says_so_and_is_never_given_back() {
+        let cause =
+            "all is read and the leases of the children, and then the end, could not be stored";
+        assert_eq!(after(&Activity::Ending, 45), slow(&format!("{cause} for 45 s")));
+        assert!(matches!(after(&Activity::Ending, 24 * 3600), Liveness::Slow { .. }));
     }
 
     #[test]
