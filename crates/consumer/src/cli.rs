@@ -1,6 +1,6 @@
 //! The command line as declared; nothing is checked or used here.
 //!
-//! Flags are spelt as in the workshop (see `args`); the last of several wins. Bounds and formats
+//! Flags are spelt as in the workshop (see `aws_command::args`); the last of several wins. Bounds and formats
 //! are in `options`.
 
 use clap::{Parser, ValueEnum};
@@ -85,11 +85,11 @@ pub(crate) enum Form {
 mod tests {
     use std::ffi::OsString;
 
+    use aws_command::args::with_two_dashes;
     use clap::CommandFactory;
     use clap::error::ErrorKind;
 
     use super::*;
-    use crate::args::with_two_dashes;
 
     fn parsed(line: &str) -> Result<Cli, clap::Error> {
         let args = line.split_whitespace().map(OsString::from);

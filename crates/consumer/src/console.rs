@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::Duration;
 
+use aws_command::Place;
 use kcl_lite::{Event, LeaseKey, Report, WorkerId};
 use tokio::time::Instant;
 
 use crate::failure;
 use crate::options::Verbosity;
 use crate::output::OutputEnded;
-use crate::place::Place;
 
 /// The same trouble is told once in this time.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
@@ -169,7 +169,7 @@ mod tests {
     use kcl_lite::{Checkpoint, ShardReport};
 
     use super::*;
-    use crate::place::tests::place;
+    use crate::options::tests::place;
 
     fn said(verbosity: Verbosity, act: impl FnOnce(&mut Console<&mut Vec<u8>>)) -> String {
         let mut stderr = Vec::new();

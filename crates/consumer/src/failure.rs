@@ -6,9 +6,8 @@
 use std::error::Error as StdError;
 use std::io;
 
+use aws_command::Place;
 use kcl_lite::{Error, ErrorKind};
-
-use crate::place::Place;
 
 /// The line for a worker that cannot start, or stopped by itself.
 pub(crate) fn explained(error: &Error, place: &Place) -> String {
@@ -150,7 +149,7 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::place::tests::place;
+    use crate::options::tests::place;
 
     #[test]
     fn every_line_names_the_place_and_a_remedy() {

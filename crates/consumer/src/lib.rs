@@ -3,9 +3,9 @@
 //! The binary calls [`run`] and nothing else. A record travels through the modules like this:
 //!
 //! ```text
-//! cli → options        what was asked for, checked once (args: Go's way of writing flags)
-//! aws → place          which region, endpoint and credentials, and how to name them
-//! session              a kcl-lite worker: start, watch, stop          (signals: who asks it to)
+//! cli → options        what was asked for, checked once
+//! aws_command          flags, signals, region, endpoint and credentials, and how to name them
+//! session              a kcl-lite worker: start, watch, stop
 //!   print → format     one shard's batch as text (indent: bytes in, bytes out)
 //!   output             the one writer of stdout: one write and one flush per batch
 //! console, failure     stderr: what happened, in one line each, with a hint
@@ -15,8 +15,6 @@
 //! and flushed, so what a crash repeats is what was printed since the last stored checkpoint.
 
 mod app;
-mod args;
-mod aws;
 mod cli;
 mod console;
 mod failure;
@@ -25,9 +23,7 @@ mod indent;
 mod logs;
 mod options;
 mod output;
-mod place;
 mod print;
 mod session;
-mod signals;
 
 pub use app::run;

@@ -5,14 +5,12 @@
 
 use std::time::Duration;
 
+use aws_command::Target;
 use jiff::{Span, SpanRelativeTo, Timestamp};
 use kcl_lite::{InitialPosition, Retrieval, Settings};
 
 use crate::cli::{Cli, Form};
 use crate::format::Format;
-
-/// Kinesis limits a stream name to 128 characters.
-const MAX_STREAM: usize = 128;
 
 /// DynamoDB's limits for the name of a table, which is the application's.
 const TABLE_NAME: std::ops::RangeInclusive<usize> = 3..=255;
@@ -23,9 +21,7 @@ const MAX_WORKER_ID: usize = 256;
 /// A checked command line.
 #[derive(Debug)]
 pub(crate) struct Options {
-    pub(crate) stream: String,
-    pub(crate) region: Option<String>,
-    pub(crate) endpoint_url: Option<String>,
+    pub(crate) target: Target,
     pub(crate) sharing: Sharing,
     pub(crate) settings: Settings,
     pub(crate) format: Format,
@@ -59,9 +55,7 @@ impl Options {
     pub(crate) fn new(cli: Cli, now: Timestamp) -> Result<Self, String> {
         Ok(Self {
             settings: settings(&cli, now)?,
-            stream: checked_stream(cli.stream)?,
-            region: cli.region.map(checked_region).transpose()?,
-            endpoint_url: cli.endpoint_url.map(checked_endpoint).transpose()?,
+            target: Target::new(cli.stream, cli.region, cli.endpoint_url)?,
             sharing: sharing(cli.app, cli.worker_id)?,
             format: format(cli.output),
             verbosity: if cli.verbose { Verbosity::Verbose } else { Verbosity::Quiet },
@@ -146,34 +140,8 @@ fn sharing(app: Option<String>, worker_id: Option<String>) -> Result<Sharing, St
     Ok(Sharing::Group { application, worker_id })
 }
 
-fn checked_stream(stream: String) -> Result<String, String> {
-    require((1..=MAX_STREAM).contains(&stream.len()) && is_name(&stream), || {
-        format!(
-            "--stream `{stream}` is not a stream name: \
-             1 to {MAX_STREAM} letters, digits, `_`, `.` and `-`"
-        )
-    })?;
-    Ok(stream)
-}
-
 fn is_name(text: &str) -> bool {
     text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
-}
-
-/// Catches the placeholder of the workshop's text before it becomes a host name.
-fn checked_region(region: String) -> Result<String, String> {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    require(!region.is_empty() && region.chars().all(allowed), || {
-        format!("--region `{region}` is not a region; one looks like us-west-2")
-    })?;
-    Ok(region)
-}
-
-fn checked_endpoint(url: String) -> Result<String, String> {
-    require(url.starts_with("http://") || url.starts_with("https://"), || {
-        format!("--endpoint-url `{url}` must begin with http:// or https://")
-    })?;
-    Ok(url)
 }
 
 fn format(form: Form) -> Format {
@@ -186,6 +154,7 @@ fn format(form: Form) -> Format {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use aws_command::{Place, RegionSource};
     use clap::Parser;
 
     use super::*;
@@ -195,6 +164,15 @@ pub(crate) mod tests {
     pub(crate) fn options(flags: &[&str]) -> Result<Options, String> {
         let cli = Cli::try_parse_from(["consumer"].iter().chain(flags)).expect("parses");
         Options::new(cli, NOW.parse().expect("a time"))
+    }
+
+    pub(crate) fn place() -> Place {
+        Place {
+            stream: "wildrydes".into(),
+            region: "us-west-2".into(),
+            region_source: RegionSource::Flag,
+            endpoint_url: Some("http://127.0.0.1:9".into()),
+        }
     }
 
     fn from(text: &str) -> Result<InitialPosition, String> {

@@ -65,10 +65,10 @@ pub(crate) fn worker(options: &Options, config: SdkConfig) -> WorkerBuilder {
     let builder = match &options.sharing {
         // The name is never seen: without a table it names nothing.
         Sharing::Alone => {
-            Worker::builder("consumer", options.stream.as_str()).lease_store(MemoryStore::new())
+            Worker::builder("consumer", options.target.stream()).lease_store(MemoryStore::new())
         }
         Sharing::Group { application, worker_id } => {
-            let builder = Worker::builder(application, options.stream.as_str());
+            let builder = Worker::builder(application, options.target.stream());
             match worker_id {
                 Some(id) => builder.worker_id(id.as_str()),
                 None => builder,
@@ -239,9 +239,8 @@ mod tests {
     use super::*;
     use crate::failure;
     use crate::options::Verbosity;
-    use crate::options::tests::options;
+    use crate::options::tests::{options, place};
     use crate::output::tests::{Broken, Recorder};
-    use crate::place::tests::place;
 
     /// `wildrydes` with one shard.
     async fn stream() -> (LocalAws, Client) {

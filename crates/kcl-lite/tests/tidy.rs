@@ -173,6 +173,25 @@ fn each_sdk_is_named_where_it_is_called() {
 }
 
 #[test]
+fn the_commands_share_flags_signals_and_how_they_find_aws() {
+    let is_command = |source: &Source| {
+        let of = |name: &str| source.path.starts_with(&format!("crates/{name}/src/"));
+        !source.is_test() && (of("producer") || of("consumer"))
+    };
+    let shared = [
+        "tokio::signal",
+        "try_parse_from(",
+        "aws_smithy_http_client",
+        "aws_config::defaults",
+        "aws_config::environment",
+        "aws_config::profile",
+    ];
+    let commands = sources().into_iter().filter(is_command);
+    let found = commands.flat_map(|source| source.lines_with(&shared));
+    none("`aws-command` parses flags, hears signals and finds AWS for both commands", found);
+}
+
+#[test]
 fn only_retry_names_backoff() {
     let sources = sources().into_iter().filter(|source| !source.is_test());
     let others = sources.filter(|source| !source.path.ends_with("/retry.rs"));

@@ -1,9 +1,7 @@
 //! The command line as declared; nothing is checked or used here.
 //!
-//! Flags are spelt as in the workshop: one dash or two, value after a space or `=`, the last of
-//! several wins. Defaults that depend on other flags, and all limits, are in `options`.
-
-use std::ffi::OsString;
+//! Flags are spelt as in the workshop (see `aws_command::args`); the last of several wins. Defaults
+//! that depend on other flags, and all limits, are in `options`.
 
 use clap::Parser;
 
@@ -77,37 +75,18 @@ pub(crate) struct Cli {
     pub(crate) start_points: Option<i64>,
 }
 
-/// The arguments with `-flag` and `-flag=value` spelt `--flag`, as Go's `flag` package reads them.
-///
-/// clap would read `-name` as four short flags. Single letters (`-h`), negative numbers and
-/// whatever follows `--` stay as they are; an unknown `-flag` becomes an unknown `--flag`.
-pub(crate) fn with_two_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut flags_ended = false;
-    let two_dashes = |arg: OsString| {
-        flags_ended |= arg == "--";
-        match arg.to_str() {
-            Some(text) if !flags_ended && is_long_with_one_dash(text) => format!("-{text}").into(),
-            _ => arg,
-        }
-    };
-    args.into_iter().map(two_dashes).collect()
-}
-
-fn is_long_with_one_dash(arg: &str) -> bool {
-    let mut chars = arg.chars();
-    chars.next() == Some('-')
-        && chars.next().is_some_and(char::is_alphabetic)
-        && chars.next().is_some()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::ffi::OsString;
+
+    use aws_command::args::with_two_dashes;
     use clap::CommandFactory;
+
+    use super::*;
 
     fn parsed(line: &str) -> Result<Cli, clap::Error> {
         let args = line.split_whitespace().map(OsString::from);
-        Cli::try_parse_from(with_two_dashes(args))
+        Cli::try_parse_from(with_two_dashes(&Cli::command(), args))
     }
 
     #[test]

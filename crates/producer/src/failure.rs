@@ -1,56 +1,17 @@
-//! Why a call failed, what a user can do about it, and where it was tried.
+//! Why a call failed, and what a user can do about it.
 //!
 //! Translates the SDK's errors into a few kinds and one line each. Never retries: `session`
 //! decides by kind.
 
 use std::error::Error;
-use std::fmt;
 use std::iter::successors;
 
+use aws_command::Place;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kinesis::config::http::HttpResponse;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 
 use crate::retry::MAX_ATTEMPTS;
-
-/// Who said which region to use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RegionSource {
-    Flag,
-    Environment,
-    Profile,
-    Default,
-}
-
-impl fmt::Display for RegionSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Flag => "from -region",
-            Self::Environment => "from the environment",
-            Self::Profile => "from the AWS profile",
-            Self::Default => "the default",
-        })
-    }
-}
-
-/// Where records go; named in every message.
-#[derive(Debug, Clone)]
-pub(crate) struct Place {
-    pub(crate) stream: String,
-    pub(crate) region: String,
-    pub(crate) region_source: RegionSource,
-    pub(crate) endpoint_url: Option<String>,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "stream `{}` in region {} ({}", self.stream, self.region, self.region_source)?;
-        match &self.endpoint_url {
-            Some(url) => write!(f, ", at {url})"),
-            None => write!(f, ")"),
-        }
-    }
-}
 
 /// What kind of thing went wrong, by what one does about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -259,6 +220,8 @@ fn in_plain_words(error: &(dyn Error + 'static)) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use aws_command::RegionSource;
+
     use super::*;
 
     pub(crate) fn place() -> Place {

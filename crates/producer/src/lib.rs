@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! cli → options ─────────────┐ what was asked for, checked once
+//! aws_command                │ flags, signals, region and credentials
 //! pace → emit                │ when, and how many
 //!        unicorn → reading   │ what: pure and seeded, time is an argument
 //!        batch               │ which records share a request; order per key
@@ -31,7 +32,6 @@ mod retry;
 mod send;
 mod session;
 mod shards;
-mod stop;
 mod stream;
 mod unicorn;
 

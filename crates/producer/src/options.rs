@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use aws_command::Target;
 use jiff::SignedDuration;
 
 use crate::cli::Cli;
@@ -13,9 +14,6 @@ use crate::unicorn::{RESTED, Temper, herd_names};
 
 /// Kinesis limits a partition key to 256 characters.
 const MAX_NAME: usize = 256;
-
-/// Kinesis limits a stream name to 128 characters.
-const MAX_STREAM: usize = 128;
 
 /// Enough for any demonstration, and about 20 MB of memory.
 const MAX_UNICORNS: usize = 100_000;
@@ -35,9 +33,7 @@ const MAX_POINTS: u64 = 1_000_000_000;
 /// A checked command line.
 #[derive(Debug)]
 pub(crate) struct Options {
-    pub(crate) stream: String,
-    pub(crate) region: Option<String>,
-    pub(crate) endpoint_url: Option<String>,
+    pub(crate) target: Target,
     pub(crate) create_shards: Option<i32>,
     pub(crate) names: Vec<String>,
     pub(crate) pace: Pace,
@@ -63,9 +59,7 @@ impl TryFrom<Cli> for Options {
         )?;
         Ok(Self {
             names: herd_names(&checked_name(cli.name)?, cli.unicorns),
-            stream: checked_stream(cli.stream)?,
-            region: cli.region.map(checked_region).transpose()?,
-            endpoint_url: cli.endpoint_url.map(checked_endpoint).transpose()?,
+            target: Target::new(cli.stream, cli.region, cli.endpoint_url)?,
             create_shards: cli.create_stream,
             aggregate: cli.aggregate,
             pace,
@@ -87,36 +81,6 @@ fn checked_name(name: String) -> Result<String, String> {
         &format!("--name must be {MAX_NAME} characters at most: it is the partition key"),
     )?;
     Ok(name)
-}
-
-fn checked_stream(stream: String) -> Result<String, String> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-    require(
-        (1..=MAX_STREAM).contains(&stream.len()) && stream.chars().all(allowed),
-        &format!(
-            "--stream `{stream}` is not a stream name: \
-             1 to {MAX_STREAM} letters, digits, `_`, `.` and `-`"
-        ),
-    )?;
-    Ok(stream)
-}
-
-/// Catches the placeholder of the workshop's text before it becomes a host name.
-fn checked_region(region: String) -> Result<String, String> {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    require(
-        !region.is_empty() && region.chars().all(allowed),
-        &format!("--region `{region}` is not a region; one looks like us-west-2"),
-    )?;
-    Ok(region)
-}
-
-fn checked_endpoint(url: String) -> Result<String, String> {
-    require(
-        url.starts_with("http://") || url.starts_with("https://"),
-        &format!("--endpoint-url `{url}` must begin with http:// or https://"),
-    )?;
-    Ok(url)
 }
 
 fn checked_rate(rate: f64) -> Result<f64, String> {

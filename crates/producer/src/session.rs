@@ -8,13 +8,13 @@ use std::io;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use crate::batch::Parcel;
 use crate::failure::Failure;
 use crate::report::Console;
 use crate::retry::{MAX_ATTEMPTS, Retry};
 use crate::send::{Sender, Stored};
-use crate::stop::Stop;
 
 /// How long a put that is on its way when a stop is requested may still take.
 const GRACE: Duration = Duration::from_secs(2);
@@ -41,12 +41,17 @@ impl From<io::Error> for Halt {
 pub(crate) struct Session<'a> {
     pub(crate) sender: Sender,
     pub(crate) console: Console<'a>,
-    pub(crate) stop: Stop,
+    pub(crate) stop: CancellationToken,
     retry: Retry,
 }
 
 impl<'a> Session<'a> {
-    pub(crate) fn new(sender: Sender, console: Console<'a>, stop: Stop, seed: u64) -> Self {
+    pub(crate) fn new(
+        sender: Sender,
+        console: Console<'a>,
+        stop: CancellationToken,
+        seed: u64,
+    ) -> Self {
         Self { sender, console, stop, retry: Retry::new(seed) }
     }
 
@@ -61,7 +66,7 @@ impl<'a> Session<'a> {
         batch: &[Parcel],
     ) -> Result<Result<Vec<Stored>, Failure>, Halt> {
         let grace_over = async {
-            self.stop.requested().await;
+            self.stop.cancelled().await;
             sleep(GRACE).await;
         };
         tokio::select! {
@@ -110,7 +115,7 @@ impl<'a> Session<'a> {
     pub(crate) async fn pause(&self, delay: Duration) -> Result<(), Halt> {
         tokio::select! {
             biased;
-            () = self.stop.requested() => Err(Halt::Stopped),
+            () = self.stop.cancelled() => Err(Halt::Stopped),
             () = sleep(delay) => Ok(()),
         }
     }

@@ -109,7 +109,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             }
             tokio::select! {
                 biased;
-                () = self.session.stop.requested() => {
+                () = self.session.stop.cancelled() => {
                     // What waits for others has been made, and goes with one request.
                     self.send_waiting().await?;
                     return Err(Halt::Stopped);
@@ -186,7 +186,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             if let Some(failure) = reason {
                 self.recover(failure).await?;
             }
-            if self.session.stop.is_requested() {
+            if self.session.stop.is_cancelled() {
                 return Err(Halt::Stopped);
             }
         }
@@ -301,7 +301,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
         loop {
             let reply = tokio::select! {
                 biased;
-                () = self.session.stop.requested() => return Err(Halt::Stopped),
+                () = self.session.stop.cancelled() => return Err(Halt::Stopped),
                 reply = self.session.sender.shards() => reply,
             };
             match reply {

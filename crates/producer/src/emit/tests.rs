@@ -11,13 +11,14 @@ use clap::Parser;
 use kpl_format::{Aggregate, is_aggregate};
 use local_aws::{Effect, LocalAws, Rule};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::aws;
 use crate::cli::Cli;
 use crate::failure::tests::place;
 use crate::report::Console;
 use crate::send::Sender;
-use crate::{aws, stop};
 
 const STREAM: &str = "wildrydes";
 
@@ -62,15 +63,15 @@ async fn ride(local: &LocalAws, flags: &str, stop_after: Option<Duration>) -> Ri
     let (mut out, mut notes) = (Vec::new(), Vec::new());
     let start = Instant::now();
     let console = Console::new(&mut out, &mut notes, false, start);
-    let (stop_sender, stop) = stop::pair();
+    let stop = CancellationToken::new();
     let sender = Sender::new(aws::client(&local.sdk_config("producer")), STREAM.into());
-    let session = Session::new(sender, console, stop, options.seed);
+    let session = Session::new(sender, console, stop.clone(), options.seed);
     let now = || Timestamp::from_millisecond(local.clock().now_ms()).unwrap();
     let emitter = Emitter::new(options, session, now);
     let stopping = async {
         if let Some(after) = stop_after {
             sleep(after).await;
-            stop_sender.request();
+            stop.cancel();
         }
         std::future::pending::<()>().await;
     };

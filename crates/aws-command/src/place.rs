@@ -1,13 +1,19 @@
-//! Where records come from, in the words of every message: stream, region, endpoint.
+//! Which stream is meant, in the words of every message: stream, region, endpoint.
+//!
+//! Plain data; never looks anything up.
 
 use std::fmt;
 
 /// Who said which region to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RegionSource {
+pub enum RegionSource {
+    /// The flag `--region`.
     Flag,
+    /// AWS_REGION or AWS_DEFAULT_REGION.
     Environment,
+    /// The profile.
     Profile,
+    /// Nobody: the default.
     Default,
 }
 
@@ -24,11 +30,15 @@ impl fmt::Display for RegionSource {
 
 /// The stream and where it is looked for.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
-    pub(crate) stream: String,
-    pub(crate) region: String,
-    pub(crate) region_source: RegionSource,
-    pub(crate) endpoint_url: Option<String>,
+pub struct Place {
+    /// The stream's name.
+    pub stream: String,
+    /// The region it is in.
+    pub region: String,
+    /// Who named the region.
+    pub region_source: RegionSource,
+    /// The endpoint, where it is not the region's own.
+    pub endpoint_url: Option<String>,
 }
 
 impl fmt::Display for Place {
@@ -42,10 +52,10 @@ impl fmt::Display for Place {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
 
-    pub(crate) fn place() -> Place {
+    fn place() -> Place {
         Place {
             stream: "wildrydes".into(),
             region: "us-west-2".into(),

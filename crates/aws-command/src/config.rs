@@ -8,21 +8,24 @@ use aws_config::meta::region::ProvideRegion;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::{Region, SdkConfig};
 
-use crate::options::Options;
 use crate::place::{Place, RegionSource};
+use crate::target::Target;
 
 const DEFAULT_REGION: &str = "us-east-1";
 
-/// The configuration for these options, and the place that messages name.
-pub(crate) async fn configure(options: &Options) -> (SdkConfig, Place) {
-    let (region, region_source) = region(options.region.as_deref()).await;
+/// Finds the configuration for `target`, and the place that messages name.
+///
+/// # Cancel safety
+/// Dropping the future has no effect: it only reads the environment and files.
+pub async fn configure(target: &Target) -> (SdkConfig, Place) {
+    let (region, region_source) = region(target.region.as_deref()).await;
     let mut loader = kcl_lite::aws::config().region(Region::new(region.clone()));
-    if let Some(url) = &options.endpoint_url {
+    if let Some(url) = &target.endpoint_url {
         loader = loader.endpoint_url(url);
     }
     let config = loader.load().await;
     let place = Place {
-        stream: options.stream.clone(),
+        stream: target.stream.clone(),
         region,
         region_source,
         endpoint_url: config.endpoint_url().map(str::to_owned),

@@ -5,14 +5,28 @@
 
 use std::ffi::OsString;
 
-use clap::Command;
+use clap::error::ErrorKind;
+use clap::{Command, Parser};
 
-/// `args` with `-flag` and `-flag=value` spelt `--flag`, for every flag of `command` and also for
+/// Parses `args`, the program's name first, and checks what they say.
+///
+/// # Errors
+/// A usage error with the command's own words; also when help or the version was asked for.
+pub fn parsed<C: Parser, O>(
+    args: impl IntoIterator<Item = OsString>,
+    check: impl FnOnce(C) -> Result<O, String>,
+) -> Result<O, clap::Error> {
+    let cli = C::try_parse_from(with_two_dashes(&C::command(), args))?;
+    check(cli).map_err(|message| C::command().error(ErrorKind::ValueValidation, message))
+}
+
+/// Returns `args` with `-flag` and `-flag=value` spelt `--flag`, for every flag of `command` and also for
 /// flags that it does not know, so that the error message names them whole.
 ///
 /// One-letter flags stay, alone or together (`-h`, `-vh`), and so do negative numbers and whatever
 /// follows `--`.
-pub(crate) fn with_two_dashes(
+#[must_use]
+pub fn with_two_dashes(
     command: &Command,
     args: impl IntoIterator<Item = OsString>,
 ) -> Vec<OsString> {

@@ -1,0 +1,19 @@
+//! What the `producer` and `consumer` commands share.
+//!
+//! [`args`] reads flags the way the workshop writes them, [`run`] turns a command into an exit code
+//! and listens to signals, [`Target`] checks the flags that say which stream is meant, and [`configure`]
+//! finds region, endpoint and credentials for it. [`Place`] names the result in every message.
+//!
+//! Makes no call to AWS, and knows nothing about records.
+
+pub mod args;
+mod config;
+mod place;
+mod run;
+mod signals;
+mod target;
+
+pub use config::configure;
+pub use place::{Place, RegionSource};
+pub use run::{Exit, run};
+pub use target::Target;
