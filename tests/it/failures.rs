@@ -64,9 +64,9 @@ async fn an_endpoint_that_is_down_is_named() -> Result<()> {
     let url = nobody.endpoint_url();
     nobody.shutdown().await;
     let mut processes = Vec::new();
-    // At once, because each tries several times.
     for command in COMMANDS {
-        processes.push(workshop.run("learner", &format!("{command} --endpoint-url {url}"))?);
+        let line = format!("{command} --endpoint-url {url} --timeout 1s");
+        processes.push(workshop.run("learner", &line)?);
     }
     for process in processes {
         process.wait_for("the end", |t| t.is_complete().then_some(())).await?;
@@ -78,7 +78,7 @@ async fn an_endpoint_that_is_down_is_named() -> Result<()> {
     Ok(())
 }
 
-/// As [`failure`], with the producer's lines about its attempts before the last.
+/// As [`failure`], with the lines about the attempts before the last.
 async fn failure_after_retries(mut process: Process) -> Result<String> {
     let code = process.ended().await?.code();
     let transcript = process.transcript();

@@ -15,6 +15,7 @@ mod records;
 mod resharding;
 mod restarts;
 mod sharing;
+mod surroundings;
 mod terminal;
 mod walkthrough;
 

@@ -2,16 +2,19 @@
 //!
 //! [`args`] reads flags the way the workshop writes them, [`run`] turns a command into an exit code
 //! and listens to signals, [`Target`] checks the flags that say which stream is meant, and [`configure`]
-//! finds region, endpoint and credentials for it. [`Place`] names the result in every message.
+//! finds region, endpoint and credentials for it. [`Place`] names the result in every message, and
+//! [`failure`] says what a call to AWS that failed means for a user. [`terminal`] knows what stderr takes.
 //!
 //! Makes no call to AWS, and knows nothing about records.
 
 pub mod args;
 mod config;
+pub mod failure;
 mod place;
 mod run;
 mod signals;
 mod target;
+pub mod terminal;
 
 pub use config::configure;
 pub use place::{Place, RegionSource};

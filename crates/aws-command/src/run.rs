@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
 use crate::signals::Signals;
+use crate::terminal;
 
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +33,8 @@ impl From<Exit> for ExitCode {
 
 /// Runs `work` with the options of the command `name`, and returns the exit code.
 ///
-/// Prints what is wrong with the arguments. Listens to signals from the start: the first cancels the
+/// Prints what is wrong with the arguments. Raises the limit of open files. Listens to signals from the
+/// start: the first cancels the
 /// token, the second drops `work`.
 ///
 /// # Cancel safety
@@ -61,6 +63,7 @@ where
             return Exit::Failed.into();
         }
     };
+    terminal::raise_open_files();
     let stop = CancellationToken::new();
     let exit = tokio::select! {
         biased;

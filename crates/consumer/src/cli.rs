@@ -58,6 +58,11 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "TIME", requires = "app")]
     pub(crate) failover: Option<String>,
 
+    /// Give up if the start has to wait for so long for what is transient, such as a network that is
+    /// down or a stream that is being created, and exit with 1 [default: never]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) timeout: Option<String>,
+
     /// Have the records sent by enhanced fan-out instead of asking for them, as the stream consumer
     /// NAME; it is registered if it is missing, and costs until it is deregistered
     #[arg(long, requires = "app")]
@@ -173,6 +178,9 @@ mod tests {
                                     drawn]
               --failover <TIME>     How long an instance may be silent before the others take its shards,
                                     from 1s to 5m; the same for all instances [default: 10s]
+              --timeout <TIME>      Give up if the start has to wait for so long for what is transient, such
+                                    as a network that is down or a stream that is being created, and exit
+                                    with 1 [default: never]
               --fan-out             Have the records sent by enhanced fan-out instead of asking for them, as
                                     the stream consumer NAME; it is registered if it is missing, and costs
                                     until it is deregistered

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use aws_command::Place;
-use kcl_lite::{Event, LeaseKey, Report, WorkerId};
+use kcl_lite::{Event, FailedCall, LeaseKey, Report, WorkerId};
 use tokio::time::Instant;
 
 use crate::failure;
@@ -28,6 +28,7 @@ pub(crate) struct Console<W> {
     stderr: W,
     verbosity: Verbosity,
     place: Place,
+    started: bool,
     standing_by: bool,
     shards: BTreeSet<LeaseKey>,
     troubles: BTreeMap<String, Trouble>,
@@ -46,6 +47,7 @@ impl<W: Write> Console<W> {
             stderr,
             verbosity,
             place,
+            started: false,
             standing_by: false,
             shards: BTreeSet::new(),
             troubles: BTreeMap::new(),
@@ -106,16 +108,25 @@ impl<W: Write> Console<W> {
             // Stdout has ended, and the writer tells why.
             Event::ProcessorFailed { error, .. } if *error == OutputEnded.to_string() => None,
             Event::ProcessorFailed { shard, error, .. } => {
-                self.trouble(&format!("printing {shard} failed"), error, false, now)
+                self.trouble(&format!("printing {shard} failed"), error, false, None, now)
             }
-            Event::ReadFailed { shard, error, passing } => {
-                self.trouble(&format!("reading {shard} failed"), error, *passing, now)
+            Event::ReadFailed { shard, error, passing, call } => {
+                let what = format!("reading {shard} failed");
+                self.trouble(&what, error, *passing, call.as_deref(), now)
             }
-            Event::CoordinationFailed { operation, error, passing } => {
-                self.trouble(&format!("{operation} failed"), error, *passing, now)
+            Event::CoordinationFailed { operation, error, passing, call } => {
+                let what = match call {
+                    // Both commands say the same of a call that keeps them from starting.
+                    Some(call) if !self.started => format!("{} failed", call.action),
+                    _ => format!("{operation} failed"),
+                };
+                self.trouble(&what, error, *passing, call.as_deref(), now)
             }
-            Event::Started { .. }
-            | Event::LeaseTaken { .. }
+            Event::Started { .. } => {
+                self.started = true;
+                self.verbose(event)
+            }
+            Event::LeaseTaken { .. }
             | Event::LeaseLost { .. }
             | Event::LeaseReleased { .. }
             | Event::ShardEnded { .. } => self.verbose(event),
@@ -131,10 +142,18 @@ impl<W: Write> Console<W> {
         (self.verbosity == Verbosity::Verbose).then(|| event.to_string())
     }
 
-    fn trouble(&mut self, what: &str, why: &str, passing: bool, now: Instant) -> Option<String> {
-        let told_when = if passing { TOLD_WHEN_PASSING } else { 1 };
+    /// At the start nothing else happens, so that everything is told at once.
+    fn trouble(
+        &mut self,
+        what: &str,
+        why: &str,
+        passing: bool,
+        call: Option<&FailedCall>,
+        now: Instant,
+    ) -> Option<String> {
+        let told_when = if passing && self.started { TOLD_WHEN_PASSING } else { 1 };
         (self.seen(what, now) == told_when)
-            .then(|| failure::trouble(what, why, passing, &self.place))
+            .then(|| failure::trouble(what, why, passing, call, &self.place))
     }
 
     fn first_in_a_while(&mut self, what: &str, now: Instant) -> Option<()> {
@@ -190,6 +209,7 @@ mod tests {
             shard: LeaseKey::from("shard-0"),
             error: "GetRecords: ThroughputExceeded".into(),
             passing,
+            call: None,
         }
     }
 
@@ -245,6 +265,7 @@ mod tests {
         let base = Instant::now();
         let count = |seconds: &[u64]| {
             let lines = said(Verbosity::Quiet, |console| {
+                console.event(&Event::Started { leases: 1 }, base);
                 for second in seconds {
                     console.event(&read_failed(true), at(*second, base));
                 }
@@ -253,6 +274,17 @@ mod tests {
         };
         assert_eq!(count(&[0, 20, 40, 60]), 0);
         assert_eq!(count(&[0, 1, 2, 3, 4]), 1);
+    }
+
+    #[test]
+    fn what_keeps_it_from_starting_is_said_at_once_and_seldom_repeated() {
+        let base = Instant::now();
+        let lines = said(Verbosity::Quiet, |console| {
+            for second in [0, 2, 29, 30, 31] {
+                console.event(&read_failed(true), at(second, base));
+            }
+        });
+        assert_eq!(lines.lines().count(), 2, "{lines}");
     }
 
     #[test]

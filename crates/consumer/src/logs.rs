@@ -4,6 +4,7 @@
 
 use std::io;
 
+use aws_command::terminal::has_colours;
 use tracing_subscriber::EnvFilter;
 
 use crate::options::Verbosity;
@@ -11,7 +12,8 @@ use crate::options::Verbosity;
 /// Starts logging. Only the first call in a process has an effect.
 pub(crate) fn start(verbosity: Verbosity) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default_filter(verbosity));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init().ok();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    log.with_ansi(has_colours()).try_init().ok();
 }
 
 fn default_filter(verbosity: Verbosity) -> EnvFilter {

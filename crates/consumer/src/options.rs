@@ -68,7 +68,16 @@ fn require(holds: bool, message: impl FnOnce() -> String) -> Result<(), String> 
 }
 
 fn settings(cli: &Cli, now: Timestamp) -> Result<Settings, String> {
-    let mut settings = Settings { initial_position: start(&cli.from, now)?, ..Settings::default() };
+    let mut settings = Settings {
+        initial_position: start(&cli.from, now)?,
+        // Visibly, until somebody ends it.
+        start_timeout: Duration::MAX,
+        ..Settings::default()
+    };
+    if let Some(text) = &cli.timeout {
+        settings.start_timeout = duration("--timeout", text)?;
+        in_bounds("--timeout", text, &settings)?;
+    }
     if let Some(text) = &cli.failover {
         settings.lease_duration = duration("--failover", text)?;
         in_bounds("--failover", text, &settings)?;
@@ -225,6 +234,8 @@ pub(crate) mod tests {
             (["--endpoint-url", "localhost:4566"], "http://"),
             (["--app", "ab"], "3 to 255"),
             (["--app", "wild/rydes"], "cannot name a DynamoDB table"),
+            (["--timeout", "soon"], "--timeout `soon` is not a time"),
+            (["--timeout", "0s"], "--timeout `0s` is out of bounds"),
             (["--poll-interval", "1"], "--poll-interval `1` is not a time"),
             (["--poll-interval", "10ms"], "out of bounds: `poll_interval` is 10ms"),
         ] {

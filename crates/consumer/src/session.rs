@@ -437,7 +437,7 @@ mod tests {
         let ending = instance.run().await;
         let Ending::Failed(error) = ending else { panic!("{ending:?}") };
         assert_eq!(error.kind(), ErrorKind::Missing);
-        insta::assert_snapshot!(failure::explained(&error, &place()), @"stream `wildrydes` in region us-west-2 (from -region, at http://127.0.0.1:9) was not found; hint: `aws kinesis list-streams --region us-west-2` shows what is there; create `wildrydes`, or name another stream with -stream or its region with -region");
+        insta::assert_snapshot!(failure::explained(&error, &place()), @"stream `wildrydes` in region us-west-2 (from -region, at http://127.0.0.1:9) was not found; hint: `aws kinesis list-streams --region us-west-2` shows what is there; create `wildrydes` with `producer --create-stream 1`, or name another stream with -stream or its region with -region");
         assert_eq!(instance.stderr.text(), "");
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The default HTTPS client of the AWS SDK needs a C library that takes minutes to build, so it is
 //! switched off in this workspace; a client has to be given to every configuration, and this is it.
-//! It gives each subscription a connection of its own. Knows what both services say to a wrong clock.
+//! It gives each subscription a connection of its own.
 
 use aws_config::{BehaviorVersion, ConfigLoader};
 use aws_smithy_http_client::tls::Provider;
@@ -14,7 +14,8 @@ use aws_smithy_runtime_api::client::http::{
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
-use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+
+pub use crate::failed_call::{failed_call, in_plain_words, replied};
 
 /// A loader of the shared AWS configuration (environment, profiles, roles) with an HTTPS client.
 ///
@@ -85,12 +86,4 @@ impl HttpConnector for Connector {
         }
         self.pooled.call(request)
     }
-}
-
-/// Whether a request was refused for its date. The service says in that reply what time it is, and the
-/// SDK signs later requests by it, so the next one is good.
-pub(crate) fn is_clock_wrong(error: &impl ProvideErrorMetadata) -> bool {
-    let says = |words| error.message().is_some_and(|message| message.starts_with(words));
-    error.code() == Some("InvalidSignatureException")
-        && (says("Signature expired") || says("Signature not yet current"))
 }

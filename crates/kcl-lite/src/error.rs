@@ -13,13 +13,22 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Settings contradict each other or are out of bounds: correct the code or the file.
+    /// Settings contradict each other or are out of bounds, or the endpoint's certificate is not
+    /// trusted: correct the code, the file or the endpoint.
     Config,
     /// The stream or table does not exist, or was deleted: create it, or correct name or region.
     Missing,
-    /// AWS refused the credentials or the action: correct the policy; the action is named.
+    /// The leases of this application were made for another stream, perhaps one of the same name that
+    /// was deleted: use another application name, or set `stream_recreated` to `Adopt` to start over
+    /// with the new stream from its beginning.
+    OtherStream,
+    /// There are no AWS credentials, or AWS does not accept them: configure them, or renew them if
+    /// they have expired. No policy helps.
+    Credentials,
+    /// AWS knows the credentials and refuses the action, or the KMS key of the stream or table cannot
+    /// be used: correct the policy or the key. [`Error::call`] names the action.
     Denied,
-    /// Throttled or unreachable after bounded retries: try again later.
+    /// Throttled, unreachable or not ready for as long as `Settings::start_timeout`: try again later.
     Unavailable,
     /// A user's processor failed and the policy was to stop: look at the source.
     Processor,
@@ -42,17 +51,26 @@ struct Inner {
     kind: ErrorKind,
     context: String,
     source: Option<BoxError>,
+    call: Option<Box<FailedCall>>,
 }
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Self(Arc::new(Inner { kind, context: context.into(), source: None }))
+        Self(Arc::new(Inner { kind, context: context.into(), source: None, call: None }))
     }
 
     /// What the caller can do about it.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
+    }
+
+    /// The call to AWS that failed, in parts: which action on what, and what the service said.
+    ///
+    /// `None` when the error is not the failure of a call, such as a setting that is out of bounds.
+    #[must_use]
+    pub fn call(&self) -> Option<&FailedCall> {
+        self.0.call.as_deref()
     }
 }
 
@@ -90,16 +108,47 @@ pub struct ServiceError {
     pub context: String,
     /// The error below it, if any.
     pub source: Option<BoxError>,
+    /// The same in parts, if it is the failure of a call to AWS.
+    pub call: Option<Box<FailedCall>>,
+}
+
+/// A call to AWS that failed, in the parts that decide what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FailedCall {
+    /// The action as a policy names it, such as `kinesis:GetRecords`.
+    pub action: String,
+    /// What it was called on, such as ``stream `wildrydes` ``.
+    pub resource: String,
+    /// What the failure means.
+    pub kind: ServiceErrorKind,
+    /// The service's error code, such as `AccessDeniedException`, or the HTTP status of a reply without
+    /// a code, such as `HTTP 403`. `None` when no reply came.
+    pub code: Option<String>,
+    /// The service's message, or why no reply came, on one line.
+    pub message: String,
 }
 
 /// What a failed call to a service means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ServiceErrorKind {
     /// Too many requests: wait, then try again.
     Throttled,
     /// No answer, or a server error: try again.
     Unavailable,
-    /// Refused: credentials, policy or key; trying again helps only after a change.
+    /// The request was refused for its date, because this machine's clock is wrong. The SDK has learnt
+    /// the service's time from the reply: try again.
+    WrongClock,
+    /// This process has as many files and connections open as it may: close some, or raise the limit.
+    FileLimit,
+    /// No secure connection: the certificate is not trusted, or the endpoint does not speak TLS.
+    Tls,
+    /// There are no credentials, or they are not accepted; trying again helps only after a change.
+    Credentials,
+    /// The KMS key of the stream or table cannot be used; trying again helps only after a change.
+    Key,
+    /// The action is not allowed; trying again helps only after a change.
     Denied,
     /// The stream, shard or table does not exist.
     Missing,
@@ -115,7 +164,12 @@ impl ServiceError {
     /// An error of `kind` with what was being done.
     #[must_use]
     pub fn new(kind: ServiceErrorKind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into(), source: None }
+        Self { kind, context: context.into(), source: None, call: None }
+    }
+
+    /// The failure of a call, with what was being done.
+    pub(crate) fn of_call(context: String, call: FailedCall) -> Self {
+        Self { kind: call.kind, context, source: None, call: Some(Box::new(call)) }
     }
 
     /// The same error with the one below it.
@@ -128,14 +182,27 @@ impl ServiceError {
     /// Whether the same call may succeed later without anyone changing anything.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        match self.kind {
-            ServiceErrorKind::Throttled
-            | ServiceErrorKind::Unavailable
-            | ServiceErrorKind::NotReady
-            | ServiceErrorKind::Expired => true,
-            ServiceErrorKind::Denied | ServiceErrorKind::Missing | ServiceErrorKind::Invalid => {
-                false
-            }
+        self.kind.is_passing()
+    }
+}
+
+impl ServiceErrorKind {
+    /// Whether the same call may succeed later without anyone changing anything.
+    #[must_use]
+    pub fn is_passing(self) -> bool {
+        match self {
+            Self::Throttled
+            | Self::Unavailable
+            | Self::WrongClock
+            | Self::FileLimit
+            | Self::NotReady
+            | Self::Expired => true,
+            Self::Tls
+            | Self::Credentials
+            | Self::Key
+            | Self::Denied
+            | Self::Missing
+            | Self::Invalid => false,
         }
     }
 }
@@ -156,12 +223,17 @@ impl From<ServiceError> for Error {
         let kind = match error.kind {
             ServiceErrorKind::Throttled
             | ServiceErrorKind::Unavailable
+            | ServiceErrorKind::WrongClock
+            | ServiceErrorKind::FileLimit
             | ServiceErrorKind::NotReady
             | ServiceErrorKind::Expired => ErrorKind::Unavailable,
-            ServiceErrorKind::Denied => ErrorKind::Denied,
+            ServiceErrorKind::Tls => ErrorKind::Config,
+            ServiceErrorKind::Credentials => ErrorKind::Credentials,
+            ServiceErrorKind::Key | ServiceErrorKind::Denied => ErrorKind::Denied,
             ServiceErrorKind::Missing => ErrorKind::Missing,
             ServiceErrorKind::Invalid => ErrorKind::Data,
         };
-        Self(Arc::new(Inner { kind, context: error.context, source: error.source }))
+        let ServiceError { context, source, call, .. } = error;
+        Self(Arc::new(Inner { kind, context, source, call }))
     }
 }

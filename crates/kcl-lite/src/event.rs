@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::error::FailedCall;
 use crate::position::{Checkpoint, Position};
 use crate::record::{LeaseKey, ShardId, WorkerId};
 use crate::stream::Fetching;
@@ -198,6 +199,8 @@ pub enum Event {
         error: String,
         /// Whether it may pass without anyone changing anything.
         passing: bool,
+        /// The call to AWS that failed, in parts, if it was one.
+        call: Option<Box<FailedCall>>,
     },
     /// The records of a shard are fetched in another way from now on.
     RetrievalChanged {
@@ -221,6 +224,8 @@ pub enum Event {
         error: String,
         /// Whether it may pass without anyone changing anything.
         passing: bool,
+        /// The call to AWS that failed, in parts, if it was one.
+        call: Option<Box<FailedCall>>,
     },
     /// The worker has stopped.
     Stopped,

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod dead_letter;
 mod error;
 mod event;
+mod failed_call;
 pub mod lease;
 #[cfg(feature = "mutants")]
 #[doc(hidden)]
@@ -27,7 +28,7 @@ pub mod stream;
 mod worker;
 
 pub use checkpoint::Ack;
-pub use error::{BoxError, Error, ErrorKind, ServiceError, ServiceErrorKind};
+pub use error::{BoxError, Error, ErrorKind, FailedCall, ServiceError, ServiceErrorKind};
 pub use event::{Event, TakeReason};
 pub use lease::PendingCheckpoint;
 pub use lease::balance::{Explanation, Intent};

@@ -76,6 +76,10 @@ pub struct Settings {
     /// How often the shards of a stream are listed to find holes: about once per interval by all workers
     /// together, who take turns; at once when leases leave a hole. Default 60 s, from 1 s to 1 h.
     pub audit_interval: Duration,
+    /// How long `start` waits for what is transient: a service that cannot be reached or throttles, a
+    /// stream or table that is being created. Then it returns the last error. Default 5 min, more than
+    /// 0. `Duration::MAX` waits until the future is dropped.
+    pub start_timeout: Duration,
     /// What to do at the start when the leases were made for another stream of the same name. Default
     /// `Refuse`.
     pub stream_recreated: StreamRecreated,
@@ -106,6 +110,7 @@ impl Default for Settings {
             on_foreign: ForeignPolicy::Deliver,
             max_unacknowledged: 100_000,
             audit_interval: Duration::from_secs(60),
+            start_timeout: Duration::from_secs(5 * 60),
             stream_recreated: StreamRecreated::Refuse,
             table: TableOptions::default(),
             control_plane: ControlPlane::OwnThread,
@@ -502,6 +507,9 @@ impl Settings {
         let config = |text: &str| Err(Error::new(ErrorKind::Config, text));
         if self.slow_after.is_zero() || self.callback_deadline.is_zero() {
             return config("`slow_after` and `callback_deadline` must be more than 0");
+        }
+        if self.start_timeout.is_zero() {
+            return config("`start_timeout` must be more than 0");
         }
         if !(0.1..=5.0).contains(&self.reads_per_second) {
             let rate = self.reads_per_second;

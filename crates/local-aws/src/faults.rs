@@ -58,6 +58,10 @@ pub enum Effect {
     /// Carried out after this time; later rules still apply. In JSON `{"delay_ms": 250}`.
     #[serde(rename = "delay_ms", serialize_with = "to_millis", deserialize_with = "from_millis")]
     Delay(Duration),
+    /// Refused, and not applied, if the signature is dated more than five minutes from the services'
+    /// clock, as AWS does to a caller whose clock is wrong; other requests are not changed. Together
+    /// with [`Clock::advance`](crate::Clock::advance) it stands for a clock that is wrong or jumps.
+    CheckDate,
     /// Never answered; not applied. The caller's own timeout ends it.
     Hang,
     /// Applied; never answered. The caller's own timeout ends it, and leaves it in doubt.
@@ -214,6 +218,7 @@ impl Rule {
             | Effect::FailAfter { .. }
             | Effect::Throttle
             | Effect::Delay(_)
+            | Effect::CheckDate
             | Effect::Hang
             | Effect::HangAfter
             | Effect::DropHalfReply

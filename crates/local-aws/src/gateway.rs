@@ -23,7 +23,11 @@ use crate::wire::{Format, Reply};
 
 const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
+const SIGNED_AT: HeaderName = HeaderName::from_static("x-amz-date");
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
+
+/// How far the date of a signature may be from the service's time.
+const DATE_MARGIN_SECONDS: i64 = 5 * 60;
 
 /// How the log calls a request that got no reply.
 const NO_REPLY: &str = "no reply";
@@ -47,6 +51,7 @@ struct Call {
     service: Service,
     operation: String,
     format: Format,
+    signed_at: Option<String>,
     body: Bytes,
 }
 
@@ -112,6 +117,7 @@ impl Gateway {
                 let code = throttling_error(call.service, &call.operation);
                 Answer::error(call.format, 400, code, "injected: rate exceeded")
             }
+            Some(Effect::CheckDate) => self.date_refused(call).unwrap_or_else(|| self.apply(call)),
             Some(Effect::FailAfter { code, status }) => {
                 drop(self.apply(call));
                 Answer::error(call.format, *status, code, "injected, but applied")
@@ -149,6 +155,21 @@ impl Gateway {
         self.count(call, NO_REPLY);
         self.faults.healed(&call.client).await;
         Err(Broken)
+    }
+
+    /// What AWS answers to a signature whose date is not its own time.
+    fn date_refused(&self, call: &Call) -> Option<Answer> {
+        let signed_at = call.signed_at.as_deref()?;
+        let signed = seconds_of(signed_at)?;
+        let now = self.clock.now_ms().div_euclid(1_000);
+        let message = if signed < now - DATE_MARGIN_SECONDS {
+            format!("Signature expired: {signed_at} is now earlier than the allowed time")
+        } else if signed > now + DATE_MARGIN_SECONDS {
+            format!("Signature not yet current: {signed_at} is still later than the allowed time")
+        } else {
+            return None;
+        };
+        Some(Answer::error(call.format, 400, "InvalidSignatureException", &message))
     }
 
     fn apply(&self, call: &Call) -> Answer {
@@ -268,6 +289,7 @@ impl Call {
             service,
             operation: operation.to_owned(),
             format: format_of(&parts.headers),
+            signed_at: text_of(&parts.headers, &SIGNED_AT),
             body,
         })
     }
@@ -289,6 +311,19 @@ fn format_of(headers: &HeaderMap) -> Format {
         .and_then(|value| value.to_str().ok())
         .and_then(Format::from_content_type)
         .unwrap_or(Format::Json)
+}
+
+fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+/// The seconds since 1970 of a date in the form of signatures, `20260131T120000Z`.
+fn seconds_of(date: &str) -> Option<i64> {
+    let part = |range| date.get(range);
+    let (year, month, day) = (part(0..4)?, part(4..6)?, part(6..8)?);
+    let (hour, minute, second) = (part(9..11)?, part(11..13)?, part(13..15)?);
+    let text = format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z");
+    Some(DateTime::from_str(&text, DateFormat::DateTime).ok()?.secs())
 }
 
 /// The access key id that signed the request, which is how callers over HTTP are named.

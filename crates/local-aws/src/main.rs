@@ -20,13 +20,17 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(io::stderr().is_terminal() && !is_set("NO_COLOR"))
         .init();
     if let Err(error) = run(options).await {
         cli::explain(&error);
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
 async fn run(options: cli::Options) -> anyhow::Result<()> {

@@ -27,9 +27,10 @@ mod tests {
     use aws_config::{BehaviorVersion, Region};
     use aws_sdk_kinesis::config::{Credentials, SharedCredentialsProvider};
 
+    use kcl_lite::ServiceErrorKind;
+
     use super::*;
     use crate::batch::Entry;
-    use crate::failure::FailureKind;
     use crate::send::Sender;
 
     /// The real HTTP client, and a port that was free a moment ago.
@@ -49,7 +50,7 @@ mod tests {
         let entry = Entry { key: "Shadowfax".into(), data: Vec::new() };
         let sender = Sender::new(client(&config), "wildrydes".into());
         let failure = sender.put(&[entry.into()]).await.unwrap_err();
-        assert_eq!((failure.kind, failure.is_transient()), (FailureKind::Unreachable, true));
-        assert!(failure.reason.starts_with("tcp connect error: "), "{}", failure.reason);
+        assert_eq!((failure.kind, &failure.code), (ServiceErrorKind::Unavailable, &None));
+        assert!(failure.message.starts_with("tcp connect error: "), "{}", failure.message);
     }
 }

@@ -57,6 +57,11 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "R")]
     pub(crate) rate: Option<f64>,
 
+    /// Give up if nothing can be sent for so long for a reason that is transient, such as a network
+    /// that is down, throttling or a stream that is being created, and exit with 1 [default: never]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) timeout: Option<String>,
+
     /// Pack records of one shard into one Kinesis record, in the format of the Kinesis Producer
     /// Library: at most 50 KiB of them, or what comes in 100 ms
     #[arg(long)]
@@ -172,6 +177,9 @@ mod tests {
               --rate <R>                Records per second over the whole herd, instead of --interval; a
                                         request holds at most one record of each unicorn, so high rates want
                                         large herds
+              --timeout <TIME>          Give up if nothing can be sent for so long for a reason that is
+                                        transient, such as a network that is down, throttling or a stream
+                                        that is being created, and exit with 1 [default: never]
               --aggregate               Pack records of one shard into one Kinesis record, in the format of
                                         the Kinesis Producer Library: at most 50 KiB of them, or what comes
                                         in 100 ms

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, IsTerminal};
 use std::process::ExitCode;
 
 use aws_command::args::parsed;
-use aws_command::{Exit, Place, configure};
+use aws_command::{Exit, Place, configure, failure};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -33,7 +33,8 @@ async fn produce(options: Options, stop: CancellationToken) -> Exit {
     let mut console = Console::new(&mut out, &mut notes, shared, Instant::now());
     console.note(&opening(&options, &place));
     let sender = Sender::new(aws::client(&config), options.target.stream().to_owned());
-    let session = Session::new(sender, console, stop, options.seed);
+    let session =
+        Session::new(sender, console, stop, place.clone(), (options.seed, options.timeout));
     let ended = Emitter::new(options, session, wall_clock).run().await;
     drop((out, notes));
     match ended {
@@ -43,8 +44,8 @@ async fn produce(options: Options, stop: CancellationToken) -> Exit {
             complain(&format!("cannot write to stdout: {error}; hint: look at where it goes"));
             Exit::Failed
         }
-        Err(Halt::Failed(failure)) => {
-            complain(&failure.explained(&place));
+        Err(Halt::Failed(call)) => {
+            complain(&failure::explained(&call, &place));
             Exit::Failed
         }
     }

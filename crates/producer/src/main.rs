@@ -3,12 +3,14 @@
 use std::io;
 use std::process::ExitCode;
 
+use aws_command::terminal::has_colours;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     // Without RUST_LOG nothing is logged: what a user must know is said in plain lines.
     if let Ok(filter) = EnvFilter::try_from_default_env() {
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+        log.with_ansi(has_colours()).init();
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -41,6 +41,8 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
     pub(crate) temper: Temper,
     pub(crate) aggregate: bool,
+    /// How long what is transient is waited for, if not without end.
+    pub(crate) timeout: Option<Duration>,
 }
 
 impl TryFrom<Cli> for Options {
@@ -49,7 +51,7 @@ impl TryFrom<Cli> for Options {
     fn try_from(cli: Cli) -> Result<Self, String> {
         let pace = match cli.rate {
             Some(rate) => Pace::PerSecond(checked_rate(rate)?),
-            None => Pace::Every(interval(&cli.interval)?),
+            None => Pace::Every(duration("--interval", &cli.interval)?),
         };
         require(cli.count != Some(0), "--count must be at least 1")?;
         require(cli.create_stream.is_none_or(|n| n >= 1), "--create-stream needs 1 shard or more")?;
@@ -62,6 +64,7 @@ impl TryFrom<Cli> for Options {
             target: Target::new(cli.stream, cli.region, cli.endpoint_url)?,
             create_shards: cli.create_stream,
             aggregate: cli.aggregate,
+            timeout: cli.timeout.map(|text| duration("--timeout", &text)).transpose()?,
             pace,
             count: cli.count,
             seed: cli.seed.unwrap_or_else(|| fastrand::u64(..)),
@@ -94,17 +97,17 @@ fn checked_rate(rate: f64) -> Result<f64, String> {
 }
 
 /// A duration as people write it; a plain number counts seconds.
-fn interval(text: &str) -> Result<Duration, String> {
+fn duration(flag: &str, text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
     let friendly = || text.parse::<SignedDuration>().ok().and_then(|d| d.try_into().ok());
-    let interval = seconds
+    let duration = seconds
         .or_else(friendly)
-        .ok_or_else(|| format!("--interval `{text}` is not a time; write 200ms, 1s, 1m or 0.5"))?;
+        .ok_or_else(|| format!("{flag} `{text}` is not a time; write 200ms, 1s, 1m or 0.5"))?;
     require(
-        (SHORTEST_INTERVAL..=LONGEST_INTERVAL).contains(&interval),
-        &format!("--interval `{text}` must be 1ms to 24h"),
+        (SHORTEST_INTERVAL..=LONGEST_INTERVAL).contains(&duration),
+        &format!("{flag} `{text}` must be 1ms to 24h"),
     )?;
-    Ok(interval)
+    Ok(duration)
 }
 
 fn temper(bearing: Option<f64>, points: Option<i64>) -> Result<Temper, String> {
@@ -137,10 +140,10 @@ mod tests {
             ("0.25", 250),
             ("1.5s", 1500),
         ] {
-            assert_eq!(interval(text), Ok(Duration::from_millis(millis)), "{text}");
+            assert_eq!(duration("--interval", text), Ok(Duration::from_millis(millis)), "{text}");
         }
         for text in ["", "soon", "0", "0s", "-1s", "-1", "25h", "NaN", "inf"] {
-            assert!(interval(text).is_err(), "{text}");
+            assert!(duration("--interval", text).is_err(), "{text}");
         }
     }
 
@@ -155,6 +158,8 @@ mod tests {
             (["--region", "YOUR_REGION_HERE"], "us-west-2"),
             (["--region", ""], "us-west-2"),
             (["--endpoint-url", "localhost:4566"], "http://"),
+            (["--timeout", "soon"], "--timeout `soon` is not a time"),
+            (["--timeout", "0s"], "--timeout `0s` must be 1ms"),
             (["--count", "0"], "at least 1"),
             (["--unicorns", "0"], "1 to 100000"),
             (["--unicorns", "100001"], "1 to 100000"),

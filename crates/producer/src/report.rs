@@ -11,9 +11,10 @@ use tokio::time::Instant;
 /// Time between two status lines of a busy producer.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
 
-/// At most one line a second about refused records that are sent again: a producer that is
-/// faster than its stream would else write one for every request.
-const NOTICE_EVERY: Duration = Duration::from_secs(1);
+/// The same notice about a call that is tried again appears once in this time, and no two notices
+/// within a second: a producer that is faster than its stream would else write one for every request.
+const NOTICE_EVERY: Duration = Duration::from_secs(30);
+const NOTICES_APART: Duration = Duration::from_secs(1);
 
 /// Records stored and records that had to be sent again, since a start.
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +57,7 @@ pub(crate) struct Console<'a> {
     in_row: bool,
     /// Counts since the last status line.
     window: Tally,
-    last_notice: Option<Instant>,
+    last_notice: Option<(String, Instant)>,
 }
 
 impl std::fmt::Debug for Console<'_> {
@@ -94,12 +95,16 @@ impl<'a> Console<'a> {
         writeln!(self.notes, "{row_end}producer: {line}").ok();
     }
 
-    /// A line that would repeat many times a second; kept to one a second.
+    /// A line that would repeat many times a second: it appears at once, and seldom again.
     pub(crate) fn notice(&mut self, line: &str, now: Instant) {
-        if self.last_notice.is_none_or(|last| now >= last + NOTICE_EVERY) {
-            self.last_notice = Some(now);
-            self.note(line);
+        if let Some((last, at)) = &self.last_notice {
+            let apart = if last == line { NOTICE_EVERY } else { NOTICES_APART };
+            if now < *at + apart {
+                return;
+            }
         }
+        self.last_notice = Some((line.to_owned(), now));
+        self.note(line);
     }
 
     /// A status line, if the last is long enough ago.
@@ -170,13 +175,13 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_appears_once_a_second() {
+    fn a_notice_appears_at_once_and_seldom_again() {
         let (_, notes) = written(false, |console, now| {
-            for millis in [0, 10, 999, 1000, 1500] {
-                console.notice(&millis.to_string(), now + Duration::from_millis(millis));
+            for (second, line) in [(0, "a"), (1, "a"), (29, "a"), (30, "a"), (30, "b"), (31, "b")] {
+                console.notice(line, now + Duration::from_secs(second));
             }
         });
-        assert_eq!(notes, "producer: 0\nproducer: 1000\n");
+        assert_eq!(notes, "producer: a\nproducer: a\nproducer: b\n");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How long to wait before trying again, and when to give up.
+//! How long to wait before trying again.
 //!
 //! The only file that names the `backoff` crate, which is unmaintained (RUSTSEC-2025-0012), so
 //! that replacing it is a change to this file. Its own jitter is switched off because it comes
@@ -17,16 +17,11 @@ const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// No delay is longer, so that a stream that recovers is noticed soon.
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
 
-/// Tries without any progress before giving up. Nine delays between ten tries are at most
-/// 0.1 + 0.2 + … + 3.2 + 3 × 5 = 21.3 seconds, longer than a short outage or a failover.
-pub(crate) const MAX_ATTEMPTS: u32 = 10;
-
 /// The delays between the attempts of one piece of work.
 #[derive(Debug)]
 pub(crate) struct Retry {
     delays: ExponentialBackoff,
     rng: Rng,
-    failures: u32,
 }
 
 impl Retry {
@@ -38,31 +33,21 @@ impl Retry {
             .with_randomization_factor(0.0)
             .with_max_elapsed_time(None)
             .build();
-        Self { delays, rng: Rng::with_seed(seed), failures: 0 }
+        Self { delays, rng: Rng::with_seed(seed) }
     }
 
     /// Forgets earlier failures, because there was progress.
     pub(crate) fn reset(&mut self) {
         self.delays.reset();
-        self.failures = 0;
     }
 
-    /// Counts a failure: the delay before the next attempt, or `None` after the last.
+    /// The delay before the next attempt.
     ///
-    /// The delay lies between half and all of the exponential one, so that producers that were
-    /// throttled together do not return together.
-    pub(crate) fn delay_after_failure(&mut self) -> Option<Duration> {
-        self.failures += 1;
-        if self.failures >= MAX_ATTEMPTS {
-            return None;
-        }
+    /// It lies between half and all of the exponential one, so that producers that were throttled
+    /// together do not return together.
+    pub(crate) fn delay_after_failure(&mut self) -> Duration {
         let whole = self.delays.next_backoff().expect("there is no limit on elapsed time");
-        Some(whole.mul_f64(0.5 + self.rng.f64() / 2.0))
-    }
-
-    /// Failed attempts since the last progress.
-    pub(crate) fn failures(&self) -> u32 {
-        self.failures
+        whole.mul_f64(0.5 + self.rng.f64() / 2.0)
     }
 }
 
@@ -71,14 +56,13 @@ mod tests {
     use super::*;
 
     fn delays(retry: &mut Retry) -> Vec<Duration> {
-        std::iter::from_fn(|| retry.delay_after_failure()).collect()
+        (0..9).map(|_| retry.delay_after_failure()).collect()
     }
 
     #[test]
-    fn delays_double_up_to_the_longest_and_then_end() {
+    fn delays_double_up_to_the_longest() {
         let delays = delays(&mut Retry::new(1));
         let whole = [100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000].map(Duration::from_millis);
-        assert_eq!(delays.len(), whole.len());
         for (delay, whole) in delays.iter().zip(whole) {
             assert!(*delay >= whole / 2 && *delay <= whole, "{delay:?} of {whole:?}");
         }
@@ -91,11 +75,10 @@ mod tests {
     }
 
     #[test]
-    fn progress_gives_all_attempts_back() {
+    fn progress_starts_the_delays_again() {
         let mut retry = Retry::new(1);
-        while retry.delay_after_failure().is_some() {}
+        delays(&mut retry);
         retry.reset();
-        assert_eq!(delays(&mut retry).len(), 9);
-        assert!(Retry::new(1).delay_after_failure().unwrap() <= FIRST_DELAY);
+        assert!(retry.delay_after_failure() <= FIRST_DELAY);
     }
 }

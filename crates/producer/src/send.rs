@@ -9,7 +9,7 @@ use aws_sdk_kinesis::types::{
 };
 
 use crate::batch::Parcel;
-use crate::failure::{Failure, FailureKind};
+use crate::failure::{Failure, from_sdk, in_reply};
 use crate::shards::{Shard, ShardMap};
 
 /// A stream and the client to reach it.
@@ -42,7 +42,8 @@ impl Sender {
     async fn put_record(&self, parcel: &Parcel) -> Result<String, Failure> {
         let call = self.client.put_record().stream_name(&self.stream);
         let call = call.partition_key(parcel.key()).data(Blob::new(parcel.data()));
-        let reply = call.send().await.map_err(|error| Failure::from_sdk("PutRecord", &error))?;
+        let reply =
+            call.send().await.map_err(|error| from_sdk("PutRecord", &self.stream, &error))?;
         Ok(reply.shard_id)
     }
 
@@ -56,13 +57,14 @@ impl Sender {
         });
         let call = self.client.put_records().stream_name(&self.stream);
         let call = call.set_records(Some(records.collect()));
-        let reply = call.send().await.map_err(|error| Failure::from_sdk("PutRecords", &error))?;
+        let reply =
+            call.send().await.map_err(|error| from_sdk("PutRecords", &self.stream, &error))?;
         let results = reply.records();
         if results.len() != batch.len() {
             let reason = format!("{} results for {} records", results.len(), batch.len());
-            return Err(Failure::new(FailureKind::Unavailable, "PutRecords", &reason));
+            return Err(in_reply("PutRecords", &self.stream, None, &reason));
         }
-        Ok(results.iter().map(stored).collect())
+        Ok(results.iter().map(|result| stored(&self.stream, result)).collect())
     }
 
     /// The shards that take records.
@@ -77,14 +79,15 @@ impl Sender {
         let mut call = self.client.list_shards().stream_name(&self.stream).shard_filter(open);
         let mut shards = Vec::new();
         loop {
-            let reply = call.send().await.map_err(|error| Failure::from_sdk(operation, &error))?;
+            let reply =
+                call.send().await.map_err(|error| from_sdk(operation, &self.stream, &error))?;
             shards.extend(reply.shards().iter().filter_map(shard));
             // A token stands for all that was asked for before it, and wants to be alone.
             let Some(token) = reply.next_token else { break };
             call = self.client.list_shards().next_token(token);
         }
         if shards.is_empty() {
-            return Err(Failure::new(FailureKind::Unavailable, operation, "no shard is open"));
+            return Err(in_reply(operation, &self.stream, None, "no shard is open"));
         }
         Ok(ShardMap::new(shards))
     }
@@ -97,20 +100,20 @@ impl Sender {
     pub(crate) async fn status(&self) -> Result<StreamStatus, Failure> {
         let operation = "DescribeStreamSummary";
         let call = self.client.describe_stream_summary().stream_name(&self.stream);
-        let reply = call.send().await.map_err(|error| Failure::from_sdk(operation, &error))?;
+        let reply = call.send().await.map_err(|error| from_sdk(operation, &self.stream, &error))?;
         let summary = reply.stream_description_summary();
         let status = summary.map(|summary| summary.stream_status().clone());
-        status.ok_or_else(|| Failure::new(FailureKind::Unavailable, operation, "an empty reply"))
+        status.ok_or_else(|| in_reply(operation, &self.stream, None, "an empty reply"))
     }
 
     /// Asks for the stream to be created.
     ///
     /// # Errors
     ///
-    /// `Busy` if it exists already, which a lost reply to an earlier attempt explains too.
+    /// `NotReady` if it exists already, which a lost reply to an earlier attempt explains too.
     pub(crate) async fn create(&self, shards: i32) -> Result<(), Failure> {
         let call = self.client.create_stream().stream_name(&self.stream).shard_count(shards);
-        call.send().await.map(drop).map_err(|error| Failure::from_sdk("CreateStream", &error))
+        call.send().await.map(drop).map_err(|error| from_sdk("CreateStream", &self.stream, &error))
     }
 }
 
@@ -118,12 +121,12 @@ impl Sender {
 pub(crate) type Stored = Result<String, Failure>;
 
 /// A record without an error code is stored.
-fn stored(result: &PutRecordsResultEntry) -> Stored {
+fn stored(stream: &str, result: &PutRecordsResultEntry) -> Stored {
     match result.error_code() {
         None => Ok(result.shard_id().unwrap_or_default().to_owned()),
         Some(code) => {
             let message = result.error_message().unwrap_or("");
-            Err(Failure::coded("PutRecords", code, message, 200))
+            Err(in_reply("PutRecords", stream, Some(code), message))
         }
     }
 }

@@ -1,19 +1,21 @@
 //! One process's dealings with its stream: what to do about a failure, how to wait, how to stop.
 //!
-//! Owns the retry state and both outputs. Transient failures are waited out, visibly and a bounded
-//! number of times; every wait ends at once when a stop is requested, except that for a put on
+//! Owns the retry state and both outputs. Transient failures are waited out, visibly and as long as
+//! `--timeout` allows; every wait ends at once when a stop is requested, except that for a put on
 //! its way, which gets a short grace. Knows nothing of unicorns.
 
 use std::io;
 use std::time::Duration;
 
+use aws_command::Place;
+use aws_command::failure::retried;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::Parcel;
-use crate::failure::Failure;
+use crate::failure::{Failure, in_reply};
 use crate::report::Console;
-use crate::retry::{MAX_ATTEMPTS, Retry};
+use crate::retry::Retry;
 use crate::send::{Sender, Stored};
 
 /// How long a put that is on its way when a stop is requested may still take.
@@ -42,7 +44,11 @@ pub(crate) struct Session<'a> {
     pub(crate) sender: Sender,
     pub(crate) console: Console<'a>,
     pub(crate) stop: CancellationToken,
+    place: Place,
     retry: Retry,
+    timeout: Option<Duration>,
+    /// When the first failure since the last progress was.
+    failing_since: Option<Instant>,
 }
 
 impl<'a> Session<'a> {
@@ -50,9 +56,11 @@ impl<'a> Session<'a> {
         sender: Sender,
         console: Console<'a>,
         stop: CancellationToken,
-        seed: u64,
+        place: Place,
+        (seed, timeout): (u64, Option<Duration>),
     ) -> Self {
-        Self { sender, console, stop, retry: Retry::new(seed) }
+        let retry = Retry::new(seed);
+        Self { sender, console, stop, place, retry, timeout, failing_since: None }
     }
 
     /// Puts a batch once.
@@ -82,29 +90,46 @@ impl<'a> Session<'a> {
     /// Forgets earlier failures: something was stored or answered.
     pub(crate) fn progress(&mut self) {
         self.retry.reset();
+        self.failing_since = None;
     }
 
     /// Says why a call is repeated and waits before it; gives up if it is no use.
     ///
     /// # Errors
     ///
-    /// `Failed` if the failure is not transient or was the last one allowed; `Stopped`.
+    /// `Failed` if the failure is not transient, or has lasted as long as `--timeout`; `Stopped`.
     pub(crate) async fn wait_out(&mut self, failure: Failure) -> Result<(), Halt> {
-        if !failure.is_transient() {
+        if !failure.kind.is_passing() {
             return Err(Halt::Failed(failure));
         }
-        let Some(delay) = self.retry.delay_after_failure() else {
+        let delay = self.retry.delay_after_failure();
+        if self.is_late_after(delay) {
             return Err(Halt::Failed(failure));
-        };
-        let next = self.retry.failures() + 1;
-        let line = format!(
-            "{} failed: {}; attempt {next} of {MAX_ATTEMPTS} in {} ms",
-            failure.operation,
-            failure.reason,
-            delay.as_millis()
-        );
-        self.console.notice(&line, Instant::now());
+        }
+        self.console.notice(&retried(&failure, &self.place), Instant::now());
         self.pause(delay).await
+    }
+
+    /// Waits for a stream that is in the way of `status`.
+    ///
+    /// # Errors
+    ///
+    /// `Failed` if that has lasted as long as `--timeout`; `Stopped`.
+    pub(crate) async fn wait_for(&mut self, status: &str, delay: Duration) -> Result<(), Halt> {
+        if self.is_late_after(delay) {
+            let (code, words) = ("ResourceInUseException", format!("the stream is still {status}"));
+            let stream = &self.place.stream;
+            let failure = in_reply("DescribeStreamSummary", stream, Some(code), &words);
+            return Err(Halt::Failed(failure));
+        }
+        self.pause(delay).await
+    }
+
+    /// Whether nothing has succeeded for so long that after `delay` it is too late.
+    fn is_late_after(&mut self, delay: Duration) -> bool {
+        let now = Instant::now();
+        let since = *self.failing_since.get_or_insert(now);
+        self.timeout.is_some_and(|timeout| now + delay >= since + timeout)
     }
 
     /// Waits.

@@ -6,13 +6,9 @@
 use std::time::Duration;
 
 use aws_sdk_kinesis::types::StreamStatus;
-use tokio::time::Instant;
+use kcl_lite::ServiceErrorKind;
 
-use crate::failure::{Failure, FailureKind};
 use crate::session::{Halt, Session};
-
-/// The service creates a stream within a minute; more than five will not end well.
-const MAX_CREATION: Duration = Duration::from_secs(5 * 60);
 
 /// Well under the ten descriptions a second that an account may ask for.
 const POLL_EVERY: Duration = Duration::from_secs(1);
@@ -27,11 +23,11 @@ impl Session<'_> {
         loop {
             let failure = match self.sender.status().await {
                 Ok(_) => break,
-                Err(failure) if failure.kind == FailureKind::Missing => {
+                Err(failure) if failure.kind == ServiceErrorKind::Missing => {
                     self.console.note(&format!("creating the stream with {shards} shard(s)"));
                     match self.sender.create(shards).await {
                         Ok(()) => break,
-                        // `Busy` if somebody else was faster, or our own lost request was: the
+                        // `NotReady` if somebody else was faster, or our own lost request was: the
                         // next look finds the stream.
                         Err(failure) => failure,
                     }
@@ -44,34 +40,25 @@ impl Session<'_> {
         self.wait_until_active().await
     }
 
-    /// Waits while the stream is being created.
+    /// Waits while the stream is being created or deleted.
     ///
     /// # Errors
     ///
-    /// `Failed` if it is missing, being deleted, or not ACTIVE after five minutes; `Stopped`.
+    /// `Failed` if it is missing, or not ACTIVE within `--timeout`; `Stopped`.
     pub(crate) async fn wait_until_active(&mut self) -> Result<(), Halt> {
-        let deadline = Instant::now() + MAX_CREATION;
-        let mut told = false;
+        let mut told = None;
         loop {
             match self.sender.status().await {
                 Ok(StreamStatus::Active | StreamStatus::Updating) => return Ok(()),
-                Ok(StreamStatus::Deleting) => return Err(halt(FailureKind::Deleting, "DELETING")),
-                Ok(status) if Instant::now() >= deadline => {
-                    return Err(halt(FailureKind::NotActive, status.as_str()));
-                }
                 Ok(status) => {
-                    if !std::mem::replace(&mut told, true) {
+                    if told.as_ref() != Some(&status) {
                         self.console.note(&format!("the stream is {status}; waiting for ACTIVE"));
                     }
-                    self.progress();
-                    self.pause(POLL_EVERY).await?;
+                    self.wait_for(status.as_str(), POLL_EVERY).await?;
+                    told = Some(status);
                 }
                 Err(failure) => self.wait_out(failure).await?,
             }
         }
     }
-}
-
-fn halt(kind: FailureKind, status: &str) -> Halt {
-    Halt::Failed(Failure::new(kind, "DescribeStreamSummary", status))
 }

@@ -409,6 +409,8 @@ async fn start(machine: &Arc<Machine>) -> Result<WorkerHandle, Error> {
             Start::Latest => InitialPosition::Latest,
             Start::At(at) => InitialPosition::AtTimestamp(service_time(at)),
         },
+        // Short, so that starts that fail are seen, too.
+        start_timeout: Duration::from_secs(30),
         stream_recreated: plan.recreated.unwrap_or_default(),
         control_plane: ControlPlane::Inline,
         seed: Some(machine.draw(|rng| rng.u64(..))),

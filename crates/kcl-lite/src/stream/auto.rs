@@ -128,7 +128,8 @@ impl Choice {
             Fetching::Polling => None,
             Fetching::FanOut => {
                 let since = *self.failing_since.get_or_insert(now);
-                let is_refused = error.kind == ServiceErrorKind::Denied;
+                use ServiceErrorKind::{Credentials, Denied, Key};
+                let is_refused = matches!(error.kind, Credentials | Denied | Key);
                 if !is_refused && now.saturating_duration_since(since) < FAILING_FOR {
                     return None;
                 }

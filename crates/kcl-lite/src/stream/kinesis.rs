@@ -1,8 +1,7 @@
 //! The stream of the service: listing its shards, and opening readers.
 //!
-//! Owns the Kinesis clients and what an error code means to us. Only this folder names the Kinesis
-//! SDK. The SDK never retries here: what is tried
-//! again, and how often, is decided where it is known what the call was for. Never reads the wall
+//! Owns the Kinesis clients. Only this folder names the Kinesis SDK. The SDK never retries here: what
+//! is tried again, and how often, is decided where it is known what the call was for. Never reads the wall
 //! clock for a listing's time: that is the service's own, from the `Date` header of its replies.
 
 use std::error::Error as StdError;
@@ -11,7 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_config::SdkConfig;
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::timeout::{self, TimeoutConfig};
@@ -34,9 +32,9 @@ use super::fan_out::registration::Registration;
 use super::one_shard::OneShard;
 use super::polling::PollingReader;
 use super::{Description, ListFrom, Listing, Notice, ShardReader, Stream};
-use crate::aws::is_clock_wrong;
 use crate::clock::{self, Clock, TokioClock};
-use crate::error::{BoxError, ServiceError, ServiceErrorKind};
+use crate::error::{BoxError, FailedCall, ServiceError, ServiceErrorKind};
+use crate::failed_call::{broken_events, failed_call};
 use crate::lease::StreamIdentity;
 use crate::mutant;
 use crate::position::{Cursor, InitialPosition};
@@ -183,8 +181,8 @@ impl KinesisStream {
     where
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
-        let (kind, words) = (kind_of(&error), words_of(&error));
-        self.explained(operation, object, kind, &words).with_source(error)
+        let (action, resource) = self.named(operation, object);
+        self.explained(operation, failed_call(action, resource, &error)).with_source(error)
     }
 
     /// Gives the end of an event stream its meaning.
@@ -194,44 +192,42 @@ impl KinesisStream {
         object: &str,
         error: SdkError<SubscribeToShardEventStreamError, RawMessage>,
     ) -> ServiceError {
-        // Anything else is a connection that broke, or a frame that cannot be read.
-        let event = error.as_service_error();
-        let kind = event.map_or(ServiceErrorKind::Unavailable, kind_of_event);
-        let words = chain(&error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
-        self.explained(operation, object, kind, &words).with_source(error)
+        let (action, resource) = self.named(operation, object);
+        let code = error.as_service_error().map(code_of_event);
+        let call = broken_events(action, resource, code.as_deref(), &error);
+        self.explained(operation, call).with_source(error)
     }
 
-    fn explained(
-        &self,
-        operation: &str,
-        object: &str,
-        kind: ServiceErrorKind,
-        words: &str,
-    ) -> ServiceError {
+    fn named(&self, operation: &str, object: &str) -> (String, String) {
+        (format!("kinesis:{operation}"), format!("stream `{}`{object}", self.name_or_arn))
+    }
+
+    fn explained(&self, operation: &str, call: FailedCall) -> ServiceError {
         let region = self.calls.config().region().map_or("(none set)", |region| region.as_ref());
-        let stream = &self.name_or_arn;
-        let context = match kind {
+        let (resource, words) = (&call.resource, call.words());
+        let context = match call.kind {
             ServiceErrorKind::Missing => format!(
-                "stream `{stream}`{object} not found in region `{region}`: create it, or correct \
-                 the name or the region ({operation}: {words})"
+                "{resource} not found in region `{region}`: create it, or correct the name or the \
+                 region ({operation}: {words})"
             ),
             ServiceErrorKind::NotReady => {
-                format!(
-                    "stream `{stream}` in region `{region}` is not ready ({operation}: {words})"
-                )
+                format!("{resource} in region `{region}` is not ready ({operation}: {words})")
             }
-            ServiceErrorKind::Denied => format!(
-                "{operation} on stream `{stream}`{object} in region `{region}` was refused, check \
-                 the credentials and whether they allow `kinesis:{operation}`: {words}"
-            ),
             ServiceErrorKind::Throttled
             | ServiceErrorKind::Unavailable
+            | ServiceErrorKind::WrongClock
+            | ServiceErrorKind::FileLimit
+            | ServiceErrorKind::Tls
+            | ServiceErrorKind::Credentials
+            | ServiceErrorKind::Key
+            | ServiceErrorKind::Denied
             | ServiceErrorKind::Expired
             | ServiceErrorKind::Invalid => {
-                format!("{operation} on stream `{stream}`{object} in region `{region}`: {words}")
+                let remedy = call.remedy();
+                format!("{operation} on {resource} in region `{region}`: {words}{remedy}")
             }
         };
-        ServiceError::new(kind, context)
+        ServiceError::of_call(context, call)
     }
 
     /// The consumer that subscribes, and news of it.
@@ -471,7 +467,8 @@ pub(super) fn hash_range(range: &types::HashKeyRange) -> Option<HashRange> {
 }
 
 fn may_pass_soon(error: &ServiceError) -> bool {
-    matches!(error.kind, ServiceErrorKind::Throttled | ServiceErrorKind::Unavailable)
+    use ServiceErrorKind::{FileLimit, Throttled, Unavailable, WrongClock};
+    matches!(error.kind, Throttled | Unavailable | WrongClock | FileLimit)
 }
 
 /// The time of the service, as a reply says it, and our instant when it came.
@@ -538,43 +535,6 @@ impl Intercept for ServiceDate {
     }
 }
 
-/// What a failed call means.
-fn kind_of<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> ServiceErrorKind {
-    match error {
-        SdkError::ServiceError(service) if is_clock_wrong(service.err()) => {
-            ServiceErrorKind::Unavailable
-        }
-        SdkError::ServiceError(service) => kind_of_reply(
-            service.err().code().unwrap_or_default(), //
-            service.raw().status().as_u16(),
-        ),
-        SdkError::ConstructionFailure(_) => ServiceErrorKind::Invalid,
-        SdkError::DispatchFailure(failure)
-            if failure.as_connector_error().is_some_and(|error| lacks_credentials(error)) =>
-        {
-            ServiceErrorKind::Denied
-        }
-        // No answer in time, no connection, a reply that cannot be read.
-        SdkError::TimeoutError(_)
-        | SdkError::DispatchFailure(_)
-        | SdkError::ResponseError(_)
-        | _ => ServiceErrorKind::Unavailable,
-    }
-}
-
-/// Whether the call was never sent for want of credentials: waiting does not help.
-fn lacks_credentials(error: &(dyn StdError + 'static)) -> bool {
-    chain(error).any(|error| {
-        error.downcast_ref::<CredentialsError>().is_some_and(|error| {
-            matches!(
-                error,
-                CredentialsError::CredentialsNotLoaded(_)
-                    | CredentialsError::InvalidConfiguration(_)
-            )
-        })
-    })
-}
-
 /// A time of a reply. Replies give seconds as a floating-point number, which may be a hair less than
 /// the millisecond that was meant.
 pub(super) fn timestamp(time: &DateTime) -> Timestamp {
@@ -582,85 +542,22 @@ pub(super) fn timestamp(time: &DateTime) -> Timestamp {
     Timestamp::from_millis(i64::try_from(millis).unwrap_or(0))
 }
 
-/// What an error reply means, by its code; by its status when the code is unknown.
-fn kind_of_reply(code: &str, status: u16) -> ServiceErrorKind {
-    match code {
-        "ProvisionedThroughputExceededException"
-        | "LimitExceededException"
-        | "KMSThrottlingException"
-        | "ThrottlingException"
-        | "RequestLimitExceeded"
-        | "TooManyRequestsException" => ServiceErrorKind::Throttled,
-        "ExpiredIteratorException" | "ExpiredNextTokenException" => ServiceErrorKind::Expired,
-        "ResourceInUseException" => ServiceErrorKind::NotReady,
-        "ResourceNotFoundException" => ServiceErrorKind::Missing,
-        "AccessDeniedException"
-        | "ExpiredTokenException"
-        | "IncompleteSignature"
-        | "InvalidClientTokenId"
-        | "InvalidSignatureException"
-        | "MissingAuthenticationTokenException"
-        | "NotAuthorized"
-        | "OptInRequired"
-        | "UnrecognizedClientException" => ServiceErrorKind::Denied,
-        // Every other error of the key service wants a change of the key or of its policy.
-        key if key.starts_with("KMS") => ServiceErrorKind::Denied,
-        _ => match status {
-            429 => ServiceErrorKind::Throttled,
-            401 | 403 => ServiceErrorKind::Denied,
-            // A reply that should be good but cannot be read broke off, or came from elsewhere.
-            200..300 | 408 | 500.. => ServiceErrorKind::Unavailable,
-            _ => ServiceErrorKind::Invalid,
-        },
-    }
-}
-
-/// What an error event of a subscription means. Its type is known, its code need not be.
-fn kind_of_event(error: &SubscribeToShardEventStreamError) -> ServiceErrorKind {
-    let is_refused_by_key = error.is_kms_disabled_exception()
-        || error.is_kms_invalid_state_exception()
-        || error.is_kms_access_denied_exception()
-        || error.is_kms_not_found_exception()
-        || error.is_kms_opt_in_required();
-    if error.is_resource_not_found_exception() {
-        ServiceErrorKind::Missing
-    } else if error.is_resource_in_use_exception() {
-        ServiceErrorKind::NotReady
-    } else if error.is_kms_throttling_exception() {
-        ServiceErrorKind::Throttled
-    } else if is_refused_by_key {
-        ServiceErrorKind::Denied
-    } else {
-        ServiceErrorKind::Unavailable
-    }
-}
-
-/// The service's words; or what stood in the way of an answer.
-fn words_of<E>(error: &SdkError<E, HttpResponse>) -> String
-where
-    E: ProvideErrorMetadata + StdError + 'static,
-{
-    if let SdkError::ServiceError(service) = error {
-        let status = service.raw().status().as_u16();
-        let code = service.err().code().map_or_else(|| format!("HTTP {status}"), str::to_owned);
-        return match service.err().message() {
-            Some(message) => format!("{code}: {message}"),
-            None => code,
-        };
-    }
-    chain(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
-/// An error and those below it.
-fn chain<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    let mut next = Some(error);
-    std::iter::from_fn(move || {
-        let error = next?;
-        next = error.source();
-        Some(error)
-    })
+/// The code of an exception in a subscription: its type is known where its code is not.
+fn code_of_event(error: &SubscribeToShardEventStreamError) -> String {
+    use SubscribeToShardEventStreamError as Event;
+    let code = match error {
+        Event::ResourceNotFoundException(_) => "ResourceNotFoundException",
+        Event::ResourceInUseException(_) => "ResourceInUseException",
+        Event::KmsDisabledException(_) => "KMSDisabledException",
+        Event::KmsInvalidStateException(_) => "KMSInvalidStateException",
+        Event::KmsAccessDeniedException(_) => "KMSAccessDeniedException",
+        Event::KmsNotFoundException(_) => "KMSNotFoundException",
+        Event::KmsOptInRequired(_) => "KMSOptInRequired",
+        Event::KmsThrottlingException(_) => "KMSThrottlingException",
+        Event::InternalFailureException(_) => "InternalFailureException",
+        _ => error.code().unwrap_or("InternalFailure"),
+    };
+    code.to_owned()
 }
 
 #[cfg(test)]
@@ -679,29 +576,6 @@ mod tests {
         for millis in (0..1_000).map(|it| 1_700_000_085_000 + it).chain([0, 1, 999]) {
             let seconds = millis as f64 / 1_000.0;
             assert_eq!(timestamp(&DateTime::from_secs_f64(seconds)).as_millis(), millis);
-        }
-    }
-
-    #[test]
-    fn an_error_reply_has_a_meaning_by_code_and_else_by_status() {
-        use ServiceErrorKind::*;
-        for (code, status, kind) in [
-            ("ProvisionedThroughputExceededException", 400, Throttled),
-            ("KMSThrottlingException", 400, Throttled),
-            ("KMSInvalidStateException", 400, Denied),
-            ("UnrecognizedClientException", 400, Denied),
-            ("ExpiredTokenException", 400, Denied),
-            ("ExpiredNextTokenException", 400, Expired),
-            ("ResourceInUseException", 400, NotReady),
-            ("ResourceNotFoundException", 400, Missing),
-            ("InvalidArgumentException", 400, Invalid),
-            ("", 429, Throttled),
-            ("", 403, Denied),
-            ("InternalFailure", 500, Unavailable),
-            ("", 503, Unavailable),
-            ("", 200, Unavailable),
-        ] {
-            assert_eq!(kind_of_reply(code, status), kind, "{code} {status}");
         }
     }
 }

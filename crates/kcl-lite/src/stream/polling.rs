@@ -180,6 +180,11 @@ impl PollingReader {
             match error.kind {
                 ServiceErrorKind::Throttled => self.pace.throttled(now),
                 ServiceErrorKind::Unavailable
+                | ServiceErrorKind::WrongClock
+                | ServiceErrorKind::FileLimit
+                | ServiceErrorKind::Tls
+                | ServiceErrorKind::Credentials
+                | ServiceErrorKind::Key
                 | ServiceErrorKind::Denied
                 | ServiceErrorKind::Missing
                 | ServiceErrorKind::NotReady

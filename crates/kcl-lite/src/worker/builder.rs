@@ -317,14 +317,16 @@ impl Worker {
     }
 
     /// Starts, and returns when the worker is ready: the stream and the table exist and the shards
-    /// have leases. A stream that is being created is waited for.
+    /// have leases. Waits for what is transient, such as a stream that is being created, throttling, or
+    /// a service that cannot be reached, up to `Settings::start_timeout`; events tell of it.
     ///
     /// # Cancel safety
     /// Dropping the future stops the worker.
     ///
     /// # Errors
-    /// `Missing` (stream, or table that may not be created), `Denied`, `Unavailable` after bounded
-    /// attempts, each naming the call and its object.
+    /// At once `Missing` (the stream, or a table that may not be created), `Credentials`, `Denied` or
+    /// `Config`; `Unavailable` with the last reason after `Settings::start_timeout`. Each names the
+    /// call and its object.
     pub async fn start<P, F>(self, factory: F) -> Result<WorkerHandle, Error>
     where
         P: RecordProcessor,
@@ -391,6 +393,7 @@ impl Worker {
             events: self.events.clone(),
             incarnation: incarnation.clone(),
             several_streams: self.streams.len() > 1,
+            began: self.clock.now(),
         };
         let (streams, leases) =
             start::make_ready(&keeper_context, &self.streams, &mut self.rng).await?;

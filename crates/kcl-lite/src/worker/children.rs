@@ -30,10 +30,15 @@ pub(crate) async fn make(
     loop {
         match try_make(&context, &parent, &named, attempts >= PATIENCE).await {
             Ok(children) => return children,
+            // The other parent is being read, or the listing is behind: part of every healthy reshard.
+            Err(error) if error.kind == ServiceErrorKind::NotReady => {
+                tracing::debug!("the end of {} waits: {error}", parent.key);
+            }
             Err(error) => context.events.emit(&Event::CoordinationFailed {
                 operation: "creating the leases of the children",
                 error: error.to_string(),
                 passing: error.is_passing(),
+                call: error.call.clone(),
             }),
         }
         clock::sleep(&context.clock, Duration::from_secs(1)).await;
@@ -184,7 +189,7 @@ mod tests {
     use super::super::state::create_write;
     use super::*;
     use crate::clock::TokioClock;
-    use crate::event::Events;
+    use crate::event::{Events, Sink};
     use crate::lease::StreamIdentity;
     use crate::lease::memory::MemoryStore;
     use crate::lease::store::LeaseStore;
@@ -255,19 +260,49 @@ mod tests {
         for row in rows {
             store.write(&create_write(row, "other#1")).await.unwrap();
         }
-        let context = KeeperContext {
-            store: Arc::clone(&store) as Arc<dyn LeaseStore>,
-            stream: Arc::new(Listed(shards)),
-            clock: Arc::new(TokioClock),
-            settings: Settings::default(),
-            events: Events::new("me".into(), None),
-            incarnation: "me#1".to_owned(),
-            several_streams: false,
-        };
+        let context = context(&store, shards, None);
         let parent = Lease { hash_range: Some(HashRange::ALL), ..parent };
         let made = try_make(&context, &parent, named, has_waited).await;
         made.map_err(|error| error.kind)?;
         Ok(store.snapshot().len() - before)
+    }
+
+    fn context(store: &Arc<MemoryStore>, shards: Vec<Shard>, sink: Option<Sink>) -> KeeperContext {
+        KeeperContext {
+            store: Arc::clone(store) as Arc<dyn LeaseStore>,
+            stream: Arc::new(Listed(shards)),
+            clock: Arc::new(TokioClock),
+            settings: Settings::default(),
+            events: Events::new("me".into(), sink),
+            incarnation: "me#1".to_owned(),
+            several_streams: false,
+            began: tokio::time::Instant::now(),
+        }
+    }
+
+    /// Of two shards that were merged one is read to its end long before the other has a lease.
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_waits_for_the_other_parent_is_no_failure() {
+        let [first, second] = ["0", "1"].map(|id| shard(id, &[], 0, u128::MAX));
+        let child = shard("2", &["0", "1"], 0, u128::MAX);
+        let named = ChildShard::of(&"0".into(), vec![child.clone()]);
+        let store = Arc::new(MemoryStore::new());
+        let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let sink = {
+            let told = Arc::clone(&told);
+            Arc::new(move |event: &Event| told.lock().unwrap().push(event.clone()))
+        };
+        let context = context(&store, vec![first, second, child], Some(sink));
+        let parent = Lease::new("0", Checkpoint::TrimHorizon);
+        let other = async {
+            clock::sleep(&context.clock, Duration::from_secs(20)).await;
+            let other = Lease::new("1", Checkpoint::TrimHorizon);
+            store.write(&create_write(other, "other#1")).await.unwrap();
+        };
+        let (made, ()) = tokio::join!(make(context.clone(), parent, named), other);
+        assert_eq!(made.len(), 1);
+        let told = told.lock().unwrap();
+        assert!(matches!(told[..], [Event::LeaseCreated { .. }]), "{told:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,8 +1,8 @@
 //! What has to be true before a worker is ready: its streams are there, the table exists, and every
 //! stream has leases that were made for it.
 //!
-//! Every step can be repeated. Passing failures are tried again, others are the typed error that
-//! `start` returns. Never takes a lease.
+//! Every step can be repeated. Transient failures are tried again for as long as the settings allow,
+//! others are the typed error that `start` returns. Never takes a lease.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,8 +26,6 @@ use crate::settings::StreamRecreated;
 use crate::shard::plan::{self, Source};
 use crate::stream::{Description, ListFrom, Listing, Notice, Stream};
 
-/// How often a call that fails for a passing reason is tried before `start` gives up.
-const ATTEMPTS: u32 = 5;
 /// How long one call may take; creating a table takes several.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// Time between looks at a stream that is being created.
@@ -71,7 +69,15 @@ pub(crate) async fn make_ready(
     let mut described = Vec::new();
     for given in given {
         described.push(describe(context, given, rng).await?);
-        if let Some(Notice::ConsumerRegistered { consumer }) = given.stream.prepare().await? {
+        // The stream bounds its own wait for a new consumer.
+        let mut retry = attempts();
+        let notice = loop {
+            match given.stream.prepare().await {
+                Ok(notice) => break notice,
+                Err(error) => pause(context, &mut retry, rng, error).await?,
+            }
+        };
+        if let Some(Notice::ConsumerRegistered { consumer }) = notice {
             context.events.emit(&Event::ConsumerRegistered { consumer });
         }
     }
@@ -227,11 +233,10 @@ fn settle_others<'a>(
         let was = row.made_for();
         let is = source.identity.as_ref().map_or_else(String::new, ToString::to_string);
         return Err(Error::new(
-            ErrorKind::Config,
+            ErrorKind::OtherStream,
             format!(
                 "the leases belong to another stream: they were made for {was}, the stream of that \
-                 name is now {is}; use another application name, or set `stream_recreated` to `Adopt` \
-                 to start over with the new stream from its beginning"
+                 name is now {is}; use another application name"
             ),
         ));
     }
@@ -290,7 +295,7 @@ async fn create_first(
                 }
             }
             let call = context.create(&lease);
-            match timely(&context.clock, CALL_LIMIT, "starting", call).await {
+            match timely(&context.clock, call_limit(context), "starting", call).await {
                 Ok(()) => break,
                 Err(error) => pause(context, &mut retry, rng, error).await?,
             }
@@ -323,7 +328,9 @@ where
     let mut said = false;
     loop {
         match retried(context, rng, &call).await {
-            Err(error) if error.kind == ServiceErrorKind::NotReady => {
+            Err(error)
+                if error.kind == ServiceErrorKind::NotReady && may_wait(context, STREAM_POLL) =>
+            {
                 if !std::mem::replace(&mut said, true) {
                     context.events.emit(&Event::WaitingForStream { reason: error.to_string() });
                 }
@@ -345,9 +352,16 @@ async fn first_leases(
     if position == InitialPosition::Latest {
         listing = listing_as_of(context, &ready.stream, listing).await;
     }
-    for _ in 0..ATTEMPTS {
+    loop {
         if let Some(leases) = plan::first_leases(&listing, &ready.source) {
             return Ok(leases);
+        }
+        if !may_wait(context, STREAM_POLL) {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the shard listing does not cover the whole hash space; try again when the reshard is \
+                 over",
+            ));
         }
         sleep(&context.clock, STREAM_POLL).await;
         let at = listing.at;
@@ -356,10 +370,6 @@ async fn first_leases(
         // "Latest" is when the worker first asked.
         listing.at = at;
     }
-    Err(Error::new(
-        ErrorKind::Unavailable,
-        "the shard listing does not cover the whole hash space; try again when the reshard is over",
-    ))
 }
 
 /// The shards that were open when "latest" was, rather than those that are open now: one that closed
@@ -376,7 +386,7 @@ async fn listing_as_of(context: &KeeperContext, stream: &Arc<dyn Stream>, now: L
     }
 }
 
-/// Tries a call again while its failure may pass, up to [`ATTEMPTS`] times.
+/// Tries a call again while its failure may pass and there is time.
 async fn retried<T, F>(
     context: &KeeperContext,
     rng: &mut fastrand::Rng,
@@ -387,7 +397,7 @@ where
 {
     let mut retry = attempts();
     loop {
-        match timely(&context.clock, CALL_LIMIT, "starting", call()).await {
+        match timely(&context.clock, call_limit(context), "starting", call()).await {
             Err(error) if error.kind != ServiceErrorKind::NotReady => {
                 pause(context, &mut retry, rng, error).await?;
             }
@@ -406,14 +416,27 @@ async fn pause(
     rng: &mut fastrand::Rng,
     error: ServiceError,
 ) -> Result<(), ServiceError> {
-    if !error.is_passing() || retry.attempts() + 1 >= ATTEMPTS {
+    let delay = retry.delay(rng);
+    if !error.is_passing() || !may_wait(context, delay) {
         return Err(error);
     }
     context.events.emit(&Event::CoordinationFailed {
         operation: "starting",
         error: error.to_string(),
         passing: true,
+        call: error.call.clone(),
     });
-    sleep(&context.clock, retry.delay(rng)).await;
+    sleep(&context.clock, delay).await;
     Ok(())
+}
+
+/// Whether the start may still take as long as this.
+fn may_wait(context: &KeeperContext, delay: Duration) -> bool {
+    context.clock.now() - context.began + delay < context.settings.start_timeout
+}
+
+/// How long a call may take, so that it ends in time.
+fn call_limit(context: &KeeperContext) -> Duration {
+    let elapsed = context.clock.now() - context.began;
+    CALL_LIMIT.min(context.settings.start_timeout.saturating_sub(elapsed))
 }

@@ -18,6 +18,7 @@ use kcl_lite::{
 };
 use local_aws::{Effect, LocalAws, Rule};
 use proptest::prelude::*;
+use tokio::time::Instant;
 
 use crate::java::{Item, item};
 
@@ -373,7 +374,7 @@ async fn every_read_is_consistent() {
 
 #[tokio::test(start_paused = true)]
 async fn each_failure_has_a_kind_and_is_sent_once() {
-    use ServiceErrorKind::{Denied, Invalid, Missing, Throttled, Unavailable};
+    use ServiceErrorKind::{Credentials, Denied, Invalid, Missing, Throttled, Unavailable};
     let bench = Bench::new().await;
     for (code, status, kind) in [
         ("ProvisionedThroughputExceededException", 400, Throttled),
@@ -381,9 +382,9 @@ async fn each_failure_has_a_kind_and_is_sent_once() {
         ("ThrottlingException", 400, Throttled),
         ("ResourceNotFoundException", 400, Missing),
         ("AccessDeniedException", 400, Denied),
-        ("UnrecognizedClientException", 400, Denied),
-        ("ExpiredTokenException", 400, Denied),
-        ("InvalidSignatureException", 400, Denied),
+        ("UnrecognizedClientException", 400, Credentials),
+        ("ExpiredTokenException", 400, Credentials),
+        ("InvalidSignatureException", 400, Credentials),
         ("TransactionConflictException", 400, Unavailable),
         ("InternalServerError", 500, Unavailable),
         ("ServiceUnavailable", 503, Unavailable),
@@ -407,8 +408,20 @@ async fn a_refusal_names_the_action_to_allow() {
     let effect = Effect::FailBefore { code: "AccessDeniedException".to_owned(), status: 400 };
     bench.local.faults().add(Rule::new(effect).operation("Scan"));
     let error = bench.store.list().await.unwrap_err();
-    let remedy = "; check the credentials, and allow `dynamodb:Scan`";
+    let remedy = "; allow `dynamodb:Scan` for these credentials";
     assert!(error.to_string().ends_with(remedy), "{error}");
+}
+
+/// DynamoDB takes a connection for each call that is on its way.
+#[tokio::test(start_paused = true)]
+async fn many_calls_at_once_take_few_connections() {
+    let bench = Bench::new().await;
+    bench.local.faults().add(Rule::new(Effect::Delay(Duration::from_secs(1))).operation("GetItem"));
+    let key = SHARD.into();
+    let began = Instant::now();
+    let calls = (0..96).map(|_| bench.store.get(&key));
+    assert!(futures_util::future::join_all(calls).await.iter().all(Result::is_ok));
+    assert_eq!(began.elapsed().as_secs(), 3, "32 at a time");
 }
 
 #[tokio::test(start_paused = true)]
@@ -452,7 +465,7 @@ async fn missing_credentials_are_a_refusal_and_not_an_outage() {
     let config = config.credentials_provider(SharedCredentialsProvider::new(Nobody)).build();
     let store = DynamoStore::new(&config, TABLE, TableOptions::default());
     let error = store.prepare().await.unwrap_err();
-    assert_eq!(error.kind, ServiceErrorKind::Denied, "{error}");
+    assert_eq!(error.kind, ServiceErrorKind::Credentials, "{error}");
     assert!(error.to_string().contains("check the credentials"), "{error}");
 }
 

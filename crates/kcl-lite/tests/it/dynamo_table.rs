@@ -281,7 +281,7 @@ async fn a_table_that_may_be_made_has_to_be_looked_at() {
     local.faults().add(Rule::new(denied()).operation("DescribeTable"));
     let error = store(&local, "worker", TableOptions::default()).prepare().await.unwrap_err();
     assert_eq!(error.kind, ServiceErrorKind::Denied);
-    let remedy = "; check the credentials, and allow `dynamodb:DescribeTable`";
+    let remedy = "; allow `dynamodb:DescribeTable` for these credentials";
     assert!(error.to_string().ends_with(remedy), "{error}");
 }
 
@@ -366,7 +366,7 @@ async fn a_table_whose_key_is_gone_is_an_error_at_once() {
         let store = DynamoStore::new(&config, TABLE, TableOptions::default());
         let prepare = tokio::time::timeout(Duration::from_secs(30), store.prepare());
         let error = prepare.await.expect("waiting does not help").unwrap_err();
-        assert_eq!(error.kind, ServiceErrorKind::Denied);
+        assert_eq!(error.kind, ServiceErrorKind::Key);
         let expected = format!("table `{TABLE}` in us-east-1 is {status}: its KMS key");
         assert!(error.to_string().starts_with(&expected), "{error}");
     }

@@ -727,7 +727,7 @@ async fn a_refused_call_names_itself_the_stream_and_the_shard() {
     let (local, _client, mut reader) = with_shard().await;
     for (code, kind) in [
         ("AccessDeniedException", ServiceErrorKind::Denied),
-        ("KMSDisabledException", ServiceErrorKind::Denied),
+        ("KMSDisabledException", ServiceErrorKind::Key),
         ("KMSThrottlingException", ServiceErrorKind::Throttled),
         ("LimitExceededException", ServiceErrorKind::Throttled),
         ("ServiceUnavailable", ServiceErrorKind::Unavailable),
@@ -902,5 +902,5 @@ async fn missing_credentials_are_a_refusal() {
         .build();
     let stream = KinesisStream::new(&config, STREAM, KinesisOptions::default());
     let error = stream.list(ListFrom::All).await.unwrap_err();
-    assert_eq!(error.kind, ServiceErrorKind::Denied, "{error}");
+    assert_eq!(error.kind, ServiceErrorKind::Credentials, "{error}");
 }

@@ -114,19 +114,21 @@ fn refuse(local: &LocalAws, operation: Option<&str>, code: &str) -> RuleId {
     local.faults().add(rule)
 }
 
-const REFUSALS: [&str; 7] = [
-    "AccessDeniedException",
-    "UnrecognizedClientException",
-    "ExpiredTokenException",
-    "InvalidSignatureException",
-    "MissingAuthenticationTokenException",
-    "KMSAccessDeniedException",
-    "KMSDisabledException",
+const REFUSALS: [(&str, ErrorKind); 9] = [
+    ("AccessDeniedException", ErrorKind::Denied),
+    ("NotAuthorized", ErrorKind::Denied),
+    ("OptInRequired", ErrorKind::Denied),
+    ("UnrecognizedClientException", ErrorKind::Credentials),
+    ("ExpiredTokenException", ErrorKind::Credentials),
+    ("InvalidSignatureException", ErrorKind::Credentials),
+    ("MissingAuthenticationTokenException", ErrorKind::Credentials),
+    ("KMSAccessDeniedException", ErrorKind::Denied),
+    ("KMSDisabledException", ErrorKind::Denied),
 ];
 
 #[tokio::test(start_paused = true)]
 async fn e12_at_the_start_each_refusal_is_the_error_that_names_call_and_table() {
-    for code in REFUSALS {
+    for (code, kind) in REFUSALS {
         for operation in ["DescribeTable", "CreateTable", "Scan", "PutItem"] {
             let local = LocalAws::in_memory();
             refuse(&local, Some(operation), code);
@@ -135,7 +137,11 @@ async fn e12_at_the_start_each_refusal_is_the_error_that_names_call_and_table() 
             let builder = worker(local.sdk_config("worker"), &log).stream(MemoryStream::new(1));
             let error = start(builder, &log).await.map(|_| ()).unwrap_err();
             assert!(began.elapsed() <= SOON, "{code}: after {:?}", began.elapsed());
-            assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+            assert_eq!(error.kind(), kind, "{error}");
+            let call = error.call().unwrap();
+            assert_eq!(call.action, format!("dynamodb:{operation}"));
+            assert_eq!(call.resource, format!("table `{TABLE}` in us-east-1"));
+            assert_eq!(call.code.as_deref(), Some(code));
             let named = format!("{operation} on table `{TABLE}` in us-east-1: {code}");
             assert!(error.to_string().starts_with(&named), "{error}");
         }
@@ -190,11 +196,11 @@ async fn e12_a_key_that_cannot_be_used_is_a_refusal_with_its_own_remedy() {
         let config = canned::config(&local, "worker", vec![Reply::error("Scan", code, words, 9)]);
         let store = DynamoStore::new(&config, TABLE, TableOptions::default());
         let error = store.list().await.unwrap_err();
-        assert_eq!(error.kind, ServiceErrorKind::Denied, "{error}");
+        assert_eq!(error.kind, ServiceErrorKind::Key, "{error}");
         let words = words.trim_end_matches('.');
         let expected = format!(
-            "Scan on table `{TABLE}` in us-east-1: {code}: {words}; check that the KMS key of the \
-             table is enabled, and allow `kms:Decrypt` on it"
+            "Scan on table `{TABLE}` in us-east-1: {code}: {words}; check that the KMS key is \
+             enabled, and allow `kms:Decrypt` on it"
         );
         assert_eq!(error.to_string(), expected);
         let log = Log::default();
@@ -227,7 +233,7 @@ async fn e12_a_refused_date_is_a_failure_that_passes() {
     let refusal = Reply::error("Scan", "InvalidSignatureException", words, 9);
     let config = canned::config(&local, "worker", vec![refusal]);
     let error = start(worker(config, &log).stream(MemoryStream::new(1)), &log).await.err().unwrap();
-    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Credentials, "{error}");
 }
 
 /// Not refused, but not understood either: found by the simulation, where it ended workers.

@@ -222,7 +222,7 @@ async fn l13_leases_of_a_stream_that_was_made_again_are_refused_or_adopted() {
     }
     let before = keys(&aws).await;
     let error = try_run(builder(&aws, "north", "b"), settings(), &seen).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Config);
+    assert_eq!(error.kind(), ErrorKind::OtherStream);
     assert_eq!(error.to_string().matches("stream/north").count(), 2, "names both: {error}");
     assert_eq!((keys(&aws).await, seen.all().len()), (before, 1), "nothing is touched");
 
@@ -308,7 +308,7 @@ async fn l13_the_leases_of_another_stream_are_not_touched() {
     let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
     seen.count(1).await;
     let error = try_run(builder(&aws, "south", "b"), settings(), &seen).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Config);
+    assert_eq!(error.kind(), ErrorKind::OtherStream);
     let words = error.to_string();
     assert!(words.contains("stream/north") && words.contains("stream/south"), "{words}");
     let writes: Vec<_> = aws.requests().operations("b").into_iter().collect();

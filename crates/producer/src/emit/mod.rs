@@ -10,11 +10,12 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use kcl_lite::ServiceErrorKind;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::aggregate;
 use crate::batch::{Entry, Parcel, Queue};
-use crate::failure::{Failure, FailureKind};
+use crate::failure::Failure;
 use crate::options::Options;
 use crate::pace::Pace;
 use crate::reading;
@@ -274,7 +275,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             if let Some(failure) = self.settle(batch, reply)?.reason {
                 let left = self.queue.waiting.len();
                 let line = format!("{left} records may be stored in a shard that is not theirs");
-                self.session.console.note(&format!("{line}: {}", failure.reason));
+                self.session.console.note(&format!("{line}: {}", failure.words()));
                 return Err(Halt::Stopped);
             }
         }
@@ -316,23 +317,28 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
 
     /// Waits until it makes sense to send again.
     async fn recover(&mut self, failure: Failure) -> Result<(), Halt> {
-        if failure.kind != FailureKind::Missing {
+        if failure.kind != ServiceErrorKind::Missing {
             return self.session.wait_out(failure).await;
         }
         // A put to a stream that is being created is told that there is none.
         match self.session.wait_until_active().await {
             // Without permission to ask, the put's own answer is all that is known.
-            Err(Halt::Failed(other)) if other.kind == FailureKind::Denied => {
+            Err(Halt::Failed(other)) if other.kind == ServiceErrorKind::Denied => {
                 Err(Halt::Failed(failure))
             }
             Err(other) => Err(other),
-            // ACTIVE to one, unknown to the other: a matter of moments, and bounded.
+            // ACTIVE to one, unknown to the other: a matter of moments.
             Ok(()) => {
-                let failure = Failure { kind: FailureKind::Busy, ..failure };
+                let failure = not_ready(failure);
                 self.session.wait_out(failure).await
             }
         }
     }
+}
+
+fn not_ready(mut failure: Failure) -> Failure {
+    failure.kind = ServiceErrorKind::NotReady;
+    failure
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use aws_command::failure::explained;
+use aws_command::{Place, RegionSource};
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::client::Waiters;
 use aws_sdk_kinesis::types::{self, ShardIteratorType};
@@ -16,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::aws;
 use crate::cli::Cli;
-use crate::failure::tests::place;
 use crate::report::Console;
 use crate::send::Sender;
 
@@ -56,6 +57,15 @@ impl Ride {
     }
 }
 
+fn place() -> Place {
+    Place {
+        stream: STREAM.into(),
+        region: "us-west-2".into(),
+        region_source: RegionSource::Flag,
+        endpoint_url: None,
+    }
+}
+
 /// Rides with these flags; a stop is requested after `stop_after`.
 async fn ride(local: &LocalAws, flags: &str, stop_after: Option<Duration>) -> Ride {
     let args = ["producer", "--seed", "7"].into_iter().chain(flags.split_whitespace());
@@ -65,7 +75,8 @@ async fn ride(local: &LocalAws, flags: &str, stop_after: Option<Duration>) -> Ri
     let console = Console::new(&mut out, &mut notes, false, start);
     let stop = CancellationToken::new();
     let sender = Sender::new(aws::client(&local.sdk_config("producer")), STREAM.into());
-    let session = Session::new(sender, console, stop.clone(), options.seed);
+    let session =
+        Session::new(sender, console, stop.clone(), place(), (options.seed, options.timeout));
     let now = || Timestamp::from_millisecond(local.clock().now_ms()).unwrap();
     let emitter = Emitter::new(options, session, now);
     let stopping = async {
@@ -199,8 +210,8 @@ async fn a_throttled_record_is_sent_again_and_the_reason_is_said() {
     let ride = ride(&local, "--count 3 --bearing 0", None).await;
     assert_eq!(ride.out, "...\nsent 3 records\n");
     assert!(
-        ride.notes.contains("PutRecord failed: ProvisionedThroughputExceededException")
-            && ride.notes.contains("attempt 2 of 10 in"),
+        ride.notes.contains("kinesis:PutRecord failed, will try again on stream `wildrydes`")
+            && ride.notes.contains(": ProvisionedThroughputExceededException: "),
         "{}",
         ride.notes
     );
@@ -211,14 +222,15 @@ async fn a_throttled_record_is_sent_again_and_the_reason_is_said() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn endless_throttling_ends_after_ten_attempts() {
+async fn endless_throttling_is_waited_out_visibly_until_the_timeout() {
     let local = local().await;
     local.faults().add(rule("PutRecord", Effect::Throttle));
-    let ride = ride(&local, "", None).await;
-    assert_eq!(ride.failure().kind, FailureKind::Throttled);
-    assert_eq!(local.requests().count("producer", "PutRecord"), 10);
-    assert!(ride.took > seconds(10.0) && ride.took < seconds(25.0), "{:?}", ride.took);
+    let ride = ride(&local, "--timeout 10m", None).await;
+    assert_eq!(ride.failure().kind, ServiceErrorKind::Throttled);
+    assert!(ride.took > seconds(590.0) && ride.took < seconds(602.0), "{:?}", ride.took);
     assert_eq!(ride.out, "", "there is nothing to sum");
+    let told = ride.notes.matches("kinesis:PutRecord failed, will try again").count();
+    assert!((15..=20).contains(&told), "at once, and about every 30 s: {}", ride.notes);
 }
 
 #[tokio::test(start_paused = true)]
@@ -231,13 +243,14 @@ async fn any_number_of_failures_is_waited_out_while_there_is_progress() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn endless_disconnects_end_after_ten_attempts_as_unreachable() {
+async fn endless_disconnects_end_with_the_timeout_as_unreachable() {
     let local = local().await;
     local.faults().add(rule("PutRecord", Effect::Disconnect).skip(1));
-    let ride = ride(&local, "", None).await;
-    assert_eq!(ride.failure().kind, FailureKind::Unreachable);
+    let ride = ride(&local, "--timeout 20s", None).await;
+    assert_eq!(ride.failure().kind, ServiceErrorKind::Unavailable);
     assert_eq!(ride.out, ".\nsent 1 records\n");
-    assert_eq!(local.requests().count("producer", "PutRecord"), 11);
+    assert!(ride.took > seconds(15.0) && ride.took < seconds(22.0), "{:?}", ride.took);
+    assert!(explained(ride.failure(), &place()).contains("check the network"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -266,9 +279,9 @@ async fn a_refused_action_ends_the_ride_at_once() {
     let denied = Effect::FailBefore { code: "AccessDeniedException".into(), status: 400 };
     local.faults().add(rule("PutRecord", denied));
     let ride = ride(&local, "", None).await;
-    assert_eq!(ride.failure().kind, FailureKind::Denied);
+    assert_eq!(ride.failure().kind, ServiceErrorKind::Denied);
     assert_eq!(local.requests().count("producer", "PutRecord"), 1);
-    assert!(ride.failure().explained(&place()).contains("hint: allow kinesis:PutRecord"));
+    assert!(explained(ride.failure(), &place()).contains("hint: allow kinesis:PutRecord"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -301,7 +314,7 @@ async fn records_refused_within_a_request_are_sent_again_in_order() {
     assert!(ride.ended.is_ok(), "{:?} {}", ride.ended, ride.notes);
     assert!(ride.out.ends_with("\nsent 6000 records\n"), "{}", ride.out);
     assert!(
-        ride.notes.contains("PutRecords failed: ProvisionedThroughputExceededException"),
+        ride.notes.contains("PutRecords failed, will try again on stream `wildrydes`"),
         "{}",
         ride.notes
     );
@@ -327,7 +340,7 @@ async fn a_rate_is_kept_and_told_every_ten_seconds() {
 async fn a_missing_stream_is_told_at_once() {
     let local = LocalAws::in_memory();
     let ride = ride(&local, "", None).await;
-    assert_eq!(ride.failure().kind, FailureKind::Missing);
+    assert_eq!(ride.failure().kind, ServiceErrorKind::Missing);
     assert_eq!(local.requests().count("producer", "PutRecord"), 1);
 }
 
@@ -337,7 +350,7 @@ async fn a_missing_stream_is_called_missing_even_without_permission_to_describe(
     let denied = Effect::FailBefore { code: "AccessDeniedException".into(), status: 400 };
     local.faults().add(rule("DescribeStreamSummary", denied));
     let ride = ride(&local, "", None).await;
-    assert_eq!(ride.failure().kind, FailureKind::Missing);
+    assert_eq!(ride.failure().kind, ServiceErrorKind::Missing);
 }
 
 #[tokio::test(start_paused = true)]
@@ -378,11 +391,11 @@ async fn a_stream_that_is_being_created_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_stays_creating_is_given_up_after_five_minutes() {
+async fn a_stream_that_stays_creating_is_waited_for_until_the_timeout() {
     let local = LocalAws::builder().transition(seconds(3600.0)).build().unwrap();
-    let ride = ride(&local, "--create-stream 1", None).await;
-    assert_eq!(ride.failure().kind, FailureKind::NotActive);
-    assert!(ride.took >= seconds(300.0) && ride.took < seconds(310.0), "{:?}", ride.took);
+    let ride = ride(&local, "--create-stream 1 --timeout 5m", None).await;
+    assert_eq!(ride.failure().kind, ServiceErrorKind::NotReady);
+    assert!(ride.took >= seconds(295.0) && ride.took < seconds(310.0), "{:?}", ride.took);
 }
 
 #[tokio::test(start_paused = true)]
@@ -550,6 +563,24 @@ async fn without_permission_to_list_shards_nothing_is_packed_and_the_permission_
     let denied = Effect::FailBefore { code: "AccessDeniedException".into(), status: 400 };
     local.faults().add(rule("ListShards", denied));
     let ride = ride(&local, "--aggregate", None).await;
-    assert_eq!(ride.failure().kind, FailureKind::Denied);
-    assert!(ride.failure().explained(&place()).contains("hint: allow kinesis:ListShards"));
+    assert_eq!(ride.failure().kind, ServiceErrorKind::Denied);
+    assert!(explained(ride.failure(), &place()).contains("hint: allow kinesis:ListShards"));
+}
+
+/// This machine's clock is an hour behind the service's, and then jumps by another: each time one put is
+/// refused, and the SDK learns the time from the refusal.
+#[tokio::test(start_paused = true)]
+async fn a_wrong_clock_and_one_that_jumps_cost_one_attempt_each() {
+    let local = local().await;
+    local.clock().advance(seconds(3600.0));
+    let dates = local.faults().add(rule("PutRecord", Effect::CheckDate));
+    let jump = async {
+        local.requests().wait_for("producer", "PutRecord", 4).await;
+        local.clock().advance(seconds(3600.0));
+    };
+    let (ride, ()) = tokio::join!(ride(&local, "--count 6 --timeout 20s", None), jump);
+    assert_eq!(ride.out, "......\nsent 6 records\n", "{}", ride.notes);
+    assert!(ride.notes.contains("hint: set the clock of this machine"), "{}", ride.notes);
+    assert_eq!(local.requests().count("producer", "PutRecord"), 8);
+    assert_eq!(local.faults().fired(dates), 8);
 }

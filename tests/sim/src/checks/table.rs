@@ -117,7 +117,7 @@ impl Ledger {
         (shards, rows): (&Shards, &Rows),
     ) -> bool {
         let born = self.born.get(&who).copied().unwrap_or_default();
-        if error == ErrorKind::Config && shards.is_refused(rows) {
+        if matches!(error, ErrorKind::Config | ErrorKind::OtherStream) && shards.is_refused(rows) {
             self.counts.note(Situation::LeftAlone);
             return true;
         }

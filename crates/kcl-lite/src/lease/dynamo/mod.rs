@@ -7,7 +7,6 @@
 //! an invisible retry is a second application of a write), never decides who owns what, and never
 //! puts an item in the table that is not a lease: older Java workers fail on one.
 
-mod failure;
 mod row;
 mod table;
 mod update;
@@ -33,18 +32,26 @@ use aws_sdk_dynamodb::types::{ReturnValue, ReturnValuesOnConditionCheckFailure};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
 
 use self::row::{CHECKPOINT, Item, LEASE_COUNTER, LEASE_KEY, Row, WRITE_ID, item_of, number, text};
 use self::update::Update;
 use super::store::{LeaseStore, Table, WriteOutcome};
 use super::{Lease, LeaseChange, LeaseKey, LeaseWrite};
 use crate::error::{ServiceError, ServiceErrorKind};
+use crate::failed_call::failed_call;
 use crate::mutant;
 use crate::position::Checkpoint;
 use crate::settings::TableOptions;
 
 /// A backstop for callers without a limit of their own; a worker gives up much sooner.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How many calls are made at once. DynamoDB speaks HTTP/1 only, so each takes a connection, and
+/// without a bound a worker that renews hundreds of leases in one moment would keep as many idle
+/// connections as leases. At 10 ms a call this is 3,200 calls a second: a thousand leases of the
+/// default duration are renewed 300 times a second.
+const MOST_CALLS: usize = 32;
 
 /// Leases in a DynamoDB table.
 pub struct DynamoStore {
@@ -56,6 +63,8 @@ pub struct DynamoStore {
     options: TableOptions,
     /// This store has sent a `CreateTable`, so the table is new and not somebody's.
     made: AtomicBool,
+    /// Bounds the connections to the service. A caller's own limit includes the wait for its turn.
+    calls: Semaphore,
     /// Keys of rows that the last listing could not read: each is reported once.
     unreadable: Mutex<BTreeSet<LeaseKey>>,
 }
@@ -89,6 +98,7 @@ impl DynamoStore {
             table,
             options,
             made: AtomicBool::new(false),
+            calls: Semaphore::new(MOST_CALLS),
             unreadable: Mutex::default(),
         }
     }
@@ -263,6 +273,12 @@ impl DynamoStore {
         }
     }
 
+    /// Makes a call when fewer than the most are being made.
+    async fn in_turn<T>(&self, call: impl Future<Output = T>) -> T {
+        let _turn = self.calls.acquire().await.expect("nothing closes it");
+        call.await
+    }
+
     fn refused(
         &self,
         cause: &ConditionalCheckFailedException,
@@ -279,7 +295,9 @@ impl DynamoStore {
     where
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
-        failure::failed(operation, &self.place, error)
+        let call = failed_call(format!("dynamodb:{operation}"), &self.place, &error);
+        let context = format!("{operation} on {}: {}{}", self.place, call.words(), call.remedy());
+        ServiceError::of_call(context, call).with_source(error)
     }
 }
 
@@ -289,18 +307,18 @@ impl LeaseStore for DynamoStore {
     }
 
     fn list(&self) -> BoxFuture<'_, Result<Table, ServiceError>> {
-        self.scan().boxed()
+        self.in_turn(self.scan()).boxed()
     }
 
     fn get<'a>(&'a self, key: &'a LeaseKey) -> BoxFuture<'a, Result<Option<Lease>, ServiceError>> {
-        self.read(key).boxed()
+        self.in_turn(self.read(key)).boxed()
     }
 
     fn write<'a>(
         &'a self,
         write: &'a LeaseWrite,
     ) -> BoxFuture<'a, Result<WriteOutcome, ServiceError>> {
-        match &write.change {
+        let call = match &write.change {
             LeaseChange::Create(_) => self.create(write).boxed(),
             LeaseChange::Delete { counter } => self.delete(&write.key, *counter, true).boxed(),
             LeaseChange::Discard { counter } => self.delete(&write.key, *counter, false).boxed(),
@@ -333,6 +351,7 @@ impl LeaseStore for DynamoStore {
                 let released = Update::release(*counter, news);
                 self.marked(write, released, Update::RELEASE_CONDITION).boxed()
             }
-        }
+        };
+        self.in_turn(call).boxed()
     }
 }

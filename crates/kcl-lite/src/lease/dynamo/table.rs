@@ -92,7 +92,7 @@ impl DynamoStore {
                      or restore the table",
                     self.place
                 );
-                Err(ServiceError::new(ServiceErrorKind::Denied, context))
+                Err(ServiceError::new(ServiceErrorKind::Key, context))
             }
             status => Ok(Stage::Waiting(status.map_or("unknown", TableStatus::as_str).to_owned())),
         }

@@ -61,6 +61,8 @@ pub(crate) struct KeeperContext {
     pub(crate) incarnation: String,
     /// Whether the worker reads more than one stream.
     pub(crate) several_streams: bool,
+    /// When the worker was started.
+    pub(crate) began: Instant,
 }
 
 impl KeeperContext {
@@ -439,6 +441,7 @@ impl LeaseKeeper {
             operation: "renewing a lease",
             error: error.to_string(),
             passing: error.is_passing(),
+            call: error.call.clone(),
         });
     }
 

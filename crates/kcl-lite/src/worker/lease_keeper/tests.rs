@@ -27,6 +27,7 @@ fn keeper(before: Duration) -> (LeaseKeeper, KeeperLink) {
         events: Events::new("me".into(), None),
         incarnation: "me#1".to_owned(),
         several_streams: false,
+        began: Instant::now(),
     };
     let mut lease = Lease::new("shardId-0", Checkpoint::TrimHorizon);
     lease.owner = Some("me".into());

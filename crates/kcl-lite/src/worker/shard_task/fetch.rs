@@ -222,6 +222,7 @@ impl Fetch {
             shard: self.key.clone(),
             error: error.to_string(),
             passing: error.is_passing(),
+            call: error.call.clone(),
         });
         // Readers wait longer and longer by themselves; one that does not must not spin.
         clock::sleep(&self.context.clock, READ_FAILURE_PAUSE).await;

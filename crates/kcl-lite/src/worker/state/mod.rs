@@ -684,6 +684,7 @@ fn failure(operation: &'static str, error: &ServiceError) -> Action {
         operation,
         error: error.to_string(),
         passing: error.is_passing(),
+        call: error.call.clone(),
     })
 }
 

@@ -409,7 +409,11 @@ async fn s13_a_start_is_ready_or_tells_why_whichever_of_its_requests_fails() {
             let noted = Arc::clone(&calls);
             let began = Instant::now();
             let started = Worker::builder("s13", polling::STREAM)
-                .settings(Settings { control_plane: ControlPlane::Inline, ..horizon() })
+                .settings(Settings {
+                    control_plane: ControlPlane::Inline,
+                    start_timeout: 20 * SECOND,
+                    ..horizon()
+                })
                 .aws_config(local.sdk_config("w"))
                 .build()
                 .await
