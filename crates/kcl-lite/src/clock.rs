@@ -39,6 +39,20 @@ impl Clock for TokioClock {
     }
 }
 
+/// Whether tokio's time on this thread, and `clock` with it, stand still while real time passes: paused
+/// time, as in a test. Time that runs is read from the same monotonic clock of the system as real time,
+/// so it cannot look paused by chance, however loaded the machine is.
+pub(crate) fn is_paused(clock: &dyn Clock) -> bool {
+    let before = (Instant::now(), clock.now());
+    #[expect(clippy::disallowed_types, reason = "real time is what the others are compared with")]
+    let real = std::time::Instant::now();
+    // Longer than a tick of the system's clock.
+    while real.elapsed() < Duration::from_micros(100) {
+        std::hint::spin_loop();
+    }
+    (Instant::now(), clock.now()) == before
+}
+
 /// Makes a call to a service, or an error of kind `Unavailable` after `limit`.
 pub(crate) async fn timely<T>(
     clock: &Arc<dyn Clock>,
@@ -67,5 +81,19 @@ pub(crate) async fn within<T>(
         biased;
         reply = call => Some(reply),
         () = sleep(clock, limit) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn running_time_never_looks_paused_and_paused_time_always_does() {
+        assert!((0..1_000).all(|_| !is_paused(&TokioClock)));
+        tokio::time::pause();
+        assert!((0..1_000).all(|_| is_paused(&TokioClock)));
+        tokio::time::resume();
+        assert!((0..1_000).all(|_| !is_paused(&TokioClock)));
     }
 }

@@ -37,7 +37,8 @@ pub enum ErrorKind {
     Gap,
     /// A lease row cannot be read: inspect it; its key is in the message.
     Data,
-    /// The worker has already stopped: drop the handle.
+    /// The worker is stopping or has ended, by a shutdown, an abort or the end of its runtime: start
+    /// another one.
     Stopped,
     /// A broken invariant of this library: please report it.
     Internal,

@@ -45,5 +45,5 @@ pub use settings::{
 pub use shard::{ChildShard, HashRange, Shard};
 pub use worker::{
     Health, Report, ShardReport, ShardStatus, Status, StreamSource, Worker, WorkerBuilder,
-    WorkerHandle,
+    WorkerHandle, WorkerState,
 };

@@ -456,9 +456,12 @@ impl TableOptions {
 pub enum ControlPlane {
     /// On a thread of its own, so that a processor that blocks every thread of your runtime cannot
     /// delay a renewal.
+    ///
+    /// The thread has a runtime, and a time, of its own. `start` therefore refuses to run on paused time
+    /// (`tokio::time::pause`, `#[tokio::test(start_paused = true)]`); do not pause it later either.
     #[default]
     OwnThread,
-    /// On the runtime that `start` is called on: for tests on paused time, and simulation.
+    /// On the runtime that `start` is called on: for tests on paused time, and for simulation.
     Inline,
 }
 

@@ -315,7 +315,10 @@ impl Slot {
             tokio::select! {
                 biased;
                 order = self.orders.recv() => match order {
-                    Some(Command::Kill(back)) => return self.killed(machine, back),
+                    Some(Command::Kill(back)) => {
+                        handle.abort();
+                        return self.killed(machine, back);
+                    }
                     // The first stop counts.
                     Some(Command::Stop(deadline, back)) => {
                         stop.get_or_insert((deadline, Some(back)));
@@ -326,13 +329,18 @@ impl Slot {
                     Some(Command::Freeze(lasts)) => machine.freeze(lasts),
                     Some(Command::Revive) => {}
                 },
-                ended = stopping => return match (ended, stop) {
+                ended = stopping => {
+                    if handle.health().is_well() || !handle.status().shards.is_empty() {
+                        self.broken(format!("a worker that has ended says: {}", handle.status()));
+                    }
+                    return match (ended, stop) {
                     (Ok(report), Some((_, back))) => self.stopped(machine, report, back).await,
                     (Ok(_), None) => {
                         self.broken("the worker stopped, and nobody asked it to".to_owned());
                         End::Over
                     }
                     (Err(error), _) => self.ended(machine, &error, stop),
+                    };
                 },
             }
         }

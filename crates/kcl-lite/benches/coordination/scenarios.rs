@@ -65,7 +65,7 @@ pub(crate) fn takeover(runs: u64) -> Vec<Row> {
             let (_feeding, mut workers) = three(&world).await;
             let shards = world.held_by("a");
             let since = Instant::now();
-            drop(workers.remove(0));
+            workers.remove(0).abort();
             world.until_others_deliver(&shards, "a", since).await
         }));
     }

@@ -49,6 +49,6 @@ pub(crate) async fn read(
     let counter = Arc::clone(count);
     let worker = builder.build().await?.start(move |_| Counter(Arc::clone(&counter))).await?;
     count.reached(total).await;
-    drop(worker);
+    worker.abort();
     Ok(())
 }

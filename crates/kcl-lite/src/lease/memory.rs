@@ -13,6 +13,9 @@ use super::{Lease, LeaseKey, LeaseWrite};
 use crate::error::ServiceError;
 
 /// Leases in memory. Clones share the same leases.
+///
+/// On paused time (`#[tokio::test(start_paused = true)]`) the worker needs
+/// [`ControlPlane::Inline`](crate::ControlPlane::Inline); `start` refuses the default.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryStore {
     leases: Arc<Mutex<BTreeMap<LeaseKey, Lease>>>,

@@ -33,6 +33,9 @@ const READ_LIMIT: usize = 10_000;
 
 /// A stream in memory. Cheap to clone; clones are the same stream.
 ///
+/// On paused time (`#[tokio::test(start_paused = true)]`) the worker needs
+/// [`ControlPlane::Inline`](crate::ControlPlane::Inline); `start` refuses the default.
+///
 /// # Example: a record, and where it went
 /// ```
 /// use kcl_lite::stream::memory::MemoryStream;

@@ -20,7 +20,7 @@ use super::state::State;
 use super::{Report, Status, start};
 use crate::aws;
 use crate::budget::Budget;
-use crate::clock::{Clock, TokioClock};
+use crate::clock::{Clock, TokioClock, is_paused};
 use crate::dead_letter::DeadLetter;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Events, Sink};
@@ -29,7 +29,7 @@ use crate::lease::store::LeaseStore;
 use crate::position::InitialPosition;
 use crate::processor::{ErasedProcessor, Factory, RecordProcessor, ShardContext};
 use crate::record::WorkerId;
-use crate::settings::{FailurePolicy, Settings, StreamConsumer};
+use crate::settings::{ControlPlane, FailurePolicy, Settings, StreamConsumer};
 use crate::stream::Stream;
 use crate::stream::kinesis::{KinesisOptions, KinesisStream};
 
@@ -320,13 +320,18 @@ impl Worker {
     /// have leases. Waits for what is transient, such as a stream that is being created, throttling, or
     /// a service that cannot be reached, up to `Settings::start_timeout`; events tell of it.
     ///
+    /// The worker runs as long as the handle is kept: [dropping it](WorkerHandle#dropping-the-handle)
+    /// stops the worker.
+    ///
     /// # Cancel safety
     /// Dropping the future stops the worker.
     ///
     /// # Errors
     /// At once `Missing` (the stream, or a table that may not be created), `Credentials`, `Denied` or
     /// `Config`; `Unavailable` with the last reason after `Settings::start_timeout`. Each names the
-    /// call and its object.
+    /// call and its object. `Config` also when tokio's time is paused and
+    /// [`Settings::control_plane`](crate::Settings::control_plane) is not
+    /// [`ControlPlane::Inline`](crate::ControlPlane::Inline).
     pub async fn start<P, F>(self, factory: F) -> Result<WorkerHandle, Error>
     where
         P: RecordProcessor,
@@ -341,16 +346,23 @@ impl Worker {
         let me = self.me.clone();
         let control = self.settings.control_plane;
         let clock = Arc::clone(&self.clock);
+        if control == ControlPlane::OwnThread && is_paused(&*clock) {
+            return Err(paused_time());
+        }
         // Boxed, because it is large and the caller's future would carry it.
         let run = Box::pin(self.run(factory, Handle::current(), ready, asked, asked_for, status));
         let handle = handle::spawn(control, me, clock, stop, seen, commands, run)?;
         match is_ready.await {
             Ok(()) => Ok(handle),
-            Err(_) => Err(handle.stopped().await.err().unwrap_or_else(handle::ended_early)),
+            Err(_) => Err(handle.stopped().await.err().unwrap_or_else(handle::runtime_gone)),
         }
     }
 
-    /// Starts, runs until `shutdown` completes, then stops in good order within 30 seconds.
+    /// Starts, runs until `shutdown` completes, then stops gracefully within 30 seconds.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the worker in the background, as
+    /// [dropping a handle](WorkerHandle#dropping-the-handle) does.
     ///
     /// # Errors
     /// As [`start`](Self::start); and `Missing` when the stream is deleted while it runs.
@@ -371,7 +383,7 @@ impl Worker {
             stopped = handle.stopped() => return stopped,
             _ = shutdown => {}
         }
-        handle.shutdown(std::time::Duration::from_secs(30)).await
+        handle.shutdown(handle::STOP_DEADLINE).await
     }
 
     /// The control plane from the first call to the last.
@@ -379,7 +391,7 @@ impl Worker {
         mut self,
         factory: Factory,
         data_plane: Handle,
-        ready: oneshot::Sender<()>,
+        mut ready: oneshot::Sender<()>,
         stop: watch::Receiver<Option<tokio::time::Instant>>,
         commands: mpsc::Receiver<Command>,
         status: watch::Sender<Status>,
@@ -395,12 +407,15 @@ impl Worker {
             several_streams: self.streams.len() > 1,
             began: self.clock.now(),
         };
-        let (streams, leases) =
-            start::make_ready(&keeper_context, &self.streams, &mut self.rng).await?;
+        let (streams, leases) = tokio::select! {
+            biased;
+            // Nothing is held yet, and nobody hears how it ends.
+            () = ready.closed() => return Ok(Report::default()),
+            made = start::make_ready(&keeper_context, &self.streams, &mut self.rng) => made?,
+        };
         self.events.emit(&Event::Started { leases });
-        if ready.send(()).is_err() {
-            return Err(handle::ended_early());
-        }
+        // If nobody waits any more, the handle is gone, too: the coordinator stops.
+        ready.send(()).ok();
         let sources = streams.values().map(|stream| stream.source.clone()).collect();
         let state = State::new(
             self.me.clone(),
@@ -444,6 +459,17 @@ impl Worker {
         };
         coordinator.run().await
     }
+}
+
+/// Paused time stops on this runtime and jumps; the control thread has a runtime of its own, where time
+/// goes on. What the one proves of a lease has expired for the other, so nothing would be delivered.
+fn paused_time() -> Error {
+    Error::new(
+        ErrorKind::Config,
+        "tokio's time is paused on this runtime, but the control plane has a thread and a time of its \
+         own, so nothing would be delivered: set `control_plane` to `ControlPlane::Inline`, or do not \
+         pause time",
+    )
 }
 
 impl fmt::Debug for WorkerBuilder {

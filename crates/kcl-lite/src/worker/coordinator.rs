@@ -16,12 +16,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::JoinMap;
 
+use super::handle::{STOP_DEADLINE, runtime_gone};
 use super::lease_keeper::{KeeperContext, KeeperExit, LeaseKeeper};
 use super::liveness::{Liveness, Progress, judge};
 use super::shard_task::{Known, ShardExit, ShardStart, ShardTask, ShardTaskContext};
 use super::start::ReadyStream;
 use super::state::{Action, Ending, Input, State, Why};
-use super::{Report, ShardReport, ShardStatus, Status};
+use super::{Report, ShardReport, ShardStatus, Status, WorkerState};
 use crate::budget::Account;
 use crate::clock::{self, Clock, timely};
 use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
@@ -72,13 +73,15 @@ pub(crate) struct Coordinator {
     pub(crate) failure: Option<Error>,
 }
 
-/// A request of the handle.
+/// A request of the handle, with where to answer. A worker that is stopping drops it instead.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Hold nothing, or take part again.
-    Drain(bool),
-    /// Keep all leases and deliver nothing, or go on.
-    Pause(bool),
+    /// Hold nothing.
+    Drain(oneshot::Sender<()>),
+    /// Keep all leases and deliver nothing.
+    Pause(oneshot::Sender<()>),
+    /// Take part and deliver again.
+    Resume(oneshot::Sender<()>),
     /// Say what would be done with every lease, and why.
     Explain(oneshot::Sender<Vec<Explanation>>),
 }
@@ -92,7 +95,8 @@ pub(crate) struct Held {
     progress: Arc<Mutex<Progress>>,
     /// Of its task, while there is one.
     memory: Weak<Account>,
-    checkpoint: Checkpoint,
+    /// The checkpoint in the row.
+    stored: watch::Receiver<Checkpoint>,
     /// Why it was given up.
     stuck: Option<String>,
     keeper: Option<KeeperExit>,
@@ -149,7 +153,8 @@ impl Coordinator {
                 }
             };
             if matches!(input, Input::StopRequested) {
-                stopping = *self.stop.borrow_and_update();
+                let asked = *self.stop.borrow_and_update();
+                stopping = asked.or(Some(self.keeper_context.clock.now() + STOP_DEADLINE));
             }
             self.step(input);
             if stopping.is_none() && self.failure.is_some() {
@@ -167,6 +172,9 @@ impl Coordinator {
         for action in self.state.step(now, input) {
             self.perform(action);
         }
+        if self.state.phase() != self.status.borrow().health.state {
+            self.publish_status();
+        }
     }
 
     fn streams_that_readers_miss(&self) -> BTreeSet<StreamKey> {
@@ -177,15 +185,27 @@ impl Coordinator {
     }
 
     fn command(&self, command: Command) -> Option<Input> {
+        if self.state.phase() == WorkerState::Stopping {
+            return None;
+        }
+        // Whoever asked may be gone by the time of the answer.
         match command {
-            Command::Drain(drain) => Some(Input::DrainRequested(drain)),
-            Command::Pause(pause) => {
-                self.paused.send_replace(pause);
+            Command::Drain(accepted) => {
+                accepted.send(()).ok();
+                Some(Input::DrainRequested(true))
+            }
+            Command::Pause(accepted) => {
+                self.paused.send_replace(true);
+                accepted.send(()).ok();
                 None
             }
+            Command::Resume(accepted) => {
+                self.paused.send_replace(false);
+                accepted.send(()).ok();
+                Some(Input::DrainRequested(false))
+            }
             Command::Explain(answer) => {
-                // Whoever asked may be gone.
-                let _unheard = answer.send(self.state.explain(self.keeper_context.clock.now()));
+                answer.send(self.state.explain(self.keeper_context.clock.now())).ok();
                 None
             }
         }
@@ -210,18 +230,16 @@ impl Coordinator {
         tokio::select! {
             biased;
             () = deadline => Wake::StopDeadline,
-            stop = self.stop.wait_for(Option::is_some), if stopping.is_none() => {
-                // An error means that the handle is gone: nobody can wait for a drain any more.
-                if stop.is_ok() { Wake::Input(Box::new(Input::StopRequested)) } else { Wake::StopDeadline }
+            // An error means that the handle is gone: that is a stop, too.
+            _ = self.stop.wait_for(Option::is_some), if stopping.is_none() => {
+                Wake::Input(Box::new(Input::StopRequested))
             }
             Some(command) = self.commands.recv() => Wake::Command(command),
             Some((key, exit)) = self.keepers.join_next() => {
                 Wake::KeeperExited(key, exit.unwrap_or(KeeperExit::Lost))
             }
             Some((key, exit)) = self.shards.join_next() => {
-                // A panic outside a callback: the keeper sees the dropped line and releases.
-                let panicked = |error| ShardExit::GivenBack { reason: format!("its task: {error}") };
-                Wake::ShardExited(key, exit.unwrap_or_else(panicked))
+                Wake::ShardExited(key, exit.unwrap_or_else(|error| broken_off(&error)))
             }
             Some(input) = self.calls.join_next() => match input {
                 Ok(input) => Wake::Input(Box::new(input)),
@@ -344,7 +362,7 @@ impl Coordinator {
             give_up: link.give_up.clone(),
             progress: Arc::new(Mutex::new(Progress::new(now))),
             memory: Weak::new(),
-            checkpoint: lease.checkpoint.clone(),
+            stored: link.stored.clone(),
             stuck: None,
             keeper: None,
             shard: None,
@@ -394,9 +412,6 @@ impl Coordinator {
             // Also when the keeper itself panicked: nobody renews any more, so nobody may process.
             held.lost.cancel();
         }
-        if let KeeperExit::Done(row) = &exit {
-            held.checkpoint = row.checkpoint.clone();
-        }
         held.keeper = Some(exit);
         self.tenure_ended(key)
     }
@@ -431,7 +446,7 @@ impl Coordinator {
         };
         let given_back = |reason: &String| Ending::GivenBack { reason: reason.clone() };
         let how = reason.map_or(Ending::Usual, given_back);
-        let report = ShardReport { drained, checkpoint: held.checkpoint.clone() };
+        let report = ShardReport { drained, checkpoint: held.stored.borrow().clone() };
         self.held.remove(&key);
         if self.stop.borrow().is_some() {
             self.report.shards.insert(key.clone(), report);
@@ -443,7 +458,7 @@ impl Coordinator {
     fn abandon_the_rest(&mut self) {
         for (key, held) in std::mem::take(&mut self.held) {
             held.lost.cancel();
-            let report = ShardReport { drained: false, checkpoint: held.checkpoint };
+            let report = ShardReport { drained: false, checkpoint: held.stored.borrow().clone() };
             self.report.shards.insert(key, report);
         }
         self.calls.abort_all();
@@ -453,6 +468,7 @@ impl Coordinator {
 
     fn publish_status(&self) {
         let now = self.keeper_context.clock.now();
+        let poll_interval = self.keeper_context.settings.poll_interval;
         let shards = self.held.iter().map(|(key, held)| {
             let trouble = match self.liveness(held, now) {
                 Liveness::Well => None,
@@ -460,8 +476,9 @@ impl Coordinator {
             };
             let progress = held.progress.lock().unwrap_or_else(PoisonError::into_inner);
             let status = ShardStatus {
-                checkpoint: held.checkpoint.clone(),
-                millis_behind_latest: progress.millis_behind_latest,
+                checkpoint: held.stored.borrow().clone(),
+                millis_behind_latest: progress.millis_behind(now, poll_interval),
+                since_reply: progress.since_reply(now),
                 since_progress: now.saturating_duration_since(progress.at),
                 trouble,
             };
@@ -483,6 +500,17 @@ impl Coordinator {
         };
         self.status.send_replace(status);
     }
+}
+
+/// What follows from a shard task that ended without a word; the keeper sees the dropped line and
+/// releases.
+fn broken_off(error: &JoinError) -> ShardExit {
+    if error.is_cancelled() {
+        // Nobody else cancels one: no shard can be processed any more.
+        return ShardExit::Stop(runtime_gone());
+    }
+    // A panic outside a callback.
+    ShardExit::GivenBack { reason: format!("its task: {error}") }
 }
 
 /// Sends the same condition again while the answer is unknown: if an earlier attempt was applied,

@@ -16,6 +16,9 @@ pub(crate) const READ_LIMIT: Duration = Duration::from_secs(90);
 /// A shard task ends by itself what takes too long. Only one that cannot is judged stuck, so much
 /// later; after a short deadline, half of it.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long after a reply the next one is overdue, unless polls are further apart. An idle subscription
+/// sends an event every five seconds.
+const REPLY_OVERDUE: Duration = Duration::from_secs(10);
 /// How often a reader is replaced before its shard is given back.
 pub(crate) const READER_RESTARTS: u32 = 3;
 
@@ -52,12 +55,20 @@ pub(crate) enum Activity {
     Ending,
 }
 
+/// What the reader last found.
+#[derive(Debug, Clone, Copy)]
+struct Reply {
+    at: Instant,
+    /// How far it was behind the tip, in milliseconds; `None` if everything is read.
+    behind: Option<u64>,
+}
+
 /// What others may look at while a shard task runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Progress {
     /// When the shard last proved life: a reply, or a batch done.
     pub(crate) at: Instant,
-    pub(crate) millis_behind_latest: Option<u64>,
+    reply: Option<Reply>,
     /// The service said that the shard or stream does not exist, or did not understand what was asked
     /// for: the stream may be another one.
     pub(crate) is_missing: bool,
@@ -75,7 +86,7 @@ impl Progress {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             at: now,
-            millis_behind_latest: None,
+            reply: None,
             is_missing: false,
             activity: Activity::Reading,
             since: now,
@@ -107,14 +118,30 @@ impl Progress {
         self.since = since;
     }
 
-    /// The reader has answered.
+    /// The reader has answered; `behind` is `None` at the end of the shard.
     pub(crate) fn replied(&mut self, now: Instant, is_at_tip: bool, behind: Option<u64>) {
         self.at = now;
         self.is_missing = false;
         self.is_at_tip = is_at_tip;
         self.read_error = None;
-        self.millis_behind_latest = behind.or(self.millis_behind_latest);
+        self.reply = Some(Reply { at: now, behind });
         self.reader_lives(now);
+    }
+
+    /// How old the last reply is.
+    pub(crate) fn since_reply(&self, now: Instant) -> Option<Duration> {
+        Some(now.saturating_duration_since(self.reply?.at))
+    }
+
+    /// How far reading is behind the tip, in milliseconds: what the last reply said, and the time since
+    /// while the next one is overdue.
+    pub(crate) fn millis_behind(&self, now: Instant, poll_interval: Duration) -> Option<u64> {
+        let Some(behind) = self.reply?.behind else { return Some(0) };
+        let age = self.since_reply(now)?;
+        let is_overdue =
+            self.read_error.is_some() || age >= REPLY_OVERDUE.max(poll_interval.saturating_mul(2));
+        let since = if is_overdue { u64::try_from(age.as_millis()).unwrap_or(u64::MAX) } else { 0 };
+        Some(behind.saturating_add(since))
     }
 
     /// The service has answered that it cannot be read, or has not answered.
@@ -334,6 +361,34 @@ mod tests {
         progress.doing(hanging.clone(), later);
         progress.replied(later + READ_LIMIT, true, Some(0));
         assert_eq!(progress.current(), (hanging, later));
+    }
+
+    #[test]
+    fn lag_grows_while_replies_are_overdue_and_not_between_two_polls() {
+        let start = Instant::now();
+        let poll = Duration::from_secs(1);
+        let after = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut progress = Progress::new(start);
+        assert_eq!(progress.millis_behind(after(60), poll), None, "before the first reply");
+        progress.replied(after(60), true, Some(0));
+        assert_eq!(progress.millis_behind(after(69), poll), Some(0));
+        assert_eq!(progress.millis_behind(after(70), poll), Some(10_000));
+        assert_eq!(progress.since_reply(after(70)), Some(Duration::from_secs(10)));
+        assert_eq!(progress.millis_behind(after(130), poll * 40), Some(0), "polled every 40 s");
+        progress.read_failed(after(61), "no answer".to_owned(), false);
+        assert_eq!(progress.millis_behind(after(63), poll), Some(3_000));
+        progress.replied(after(64), false, Some(500));
+        assert_eq!(progress.millis_behind(after(65), poll), Some(500));
+    }
+
+    #[test]
+    fn a_shard_that_is_read_to_its_end_is_never_behind() {
+        let start = Instant::now();
+        let mut progress = Progress::new(start);
+        progress.replied(start, false, Some(500));
+        progress.replied(start, true, None);
+        let day = start + Duration::from_secs(24 * 3600);
+        assert_eq!(progress.millis_behind(day, Duration::from_secs(1)), Some(0));
     }
 
     #[test]

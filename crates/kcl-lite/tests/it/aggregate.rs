@@ -147,11 +147,11 @@ async fn a_killed_worker_loses_no_minute() {
         let mut ride = Ride::new();
         let killed = ride.worker("killed").await;
         ride.until_second(kill_at).await;
-        drop(killed);
+        killed.abort();
         ride.until_second(kill_at + 45).await;
         let heir = ride.worker("heir").await;
         ride.until_second(kill_at + 60).await;
-        drop(heir);
+        heir.abort();
         let _last = ride.worker("last").await;
         ride.until_second(300).await;
         // The last minute has no record after it: silence closes it.

@@ -12,6 +12,7 @@ mod faults;
 mod fleet;
 mod java;
 mod java_rows;
+mod lifecycle;
 mod own_thread;
 mod polling;
 mod processing;

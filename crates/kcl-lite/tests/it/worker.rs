@@ -77,7 +77,7 @@ async fn a_killed_worker_is_followed_at_the_end_of_its_lease_and_nothing_is_lost
     put(&fleet, 0..10);
     fleet.until_delivered(10).await;
     let other = fleet.start("b").await;
-    drop(killed);
+    killed.abort();
     let died = Instant::now();
     put(&fleet, 10..20);
     fleet
@@ -472,10 +472,22 @@ async fn the_marks_of_two_starts_differ_also_with_one_id_and_one_seed() {
 #[tokio::test(start_paused = true)]
 async fn of_two_workers_with_one_id_and_one_seed_only_the_newer_goes_on() {
     let fleet = Fleet::new(1);
-    let _older = fleet.start("a").await;
-    fleet.until_event("it has it", |_, event| matches!(event, Event::ShardStarted { .. })).await;
-    let _newer = fleet.start("a").await;
-    fleet.until_event("one gives up", |_, event| matches!(event, Event::LeaseLost { .. })).await;
+    let older = fleet.start("a").await;
+    put(&fleet, 0..5);
+    fleet.until_delivered(5).await;
+    let newer = fleet.start("a").await;
+    let stopped = tokio::time::timeout(LEASE * 10, older.stopped()).await.expect("the older stops");
+    let error = stopped.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("another worker runs with the id `a`"), "{error}");
+    tokio::time::sleep(LEASE * 4).await;
+    put(&fleet, 5..10);
+    fleet
+        .until("the newer one delivers the rest", |_| fleet.delivered().ends_with(&numbers(5..10)))
+        .await;
+    assert!(newer.health().is_well(), "{}", newer.health());
+    assert_eq!(newer.status().shards.len(), 1);
+    newer.shutdown(DEADLINE).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -516,7 +528,7 @@ async fn latest_is_resolved_once_so_a_crash_before_the_first_checkpoint_skips_no
     tokio::time::advance(Duration::from_secs(60)).await;
     let worker = fleet.start_with("a", settings()).await;
     fleet.until_event("a has it", |_, event| matches!(event, Event::ShardStarted { .. })).await;
-    drop(worker);
+    worker.abort();
     put(&fleet, 5..10);
     let worker = fleet.start_with("b", settings()).await;
     fleet.until_delivered(5).await;
@@ -625,15 +637,15 @@ async fn e14_a_paused_worker_keeps_its_leases_and_delivers_nothing() {
     let b = fleet.start("b").await;
     fleet.feed(0..10);
     fleet.until_delivered(10).await;
-    a.pause().await;
-    b.pause().await;
+    a.pause().await.unwrap();
+    b.pause().await.unwrap();
     let before = (fleet.owners(), fleet.delivered().len());
     fleet.feed(10..20);
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert_eq!((fleet.owners(), fleet.delivered().len()), before);
     assert!(a.health().is_well(), "{:?}", a.health());
-    a.resume().await;
-    b.resume().await;
+    a.resume().await.unwrap();
+    b.resume().await.unwrap();
     fleet.until_delivered(20).await;
     assert_eq!(fleet.repeats(), 0);
 }
@@ -645,13 +657,13 @@ async fn e14_a_drained_worker_holds_nothing_until_it_is_resumed() {
     let b = fleet.start("b").await;
     fleet.feed(0..10);
     fleet.until_delivered(10).await;
-    a.drain().await;
+    a.drain().await.unwrap();
     let all_at_b = |fleet: &Fleet| fleet.owners().get("b") == Some(&4);
     fleet.within(LEASE, "b has all", all_at_b).await;
-    assert_eq!(a.explain().await.len(), 4, "it still looks");
+    assert_eq!(a.explain().await.unwrap().len(), 4, "it still looks");
     fleet.feed(10..20);
     fleet.until_delivered(20).await;
-    a.resume().await;
+    a.resume().await.unwrap();
     let is_even = |fleet: &Fleet| fleet.owners().values().all(|held| *held == 2);
     fleet.within(LEASE * 2, "two each", is_even).await;
     b.shutdown(Duration::from_secs(10)).await.unwrap();

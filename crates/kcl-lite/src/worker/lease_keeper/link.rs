@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::Mark;
 use crate::clock::Clock;
-use crate::lease::PendingCheckpoint;
+use crate::lease::{Lease, PendingCheckpoint};
 use crate::position::Checkpoint;
 use crate::processor::StoreRequest;
 use crate::record::Timestamp;
@@ -41,6 +41,8 @@ pub(crate) struct KeeperLink {
     stores: mpsc::Sender<StoreRequest>,
     /// The prepared checkpoint in the row.
     pending: watch::Receiver<Option<PendingCheckpoint>>,
+    /// The checkpoint in the row, as of the last answered write.
+    pub(crate) stored: watch::Receiver<Checkpoint>,
     /// Until when the lease is proven to be ours.
     fence: watch::Receiver<Instant>,
     /// Cancelled when the shard must stop at once, because it is no longer ours.
@@ -57,20 +59,19 @@ pub(super) struct KeeperEnd {
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) stores: mpsc::Receiver<StoreRequest>,
     pub(super) pending: watch::Sender<Option<PendingCheckpoint>>,
+    pub(super) stored: watch::Sender<Checkpoint>,
     pub(super) fenced_at: watch::Sender<Instant>,
     pub(super) lost: CancellationToken,
     pub(super) give_up: CancellationToken,
 }
 
-/// A line for a lease that is proven until `fenced_at`, with what was prepared in its row.
-pub(super) fn line(
-    fenced_at: Instant,
-    prepared: Option<PendingCheckpoint>,
-) -> (KeeperLink, KeeperEnd) {
+/// A line for a lease that is proven until `fenced_at`.
+pub(super) fn line(fenced_at: Instant, row: &Lease) -> (KeeperLink, KeeperEnd) {
     let (facts, told) = watch::channel(Facts::default());
     let (requests, requested) = mpsc::channel(REQUESTS);
     let (stores, wanted) = mpsc::channel(STORES);
-    let (set_pending, pending) = watch::channel(prepared);
+    let (set_pending, pending) = watch::channel(row.pending.clone());
+    let (set_stored, stored) = watch::channel(row.checkpoint.clone());
     let (fenced_at, fence) = watch::channel(fenced_at);
     let (lost, give_up) = (CancellationToken::new(), CancellationToken::new());
     let end = KeeperEnd {
@@ -78,11 +79,12 @@ pub(super) fn line(
         requests: requested,
         stores: wanted,
         pending: set_pending,
+        stored: set_stored,
         fenced_at,
         lost: lost.clone(),
         give_up: give_up.clone(),
     };
-    (KeeperLink { facts, requests, stores, pending, fence, lost, give_up }, end)
+    (KeeperLink { facts, requests, stores, pending, stored, fence, lost, give_up }, end)
 }
 
 /// What the shard task knows, the newest of each.

@@ -164,7 +164,7 @@ impl LeaseKeeper {
         tenure: Tenure,
         rng: fastrand::Rng,
     ) -> (Self, KeeperLink) {
-        let (link, line) = link::line(tenure.fenced_at(), tenure.lease().pending.clone());
+        let (link, line) = link::line(tenure.fenced_at(), tenure.lease());
         // From the proof, not from now: a take that was answered late is renewed early.
         let next_write = tenure.valid_from() + context.settings.renew_interval();
         let most = context.settings.lease_duration / 10;
@@ -395,6 +395,7 @@ impl LeaseKeeper {
 
     fn renewed(&self, before: &Checkpoint) {
         let lease = self.tenure.lease();
+        self.line.stored.send_replace(lease.checkpoint.clone());
         let event = Event::LeaseRenewed {
             shard: lease.key.clone(),
             checkpoint: lease.checkpoint.clone(),

@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use super::lease_keeper::KeeperLink;
 use super::liveness::{Activity, Progress};
 use super::service_clock::ServiceClock;
+use super::state::HANDOFF_DEADLINE;
 use crate::budget::{Account, Budget};
 use crate::checkpoint::{AckWindow, Mark};
 use crate::clock::{self, Clock};
@@ -58,9 +59,10 @@ use suspects::Suspects;
 pub(crate) use unpack::PackingFaults;
 use unpack::Unpacker;
 
-/// How long a drain waits for deferred acknowledgements. Shorter than the time that a worker which
-/// asked for the shard waits, so that it gets what is acknowledged.
+/// How long a drain waits for deferred acknowledgements.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+// A worker that has asked for the shard gets what is acknowledged until then, instead of taking it.
+const _: () = assert!(DRAIN_LIMIT.as_millis() < HANDOFF_DEADLINE.as_millis());
 /// How long a shard that is asked for may still take to be finished.
 const FINISH_LIMIT: Duration = Duration::from_secs(3);
 

@@ -17,7 +17,7 @@ use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite};
 use crate::record::WorkerId;
 
 /// How long an owner that was asked for a lease has to let go, as in the KCL; then it is taken.
-const HANDOFF_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const HANDOFF_DEADLINE: Duration = Duration::from_secs(30);
 /// How soon to look again while a lease is being handed over.
 pub(super) const HANDOFF_SCAN: Duration = Duration::from_millis(250);
 

@@ -9,9 +9,18 @@ use super::State;
 use crate::error::ServiceError;
 use crate::lease::Lease;
 use crate::lease::balance;
-use crate::worker::Health;
+use crate::worker::{Health, WorkerState};
 
 impl State {
+    /// Where this worker is in its life, as long as it has not ended.
+    pub(crate) fn phase(&self) -> WorkerState {
+        match (self.stopping, self.has_read_table) {
+            (true, _) => WorkerState::Stopping,
+            (false, true) => WorkerState::Running,
+            (false, false) => WorkerState::Starting,
+        }
+    }
+
     /// The health of the table and of the shards that nobody holds.
     pub(crate) fn health(&self, now: Instant) -> Health {
         let unreadable = self.unreadable.iter().map(|(key, fault)| {
@@ -29,6 +38,7 @@ impl State {
         let unseen = now.saturating_duration_since(self.scanned_at);
         let table = self.table_trouble.as_ref().filter(|_| unseen >= lasts);
         Health {
+            state: self.phase(),
             table: table.map(|error| format!("not read for {} s: {error}", unseen.as_secs())),
             shards: unreadable.chain(stuck).chain(unheld).collect(),
         }

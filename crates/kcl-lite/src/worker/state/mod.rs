@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::double::Double;
+pub(crate) use self::handoff::HANDOFF_DEADLINE;
 use self::handoff::{Asked, understands_handoff};
 use self::streams::{StreamState, Vanished};
 use crate::error::{Error, ServiceError};
@@ -169,6 +170,8 @@ pub(crate) struct State {
     learned: BTreeMap<LeaseKey, Instant>,
     /// When the newest scan that was answered had been asked for.
     table_asked_at: Instant,
+    /// Whether the table has been read since the start.
+    has_read_table: bool,
     /// When the table was last read.
     scanned_at: Instant,
     /// Why it could not be read since.
@@ -220,6 +223,7 @@ impl State {
             stuck: BTreeMap::new(),
             double: Double::default(),
             lost: BTreeSet::new(),
+            has_read_table: false,
             scanned_at: now,
             table_trouble: None,
             draining: false,
@@ -321,6 +325,7 @@ impl State {
         }
         let unseen = now.saturating_duration_since(self.scanned_at);
         self.scanned_at = now;
+        self.has_read_table = true;
         self.note_table_trouble(None);
         self.unreadable = unreadable;
         let removed = self.set_others_apart(now, &mut leases);

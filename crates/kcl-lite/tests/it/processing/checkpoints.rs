@@ -139,7 +139,7 @@ async fn a_manual_checkpoint_is_durable_when_it_returns_and_renewals_carry_none(
     tokio::time::sleep(2 * LEASE).await;
     assert_eq!(*stored.lock().unwrap(), Some(at(5)));
     assert_eq!(fleet.lease(&shard()).checkpoint, at(5));
-    drop(worker);
+    worker.abort();
     let _next = start(&fleet, "b", eager()).await;
     fleet.until_delivered(7).await;
     assert_eq!(fleet.delivered()[6..], numbers(6..=6));
@@ -172,7 +172,7 @@ async fn a_prepared_checkpoint_is_durable_and_the_next_owner_decides_what_became
         assert_eq!(*prepared.lock().unwrap(), Some(pending.clone()), "before the side effect");
         assert_eq!(contexts.lock().unwrap()[0].pending, None);
         assert_eq!(fleet.lease(&shard()).checkpoint, Checkpoint::TrimHorizon);
-        drop(killed);
+        killed.abort();
         fleet.store.set(Faults::None);
 
         put(&fleet, 2..=2);

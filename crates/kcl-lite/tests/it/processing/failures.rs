@@ -72,7 +72,7 @@ async fn l01_a_failing_batch_is_passed_by_no_checkpoint_and_by_no_restart() {
     let failed_twice =
         |_: &str, event: &Event| matches!(event, Event::ProcessorFailed { attempts: 2, .. });
     fleet.until_event("the second failure", failed_twice).await;
-    drop(killed);
+    killed.abort();
     let worker = start(&fleet, "b", eager()).await;
     until_stored(&fleet, &at(100)).await;
     worker.shutdown(DEADLINE).await.unwrap();

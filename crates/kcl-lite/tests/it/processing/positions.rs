@@ -34,7 +34,7 @@ async fn l02_no_checkpoint_runs_ahead_of_asynchronous_work_whenever_the_worker_i
                 tokio::time::sleep(std::time::Duration::from_millis(rng.u64(..50))).await;
             }
         }
-        drop(worker);
+        worker.abort();
         let prefix = acknowledged.iter().take_while(|done| **done).count() - 1;
         let stored = match fleet.lease(&shard()).checkpoint {
             Checkpoint::At(position) => position.sequence_number.as_str().parse().unwrap(),
@@ -61,7 +61,7 @@ async fn l11_a_restart_goes_on_inside_an_aggregate_at_each_of_200_places() {
             until_stored(&fleet, &wanted).await;
             assert_eq!(fleet.lease(&shard()).checkpoint, wanted);
         }
-        drop(worker);
+        worker.abort();
         let _next = fleet.start_on("b", shelf, eager()).await;
         let first_of_b = |log: &[Seen]| {
             log.iter().find_map(|seen| match seen {

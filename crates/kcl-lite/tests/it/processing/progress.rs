@@ -142,9 +142,9 @@ async fn s02_the_time_of_a_pause_is_nobodys_standstill() {
     put(&fleet, 1..=10);
     let worker = fleet.start_with("a", Settings { max_unacknowledged: 10, ..eager() }).await;
     fleet.until_delivered(10).await;
-    worker.pause().await;
+    worker.pause().await.unwrap();
     tokio::time::sleep(Duration::from_secs(700)).await;
-    worker.resume().await;
+    worker.resume().await.unwrap();
     let resumed = Instant::now();
     fleet.until_event("it is given back", given_back).await;
     let waited = resumed.elapsed().as_secs();

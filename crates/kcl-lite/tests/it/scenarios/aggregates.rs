@@ -314,7 +314,7 @@ async fn l11_a_reader_that_fails_before_its_first_batch_skips_no_rest_of_an_aggr
             _ => false,
         };
         fleet.within(DEADLINE, "the checkpoint", stored).await;
-        drop(worker);
+        worker.abort();
         local.faults().add(
             Rule::new(effect.clone()).client(polling::READER).operation("GetRecords").times(2),
         );

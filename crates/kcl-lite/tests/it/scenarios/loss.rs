@@ -53,7 +53,7 @@ async fn l03_latest_survives_a_crash_before_the_first_checkpoint() {
     let fleet = Fleet::new(1);
     let worker = fleet.start_on("a", polling::stream(&local), settings()).await;
     sleep(10 * SECOND).await;
-    drop(worker);
+    worker.abort();
     sleep(5 * SECOND).await;
     polling::put(&client, 0..10).await;
     sleep(15 * SECOND).await;
@@ -238,7 +238,7 @@ async fn l06_every_hole_in_the_hash_space_is_healed_whoever_dies_in_a_reshard() 
                 stream.note().await;
             }
             if second == 20 || second == 45 {
-                workers.remove(0);
+                workers.remove(0).abort();
                 let name = format!("later-{second}");
                 workers.push(fleet.start_on(&name, stream.clone(), settings(seed)).await);
             }
@@ -338,7 +338,7 @@ async fn l09_whatever_the_last_reply_looks_like_the_shard_ends_once_and_after_it
             .rposition(|seen| matches!(seen, Seen::Record(_, shard, _) if *shard == parent));
         assert!(last < end, "shape {bits}");
         assert!(fleet.lease(&parent).checkpoint.is_shard_end(), "shape {bits}");
-        drop(worker);
+        worker.abort();
         let ends = fleet.callbacks().iter().filter(|call| call.contains("shard_ended")).count();
         assert_eq!(ends, 1, "shape {bits}");
     }

@@ -126,7 +126,7 @@ async fn d02_a_stop_at_any_moment_is_in_time_and_what_was_drained_is_not_repeate
 #[tokio::test(start_paused = true)]
 async fn d02_nothing_runs_on_after_a_stop_or_a_drop_in_whatever_state() {
     let alive = || Handle::current().metrics().num_alive_tasks();
-    let states = ["zero leases", "working", "hung", "down", "starting", "dropped"];
+    let states = ["zero leases", "working", "hung", "down", "starting", "dropped", "aborted"];
     for state in states {
         let shards = if state == "zero leases" { 1 } else { 4 };
         let hangs = (state == "hung").then(|| "1".to_owned());
@@ -148,10 +148,16 @@ async fn d02_nothing_runs_on_after_a_stop_or_a_drop_in_whatever_state() {
                 fleet.store.set(Faults::Down);
             }
             let asked = Instant::now();
-            if state != "dropped" {
-                a.shutdown(5 * SECOND).await.unwrap();
+            match state {
+                "dropped" => {
+                    drop(a);
+                    fleet.within(SECOND, "all released", |it| it.owned() == 0).await;
+                }
+                "aborted" => a.abort(),
+                _ => {
+                    a.shutdown(5 * SECOND).await.unwrap();
+                }
             }
-            drop(a);
             assert!(asked.elapsed() <= 6 * SECOND, "{state}: {:?}", asked.elapsed());
         }
         // Aborted tasks are gone when the runtime has looked at them once more.

@@ -299,7 +299,11 @@ async fn break_handoff(step: usize, blow: Blow) {
     for tick in 0..900_u32 {
         let since = struck.lock().unwrap().map(|at| at.elapsed());
         match blow {
-            Blow::Kill(who) if since.is_some() => drop(workers.remove(who)),
+            Blow::Kill(who) if since.is_some() => {
+                if let Some(killed) = workers.remove(who) {
+                    killed.abort();
+                }
+            }
             Blow::Pause(who, seconds) if since >= Some(seconds * SECOND) => {
                 fleet.link(who).resume();
             }
@@ -342,7 +346,7 @@ async fn s12_s14_the_leases_of_a_dead_worker_are_taken_also_by_those_that_have_t
         }
         let even = |fleet: &Fleet| fleet.owners().values().all(|held| *held == 4);
         fleet.within(DEADLINE, "four each", even).await;
-        drop(workers.remove(victim));
+        workers.remove(victim).abort();
         let fed = fleet.feed_for(0, 12, 1).await;
         fleet.all_of(fed, 2 * LEASE).await;
         fleet.within(LEASE, "six each", |it| it.owners().values().all(|held| *held == 6)).await;
@@ -358,7 +362,7 @@ async fn s14_a_limit_leaves_leases_free_until_a_worker_with_room_comes() {
         workers.push(fleet.start_with(name, capped.clone()).await);
     }
     fleet.within(DEADLINE, "all owned", |fleet| fleet.owned() == 12).await;
-    drop(workers.pop());
+    workers.pop().unwrap().abort();
     sleep(2 * LEASE).await;
     let of_living = |fleet: &Fleet| {
         let owners = fleet.owners();
@@ -503,7 +507,7 @@ async fn s17_a_lost_lease_is_no_crash_and_a_fleet_that_changes_settles_each_time
         if round % 2 == 0 {
             b.shutdown(DEADLINE).await.unwrap();
         } else {
-            drop(b);
+            b.abort();
         }
         fleet.within(3 * LEASE, "a has all", |fleet| fleet.owners().get("a") == Some(&2)).await;
         fed = fleet.feed_for(fed, 10, 2).await;
