@@ -33,6 +33,18 @@ impl Ack {
         self.armed = false;
         self.window.settle(self.delivered, self.part, true);
     }
+
+    /// Whether acknowledging has no effect any more: the shard was lost, released or started again, or
+    /// the attempt that the token came with has failed.
+    ///
+    /// Its records are then delivered again, here or by another worker. A sink that works through a
+    /// queue asks this before each record, so that it does not do twice what is only queued. The answer
+    /// may be out of date as soon as it is given.
+    #[must_use]
+    pub fn is_void(&self) -> bool {
+        let mut state = self.window.lock();
+        state.closed || state.entry(self.delivered).is_none()
+    }
 }
 
 impl Drop for Ack {
@@ -181,6 +193,11 @@ impl AckWindow {
         state.entries.iter_mut().for_each(|entry| entry.memory = None);
     }
 
+    /// Closes the window when the guard is dropped.
+    pub(crate) fn close_on_drop(&self) -> impl Drop + use<> {
+        CloseOnDrop(self.clone())
+    }
+
     /// Whether tokens have no effect any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed
@@ -216,6 +233,14 @@ impl AckWindow {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic of a processor never happens while the lock is held, so the state is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct CloseOnDrop(AckWindow);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 

@@ -116,13 +116,13 @@ pub enum Event {
         /// Time until the next attempt.
         retry_in: Duration,
     },
-    /// A callback of a processor takes long. It is waited for.
+    /// A callback of a processor takes long and sends no heartbeat. It is waited for.
     ProcessorSlow {
         /// The shard.
         shard: LeaseKey,
         /// The callback.
         callback: &'static str,
-        /// How long it has been running.
+        /// How long it has been running, its heartbeats included.
         running: Duration,
     },
     /// A record that kept failing was stored elsewhere and counts as acknowledged.
@@ -248,6 +248,18 @@ pub enum TakeReason {
     Own,
 }
 
+impl fmt::Display for TakeReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unowned => "nobody owned it",
+            Self::Expired => "its owner did not renew it in time",
+            Self::Balance => "this worker had less than its share",
+            Self::Handoff => "its owner handed it over",
+            Self::Own => "it was this worker's before a restart",
+        })
+    }
+}
+
 /// Who receives the events.
 pub(crate) type Sink = Arc<dyn Fn(&Event) + Send + Sync>;
 
@@ -266,10 +278,10 @@ impl Events {
     /// Logs the event and hands it to the sink.
     pub(crate) fn emit(&self, event: &Event) {
         let worker = self.worker.as_str();
-        match event.level() {
-            tracing::Level::WARN => tracing::warn!(worker, "{event}"),
-            tracing::Level::INFO => tracing::info!(worker, "{event}"),
-            _ => tracing::debug!(worker, "{event}"),
+        match event.severity() {
+            Severity::Warning => tracing::warn!(worker, "{event}"),
+            Severity::Info => tracing::info!(worker, "{event}"),
+            Severity::Routine => tracing::debug!(worker, "{event}"),
         }
         if let Some(sink) = &self.sink {
             sink(event);
@@ -283,9 +295,22 @@ impl fmt::Debug for Events {
     }
 }
 
+/// How much an event matters to whoever runs a worker; see [`Event::severity`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Happens all the time in a healthy worker. Logged as `DEBUG`.
+    Routine,
+    /// Tells of a change, such as a lease that was taken. Logged as `INFO`.
+    Info,
+    /// Somebody should look at it. Logged as `WARN`.
+    Warning,
+}
+
 impl Event {
-    /// A warning asks someone to act; information tells of a change; the rest is routine.
-    fn level(&self) -> tracing::Level {
+    /// Returns how much the event matters, so that a program can show events that it does not know by
+    /// name. The worker's own log uses the same levels.
+    #[must_use]
+    pub fn severity(&self) -> Severity {
         match self {
             Self::ProcessorFailed { .. }
             | Self::StreamGone { .. }
@@ -295,30 +320,30 @@ impl Event {
             | Self::ReaderRestarted { .. }
             | Self::ShardGivenBack { .. }
             | Self::CorruptAggregate { .. }
-            | Self::GapDetected { .. } => tracing::Level::WARN,
+            | Self::GapDetected { .. } => Severity::Warning,
             Self::ReadFailed { passing, .. } | Self::CoordinationFailed { passing, .. } => {
                 if *passing {
-                    tracing::Level::DEBUG
+                    Severity::Routine
                 } else {
-                    tracing::Level::WARN
+                    Severity::Warning
                 }
             }
-            Self::LeaseRenewed { .. } | Self::LeaseCreated { .. } | Self::LeaseDeleted { .. } => {
-                tracing::Level::DEBUG
-            }
+            Self::LeaseRenewed { .. } => Severity::Routine,
             Self::WaitingForStream { .. }
             | Self::Started { .. }
+            | Self::LeaseCreated { .. }
             | Self::LeaseTaken { .. }
             | Self::HandoffAsked { .. }
             | Self::LeaseLost { .. }
             | Self::ForeignRecords { .. }
             | Self::LeaseReleased { .. }
+            | Self::LeaseDeleted { .. }
             | Self::ShardStarted { .. }
             | Self::ShardEnded { .. }
             | Self::StandingBy { .. }
             | Self::RetrievalChanged { .. }
             | Self::ConsumerRegistered { .. }
-            | Self::Stopped => tracing::Level::INFO,
+            | Self::Stopped => Severity::Info,
         }
     }
 }
@@ -327,23 +352,20 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WaitingForStream { reason } => write!(f, "waiting for the stream: {reason}"),
-            Self::StreamGone { error } => write!(f, "a stream is gone: {error}"),
+            Self::StreamGone { error } => write!(f, "a stream does not exist any more: {error}"),
             Self::Started { leases } => write!(f, "started; the table has {leases} leases"),
             Self::LeaseCreated { shard, checkpoint } => {
                 write!(f, "created lease {shard} at {checkpoint}")
             }
             Self::LeaseTaken { shard, from, reason, checkpoint } => {
                 let from = from.as_ref().map_or("nobody", WorkerId::as_str);
-                write!(f, "took lease {shard} from {from} ({reason:?}) at {checkpoint}")
+                write!(f, "took lease {shard} from {from} at {checkpoint}: {reason}")
             }
             Self::HandoffAsked { shard, from } => write!(f, "asked {from} for lease {shard}"),
             Self::LeaseRenewed { shard, checkpoint, .. } => {
                 write!(f, "renewed lease {shard} at {checkpoint}")
             }
-            Self::LeaseLost { shard, to } => match to {
-                Some(to) => write!(f, "lost lease {shard} to {to}"),
-                None => write!(f, "lost lease {shard}: it could not be renewed in time"),
-            },
+            Self::LeaseLost { shard, to } => lost(f, shard, to.as_ref()),
             Self::LeaseReleased { shard, checkpoint } => {
                 write!(f, "released lease {shard} at {checkpoint}")
             }
@@ -362,7 +384,7 @@ impl fmt::Display for Event {
                 "processor failed on {shard} (attempt {attempts}), next in {retry_in:?}: {error}"
             ),
             Self::ProcessorSlow { shard, callback, running } => {
-                write!(f, "processor on {shard}: `{callback}` has been running for {running:?}")
+                write!(f, "processor of {shard} is slow: `{callback}` takes {running:.0?} by now")
             }
             Self::DeadLettered { shard, position, attempts, error } => write!(
                 f,
@@ -373,18 +395,18 @@ impl fmt::Display for Event {
                 "record {position} of {shard} could not be put aside, next in {retry_in:?}: {error}"
             ),
             Self::ReaderRestarted { shard, cause } => {
-                write!(f, "restarted the reader of {shard}: {cause}")
+                write!(f, "replaced the reader of {shard} by a new one: {cause}")
             }
-            Self::ShardGivenBack { shard, reason } => write!(f, "gave {shard} back: {reason}"),
+            Self::ShardGivenBack { shard, reason } => {
+                write!(f, "released {shard}, which makes no progress here: {reason}")
+            }
             Self::GapDetected { shard, from, to } => aged_out(f, shard, from, to.as_ref()),
             Self::ForeignRecords { shard, records, dropped } => {
-                let what = if *dropped { "dropped" } else { "delivered" };
-                write!(f, "{what} {records} records in aggregates of {shard} of other shards")
+                foreign(f, shard, *records, *dropped)
             }
-            Self::CorruptAggregate { shard, position, error, records } => write!(
-                f,
-                "delivered {records} aggregates of {shard} as they are, last {position}: {error}"
-            ),
+            Self::CorruptAggregate { shard, position, error, records } => {
+                corrupt(f, shard, *records, position, error)
+            }
             Self::ReadFailed { shard, error, .. } => write!(f, "reading {shard} failed: {error}"),
             Self::RetrievalChanged { shard, to, reason } => {
                 write!(f, "reading {shard} by {to} now: {reason}")
@@ -398,15 +420,46 @@ impl fmt::Display for Event {
     }
 }
 
+fn lost(f: &mut fmt::Formatter<'_>, shard: &LeaseKey, to: Option<&WorkerId>) -> fmt::Result {
+    match to {
+        Some(to) => write!(f, "lost lease {shard} to {to}"),
+        None => write!(f, "lost lease {shard}: it could not be renewed in time"),
+    }
+}
+
+fn foreign(
+    f: &mut fmt::Formatter<'_>,
+    shard: &LeaseKey,
+    records: u64,
+    dropped: bool,
+) -> fmt::Result {
+    let what = if dropped { "dropped" } else { "delivered" };
+    write!(f, "{what} {records} records of aggregates in {shard} that belong to other shards")
+}
+
+fn corrupt(
+    f: &mut fmt::Formatter<'_>,
+    shard: &LeaseKey,
+    records: u64,
+    position: &Position,
+    error: &str,
+) -> fmt::Result {
+    write!(
+        f,
+        "{records} aggregates in {shard} cannot be unpacked and were delivered as they are; "
+    )?;
+    write!(f, "the last is {position}: {error}")
+}
+
 fn aged_out(
     f: &mut fmt::Formatter<'_>,
     shard: &LeaseKey,
     from: &Checkpoint,
     to: Option<&Position>,
 ) -> fmt::Result {
-    write!(f, "records of {shard} aged out before they were read: ")?;
+    write!(f, "records of {shard} expired before they were read: ")?;
     match to {
-        Some(to) => write!(f, "between {from} and {to}"),
-        None => write!(f, "everything after {from}"),
+        Some(to) => write!(f, "those between {from} and {to}"),
+        None => write!(f, "all after {from}"),
     }
 }

@@ -11,6 +11,7 @@ pub mod dead_letter;
 mod error;
 mod event;
 mod failed_call;
+mod heartbeat;
 pub mod lease;
 #[cfg(feature = "mutants")]
 #[doc(hidden)]
@@ -29,7 +30,8 @@ mod worker;
 
 pub use checkpoint::Ack;
 pub use error::{BoxError, Error, ErrorKind, FailedCall, ServiceError, ServiceErrorKind};
-pub use event::{Event, TakeReason};
+pub use event::{Event, Severity, TakeReason};
+pub use heartbeat::Heartbeat;
 pub use lease::PendingCheckpoint;
 pub use lease::balance::{Explanation, Intent};
 pub use position::{Checkpoint, Cursor, InitialPosition, InvalidCheckpoint, Position};

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::budget::Permit;
 use crate::checkpoint::{Ack, AckWindow, Deferral, Mark};
 use crate::error::BoxError;
+use crate::heartbeat::Heartbeat;
 use crate::lease::PendingCheckpoint;
 use crate::position::{Checkpoint, Position};
 use crate::record::{LeaseKey, Record, ShardId, WorkerId};
@@ -35,8 +36,9 @@ use crate::record::{LeaseKey, Record, ShardId, WorkerId};
 /// # Time
 /// A callback that takes longer than [`slow_after`](crate::Settings::slow_after) is an event; one that
 /// takes longer than [`callback_deadline`](crate::Settings::callback_deadline) is dropped at an await
-/// point, and the shard is given back. One that blocks its thread cannot be dropped; the shard is
-/// given back all the same, and what the callback does later counts for nothing.
+/// point, and the shard is released. One that blocks its thread cannot be dropped; the shard is
+/// released all the same, and what the callback does later counts for nothing. A processor that waits
+/// for something slow but alive says so with a [`Heartbeat`], which restarts both times.
 ///
 /// # At least once
 /// A record is delivered again after a crash, after a panic, or when another worker takes the shard:
@@ -120,6 +122,8 @@ pub struct ShardContext {
     pub fencing_token: u64,
     /// A checkpoint that was prepared and not stored, if there is one.
     pub pending: Option<PendingCheckpoint>,
+    /// How the processor says that it is alive while what it waits for is slow.
+    pub heartbeat: Heartbeat,
 }
 
 /// What to do about a prepared checkpoint that was not stored.
@@ -176,6 +180,13 @@ impl Batch {
     #[must_use]
     pub fn shard_id(&self) -> &ShardId {
         &self.shard.shard_id
+    }
+
+    /// How the processor says that it is alive while what it waits for is slow: the same handle as
+    /// [`ShardContext::heartbeat`].
+    #[must_use]
+    pub fn heartbeat(&self) -> &Heartbeat {
+        &self.shard.heartbeat
     }
 
     /// The records, oldest first.

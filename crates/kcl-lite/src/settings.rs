@@ -56,13 +56,15 @@ pub struct Settings {
     pub checkpoints: CheckpointPolicy,
     /// What happens when a processor keeps failing. Default [`FailurePolicy::Retry`].
     pub failures: FailurePolicy,
-    /// After this time in one callback an event says that the processor is slow. Default 30 s, more
-    /// than 0. `Duration::MAX` switches it off.
+    /// After this time in one callback, or since its last [`Heartbeat`](crate::Heartbeat), an event says
+    /// that the processor is slow, once per callback. Default 30 s, more than 0. `Duration::MAX`
+    /// switches it off.
     pub slow_after: Duration,
-    /// The longest that one callback may take: then its future is dropped and the shard is given
-    /// back. Default 10 min, more than 0. `Duration::MAX` switches it off. Records of which none is
-    /// acknowledged for so long count as well, if the shard's window is full or other shards wait for
-    /// their memory.
+    /// The longest that one callback may take, counted from its last [`Heartbeat`](crate::Heartbeat) if
+    /// it sends any: then its future is dropped and the shard is released. Default 10 min, more than
+    /// 0. `Duration::MAX` switches it off. A shard is also released when for so long none of its records
+    /// is acknowledged and no heartbeat comes, if its window is full or other shards wait for its
+    /// memory.
     pub callback_deadline: Duration,
     /// What happens when records aged out of the stream before they were read. Default
     /// [`GapPolicy::Resume`].

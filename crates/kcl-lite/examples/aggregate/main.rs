@@ -21,7 +21,8 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use clap::Parser;
-use kcl_lite::{BoxError, Event, Worker};
+use kcl_lite::{BoxError, Event, Heartbeat, Worker};
+use tokio::task::spawn_blocking;
 
 use processor::{Aggregate, RowSink};
 use window::Row;
@@ -43,8 +44,15 @@ struct Options {
     output_stream: Option<String>,
 }
 
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let ended = runtime.block_on(run());
+    // Does not wait for a write to a pipe that nobody reads.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn run() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
     let config = kcl_lite::aws::config().load().await;
     let output = Arc::new(match options.output_stream {
@@ -56,7 +64,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .on_event(tell)
         .build()
         .await?
-        .run_until(move |_shard| Aggregate::new(Arc::clone(&output)), tokio::signal::ctrl_c())
+        .run_until(move |shard| Aggregate::new(Arc::clone(&output), shard), tokio::signal::ctrl_c())
         .await?;
     Ok(())
 }
@@ -76,12 +84,22 @@ enum Output {
 }
 
 impl RowSink for Arc<Output> {
-    async fn put(&self, rows: &[Row]) -> Result<(), BoxError> {
+    async fn put(&self, rows: &[Row], heartbeat: &Heartbeat) -> Result<(), BoxError> {
         match self.as_ref() {
-            Output::Stdout => print(rows),
+            Output::Stdout => {
+                let mut text = Vec::new();
+                for row in rows {
+                    serde_json::to_writer(&mut text, row)?;
+                    text.push(b'\n');
+                }
+                // Blocks for as long as the reader of a pipe pleases: on a thread of its own.
+                Ok(heartbeat.during(spawn_blocking(move || print(&text))).await??)
+            }
             Output::Stream { client, stream } => {
                 for rows in rows.chunks(MOST_RECORDS) {
                     put_records(client, stream, rows).await?;
+                    // Not during the call: one that is never answered must not be waited for.
+                    heartbeat.beat();
                 }
                 Ok(())
             }
@@ -89,12 +107,10 @@ impl RowSink for Arc<Output> {
     }
 }
 
-fn print(rows: &[Row]) -> Result<(), BoxError> {
+fn print(text: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    for row in rows {
-        writeln!(out, "{}", serde_json::to_string(row)?)?;
-    }
-    Ok(out.flush()?)
+    out.write_all(text)?;
+    out.flush()
 }
 
 /// One request. If a part of it is refused, all of it is put again: rows replace their like.

@@ -9,21 +9,26 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, Write as _};
 
-use kcl_lite::{Ack, Batch, BoxError, RecordProcessor};
+use kcl_lite::{Ack, Batch, BoxError, Heartbeat, RecordProcessor, ShardContext};
 use tokio::time::Instant;
 
 use super::window::{Closed, Row, Windows};
 
 /// Where rows go. A row may be put again after a failure or a crash, with the same content.
 pub(crate) trait RowSink: Send + Sync + 'static {
-    /// Puts rows out; `Ok` means that they are stored.
-    fn put(&self, rows: &[Row]) -> impl Future<Output = Result<(), BoxError>> + Send;
+    /// Puts rows out; `Ok` means that they are stored. Beats while it gets on, however slowly.
+    fn put(
+        &self,
+        rows: &[Row],
+        heartbeat: &Heartbeat,
+    ) -> impl Future<Output = Result<(), BoxError>> + Send;
 }
 
 /// Aggregates one shard.
 #[derive(Debug)]
 pub(crate) struct Aggregate<S> {
     sink: S,
+    heartbeat: Heartbeat,
     windows: Windows<Ack>,
     /// Finished, but not yet put out.
     closed: VecDeque<Closed<Ack>>,
@@ -32,13 +37,19 @@ pub(crate) struct Aggregate<S> {
 }
 
 impl<S: RowSink> Aggregate<S> {
-    pub(crate) fn new(sink: S) -> Self {
-        Self { sink, windows: Windows::default(), closed: VecDeque::new(), heard: Instant::now() }
+    pub(crate) fn new(sink: S, shard: &ShardContext) -> Self {
+        Self {
+            sink,
+            heartbeat: shard.heartbeat.clone(),
+            windows: Windows::default(),
+            closed: VecDeque::new(),
+            heard: Instant::now(),
+        }
     }
 
     async fn put_closed(&mut self) -> Result<(), BoxError> {
         while let Some(closed) = self.closed.front() {
-            self.sink.put(&closed.rows).await?;
+            self.sink.put(&closed.rows, &self.heartbeat).await?;
             let closed = self.closed.pop_front().expect("it was there before the put");
             closed.held.into_iter().for_each(Ack::acknowledge);
         }

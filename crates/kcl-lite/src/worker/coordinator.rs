@@ -27,6 +27,7 @@ use crate::budget::Account;
 use crate::clock::{self, Clock, timely};
 use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
+use crate::heartbeat::Heartbeat;
 use crate::lease::balance::Explanation;
 use crate::lease::store::WriteOutcome;
 use crate::lease::tenure::Tenure;
@@ -375,6 +376,8 @@ impl Coordinator {
             checkpoint: lease.checkpoint.clone(),
             fencing_token: lease.counter,
             pending: lease.pending.clone(),
+            // Each processor of the shard gets its own.
+            heartbeat: Heartbeat::default(),
         };
         // A lease at its end has no reader; dropping the line lets the keeper release it.
         match lease.cursor() {

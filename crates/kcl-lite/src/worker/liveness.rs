@@ -66,12 +66,14 @@ struct Reply {
 /// What others may look at while a shard task runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Progress {
-    /// When the shard last proved life: a reply, or a batch done.
+    /// When the shard last proved life: a reply, a batch done, or a heartbeat of its processor.
     pub(crate) at: Instant,
     reply: Option<Reply>,
     /// The service said that the shard or stream does not exist, or did not understand what was asked
     /// for: the stream may be another one.
     pub(crate) is_missing: bool,
+    /// When the processor last said that it is alive.
+    beat: Instant,
     activity: Activity,
     since: Instant,
     is_at_tip: bool,
@@ -88,6 +90,7 @@ impl Progress {
             at: now,
             reply: None,
             is_missing: false,
+            beat: now,
             activity: Activity::Reading,
             since: now,
             is_at_tip: false,
@@ -108,8 +111,22 @@ impl Progress {
                 (Activity::ReadFailing { error: error.clone() }, *since)
             }
             (Activity::Reading, None) if self.is_at_tip => (Activity::WaitingAtTip, self.since),
+            (activity, _) if activity.is_the_processors() => {
+                (activity.clone(), self.heard_since(self.since))
+            }
             (activity, _) => (activity.clone(), self.since),
         }
+    }
+
+    /// The processor says that it is alive.
+    pub(crate) fn beat(&mut self, now: Instant) {
+        self.beat = now;
+        self.at = now;
+    }
+
+    /// When the processor was last heard of, which began something at `begun`.
+    pub(crate) fn heard_since(&self, begun: Instant) -> Instant {
+        self.beat.max(begun)
     }
 
     /// The task does this since then.
@@ -222,11 +239,33 @@ fn limits(activity: &Activity, settings: &Settings) -> (Duration, Duration) {
     }
 }
 
+impl Activity {
+    /// Whether it lasts until the processor returns or acknowledges something.
+    fn is_the_processors(&self) -> bool {
+        match self {
+            Self::Processing { .. }
+            | Self::WaitingForAcknowledgements
+            | Self::HoldingMemory
+            | Self::WaitingForTheEnd
+            | Self::Draining => true,
+            Self::Reading
+            | Self::WaitingAtTip
+            | Self::WaitingForMemory
+            | Self::ReadFailing { .. }
+            | Self::Paused
+            | Self::Retrying { .. }
+            | Self::DeadLettering { .. }
+            | Self::Storing
+            | Self::Ending => false,
+        }
+    }
+}
+
 impl fmt::Display for Activity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Processing { callback } => {
-                write!(f, "the processor's `{callback}` has not returned")
+                write!(f, "the processor's `{callback}` has not returned or sent a heartbeat")
             }
             Self::Reading => f.write_str("the reader has not answered"),
             Self::WaitingAtTip => f.write_str("the reader has not answered at the tip"),
@@ -292,10 +331,10 @@ mod tests {
     fn a_callback_is_slow_after_its_soft_deadline_and_stuck_a_little_after_its_hard_one() {
         let activity = Activity::Processing { callback: "process" };
         assert_eq!(after(&activity, 29), Liveness::Well);
-        let cause = "the processor's `process` has not returned for 45 s";
+        let cause = "the processor's `process` has not returned or sent a heartbeat for 45 s";
         assert_eq!(after(&activity, 45), slow(cause));
         assert!(matches!(after(&activity, 601), Liveness::Slow { .. }), "the task ends it itself");
-        let cause = "the processor's `process` has not returned for 10 min 5 s";
+        let cause = "the processor's `process` has not returned or sent a heartbeat for 10 min 5 s";
         assert_eq!(after(&activity, 605), stuck(cause));
     }
 

@@ -9,7 +9,7 @@ mod children;
 mod coordinator;
 mod handle;
 mod lease_keeper;
-mod liveness;
+pub(crate) mod liveness;
 mod service_clock;
 mod shard_task;
 mod start;

@@ -148,7 +148,8 @@ pub struct ShardStatus {
     pub millis_behind_latest: Option<u64>,
     /// How old the last reply is; `None` before the first.
     pub since_reply: Option<Duration>,
-    /// Time since the last reply, or since the last batch was processed, whichever came later.
+    /// Time since the shard last proved life: a reply, a batch done, or a
+    /// [`Heartbeat`](crate::Heartbeat) of its processor.
     pub since_progress: Duration,
     /// Why it makes no progress, and for how long, if it makes none.
     pub trouble: Option<String>,

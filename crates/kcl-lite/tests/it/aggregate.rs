@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use kcl_lite::lease::memory::MemoryStore;
 use kcl_lite::stream::memory::MemoryStream;
-use kcl_lite::{BoxError, ControlPlane, InitialPosition, Settings, Worker, WorkerHandle};
+use kcl_lite::{
+    BoxError, ControlPlane, Heartbeat, InitialPosition, Settings, Worker, WorkerHandle,
+};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -39,7 +41,7 @@ struct RowsInner {
 }
 
 impl RowSink for Rows {
-    async fn put(&self, rows: &[Row]) -> Result<(), BoxError> {
+    async fn put(&self, rows: &[Row], _: &Heartbeat) -> Result<(), BoxError> {
         if *self.0.refusing.lock().unwrap() {
             return Err("the table is away".into());
         }
@@ -113,7 +115,7 @@ impl Ride {
             .lease_store(self.store.clone())
             .stream(self.stream.clone());
         let worker = worker.build().await.unwrap();
-        worker.start(move |_| Aggregate::new(rows.clone())).await.unwrap()
+        worker.start(move |shard| Aggregate::new(rows.clone(), shard)).await.unwrap()
     }
 
     /// Both unicorns send a reading every second until `second` of the ride.

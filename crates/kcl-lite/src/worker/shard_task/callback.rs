@@ -4,10 +4,11 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, future};
+use tokio::time::Instant;
 
 use super::{Pass, ShardTask, panic_message};
 use crate::clock::Clock;
@@ -26,7 +27,8 @@ pub(super) enum Fault {
 }
 
 impl ShardTask {
-    /// Waits for a callback: an event when it is slow, the end of it at the deadline.
+    /// Waits for a callback: an event when it is slow, the end of it at the deadline. A heartbeat
+    /// restarts both times.
     pub(super) async fn call<T>(
         &mut self,
         callback: &'static str,
@@ -58,7 +60,7 @@ impl ShardTask {
 
     fn took_too_long(&self, callback: &str) -> String {
         let deadline = self.context.settings.callback_deadline;
-        format!("`{callback}` did not return in {deadline:?} and was dropped")
+        format!("`{callback}` did not return or send a heartbeat in {deadline:?} and was dropped")
     }
 
     async fn in_time<T>(
@@ -66,26 +68,37 @@ impl ShardTask {
         callback: &'static str,
         future: impl Future<Output = T>,
     ) -> Option<T> {
-        let settings = &self.context.settings;
-        let mut slow = std::pin::pin!(after(&self.context.clock, settings.slow_after));
-        let mut deadline = std::pin::pin!(after(&self.context.clock, settings.callback_deadline));
+        let (settings, clock) = (&self.context.settings, &self.context.clock);
+        let begun = clock.now();
         let mut future = std::pin::pin!(future);
         let mut is_slow = false;
         loop {
+            // What is heard later is looked at when one of the two times is over.
+            let heard = self.heard_since(begun);
             tokio::select! {
                 biased;
                 value = &mut future => return Some(value),
-                () = &mut deadline => return None,
-                () = &mut slow, if !is_slow => {
-                    is_slow = true;
-                    self.context.events.emit(&Event::ProcessorSlow {
-                        shard: self.shard.lease_key.clone(),
-                        callback,
-                        running: settings.slow_after,
-                    });
+                () = after(clock, heard, settings.callback_deadline) => {
+                    if self.heard_since(begun) == heard {
+                        return None;
+                    }
+                }
+                () = after(clock, heard, settings.slow_after), if !is_slow => {
+                    if self.heard_since(begun) == heard {
+                        is_slow = true;
+                        self.context.events.emit(&Event::ProcessorSlow {
+                            shard: self.shard.lease_key.clone(),
+                            callback,
+                            running: clock.now().duration_since(begun),
+                        });
+                    }
                 }
             }
         }
+    }
+
+    fn heard_since(&self, begun: Instant) -> Instant {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).heard_since(begun)
     }
 
     /// What follows from a failure that no batch is to blame for.
@@ -119,9 +132,9 @@ impl ShardTask {
     }
 }
 
-/// Completes so long from now; never when that is off the clock.
-async fn after(clock: &Arc<dyn Clock>, duration: Duration) {
-    match clock.now().checked_add(duration) {
+/// Completes so long after `start`; never when that is off the clock.
+async fn after(clock: &Arc<dyn Clock>, start: Instant, duration: Duration) {
+    match start.checked_add(duration) {
         Some(deadline) => clock.sleep_until(deadline).await,
         None => future::pending().await,
     }

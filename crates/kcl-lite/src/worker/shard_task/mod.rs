@@ -223,6 +223,9 @@ impl ShardTask {
     async fn work(&mut self, processor: &mut Option<Box<dyn ErasedProcessor>>) -> ShardExit {
         loop {
             let window = AckWindow::after(self.acknowledged.clone());
+            // Also when this future is dropped, because the lease is lost: what waits in a queue of
+            // the processor's must be able to tell that it is delivered again.
+            let _closed = window.close_on_drop();
             let pass = self.pass(processor, &window).await;
             self.publish(&window);
             if std::mem::take(&mut self.is_dead) {

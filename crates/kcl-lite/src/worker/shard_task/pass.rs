@@ -15,6 +15,7 @@ use super::{GapCheck, Pass, ShardTask, panic_message};
 use crate::checkpoint::{AckWindow, Mark};
 use crate::error::{Error, ErrorKind};
 use crate::event::Event;
+use crate::heartbeat::Heartbeat;
 use crate::position::{Checkpoint, Cursor};
 use crate::processor::{ErasedProcessor, Resume, ShardContext, StoreLine};
 use crate::record::Record;
@@ -59,7 +60,9 @@ impl ShardTask {
         window: &AckWindow,
     ) -> Pass {
         let pending = self.keeper.pending();
-        let shard = Arc::new(ShardContext { pending, ..self.shard.clone() });
+        let (clock, progress) = (Arc::clone(&self.context.clock), Arc::clone(&self.progress));
+        let heartbeat = Heartbeat::new(clock, progress, window.clone());
+        let shard = Arc::new(ShardContext { pending, heartbeat, ..self.shard.clone() });
         let made = std::panic::catch_unwind(AssertUnwindSafe(|| (self.context.factory)(&shard)));
         let processor = match made {
             Ok(made) => slot.insert(made),

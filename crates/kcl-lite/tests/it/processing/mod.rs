@@ -4,6 +4,7 @@
 mod callbacks;
 mod checkpoints;
 mod failures;
+mod heartbeats;
 mod positions;
 mod progress;
 mod shelf;

@@ -1,0 +1,152 @@
+//! How a processor says that it is alive while something that it waits for is slow.
+//!
+//! Only notes the time of the last beat in the shard's progress. The shard task and the control plane
+//! look at it there; nothing here ends a callback or releases a shard.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::checkpoint::AckWindow;
+use crate::clock::{self, Clock};
+use crate::worker::liveness::Progress;
+
+/// Time between two beats of [`Heartbeat::during`]: well below every deadline that makes sense.
+const BEAT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Tells the worker that a processor is alive and makes progress, although a callback has not returned
+/// or records have not been acknowledged.
+///
+/// A worker drops a callback, and releases its shard, after
+/// [`callback_deadline`](crate::Settings::callback_deadline), because it cannot tell a slow sink from a
+/// processor that hangs. The processor often can: bytes still flow, or the sink is known to be open and
+/// only busy. It then calls [`beat`](Self::beat), more often than
+/// [`slow_after`](crate::Settings::slow_after).
+///
+/// # What a beat does
+/// - It restarts `callback_deadline` and `slow_after` of the callback that is running.
+/// - While acknowledgements are deferred, it restarts the time after which a shard whose records are not
+///   acknowledged is released.
+/// - It counts as progress in [`WorkerHandle::health`](crate::WorkerHandle::health) and in
+///   [`ShardStatus::since_progress`](crate::ShardStatus::since_progress).
+///
+/// # What it does not do
+/// - It neither renews nor extends the lease: when the lease is lost, the future is dropped and
+///   [`Ack::is_void`](crate::Ack::is_void) becomes true, however recent the last beat is.
+/// - It acknowledges nothing and moves no checkpoint.
+/// - It extends neither the deadline of [`WorkerHandle::shutdown`](crate::WorkerHandle::shutdown) nor
+///   the time that a shard has to be handed to another worker.
+///
+/// Do not beat from a timer that runs whatever becomes of the work: a processor that hangs would then
+/// keep its shard and never be found out.
+///
+/// A handle belongs to the processor value that it was given to, by
+/// [`ShardContext::heartbeat`](crate::ShardContext::heartbeat) or
+/// [`Batch::heartbeat`](crate::Batch::heartbeat). It is cheap to clone, can be used from any thread, and
+/// has no effect once that value has been replaced or its shard has been lost. A `Heartbeat::default()`
+/// belongs to no processor and never has an effect; use it in tests of your own.
+///
+/// # Example: a sink that may take longer than any deadline
+/// ```
+/// # use kcl_lite::{Batch, BoxError};
+/// # async fn upload(_: &Batch) -> Result<(), BoxError> { Ok(()) }
+/// async fn process(batch: Batch) -> Result<(), BoxError> {
+///     batch.heartbeat().during(upload(&batch)).await
+/// }
+/// ```
+#[derive(Clone, Default)]
+pub struct Heartbeat(Option<Arc<Heart>>);
+
+struct Heart {
+    clock: Arc<dyn Clock>,
+    progress: Arc<Mutex<Progress>>,
+    /// Closed when the processor that has the handle is done with.
+    window: AckWindow,
+}
+
+impl Heartbeat {
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        progress: Arc<Mutex<Progress>>,
+        window: AckWindow,
+    ) -> Self {
+        Self(Some(Arc::new(Heart { clock, progress, window })))
+    }
+
+    /// Tells that the processor is alive and makes progress now. Never waits for anything.
+    pub fn beat(&self) {
+        let Some(heart) = &self.0 else { return };
+        if !heart.window.is_closed() {
+            let now = heart.clock.now();
+            heart.progress.lock().unwrap_or_else(PoisonError::into_inner).beat(now);
+        }
+    }
+
+    /// Waits for `work`, and calls [`beat`](Self::beat) about once a second meanwhile: for work that
+    /// ends by itself or fails, such as a call that has its own timeout or a write to an open pipe.
+    ///
+    /// The beats stop when the task is no longer polled, for instance because `work` blocks its thread.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops `work`.
+    pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        let Some(heart) = &self.0 else { return work.await };
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = clock::sleep(&heart.clock, BEAT_INTERVAL) => self.beat(),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Heartbeat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Heartbeat").finish_non_exhaustive()
+    }
+}
+
+/// Handles are equal when they belong to the same processor.
+impl PartialEq for Heartbeat {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
+}
+
+impl Eq for Heartbeat {}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::clock::TokioClock;
+    use crate::worker::liveness::Activity;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_beat_counts_until_the_processor_is_done_with() {
+        let start = Instant::now();
+        let progress = Arc::new(Mutex::new(Progress::new(start)));
+        progress.lock().unwrap().doing(Activity::Processing { callback: "process" }, start);
+        let since = || progress.lock().unwrap().current().1 - start;
+        let window = AckWindow::default();
+        let heartbeat = Heartbeat::new(Arc::new(TokioClock), Arc::clone(&progress), window.clone());
+        let work = tokio::time::sleep(Duration::from_millis(3_500));
+        heartbeat.clone().during(work).await;
+        assert_eq!(since(), Duration::from_secs(3), "a beat a second");
+        heartbeat.beat();
+        assert_eq!(since(), Duration::from_millis(3_500));
+        window.close();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        heartbeat.beat();
+        assert_eq!(since(), Duration::from_millis(3_500));
+        Heartbeat::default().beat();
+    }
+}
