@@ -1,9 +1,15 @@
 //! How the commands behave between a keyboard and a pipe.
 
+use std::io::Write as _;
+use std::process::Stdio;
+
 use anyhow::Result;
-use e2e::process::Process;
+use e2e::account::{Account, first_disorder};
+use e2e::process::{PATIENCE, Process};
 use e2e::workshop::Workshop;
 use local_aws::{Effect, Rule};
+use rustix::process::{Pid, kill_process};
+use tokio::time::timeout;
 
 use crate::{INT, STEADY, TERM, stop_producers};
 
@@ -73,4 +79,142 @@ async fn a_second_ctrl_c_ends_at_once_with_130() -> Result<()> {
     consumer.wait_for_stderr("Ctrl-C ends at once").await?;
     assert_eq!(consumer.stop(INT).await?, 130);
     stop_producers([&mut producer]).await
+}
+
+/// What a pipe takes without a reader is a fraction of this.
+const MUCH: usize = 2_000;
+
+/// A consumer whose stdout nobody reads; returns when it has had time to fill the pipe.
+async fn unread_consumer(workshop: &Workshop, line: &str) -> Result<Process> {
+    let producer = format!("./producer -unicorns 4 -rate 1000 -count {MUCH}");
+    assert_eq!(workshop.run("p", &producer)?.ended().await?.code(), Some(0));
+    let shell = workshop.shell("c", &format!("exec {line}"));
+    let consumer = Process::start_unread("the consumer", shell)?;
+    let requests = workshop.aws.local.requests();
+    requests.wait_for("c", "GetRecords", 2).await;
+    // Two seconds of renewals.
+    requests.wait_for("c", "UpdateItem", requests.count("c", "UpdateItem") + 6).await;
+    Ok(consumer)
+}
+
+/// Longer than anything may take that makes no progress: each record comes once and in order, and
+/// the checkpoint follows.
+#[tokio::test]
+async fn a_reader_that_pauses_gets_each_record_once_and_in_order() -> Result<()> {
+    let workshop = Workshop::with_shards(2).await?;
+    let flags = "--poll-interval 200ms --failover 1s --callback-deadline 3s";
+    let line = format!("./consumer --app tail --from trim-horizon -v {flags}");
+    let mut consumer = unread_consumer(&workshop, &line).await?;
+    // Two shards are renewed three times a second each.
+    let requests = workshop.aws.local.requests();
+    requests.wait_for("c", "UpdateItem", requests.count("c", "UpdateItem") + 48).await;
+    consumer.read_stdout();
+    consumer.wait_for_records(MUCH).await?;
+    assert_eq!(consumer.stop(INT).await?, 0);
+    let sent = workshop.aws.sent("wildrydes").await?;
+    let transcript = consumer.transcript();
+    let seen: Vec<_> = transcript.ids().cloned().collect();
+    assert_eq!((seen.len(), first_disorder(&seen)), (MUCH, None), "{}", transcript.stderr);
+    let account = Account::of(&sent, &seen);
+    assert_eq!((&account.lost, &account.unknown), (&vec![], &vec![]));
+    for sign in ["makes no progress", "lost lease"] {
+        assert!(!transcript.stderr.contains(sign), "{}", transcript.stderr);
+    }
+    drop(transcript);
+    // Everything was stored: the next instance begins with what comes now.
+    workshop.aws.put("wildrydes", "last", b"last").await?;
+    let mut next = workshop.run("next", "./consumer --app tail --output raw")?;
+    next.wait_for_records(1).await?;
+    assert_eq!(next.stop(INT).await?, 0);
+    assert_eq!(next.transcript().stdout, b"last\n");
+    Ok(())
+}
+
+/// It waits for the reader for a while, and then leaves what the pipe has no room for to the next
+/// instance.
+#[tokio::test]
+async fn a_first_ctrl_c_ends_in_time_while_nobody_reads_stdout_and_nothing_comes_twice()
+-> Result<()> {
+    let workshop = Workshop::with_shards(2).await?;
+    let line = "./consumer --app tail --from trim-horizon --failover 1s";
+    let mut first = unread_consumer(&workshop, line).await?;
+    first.signal(INT)?;
+    first.wait_for_stderr("before its records were printed").await?;
+    assert_eq!(first.ended().await?.code(), Some(0));
+    assert!(workshop.aws.owners("tail").await.is_empty(), "every shard was released");
+    let mut next = workshop.run("next", "./consumer --app tail --failover 1s")?;
+    let printed = first.transcript().documents.len();
+    assert!((1..MUCH).contains(&printed), "{printed}");
+    next.wait_for_records(MUCH - printed).await?;
+    assert_eq!(next.stop(INT).await?, 0);
+    let sent = workshop.aws.sent("wildrydes").await?;
+    let (first, next) = (first.transcript(), next.transcript());
+    let seen: Vec<_> = first.ids().chain(next.ids()).cloned().collect();
+    let account = Account::of(&sent, &seen);
+    assert_eq!((account.seen, account.repeats, first_disorder(&seen)), (MUCH, 0, None));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_ctrl_c_ends_at_once_also_while_nobody_reads_stdout() -> Result<()> {
+    let workshop = Workshop::with_shards(1).await?;
+    let line = "./consumer --app tail --from trim-horizon --failover 1s";
+    let mut consumer = unread_consumer(&workshop, line).await?;
+    consumer.signal(INT)?;
+    consumer.wait_for_stderr("waiting for stdout").await?;
+    consumer.signal(INT)?;
+    let status = consumer.ended().await?;
+    assert_eq!(status.code(), Some(130));
+    Ok(())
+}
+
+/// Nothing comes: no write can tell.
+#[tokio::test]
+async fn a_reader_that_leaves_a_quiet_stream_ends_the_consumer_and_frees_its_shard() -> Result<()> {
+    let workshop = Workshop::with_shards(1).await?;
+    for sharing in ["", "--app tail --failover 5m"] {
+        let shell = workshop.shell("c", &format!("exec ./consumer -v {sharing}"));
+        let mut consumer = Process::start_unread("the consumer", shell)?;
+        consumer.wait_for_stderr("started shard").await?;
+        consumer.close_stdout();
+        assert_eq!(consumer.ended().await?.code(), Some(0));
+    }
+    assert!(workshop.aws.owners("tail").await.is_empty());
+    Ok(())
+}
+
+/// The next period is an hour away.
+#[tokio::test]
+async fn a_reader_that_leaves_between_two_periods_ends_the_producer() -> Result<()> {
+    let workshop = Workshop::with_shards(1).await?;
+    let shell = workshop.shell("p", "exec ./producer -interval 1h");
+    let mut producer = Process::start_unread("the producer", shell)?;
+    producer.wait_for_stderr("unicorn `Shadowfax`").await?;
+    producer.close_stdout();
+    assert_eq!(producer.ended().await?.code(), Some(0));
+    Ok(())
+}
+
+/// A pipe that is full before the first period.
+#[tokio::test]
+async fn a_producer_hears_signals_while_nobody_reads_its_stdout() -> Result<()> {
+    let workshop = Workshop::with_shards(1).await?;
+    // Two different signals: of two equal ones the second may be lost in the first.
+    for (signals, code) in [(&[INT][..], 0), (&[INT, TERM], 130)] {
+        let (unread, mut full) = std::io::pipe()?;
+        full.write_all(&[b'x'; 1 << 16])?;
+        let client = format!("p{code}");
+        let mut shell = workshop.shell(&client, "exec ./producer -interval 10ms");
+        shell.stdin(Stdio::null()).stdout(full).stderr(Stdio::null()).kill_on_drop(true);
+        let mut producer = shell.spawn()?;
+        let id = producer.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)).unwrap();
+        workshop.aws.local.requests().wait_for(&client, "PutRecord", 1).await;
+        for signal in signals {
+            kill_process(id, *signal)?;
+        }
+        let status = timeout(PATIENCE, producer.wait()).await??;
+        assert_eq!(status.code(), Some(code));
+        drop(unread);
+    }
+    Ok(())
 }

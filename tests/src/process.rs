@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -88,7 +88,8 @@ pub struct Process {
     pid: Pid,
     child: Child,
     transcript: watch::Receiver<Transcript>,
-    _readers: JoinSet<()>,
+    unread: Option<(ChildStdout, watch::Sender<Transcript>)>,
+    readers: JoinSet<()>,
 }
 
 impl fmt::Debug for Process {
@@ -106,7 +107,19 @@ impl Process {
     /// # Errors
     ///
     /// The system cannot start it.
-    pub fn start(name: &str, mut command: Command) -> Result<Self> {
+    pub fn start(name: &str, command: Command) -> Result<Self> {
+        let mut process = Self::start_unread(name, command)?;
+        process.read_stdout();
+        Ok(process)
+    }
+
+    /// As [`start`](Self::start), but nobody reads its stdout before
+    /// [`read_stdout`](Self::read_stdout).
+    ///
+    /// # Errors
+    ///
+    /// The system cannot start it.
+    pub fn start_unread(name: &str, mut command: Command) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command
             .process_group(0)
@@ -119,12 +132,27 @@ impl Process {
             watch::channel(Transcript { open_outputs: 2, ..Transcript::default() });
         let stdout = child.stdout.take().context("stdout is piped")?;
         let stderr = child.stderr.take().context("stderr is piped")?;
+        let unread = Some((stdout, heard.clone()));
         let mut readers = JoinSet::new();
-        readers.spawn(read(stdout, heard.clone(), Transcript::heard));
         readers.spawn(read(stderr, heard, |transcript, bytes, _| {
             transcript.stderr.push_str(&String::from_utf8_lossy(bytes));
         }));
-        Ok(Self { name: name.to_owned(), pid, child, transcript, _readers: readers })
+        Ok(Self { name: name.to_owned(), pid, child, transcript, unread, readers })
+    }
+
+    /// Reads its stdout from now on.
+    pub fn read_stdout(&mut self) {
+        if let Some((stdout, heard)) = self.unread.take() {
+            self.readers.spawn(read(stdout, heard, Transcript::heard));
+        }
+    }
+
+    /// Closes the reading end of its stdout, if nobody has begun to read.
+    pub fn close_stdout(&mut self) {
+        if let Some((stdout, heard)) = self.unread.take() {
+            drop(stdout);
+            heard.send_modify(|transcript| transcript.open_outputs -= 1);
+        }
     }
 
     /// What errors call it.
@@ -229,9 +257,10 @@ impl Process {
     /// It does not end within `limit`; the error carries the transcript.
     pub async fn ended_within(&mut self, limit: Duration) -> Result<ExitStatus> {
         let mut transcript = self.transcript.clone();
-        let child = &mut self.child;
         let ending = async {
-            let status = child.wait().await?;
+            let status = self.child.wait().await?;
+            // What is left in the pipe, if nobody has read it.
+            self.read_stdout();
             transcript.wait_for(Transcript::is_complete).await.ok();
             Ok::<_, std::io::Error>(status)
         };

@@ -4,12 +4,14 @@
 //! and listens to signals, [`Target`] checks the flags that say which stream is meant, and [`configure`]
 //! finds region, endpoint and credentials for it. [`Place`] names the result in every message, and
 //! [`failure`] says what a call to AWS that failed means for a user. [`terminal`] knows what stderr takes.
+//! [`reader_is_gone`] watches stdout.
 //!
 //! Makes no call to AWS, and knows nothing about records.
 
 pub mod args;
 mod config;
 pub mod failure;
+mod pipe;
 mod place;
 mod run;
 mod signals;
@@ -17,6 +19,7 @@ mod target;
 pub mod terminal;
 
 pub use config::configure;
+pub use pipe::reader_is_gone;
 pub use place::{Place, RegionSource};
 pub use run::{Exit, run};
 pub use target::Target;

@@ -5,7 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use aws_command::args::parsed;
-use aws_command::{Exit, Place, configure};
+use aws_command::{Exit, Place, configure, reader_is_gone};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,7 @@ async fn consume(options: Options, stop: CancellationToken) -> Exit {
     let (config, place) = configure(&options.target).await;
     let mut console = Console::new(io::stderr(), options.verbosity, place.clone());
     console.say(&opening(&options, &place));
-    let mut session = Session::new(console, io::stdout());
+    let mut session = Session::new(console, io::stdout(), reader_is_gone());
     let ending = session.run(session::worker(&options, config), &options, &stop).await;
     let last_words = match ending {
         Ending::Stopped => return Exit::Done,

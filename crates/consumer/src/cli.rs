@@ -13,6 +13,7 @@ With --app the instances of one NAME share the shards, and a restart goes on whe
 
 Stdout carries records and nothing else; everything else goes to stderr.
 A record that is not JSON is printed as it is.
+A reader of stdout may be slow or pause: its records wait for it, and so do their shards.
 The first Ctrl-C or SIGTERM stores what was printed and ends, a second one ends at once.
 After a crash the records since the last checkpoint are printed again; none is left out.
 
@@ -71,6 +72,10 @@ pub(crate) struct Cli {
     /// Time between two reads of a shard that has nothing new, from 200ms to 1m
     #[arg(long, value_name = "TIME", hide = true)]
     pub(crate) poll_interval: Option<String>,
+
+    /// How long a shard may make no progress before it is released
+    #[arg(long, value_name = "TIME", hide = true)]
+    pub(crate) callback_deadline: Option<String>,
 
     /// Tell on stderr which shards come and go, and why; RUST_LOG tells more
     #[arg(long, short)]
@@ -195,6 +200,7 @@ mod tests {
 
         Stdout carries records and nothing else; everything else goes to stderr.
         A record that is not JSON is printed as it is.
+        A reader of stdout may be slow or pause: its records wait for it, and so do their shards.
         The first Ctrl-C or SIGTERM stores what was printed and ends, a second one ends at once.
         After a crash the records since the last checkpoint are printed again; none is left out.
 

@@ -8,12 +8,11 @@ use std::io::Write;
 use std::time::Duration;
 
 use aws_command::Place;
-use kcl_lite::{Event, FailedCall, LeaseKey, Report, WorkerId};
+use kcl_lite::{Event, FailedCall, LeaseKey, Report, Severity, WorkerId};
 use tokio::time::Instant;
 
 use crate::failure;
 use crate::options::Verbosity;
-use crate::output::OutputEnded;
 
 /// The same trouble is told once in this time.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
@@ -78,6 +77,15 @@ impl<W: Write> Console<W> {
         ));
     }
 
+    /// Stdout takes nothing. It is waited for, however long that is.
+    pub(crate) fn stalled(&mut self, since: Duration) {
+        self.say(&format!(
+            "stdout has taken nothing for {} s: records wait until its reader goes on; \
+             none is lost, and their shards stay with this instance",
+            since.as_secs()
+        ));
+    }
+
     /// What could not be finished in time.
     pub(crate) fn undrained(&mut self, report: &Report) {
         for (shard, left) in report.shards.iter().filter(|(_, left)| !left.drained) {
@@ -105,8 +113,6 @@ impl<W: Write> Console<W> {
                 let place = &self.place;
                 Some(format!("waiting until {place} can be read: {reason}"))
             }
-            // Stdout has ended, and the writer tells why.
-            Event::ProcessorFailed { error, .. } if *error == OutputEnded.to_string() => None,
             Event::ProcessorFailed { shard, error, .. } => {
                 self.trouble(&format!("printing {shard} failed"), error, false, None, now)
             }
@@ -126,15 +132,55 @@ impl<W: Write> Console<W> {
                 self.started = true;
                 self.verbose(event)
             }
-            Event::LeaseTaken { .. }
+            Event::GapDetected { shard, .. } => {
+                self.first_in_a_while(&format!("gap {shard}"), now)?;
+                Some(format!(
+                    "{event}; they are not printed; hint: read more often than the retention of the \
+                     stream, or lengthen it"
+                ))
+            }
+            Event::ShardGivenBack { shard, .. } => {
+                self.first_in_a_while(&format!("released {shard}"), now)?;
+                Some(format!("{event}; it goes on after its checkpoint, here or elsewhere"))
+            }
+            Event::ReaderRestarted { shard, .. } => {
+                self.first_in_a_while(&format!("reader {shard}"), now)?;
+                Some(format!("{event}; no record is skipped"))
+            }
+            Event::CorruptAggregate { shard, .. } => {
+                self.first_in_a_while(&format!("aggregate {shard}"), now)?;
+                Some(format!("{event}; hint: look at the producer that writes them"))
+            }
+            Event::ProcessorSlow { .. }
+            | Event::StreamGone { .. }
+            | Event::DeadLettered { .. }
+            | Event::DeadLetterFailed { .. }
+            | Event::LeaseCreated { .. }
+            | Event::LeaseTaken { .. }
+            | Event::HandoffAsked { .. }
+            | Event::LeaseRenewed { .. }
             | Event::LeaseLost { .. }
             | Event::LeaseReleased { .. }
-            | Event::ShardEnded { .. } => self.verbose(event),
-            Event::LeaseCreated { .. }
-            | Event::LeaseRenewed { .. }
             | Event::LeaseDeleted { .. }
+            | Event::ShardEnded { .. }
+            | Event::ForeignRecords { .. }
+            | Event::RetrievalChanged { .. }
+            | Event::ConsumerRegistered { .. }
             | Event::Stopped
-            | _ => None,
+            | _ => self.by_severity(event, now),
+        }
+    }
+
+    /// What needs no words of its own. A kind of event that is not known here is told as well.
+    fn by_severity(&mut self, event: &Event, now: Instant) -> Option<String> {
+        match event.severity() {
+            Severity::Warning => {
+                let line = event.to_string();
+                self.first_in_a_while(&line, now)?;
+                Some(line)
+            }
+            Severity::Info => self.verbose(event),
+            Severity::Routine => None,
         }
     }
 
@@ -185,7 +231,8 @@ fn plural(count: u64) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use kcl_lite::{Checkpoint, ShardReport};
+    use kcl_lite::stream::Fetching;
+    use kcl_lite::{Checkpoint, Position, ShardReport, TakeReason};
 
     use super::*;
     use crate::options::tests::place;
@@ -288,21 +335,101 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_failed_is_left_to_the_writers_own_words() {
-        let failed = |error: &str| Event::ProcessorFailed {
+    fn a_processor_that_fails_and_a_stdout_that_takes_nothing_are_told() {
+        let failed = Event::ProcessorFailed {
             shard: LeaseKey::from("shard-0"),
             attempts: 1,
-            error: error.to_owned(),
+            error: "panicked".to_owned(),
             retry_in: Duration::from_secs(1),
         };
-        let lines = said(Verbosity::Verbose, |console| {
-            console.event(&failed(&OutputEnded.to_string()), Instant::now());
-        });
-        assert_eq!(lines, "");
         let lines = said(Verbosity::Quiet, |console| {
-            console.event(&failed("panicked"), Instant::now());
+            console.event(&failed, Instant::now());
+            console.stalled(Duration::from_secs(30));
         });
         assert!(lines.contains("printing shard-0 failed"), "{lines}");
+        assert!(lines.contains("stdout has taken nothing for 30 s"), "{lines}");
+    }
+
+    fn warnings() -> Vec<Event> {
+        let shard = LeaseKey::from("shard-0");
+        let position = Position { sequence_number: "17".parse().unwrap(), sub_sequence_number: 0 };
+        vec![
+            Event::GapDetected {
+                shard: shard.clone(),
+                from: Checkpoint::TrimHorizon,
+                to: Some(position.clone()),
+            },
+            Event::ShardGivenBack { shard: shard.clone(), reason: "the reader hangs".into() },
+            Event::ProcessorSlow {
+                shard: shard.clone(),
+                callback: "process",
+                running: Duration::from_secs(30),
+            },
+            Event::ReaderRestarted { shard: shard.clone(), cause: "no answer in 90s".into() },
+            Event::CorruptAggregate { shard, position, error: "cut off".into(), records: 2 },
+        ]
+    }
+
+    #[test]
+    fn what_somebody_should_look_at_is_told_without_being_asked_and_not_again_and_again() {
+        let now = Instant::now();
+        let lines = said(Verbosity::Quiet, |console| {
+            for event in warnings().iter().chain(&warnings()) {
+                assert_eq!(event.severity(), Severity::Warning);
+                console.event(event, now);
+            }
+        });
+        insta::assert_snapshot!(lines, @r"
+        consumer: records of shard-0 expired before they were read: those between TRIM_HORIZON and 17; they are not printed; hint: read more often than the retention of the stream, or lengthen it
+        consumer: released shard-0, which makes no progress here: the reader hangs; it goes on after its checkpoint, here or elsewhere
+        consumer: processor of shard-0 is slow: `process` takes 30s by now
+        consumer: replaced the reader of shard-0 by a new one: no answer in 90s; no record is skipped
+        consumer: 2 aggregates in shard-0 cannot be unpacked and were delivered as they are; the last is 17: cut off; hint: look at the producer that writes them
+        ");
+    }
+
+    #[test]
+    fn with_v_every_change_is_told_and_what_happens_every_few_seconds_is_not() {
+        let shard = || LeaseKey::from("shard-0");
+        let checkpoint = || Checkpoint::TrimHorizon;
+        let changes = [
+            Event::Started { leases: 1 },
+            Event::LeaseCreated { shard: shard(), checkpoint: checkpoint() },
+            Event::LeaseTaken {
+                shard: shard(),
+                from: None,
+                reason: TakeReason::Unowned,
+                checkpoint: checkpoint(),
+            },
+            Event::HandoffAsked { shard: shard(), from: WorkerId::from("b") },
+            Event::LeaseRenewed { shard: shard(), checkpoint: checkpoint(), advanced: true },
+            Event::LeaseReleased { shard: shard(), checkpoint: checkpoint() },
+            Event::LeaseDeleted { shard: shard() },
+            Event::ForeignRecords { shard: shard(), records: 3, dropped: false },
+            Event::RetrievalChanged {
+                shard: shard(),
+                to: Fetching::FanOut,
+                reason: "it stays behind".into(),
+            },
+            Event::ConsumerRegistered { consumer: "arn:tail".into() },
+            Event::Stopped,
+        ];
+        let act = |console: &mut Console<&mut Vec<u8>>| {
+            changes.iter().for_each(|event| console.event(event, Instant::now()));
+        };
+        assert_eq!(said(Verbosity::Quiet, act), "");
+        insta::assert_snapshot!(said(Verbosity::Verbose, act), @r"
+        consumer: started; the table has 1 leases
+        consumer: created lease shard-0 at TRIM_HORIZON
+        consumer: took lease shard-0 from nobody at TRIM_HORIZON: nobody owned it
+        consumer: asked b for lease shard-0
+        consumer: released lease shard-0 at TRIM_HORIZON
+        consumer: deleted finished lease shard-0
+        consumer: delivered 3 records of aggregates in shard-0 that belong to other shards
+        consumer: reading shard-0 by fan-out now: it stays behind
+        consumer: registered arn:tail
+        consumer: stopped
+        ");
     }
 
     #[test]

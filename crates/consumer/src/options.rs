@@ -72,6 +72,8 @@ fn settings(cli: &Cli, now: Timestamp) -> Result<Settings, String> {
         initial_position: start(&cli.from, now)?,
         // Visibly, until somebody ends it.
         start_timeout: Duration::MAX,
+        // One batch of each shard waits for stdout, and no more.
+        max_unacknowledged: 1,
         ..Settings::default()
     };
     if let Some(text) = &cli.timeout {
@@ -88,6 +90,10 @@ fn settings(cli: &Cli, now: Timestamp) -> Result<Settings, String> {
     if let Some(text) = &cli.poll_interval {
         settings.poll_interval = duration("--poll-interval", text)?;
         in_bounds("--poll-interval", text, &settings)?;
+    }
+    if let Some(text) = &cli.callback_deadline {
+        settings.callback_deadline = duration("--callback-deadline", text)?;
+        in_bounds("--callback-deadline", text, &settings)?;
     }
     Ok(settings)
 }

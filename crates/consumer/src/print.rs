@@ -1,33 +1,37 @@
 //! The processor: one shard's batches, formatted and handed to stdout.
 
-use kcl_lite::{Batch, BoxError, Record, RecordProcessor};
+use kcl_lite::{Batch, BoxError, Heartbeat, RecordProcessor};
 
 use crate::format::Format;
-use crate::output::Output;
+use crate::output::{Output, Text};
 
 /// What indentation adds to a record of a few fields.
 const USUAL_GROWTH: usize = 128;
 
-/// Prints the records of one shard. A batch is acknowledged once it is flushed.
+/// Prints the records of one shard. A record is acknowledged once it is flushed, however long the
+/// reader of stdout takes.
 #[derive(Debug, Clone)]
 pub(crate) struct Printer {
     pub(crate) format: Format,
     pub(crate) output: Output,
+    pub(crate) heartbeat: Heartbeat,
 }
 
 impl RecordProcessor for Printer {
-    async fn process(&mut self, batch: Batch) -> Result<(), BoxError> {
-        let records = batch.records();
-        self.output.write(text(self.format, records), records.len() as u64).await?;
+    async fn process(&mut self, mut batch: Batch) -> Result<(), BoxError> {
+        let records = batch.split();
+        let size = records.iter().map(|(record, _)| record.data.len() + USUAL_GROWTH).sum();
+        let mut text = Text::with_capacity(size);
+        for (record, ack) in records {
+            text.push(ack, |out| self.format.append(&record.data, out));
+        }
+        Ok(self.output.print(text)?)
+    }
+
+    /// A stdout that is full is open, and its writer waits for it: slow, but alive. One that fails or
+    /// is closed ends the session.
+    async fn idle(&mut self) -> Result<(), BoxError> {
+        self.heartbeat.beat();
         Ok(())
     }
-}
-
-fn text(format: Format, records: &[Record]) -> Vec<u8> {
-    let size = records.iter().map(|record| record.data.len() + USUAL_GROWTH).sum();
-    let mut text = Vec::with_capacity(size);
-    for record in records {
-        format.append(&record.data, &mut text);
-    }
-    text
 }

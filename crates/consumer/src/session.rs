@@ -5,12 +5,12 @@
 
 use std::future::{Future, pending};
 use std::io::{self, Write};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use aws_config::SdkConfig;
 use kcl_lite::lease::memory::MemoryStore;
-use kcl_lite::{Error, Event, Worker, WorkerBuilder, WorkerHandle};
+use kcl_lite::{Error, Event, ShardContext, Worker, WorkerBuilder, WorkerHandle};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,9 @@ const RELEASE_DEADLINE: Duration = Duration::from_secs(3);
 /// A stop that takes longer is explained.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// A stdout that takes nothing for so long is told of, once.
+const STALL: Duration = Duration::from_secs(30);
+
 /// How a run ended.
 #[derive(Debug)]
 pub(crate) enum Ending {
@@ -50,12 +53,16 @@ enum Interruption {
     OutputEnded(io::Error),
 }
 
+/// How the end of stdout is heard of: at a write, or when its reader goes while nothing is written.
+/// `None` once it has been.
+type EndOfOutput = Option<Pin<Box<dyn Future<Output = io::Error>>>>;
+
 /// What one run needs besides the worker.
-#[derive(Debug)]
 pub(crate) struct Session<W> {
     console: Console<W>,
     output: Output,
-    writer: Option<Writer>,
+    end_of_output: EndOfOutput,
+    has_told_of_stall: bool,
     events: mpsc::Receiver<Event>,
     to_console: mpsc::Sender<Event>,
 }
@@ -79,11 +86,29 @@ pub(crate) fn worker(options: &Options, config: SdkConfig) -> WorkerBuilder {
 }
 
 impl<W: Write> Session<W> {
-    /// A run that prints to `out` and tells on `console`.
-    pub(crate) fn new(console: Console<W>, out: impl Write + Send + 'static) -> Self {
+    /// A run that prints to `out` until `reader_is_gone`, and tells on `console`.
+    pub(crate) fn new(
+        console: Console<W>,
+        out: impl Write + Send + 'static,
+        reader_is_gone: impl Future<Output = ()> + 'static,
+    ) -> Self {
         let (output, writer) = Output::start(out);
         let (to_console, events) = mpsc::channel(WAITING_EVENTS);
-        Self { console, output, writer: Some(writer), events, to_console }
+        let end = async move {
+            tokio::select! {
+                biased;
+                error = failed(writer) => error,
+                () = reader_is_gone => io::ErrorKind::BrokenPipe.into(),
+            }
+        };
+        Self {
+            console,
+            output,
+            end_of_output: Some(Box::pin(end)),
+            has_told_of_stall: false,
+            events,
+            to_console,
+        }
     }
 
     /// Runs the worker until `stop`, until it fails, or until stdout ends; then tells the sum.
@@ -100,11 +125,11 @@ impl<W: Write> Session<W> {
             Err(failed @ Ending::Failed(_)) => return failed,
             Err(ending) => ending,
         };
-        while let Ok(event) = self.events.try_recv() {
-            self.console.event(&event, Instant::now());
-        }
-        // Who closed stdout wants to hear no more.
+        // Whoever closed stdout wants to hear no more, least of all of what follows from it.
         if !matches!(ending, Ending::OutputEnded(_)) {
+            while let Ok(event) = self.events.try_recv() {
+                self.console.event(&event, Instant::now());
+            }
             self.console.sum(self.output.printed(), started.elapsed());
         }
         ending
@@ -117,6 +142,8 @@ impl<W: Write> Session<W> {
             ending = self.drain(handle).await;
         }
         if matches!(ending, Ending::OutputEnded(_)) {
+            // Drops what waits to be printed, so that no shard waits for it to be acknowledged.
+            self.output.close();
             // Its report would tell what the end of stdout has told already.
             handle.shutdown(RELEASE_DEADLINE).await.ok();
         }
@@ -138,9 +165,13 @@ impl<W: Write> Session<W> {
         let builder = builder.on_event(move |event| {
             events.try_send(event.clone()).ok();
         });
-        let printer = Printer { format: options.format, output: self.output.clone() };
-        let started =
-            Box::pin(async { builder.build().await?.start(move |_| printer.clone()).await });
+        let (format, output) = (options.format, self.output.clone());
+        let printer = move |shard: &ShardContext| Printer {
+            format,
+            output: output.clone(),
+            heartbeat: shard.heartbeat.clone(),
+        };
+        let started = Box::pin(async { builder.build().await?.start(printer).await });
         match self.unless_interrupted(stop, started).await {
             Ok(started) => started.map_err(Ending::Failed),
             Err(interruption) => Err(interruption.into()),
@@ -191,12 +222,18 @@ impl<W: Write> Session<W> {
         work: impl Future<Output = T>,
     ) -> Result<T, Interruption> {
         let mut work = pin!(work);
+        let output = self.output.clone();
+        let mut stalled = pin!(output.stalled(STALL));
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Err(Interruption::StopAsked),
-                error = output_ended(&mut self.writer) => {
+                error = ended(&mut self.end_of_output) => {
                     return Err(Interruption::OutputEnded(error));
+                }
+                () = &mut stalled, if !self.has_told_of_stall => {
+                    self.has_told_of_stall = true;
+                    self.console.stalled(STALL);
                 }
                 Some(event) = self.events.recv() => self.console.event(&event, Instant::now()),
                 done = &mut work => return Ok(done),
@@ -214,14 +251,32 @@ impl From<Interruption> for Ending {
     }
 }
 
-/// Completes once, when the writer has ended.
-async fn output_ended(writer: &mut Option<Writer>) -> io::Error {
-    let Some(running) = writer else { return pending().await };
-    let ended = running.await;
-    *writer = None;
-    match ended {
+/// Ends the writer's thread, unless it is blocked in a write.
+impl<W> Drop for Session<W> {
+    fn drop(&mut self) {
+        self.output.close();
+    }
+}
+
+impl<W> std::fmt::Debug for Session<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("output", &self.output).finish_non_exhaustive()
+    }
+}
+
+/// Completes once, when stdout has ended.
+async fn ended(end: &mut EndOfOutput) -> io::Error {
+    let Some(ending) = end else { return pending().await };
+    let error = ending.await;
+    *end = None;
+    error
+}
+
+/// Why the writer has ended.
+async fn failed(writer: Writer) -> io::Error {
+    match writer.await {
         Ok(Err(error)) => error,
-        // A session keeps an `Output`, so the writer does not end by itself.
+        // A session closes its output only when it no longer listens here.
         Ok(Ok(())) => io::Error::other("the writer of stdout has ended"),
         Err(panic) => io::Error::other(panic),
     }
@@ -240,7 +295,7 @@ mod tests {
     use crate::failure;
     use crate::options::Verbosity;
     use crate::options::tests::{options, place};
-    use crate::output::tests::{Broken, Recorder};
+    use crate::output::tests::{Broken, Paused, Recorder};
 
     /// `wildrydes` with one shard.
     async fn stream() -> (LocalAws, Client) {
@@ -282,13 +337,18 @@ mod tests {
         }
 
         async fn run(&self) -> Ending {
-            self.run_into(self.stdout.clone()).await
+            self.run_into(self.stdout.clone(), pending()).await
         }
 
-        async fn run_into(&self, stdout: impl Write + Send + 'static) -> Ending {
+        async fn run_into(
+            &self,
+            stdout: impl Write + Send + 'static,
+            reader_is_gone: impl Future<Output = ()> + 'static,
+        ) -> Ending {
             let builder = worker(&self.options, self.local.sdk_config("consumer"));
             let console = Console::new(self.stderr.clone(), Verbosity::Quiet, place());
-            Session::new(console, stdout).run(builder, &self.options, &self.stop).await
+            let mut session = Session::new(console, stdout, reader_is_gone);
+            session.run(builder, &self.options, &self.stop).await
         }
 
         /// Runs until `part` has been printed, then stops in good order.
@@ -413,7 +473,7 @@ mod tests {
         // So long that a shard which was not released would not be taken in this test.
         let flags = ["--app", "tail", "--failover", "5m"];
         let instance = Instance::new(&local, &flags);
-        let ending = instance.run_into(Broken).await;
+        let ending = instance.run_into(Broken, pending()).await;
         let Ending::OutputEnded(error) = ending else { panic!("{ending:?}") };
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         assert_eq!(instance.stderr.text(), "");
@@ -429,6 +489,67 @@ mod tests {
         };
         tokio::join!(next.run(), stop);
         assert_eq!(next.stdout.text(), "unread\nlast\n");
+    }
+
+    /// For longer than any callback may take: its records are printed once, in order, and the checkpoint
+    /// follows what is written.
+    #[tokio::test]
+    async fn a_reader_that_pauses_keeps_its_records_and_its_shard() {
+        let (local, kinesis) = stream().await;
+        let record = |number: u32| format!("{number}{}", "-".repeat(4000));
+        let numbers = [1, 2, 3, 4, 5];
+        for number in numbers {
+            put(&kinesis, &record(number)).await;
+        }
+        let flags = ["--app", "tail", "--failover", "1s", "--callback-deadline", "3s"];
+        let instance = Instance::new(&local, &flags);
+        let paused = Paused::new(instance.stdout.clone());
+        let read = async {
+            paused.take(2);
+            instance.stdout.until_written("2-").await;
+            paused.until_blocked().await;
+            // A renewal every third of a second.
+            let renewals = local.requests().count("consumer", "UpdateItem");
+            local.requests().wait_for("consumer", "UpdateItem", renewals + 18).await;
+            paused.take(u64::MAX);
+            instance.stdout.until_written("5-").await;
+            instance.stop.cancel();
+        };
+        tokio::join!(instance.run_into(paused.clone(), pending()), read);
+        let printed = instance.stdout.text();
+        let printed: Vec<_> = printed.lines().collect();
+        assert_eq!(printed, numbers.map(record), "{}", instance.stderr.text());
+        let said = instance.stderr.text();
+        assert!(said.starts_with("consumer: printed 5 records of 1 shard"), "{said}");
+        put(&kinesis, "last").await;
+        let next = Instance::new(&local, &flags);
+        next.run_until_printed("last").await;
+        assert_eq!(next.stdout.text(), "last\n", "everything was acknowledged");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_goes_while_nothing_comes_ends_it_silently_and_frees_the_shard() {
+        let (local, kinesis) = stream().await;
+        put(&kinesis, "first").await;
+        let flags = ["--app", "tail", "--failover", "5m"];
+        let instance = Instance::new(&local, &flags);
+        let (gone, is_gone) = tokio::sync::oneshot::channel::<()>();
+        let reader_is_gone = async {
+            is_gone.await.ok();
+        };
+        let leave = async {
+            instance.stdout.until_written("first").await;
+            gone.send(()).unwrap();
+        };
+        let ending =
+            tokio::join!(instance.run_into(instance.stdout.clone(), reader_is_gone), leave).0;
+        let Ending::OutputEnded(error) = ending else { panic!("{ending:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(instance.stderr.text(), "");
+        put(&kinesis, "last").await;
+        let next = Instance::new(&local, &flags);
+        next.run_until_printed("last").await;
+        assert_eq!(next.stdout.text(), "last\n");
     }
 
     #[tokio::test]

@@ -3,11 +3,14 @@
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, IsTerminal};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use aws_command::args::parsed;
-use aws_command::{Exit, Place, configure, failure};
+use aws_command::{Exit, Place, configure, failure, reader_is_gone};
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::aws;
@@ -18,12 +21,33 @@ use crate::report::Console;
 use crate::send::Sender;
 use crate::session::{Halt, Session};
 
+/// How long a stop may take, if stdout takes nothing: more than the last put needs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Runs the `producer` command with `args`, the program's name first.
 ///
 /// Listens to signals from the start; the first ends it gracefully, the second at once.
 pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let options = parsed(args, |cli: Cli| Options::try_from(cli));
-    aws_command::run("producer", options, produce).await
+    aws_command::run("producer", options, stoppable).await
+}
+
+/// Writing to stdout blocks while the reader of a pipe pauses, so the work has a thread of its own:
+/// signals are heard meanwhile. A stop waits for it for a while.
+async fn stoppable(options: Options, stop: CancellationToken) -> Exit {
+    let runtime = Handle::current();
+    let stopped = stop.clone();
+    let work = spawn_blocking(move || runtime.block_on(produce(options, stop)));
+    let given_up = async {
+        stopped.cancelled().await;
+        sleep(PATIENCE).await;
+    };
+    tokio::select! {
+        biased;
+        // The hook has told of a panic.
+        exit = work => exit.unwrap_or(Exit::Failed),
+        () = given_up => Exit::Done,
+    }
 }
 
 async fn produce(options: Options, stop: CancellationToken) -> Exit {
@@ -35,7 +59,12 @@ async fn produce(options: Options, stop: CancellationToken) -> Exit {
     let sender = Sender::new(aws::client(&config), options.target.stream().to_owned());
     let session =
         Session::new(sender, console, stop, place.clone(), (options.seed, options.timeout));
-    let ended = Emitter::new(options, session, wall_clock).run().await;
+    let ended = tokio::select! {
+        biased;
+        ended = Emitter::new(options, session, wall_clock).run() => ended,
+        // Between two periods, which may be far apart, no write would tell.
+        () = reader_is_gone() => Err(Halt::Output(ErrorKind::BrokenPipe.into())),
+    };
     drop((out, notes));
     match ended {
         Ok(()) | Err(Halt::Stopped) => Exit::Done,
