@@ -12,6 +12,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
+use crate::aws;
 use crate::error::{FailedCall, ServiceErrorKind};
 use crate::mutant;
 
@@ -204,15 +205,10 @@ fn not_sent(error: &(dyn StdError + 'static)) -> ServiceErrorKind {
 
 /// Without credentials no request is sent, and the SDK calls that a failed dispatch.
 fn without_credentials(error: &CredentialsError) -> ServiceErrorKind {
-    match error {
-        CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_) => {
-            ServiceErrorKind::Credentials
-        }
+    match aws::unfixed(error) {
+        Some(_) => ServiceErrorKind::Credentials,
         // Where they come from did not answer.
-        CredentialsError::ProviderTimedOut(_)
-        | CredentialsError::ProviderError(_)
-        | CredentialsError::Unhandled(_)
-        | _ => ServiceErrorKind::Unavailable,
+        None => ServiceErrorKind::Unavailable,
     }
 }
 
@@ -233,12 +229,9 @@ fn kind_of_io(error: &io::Error) -> Option<ServiceErrorKind> {
 pub fn in_plain_words(error: &(dyn StdError + 'static)) -> String {
     const LABELS: [&str; 5] =
         ["dispatch failure", "other", "io error", "service error", "client error (Connect)"];
-    let lacks = |error: &(dyn StdError + 'static)| {
-        matches!(error.downcast_ref(), Some(CredentialsError::CredentialsNotLoaded(_)))
-    };
-    if chain(error).any(lacks) {
+    if let Some(no_credentials) = aws::missing(error) {
         // The error itself tells of every provider in turn, a screenful.
-        return "no AWS credentials in the environment, the profile or the instance".to_owned();
+        return no_credentials.to_string();
     }
     let mut messages: Vec<String> = Vec::new();
     for message in chain(error).map(|error| one_line(&error.to_string())) {

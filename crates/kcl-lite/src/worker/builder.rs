@@ -185,8 +185,10 @@ impl WorkerBuilder {
     /// Checks the settings and loads what was not given.
     ///
     /// # Errors
-    /// Kind `Config` when settings are out of bounds, a stream is given twice, or records are to be put
-    /// aside without a place for them.
+    /// Kind `Config` when settings are out of bounds, a stream is given twice, records are to be put
+    /// aside without a place for them, or a configuration names no region or a malformed one. Without
+    /// [`aws_config`](Self::aws_config), also when environment or profile cannot work, as
+    /// [`Lookup::load`](aws::Lookup::load) says.
     pub async fn build(mut self) -> Result<Worker, Error> {
         self.settings.retrieval.name_consumer(&self.application);
         self.settings.validate()?;
@@ -199,15 +201,22 @@ impl WorkerBuilder {
         let me = self.worker_id.unwrap_or_else(|| format!("worker-{nonce:016x}").into());
         let seed = self.settings.seed.unwrap_or(nonce);
         let settings = Settings { seed: Some(seed), ..self.settings };
+        let own = self.streams.iter().filter_map(|source| source.aws_config.as_ref());
+        own.chain(&self.lease_aws_config).try_for_each(aws::check)?;
         let (config, lease_config) = match self.aws_config {
-            Some(config) => (config.clone(), config),
+            Some(config) => {
+                if !needs_no_service {
+                    aws::check(&config)?;
+                }
+                (config.clone(), config)
+            }
             None if needs_no_service => {
                 let none = aws_config::SdkConfig::builder().build();
                 (none.clone(), none)
             }
             None => {
                 // Boxed, because it is large and every caller's future would carry it.
-                let config = Box::pin(aws::config().load()).await;
+                let config = Box::pin(aws::Lookup::new().load()).await?.config;
                 // Connections are driven by the runtime that opened them: renewals get their own,
                 // so that a processor that blocks the user's runtime cannot hold them up.
                 let own = config.to_builder().http_client(aws::https_client()).build();

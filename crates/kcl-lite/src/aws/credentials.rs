@@ -1,0 +1,163 @@
+//! Why there are no credentials, and what to do about it.
+//!
+//! The SDK looks for credentials with the first call and calls every failure one of dispatch. Here the
+//! failures are told apart that last until somebody does something. Never shows a credential.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+
+use super::{Found, profile, variable};
+
+/// There are no credentials, and waiting does not bring any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NoCredentials {
+    /// What was tried and failed, in one line.
+    pub reason: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl fmt::Display for NoCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no AWS credentials: {}: {}", self.reason, self.remedy)
+    }
+}
+
+impl StdError for NoCredentials {}
+
+impl Found {
+    /// Gets credentials once, so that a program can say at its start that there are none.
+    ///
+    /// The first call to AWS uses these. A failure that may pass, such as a network that is not up yet, is
+    /// left to the calls.
+    ///
+    /// # Errors
+    /// There is nothing to act as, or the profile cannot be used: an SSO login that has expired, a
+    /// `credential_process` that fails. The error says what to do.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect but that a `credential_process` may have been started.
+    pub async fn with_credentials(mut self) -> Result<Self, NoCredentials> {
+        let Some(provider) = self.config.credentials_provider() else { return Ok(self) };
+        match provider.provide_credentials().await {
+            Ok(credentials) => {
+                let first = First { credentials: Mutex::new(Some(credentials)), then: provider };
+                let provider = SharedCredentialsProvider::new(first);
+                self.config = self.config.to_builder().credentials_provider(provider).build();
+                Ok(self)
+            }
+            Err(error) => unfixed(&error).map_or(Ok(self), Err),
+        }
+    }
+}
+
+/// Credentials that were got already, then those of a provider.
+#[derive(Debug)]
+struct First {
+    credentials: Mutex<Option<Credentials>>,
+    then: SharedCredentialsProvider,
+}
+
+impl ProvideCredentials for First {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        let first = self.credentials.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match first {
+            Some(credentials) => future::ProvideCredentials::ready(Ok(credentials)),
+            None => self.then.provide_credentials(),
+        }
+    }
+
+    fn fallback_on_interrupt(&self) -> Option<Credentials> {
+        self.then.fallback_on_interrupt()
+    }
+}
+
+/// The failure behind an error of a call, if it was never sent for want of credentials and waiting does not
+/// help.
+pub(crate) fn missing(error: &(dyn StdError + 'static)) -> Option<NoCredentials> {
+    chain(error).find_map(|error| error.downcast_ref()).and_then(unfixed)
+}
+
+/// What waiting does not change, with its remedy.
+pub(crate) fn unfixed(error: &CredentialsError) -> Option<NoCredentials> {
+    // The SDK keeps the types of what follows to itself; these are its words for what fails on this machine.
+    let words = chain(error).skip(1).map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
+    let no = |reason: &str, remedy: &str| {
+        Some(NoCredentials { reason: reason.to_owned(), remedy: remedy.to_owned() })
+    };
+    if matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
+        // The error itself tells of every provider in turn, a screenful.
+        return no(
+            "none in the environment, the profile or the instance",
+            "run `aws configure`, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        );
+    }
+    if matches!(error, CredentialsError::ProviderTimedOut(_)) {
+        return None;
+    }
+    if says(&["SSO token", "sso/cache", "UnauthorizedException"]) {
+        let words = "the profile's SSO login has expired, or there was none";
+        return no(words, &format!("run `aws sso login{}`", of_profile()));
+    }
+    if says(&["external process"]) {
+        return no(&words, "run the profile's `credential_process` by hand to see what is wrong");
+    }
+    matches!(error, CredentialsError::InvalidConfiguration(_))
+        .then(|| no(&words, "correct the profile"))?
+}
+
+/// The flag of AWS commands for the profile that is used.
+fn of_profile() -> String {
+    let named = variable("AWS_PROFILE").filter(|name| name != profile::DEFAULT);
+    named.map_or_else(String::new, |name| format!(" --profile {name}"))
+}
+
+fn chain<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remedy(error: &CredentialsError) -> Option<String> {
+        unfixed(error).map(|no| no.remedy)
+    }
+
+    #[test]
+    fn what_only_a_person_can_change_has_a_remedy() {
+        for (error, part) in [
+            (CredentialsError::not_loaded("no"), "aws configure"),
+            (CredentialsError::provider_error("the SSO token has expired"), "aws sso login"),
+            (CredentialsError::provider_error("external process exited with code 1"), "by hand"),
+            (CredentialsError::invalid_configuration("a loop"), "correct the profile"),
+        ] {
+            let remedy = remedy(&error).unwrap();
+            assert!(remedy.contains(part), "{remedy}");
+        }
+    }
+
+    #[test]
+    fn what_may_pass_is_left_to_the_calls() {
+        for error in [
+            CredentialsError::provider_timed_out(std::time::Duration::from_secs(5)),
+            CredentialsError::provider_error("connection refused"),
+            CredentialsError::unhandled("503"),
+        ] {
+            assert_eq!(remedy(&error), None);
+        }
+    }
+}
