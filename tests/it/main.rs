@@ -8,9 +8,11 @@
 
 mod chaos;
 mod demo;
+mod environment;
 mod failures;
 mod iam;
 mod memory;
+mod proxy;
 mod records;
 mod resharding;
 mod restarts;

@@ -1,12 +1,11 @@
 //! From flags, environment and profile to an AWS configuration, and to the place it leads to.
 //!
-//! Region: the flag, else the environment, else the profile, else us-east-1 as the workshop's
-//! client had it. Credentials and endpoint are found as every AWS tool finds them. Makes no call.
+//! Region: the flag, else the ARN, else the environment, else the profile, else us-east-1 as the
+//! workshop's client had it. Credentials and endpoints are found as every AWS tool finds them. Makes no
+//! call to Kinesis or DynamoDB.
 
-use aws_config::environment::EnvironmentVariableRegionProvider;
-use aws_config::meta::region::ProvideRegion;
-use aws_config::profile::ProfileFileRegionProvider;
-use aws_config::{Region, SdkConfig};
+use aws_config::SdkConfig;
+use kcl_lite::aws::{Found, Lookup, without_password};
 
 use crate::place::{Place, RegionSource};
 use crate::target::Target;
@@ -15,34 +14,54 @@ const DEFAULT_REGION: &str = "us-east-1";
 
 /// Finds the configuration for `target`, and the place that messages name.
 ///
+/// # Errors
+/// What the environment or the profile says can never work: a line that names it and says what to do.
+///
 /// # Cancel safety
 /// Dropping the future has no effect: it only reads the environment and files.
-pub async fn configure(target: &Target) -> (SdkConfig, Place) {
-    let (region, region_source) = region(target.region.as_deref()).await;
-    let mut loader = kcl_lite::aws::config().region(Region::new(region.clone()));
-    if let Some(url) = &target.endpoint_url {
-        loader = loader.endpoint_url(url);
+pub async fn configure(target: &Target) -> Result<(Found, Place), String> {
+    // Never asks the instance metadata service for a region: off EC2 that takes seconds to fail.
+    let mut lookup = Lookup::new().default_region(DEFAULT_REGION);
+    if let Some(region) = target.region.as_deref().or(target.region_of_arn()) {
+        lookup = lookup.region(region);
     }
-    let config = loader.load().await;
+    if let Some(url) = &target.endpoint_url {
+        lookup = lookup.endpoint_url(url);
+    }
+    let found = lookup.load().await.map_err(|error| error.to_string())?;
+    let shown = |url: &Option<String>| url.as_deref().map(without_password);
     let place = Place {
-        stream: target.stream.clone(),
-        region,
-        region_source,
-        endpoint_url: config.endpoint_url().map(str::to_owned),
+        stream: target.stream().to_owned(),
+        region: found.region.clone(),
+        region_source: source(found.region_source, target),
+        endpoint_url: shown(&found.kinesis_endpoint),
+        table_endpoint_url: shown(&found.dynamodb_endpoint),
     };
-    (config, place)
+    Ok((found, place))
 }
 
-/// Never asks the instance metadata service: off EC2 that takes seconds to fail.
-async fn region(flag: Option<&str>) -> (String, RegionSource) {
-    if let Some(region) = flag {
-        return (region.to_owned(), RegionSource::Flag);
+fn source(source: kcl_lite::aws::RegionSource, target: &Target) -> RegionSource {
+    match source {
+        kcl_lite::aws::RegionSource::Given if target.region.is_none() => RegionSource::Arn,
+        kcl_lite::aws::RegionSource::Given => RegionSource::Flag,
+        kcl_lite::aws::RegionSource::Environment => RegionSource::Environment,
+        kcl_lite::aws::RegionSource::Profile => RegionSource::Profile,
+        kcl_lite::aws::RegionSource::Instance | kcl_lite::aws::RegionSource::Default | _ => {
+            RegionSource::Default
+        }
     }
-    if let Some(region) = EnvironmentVariableRegionProvider::new().region().await {
-        return (region.to_string(), RegionSource::Environment);
-    }
-    if let Some(region) = ProfileFileRegionProvider::builder().build().region().await {
-        return (region.to_string(), RegionSource::Profile);
-    }
-    (DEFAULT_REGION.to_owned(), RegionSource::Default)
+}
+
+/// Gets credentials once, so that their lack is told before anything else fails for it.
+///
+/// # Errors
+/// There are none, and waiting does not bring any: a line that says why, where, and what to do.
+///
+/// # Cancel safety
+/// Dropping the future has no effect but that a `credential_process` may have been started.
+pub async fn with_credentials(found: Found, place: &Place) -> Result<SdkConfig, String> {
+    let found = found.with_credentials().await.map_err(|missing| {
+        format!("no AWS credentials for {place}: {}; hint: {}", missing.reason, missing.remedy)
+    })?;
+    Ok(found.config)
 }

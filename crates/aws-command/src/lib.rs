@@ -2,7 +2,7 @@
 //!
 //! [`args`] reads flags the way the workshop writes them, [`run`] turns a command into an exit code
 //! and listens to signals, [`Target`] checks the flags that say which stream is meant, and [`configure`]
-//! finds region, endpoint and credentials for it. [`Place`] names the result in every message, and
+//! finds region, endpoints and credentials for it. [`Place`] names the result in every message, and
 //! [`failure`] says what a call to AWS that failed means for a user. [`terminal`] knows what stderr takes.
 //! [`reader_is_gone`] watches stdout.
 //!
@@ -18,8 +18,8 @@ mod signals;
 mod target;
 pub mod terminal;
 
-pub use config::configure;
+pub use config::{configure, with_credentials};
 pub use pipe::reader_is_gone;
 pub use place::{Place, RegionSource};
-pub use run::{Exit, run};
+pub use run::{Exit, complain, run};
 pub use target::Target;

@@ -9,6 +9,8 @@ use std::fmt;
 pub enum RegionSource {
     /// The flag `--region`.
     Flag,
+    /// The ARN of the stream.
+    Arn,
     /// AWS_REGION or AWS_DEFAULT_REGION.
     Environment,
     /// The profile.
@@ -21,6 +23,7 @@ impl fmt::Display for RegionSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Flag => "from -region",
+            Self::Arn => "from the ARN",
             Self::Environment => "from the environment",
             Self::Profile => "from the AWS profile",
             Self::Default => "the default",
@@ -37,16 +40,29 @@ pub struct Place {
     pub region: String,
     /// Who named the region.
     pub region_source: RegionSource,
-    /// The endpoint, where it is not the region's own.
+    /// The endpoint of Kinesis, where it is not the region's own.
     pub endpoint_url: Option<String>,
+    /// The endpoint of DynamoDB, where it is not the region's own and a table is used.
+    pub table_endpoint_url: Option<String>,
+}
+
+impl Place {
+    /// The same place for somebody who uses no table.
+    #[must_use]
+    pub fn without_table(self) -> Self {
+        Self { table_endpoint_url: self.endpoint_url.clone(), ..self }
+    }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "stream `{}` in region {} ({}", self.stream, self.region, self.region_source)?;
-        match &self.endpoint_url {
-            Some(url) => write!(f, ", at {url})"),
-            None => write!(f, ")"),
+        match (&self.endpoint_url, &self.table_endpoint_url) {
+            (None, None) => write!(f, ")"),
+            (Some(url), Some(table)) if url == table => write!(f, ", at {url})"),
+            (Some(url), Some(table)) => write!(f, ", Kinesis at {url}, DynamoDB at {table})"),
+            (Some(url), None) => write!(f, ", Kinesis at {url})"),
+            (None, Some(table)) => write!(f, ", DynamoDB at {table})"),
         }
     }
 }
@@ -61,6 +77,7 @@ mod tests {
             region: "us-west-2".into(),
             region_source: RegionSource::Flag,
             endpoint_url: Some("http://127.0.0.1:9".into()),
+            table_endpoint_url: Some("http://127.0.0.1:9".into()),
         }
     }
 
@@ -70,7 +87,30 @@ mod tests {
             place().to_string(),
             "stream `wildrydes` in region us-west-2 (from -region, at http://127.0.0.1:9)"
         );
-        let place = Place { region_source: RegionSource::Default, endpoint_url: None, ..place() };
+        let place = Place {
+            region_source: RegionSource::Default,
+            endpoint_url: None,
+            table_endpoint_url: None,
+            ..place()
+        };
         assert_eq!(place.to_string(), "stream `wildrydes` in region us-west-2 (the default)");
+    }
+
+    #[test]
+    fn endpoints_are_named_by_service_where_they_differ() {
+        let with = |kinesis: Option<&str>, dynamodb: Option<&str>| Place {
+            endpoint_url: kinesis.map(Into::into),
+            table_endpoint_url: dynamodb.map(Into::into),
+            ..place()
+        };
+        for (place, words) in [
+            (with(Some("a"), Some("b")), "(from -region, Kinesis at a, DynamoDB at b)"),
+            (with(Some("a"), None), "(from -region, Kinesis at a)"),
+            (with(None, Some("b")), "(from -region, DynamoDB at b)"),
+            (with(None, Some("b")).without_table(), "(from -region)"),
+            (with(Some("a"), Some("b")).without_table(), "(from -region, at a)"),
+        ] {
+            assert!(place.to_string().ends_with(words), "{place}");
+        }
     }
 }

@@ -31,6 +31,12 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// Writes a line of the command `name` to stderr, for when it has no console.
+pub fn complain(name: &str, line: &str) {
+    // Nobody reads stderr: the exit code still tells.
+    writeln!(io::stderr(), "{name}: {line}").ok();
+}
+
 /// Runs `work` with the options of the command `name`, and returns the exit code.
 ///
 /// Prints what is wrong with the arguments. Raises the limit of open files. Listens to signals from the
@@ -58,8 +64,7 @@ where
     let signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
-            let line = format!("{name}: cannot listen to signals: {error}; hint: report this");
-            writeln!(io::stderr(), "{line}").ok();
+            complain(name, &format!("cannot listen to signals: {error}; hint: report this"));
             return Exit::Failed.into();
         }
     };

@@ -5,7 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use aws_command::args::parsed;
-use aws_command::{Exit, Place, configure, reader_is_gone};
+use aws_command::{Exit, Place, complain, configure, reader_is_gone, with_credentials};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -15,19 +15,40 @@ use crate::options::{Options, Sharing};
 use crate::session::{Ending, Session};
 use crate::{failure, logs, session};
 
+/// What messages begin with.
+const NAME: &str = "consumer";
+
 /// Runs the `consumer` command with `args`, the program's name first.
 ///
 /// Listens to signals from the start; the first ends it gracefully, the second at once.
 pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let options = parsed(args, |cli: Cli| Options::new(cli, wall_clock()));
-    aws_command::run("consumer", options, consume).await
+    aws_command::run(NAME, options, consume).await
 }
 
 async fn consume(options: Options, stop: CancellationToken) -> Exit {
     logs::start(options.verbosity);
-    let (config, place) = configure(&options.target).await;
+    let (found, place) = match configure(&options.target).await {
+        Ok((found, place)) => (found, place_of(&options, place)),
+        Err(line) => {
+            complain(NAME, &line);
+            return Exit::Failed;
+        }
+    };
     let mut console = Console::new(io::stderr(), options.verbosity, place.clone());
     console.say(&opening(&options, &place));
+    let config = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Exit::Done,
+        config = with_credentials(found, &place) => config,
+    };
+    let config = match config {
+        Ok(config) => config,
+        Err(line) => {
+            console.say(&line);
+            return Exit::Failed;
+        }
+    };
     let mut session = Session::new(console, io::stdout(), reader_is_gone());
     let ending = session.run(session::worker(&options, config), &options, &stop).await;
     let last_words = match ending {
@@ -40,6 +61,14 @@ async fn consume(options: Options, stop: CancellationToken) -> Exit {
     };
     session.console().say(&last_words);
     Exit::Failed
+}
+
+/// Where the records and, for a group, the checkpoints are.
+fn place_of(options: &Options, place: Place) -> Place {
+    match options.sharing {
+        Sharing::Alone => place.without_table(),
+        Sharing::Group { .. } => place,
+    }
 }
 
 /// Which stream is read for whom: the three things that learners mix up.

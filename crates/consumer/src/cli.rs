@@ -23,7 +23,7 @@ Exit codes: 0 stopped, or stdout was closed; 1 failed; 2 usage; 130 interrupted 
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, args_override_self = true, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
-    /// Stream to read
+    /// Stream to read, by its name or its ARN
     #[arg(long, value_name = "STREAM", default_value = "wildrydes")]
     pub(crate) stream: String,
 
@@ -166,7 +166,7 @@ mod tests {
         Usage: consumer [OPTIONS]
 
         Options:
-              --stream <STREAM>     Stream to read [default: wildrydes]
+              --stream <STREAM>     Stream to read, by its name or its ARN [default: wildrydes]
               --region <REGION>     Region of the stream [default: AWS_REGION, AWS_DEFAULT_REGION, the
                                     profile's, us-east-1]
               --app <NAME>          Share the shards with all instances of application NAME; its checkpoints

@@ -187,6 +187,7 @@ pub(crate) mod tests {
             region: "us-west-2".into(),
             region_source: RegionSource::Flag,
             endpoint_url: Some("http://127.0.0.1:9".into()),
+            table_endpoint_url: Some("http://127.0.0.1:9".into()),
         }
     }
 

@@ -23,7 +23,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "NAME", default_value = "Shadowfax")]
     pub(crate) name: String,
 
-    /// Stream to send to
+    /// Stream to send to, by its name or its ARN
     #[arg(long, value_name = "STREAM", default_value = "wildrydes")]
     pub(crate) stream: String,
 
@@ -162,7 +162,7 @@ mod tests {
         Options:
               --name <NAME>             Name of the unicorn, and partition key of its records [default:
                                         Shadowfax]
-              --stream <STREAM>         Stream to send to [default: wildrydes]
+              --stream <STREAM>         Stream to send to, by its name or its ARN [default: wildrydes]
               --region <REGION>         Region of the stream [default: AWS_REGION, AWS_DEFAULT_REGION, the
                                         profile's, us-east-1]
               --endpoint-url <URL>      Kinesis endpoint, such as http://127.0.0.1:4566 for local-aws

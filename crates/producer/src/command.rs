@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use aws_command::args::parsed;
-use aws_command::{Exit, Place, configure, failure, reader_is_gone};
+use aws_command::{Exit, Place, complain, configure, failure, reader_is_gone, with_credentials};
 use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
@@ -21,6 +21,9 @@ use crate::report::Console;
 use crate::send::Sender;
 use crate::session::{Halt, Session};
 
+/// What messages begin with.
+const NAME: &str = "producer";
+
 /// How long a stop may take, if stdout takes nothing: more than the last put needs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -29,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Listens to signals from the start; the first ends it gracefully, the second at once.
 pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let options = parsed(args, |cli: Cli| Options::try_from(cli));
-    aws_command::run("producer", options, stoppable).await
+    aws_command::run(NAME, options, stoppable).await
 }
 
 /// Writing to stdout blocks while the reader of a pipe pauses, so the work has a thread of its own:
@@ -51,11 +54,29 @@ async fn stoppable(options: Options, stop: CancellationToken) -> Exit {
 }
 
 async fn produce(options: Options, stop: CancellationToken) -> Exit {
-    let (config, place) = configure(&options.target).await;
+    let (found, place) = match configure(&options.target).await {
+        Ok((found, place)) => (found, place.without_table()),
+        Err(line) => {
+            complain(NAME, &line);
+            return Exit::Failed;
+        }
+    };
     let (mut out, mut notes) = (io::stdout().lock(), io::stderr().lock());
     let shared = out.is_terminal() && notes.is_terminal();
     let mut console = Console::new(&mut out, &mut notes, shared, Instant::now());
     console.note(&opening(&options, &place));
+    let config = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Exit::Done,
+        config = with_credentials(found, &place) => config,
+    };
+    let config = match config {
+        Ok(config) => config,
+        Err(line) => {
+            console.note(&line);
+            return Exit::Failed;
+        }
+    };
     let sender = Sender::new(aws::client(&config), options.target.stream().to_owned());
     let session =
         Session::new(sender, console, stop, place.clone(), (options.seed, options.timeout));
@@ -70,11 +91,12 @@ async fn produce(options: Options, stop: CancellationToken) -> Exit {
         Ok(()) | Err(Halt::Stopped) => Exit::Done,
         Err(Halt::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Exit::Done,
         Err(Halt::Output(error)) => {
-            complain(&format!("cannot write to stdout: {error}; hint: look at where it goes"));
+            let line = format!("cannot write to stdout: {error}; hint: look at where it goes");
+            complain(NAME, &line);
             Exit::Failed
         }
         Err(Halt::Failed(call)) => {
-            complain(&failure::explained(&call, &place));
+            complain(NAME, &failure::explained(&call, &place));
             Exit::Failed
         }
     }
@@ -87,11 +109,6 @@ fn opening(options: &Options, place: &Place) -> String {
         herd => format!("{} unicorns", herd.len()),
     };
     format!("{who} to {place}, seed {}", options.seed)
-}
-
-#[expect(clippy::print_stderr, reason = "the last words of a command, when no console is held")]
-fn complain(message: &str) {
-    eprintln!("producer: {message}");
 }
 
 /// The only reader of the wall clock.

@@ -55,13 +55,18 @@ impl TryFrom<Cli> for Options {
         };
         require(cli.count != Some(0), "--count must be at least 1")?;
         require(cli.create_stream.is_none_or(|n| n >= 1), "--create-stream needs 1 shard or more")?;
+        let target = Target::new(cli.stream, cli.region, cli.endpoint_url)?;
+        require(
+            cli.create_stream.is_none() || !target.is_arn(),
+            "--create-stream needs the stream's name in --stream, not its ARN",
+        )?;
         require(
             (1..=MAX_UNICORNS).contains(&cli.unicorns),
             &format!("--unicorns must be 1 to {MAX_UNICORNS}"),
         )?;
         Ok(Self {
             names: herd_names(&checked_name(cli.name)?, cli.unicorns),
-            target: Target::new(cli.stream, cli.region, cli.endpoint_url)?,
+            target,
             create_shards: cli.create_stream,
             aggregate: cli.aggregate,
             timeout: cli.timeout.map(|text| duration("--timeout", &text)).transpose()?,
@@ -173,6 +178,14 @@ mod tests {
             let message = options(&flags).unwrap_err();
             assert!(message.contains(named), "{flags:?}: {message}");
         }
+    }
+
+    #[test]
+    fn a_stream_that_is_given_by_its_arn_is_not_created() {
+        let arn = "arn:aws:kinesis:us-east-1:123456789012:stream/wildrydes";
+        assert_eq!(options(&["--stream", arn]).unwrap().target.stream(), arn);
+        let refused = options(&["--stream", arn, "--create-stream", "1"]).unwrap_err();
+        assert!(refused.contains("not its ARN"), "{refused}");
     }
 
     #[test]

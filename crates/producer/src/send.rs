@@ -16,12 +16,21 @@ use crate::shards::{Shard, ShardMap};
 #[derive(Debug, Clone)]
 pub(crate) struct Sender {
     client: Client,
+    /// The name or the ARN.
     stream: String,
 }
 
 impl Sender {
     pub(crate) fn new(client: Client, stream: String) -> Self {
         Self { client, stream }
+    }
+
+    fn arn(&self) -> Option<String> {
+        self.stream.starts_with("arn:").then(|| self.stream.clone())
+    }
+
+    fn name(&self) -> Option<String> {
+        self.arn().is_none().then(|| self.stream.clone())
     }
 
     /// Puts a batch: for each Kinesis record, in order, the shard that it is stored in, or why it is
@@ -40,7 +49,8 @@ impl Sender {
     }
 
     async fn put_record(&self, parcel: &Parcel) -> Result<String, Failure> {
-        let call = self.client.put_record().stream_name(&self.stream);
+        let call = self.client.put_record();
+        let call = call.set_stream_name(self.name()).set_stream_arn(self.arn());
         let call = call.partition_key(parcel.key()).data(Blob::new(parcel.data()));
         let reply =
             call.send().await.map_err(|error| from_sdk("PutRecord", &self.stream, &error))?;
@@ -55,7 +65,8 @@ impl Sender {
                 .build()
                 .expect("key and data are set")
         });
-        let call = self.client.put_records().stream_name(&self.stream);
+        let call = self.client.put_records();
+        let call = call.set_stream_name(self.name()).set_stream_arn(self.arn());
         let call = call.set_records(Some(records.collect()));
         let reply =
             call.send().await.map_err(|error| from_sdk("PutRecords", &self.stream, &error))?;
@@ -76,7 +87,8 @@ impl Sender {
         let operation = "ListShards";
         let open = ShardFilter::builder().r#type(ShardFilterType::AtLatest).build();
         let open = open.expect("the type is set");
-        let mut call = self.client.list_shards().stream_name(&self.stream).shard_filter(open);
+        let call = self.client.list_shards().shard_filter(open);
+        let mut call = call.set_stream_name(self.name()).set_stream_arn(self.arn());
         let mut shards = Vec::new();
         loop {
             let reply =
@@ -99,7 +111,8 @@ impl Sender {
     /// `Missing` if there is no such stream, else why the question was not answered.
     pub(crate) async fn status(&self) -> Result<StreamStatus, Failure> {
         let operation = "DescribeStreamSummary";
-        let call = self.client.describe_stream_summary().stream_name(&self.stream);
+        let call = self.client.describe_stream_summary();
+        let call = call.set_stream_name(self.name()).set_stream_arn(self.arn());
         let reply = call.send().await.map_err(|error| from_sdk(operation, &self.stream, &error))?;
         let summary = reply.stream_description_summary();
         let status = summary.map(|summary| summary.stream_status().clone());

@@ -63,6 +63,7 @@ fn place() -> Place {
         region: "us-west-2".into(),
         region_source: RegionSource::Flag,
         endpoint_url: None,
+        table_endpoint_url: None,
     }
 }
 
