@@ -1,5 +1,9 @@
 //! Time as an argument: the monotonic clock that every deadline of a worker is measured on.
 //!
+//! Two readings of one clock. [`Clock::now`] stands still while the machine is suspended; observers
+//! measure the silence of other owners on it, so that a suspend never makes a lease expire early.
+//! [`LeaseClock`] adds the time of every suspend; an owner measures the validity of its own lease on
+//! it, because other workers went on counting meanwhile.
 //! Never reads the wall clock, which decides nothing here. A test gives a worker a clock of its
 //! own, for instance one that runs one percent fast.
 
@@ -9,13 +13,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::{ServiceError, ServiceErrorKind};
 
 /// A monotonic clock and the wait that belongs to it.
 pub trait Clock: Send + Sync + fmt::Debug {
-    /// The present instant.
+    /// Returns the present instant. The clock may stand still while the machine is suspended.
     fn now(&self) -> Instant;
 
     /// Completes when [`now`](Self::now) has reached `deadline`.
@@ -23,11 +29,37 @@ pub trait Clock: Send + Sync + fmt::Debug {
     /// # Cancel safety
     /// Dropping the future has no effect.
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// Returns for how long the machine has been suspended, as far as [`now`](Self::now) does not
+    /// count it. The value never decreases, and only differences between two readings mean anything.
+    ///
+    /// The default is zero: the clock of a machine that is never suspended, or one that goes on
+    /// meanwhile.
+    fn suspended(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// Completes soon after [`suspended`](Self::suspended) has grown beyond `before`. The default
+    /// never completes.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    fn resumed(&self, before: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let _never_suspended = before;
+        Box::pin(future::pending())
+    }
 }
 
 /// The clock of the tokio runtime; it follows paused time in tests.
+///
+/// It counts the time of suspends on Linux, Android and Apple's systems. On Windows tokio's own clock
+/// goes on during a suspend.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TokioClock;
+
+/// How often a worker looks whether its machine was suspended: the longest time for which a callback
+/// that was running before may go on afterwards.
+const SUSPEND_CHECK: Duration = Duration::from_millis(100);
 
 impl Clock for TokioClock {
     fn now(&self) -> Instant {
@@ -36,6 +68,158 @@ impl Clock for TokioClock {
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(tokio::time::sleep_until(deadline))
+    }
+
+    fn suspended(&self) -> Duration {
+        suspend::so_far()
+    }
+
+    fn resumed(&self, before: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            while Self.suspended() <= before {
+                tokio::time::sleep(SUSPEND_CHECK).await;
+            }
+        })
+    }
+}
+
+/// The clock that an owner measures its leases on: it includes the time for which the machine was
+/// suspended, since other workers counted it.
+///
+/// A wait on this clock looks again after a suspend once
+/// [`wait_for_resume`](Self::wait_for_resume) has completed; the coordinator of the worker runs it.
+#[derive(Debug, Clone)]
+pub(crate) struct LeaseClock {
+    inner: Arc<dyn Clock>,
+    /// How long the machine had been suspended when this clock was made.
+    base: Duration,
+    /// How long the machine has been suspended, as the waits that run know it.
+    known: Arc<watch::Sender<Duration>>,
+}
+
+impl LeaseClock {
+    pub(crate) fn new(inner: Arc<dyn Clock>) -> Self {
+        let base = inner.suspended();
+        Self { inner, base, known: Arc::new(watch::Sender::new(base)) }
+    }
+
+    /// Completes when the machine has been suspended and runs again, and has every wait on this clock
+    /// look again.
+    pub(crate) async fn wait_for_resume(&self) {
+        let before = *self.known.borrow();
+        self.inner.resumed(before).await;
+        self.known.send_replace(self.inner.suspended());
+    }
+}
+
+impl Clock for LeaseClock {
+    fn now(&self) -> Instant {
+        if crate::mutant::is("a-suspend-does-not-count") {
+            return self.inner.now();
+        }
+        // In this order: a suspend between the two readings counts, if it counts at all, as later.
+        let now = self.inner.now();
+        now + self.inner.suspended().saturating_sub(self.base)
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let clock = self.clone();
+        Box::pin(async move {
+            let mut known = clock.known.subscribe();
+            loop {
+                known.mark_unchanged();
+                let left = deadline.saturating_duration_since(clock.now());
+                if left.is_zero() {
+                    return;
+                }
+                tokio::select! {
+                    biased;
+                    // The sender is in `clock`, so it cannot be gone.
+                    _ = known.changed() => {}
+                    () = clock.inner.sleep_until(clock.inner.now() + left) => {}
+                }
+            }
+        })
+    }
+
+    fn suspended(&self) -> Duration {
+        self.inner.suspended()
+    }
+
+    fn resumed(&self, before: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        self.inner.resumed(before)
+    }
+}
+
+/// For how long this machine has been suspended, by two clocks of the system.
+mod suspend {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    /// Differences below this are the time between two readings, and no suspend. Half of the least
+    /// fence margin, which covers it.
+    const NOISE: Duration = Duration::from_millis(50);
+
+    /// The longest known suspend since the process began, in milliseconds.
+    static KNOWN: AtomicU64 = AtomicU64::new(0);
+
+    pub(super) fn so_far() -> Duration {
+        let known = Duration::from_millis(KNOWN.load(Ordering::Relaxed));
+        let measured = measured();
+        if measured < known + NOISE {
+            return known;
+        }
+        let millis = u64::try_from(measured.as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(KNOWN.fetch_max(millis, Ordering::Relaxed).max(millis))
+    }
+
+    /// What a clock that goes on during a suspend is ahead of one that does not, since the first call.
+    #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+    fn measured() -> Duration {
+        use std::sync::LazyLock;
+
+        static FIRST: LazyLock<(Duration, Duration)> = LazyLock::new(readings);
+        let (awake, all) = readings();
+        let (awake, all) = (awake.saturating_sub(FIRST.0), all.saturating_sub(FIRST.1));
+        all.saturating_sub(awake)
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+    fn measured() -> Duration {
+        Duration::ZERO
+    }
+
+    /// The clock that stands still during a suspend, and the one that does not.
+    #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+    fn readings() -> (Duration, Duration) {
+        // The latter first, so that a thread that is interrupted between the two sees no suspend.
+        let all = read(GOES_ON);
+        (awake(), all)
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const GOES_ON: rustix::time::ClockId = rustix::time::ClockId::Boottime;
+    #[cfg(target_vendor = "apple")]
+    const GOES_ON: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn awake() -> Duration {
+        read(rustix::time::ClockId::Monotonic)
+    }
+
+    #[cfg(target_vendor = "apple")]
+    #[expect(clippy::disallowed_types, reason = "the only reading of the clock that stands still")]
+    fn awake() -> Duration {
+        static BEGAN: std::sync::LazyLock<std::time::Instant> =
+            std::sync::LazyLock::new(std::time::Instant::now);
+        BEGAN.elapsed()
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+    fn read(clock: rustix::time::ClockId) -> Duration {
+        let read = rustix::time::clock_gettime(clock);
+        let nanos = u32::try_from(read.tv_nsec).unwrap_or(0);
+        Duration::new(u64::try_from(read.tv_sec).unwrap_or(0), nanos)
     }
 }
 
@@ -85,8 +269,84 @@ pub(crate) async fn within<T>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// The clock of a machine that can be suspended: it stands still meanwhile.
+    #[derive(Debug, Clone)]
+    pub(crate) struct SuspendableClock(Arc<watch::Sender<Duration>>);
+
+    impl SuspendableClock {
+        pub(crate) fn new() -> Self {
+            // As of a machine that was suspended before the worker started.
+            Self(Arc::new(watch::Sender::new(Duration::from_secs(86_400))))
+        }
+
+        /// The machine is suspended for `lasts`, which no task notices.
+        pub(crate) fn suspend(&self, lasts: Duration) {
+            self.0.send_modify(|suspended| *suspended += lasts);
+        }
+    }
+
+    impl Clock for SuspendableClock {
+        fn now(&self) -> Instant {
+            Instant::now()
+        }
+
+        fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+            TokioClock.sleep_until(deadline)
+        }
+
+        fn suspended(&self) -> Duration {
+            *self.0.borrow()
+        }
+
+        fn resumed(&self, before: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+            let mut suspended = self.0.subscribe();
+            Box::pin(async move {
+                suspended.wait_for(|suspended| *suspended > before).await.ok();
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_of_a_lease_is_reached_by_a_suspend() {
+        let machine = SuspendableClock::new();
+        let clock = LeaseClock::new(Arc::new(machine.clone()));
+        let (began, lasts) = (machine.now(), clock.now());
+        assert_eq!(began, lasts, "only what comes counts");
+        let fence = clock.sleep_until(lasts + 9 * SECOND);
+        let resumed = async {
+            tokio::time::sleep(SECOND).await;
+            machine.suspend(20 * SECOND);
+            clock.wait_for_resume().await;
+        };
+        tokio::join!(fence, resumed);
+        assert_eq!(machine.now() - began, SECOND, "observers have not counted the suspend");
+        assert_eq!(clock.now() - lasts, 21 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_suspend_brings_a_deadline_nearer() {
+        let machine = SuspendableClock::new();
+        let clock = LeaseClock::new(Arc::new(machine.clone()));
+        let began = machine.now();
+        let fence = clock.sleep_until(clock.now() + 9 * SECOND);
+        let resumed = async {
+            machine.suspend(4 * SECOND);
+            clock.wait_for_resume().await;
+        };
+        tokio::join!(fence, resumed);
+        assert_eq!(machine.now() - began, 5 * SECOND);
+    }
+
+    #[test]
+    fn a_machine_that_is_not_suspended_counts_nothing() {
+        let before = TokioClock.suspended();
+        assert_eq!(TokioClock.suspended(), before);
+    }
 
     #[tokio::test]
     async fn running_time_never_looks_paused_and_paused_time_always_does() {

@@ -75,6 +75,7 @@ pub const ABOVE_THE_PORTS: &[(&str, &str)] = &[
     ("latest-is-resolved-again", "each owner resolves the tip again until the first checkpoint"),
     ("marks-are-not-unique", "the mark of a write names no incarnation"),
     ("owner-never-stops-itself", "an owner that cannot renew goes on"),
+    ("a-suspend-does-not-count", "an owner's clock stands still while its machine is suspended"),
     ("fence-without-margin", "an owner stops only when others may take its lease"),
     (
         "recovered-counts-from-now",

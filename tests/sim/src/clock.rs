@@ -1,4 +1,5 @@
-//! The clock of one machine: it runs a little fast or slow, and goes on while the process is frozen.
+//! The clock of one machine: it runs a little fast or slow. It goes on while the process is frozen,
+//! and stands still while the machine is suspended.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,16 +17,20 @@ pub(crate) struct DriftingClock(pub(crate) Arc<Machine>);
 
 impl DriftingClock {
     fn read(machine: &Machine) -> Instant {
-        machine.born + machine.born.elapsed().mul_f64(machine.rate)
+        let awake = machine.born.elapsed().saturating_sub(machine.suspended());
+        machine.born + awake.mul_f64(machine.rate)
     }
 
     /// Completes when a clock has reached `deadline` and its machine runs.
     pub(crate) async fn wait(machine: Arc<Machine>, deadline: Instant) {
         let wait = deadline.saturating_duration_since(machine.born).div_f64(machine.rate);
-        tokio::time::sleep_until(machine.born + wait).await;
-        machine.awake().await;
-        // The conversion may be a nanosecond off.
-        while Self::read(&machine) < deadline {
+        loop {
+            tokio::time::sleep_until(machine.born + wait + machine.suspended()).await;
+            machine.awake().await;
+            if Self::read(&machine) >= deadline {
+                return;
+            }
+            // The conversion may be a nanosecond off; or the machine has been suspended meanwhile.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -38,5 +43,14 @@ impl Clock for DriftingClock {
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(Self::wait(Arc::clone(&self.0), deadline))
+    }
+
+    fn suspended(&self) -> Duration {
+        self.0.suspended()
+    }
+
+    fn resumed(&self, before: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let machine = Arc::clone(&self.0);
+        Box::pin(async move { machine.resumed(before).await })
     }
 }

@@ -40,6 +40,7 @@ enum Command {
     Freeze(Duration),
     /// Start, if nothing runs and nothing is about to.
     Revive,
+    Suspend(Duration),
     /// Stop for good.
     End,
 }
@@ -130,6 +131,7 @@ impl Fleet {
             What::Freeze { slot, lasts } => self.tell(slot, Command::Freeze(lasts)).await,
             What::Link { .. }
             | What::Split(_)
+            What::Suspend { slot, lasts } => self.tell(slot, Command::Suspend(lasts)).await,
             | What::Merge(_)
             | What::StaleListings { .. }
             | What::NamelessChildren { .. }
@@ -268,7 +270,12 @@ impl Slot {
                 order = self.orders.recv() => match order {
                     Some(Command::Revive) => return true,
                     Some(Command::End) | None => return false,
-                    Some(Command::Kill(_) | Command::Stop(..) | Command::Freeze(_)) => {}
+                    Some(
+                        Command::Kill(_)
+                        | Command::Stop(..)
+                        | Command::Freeze(_)
+                        | Command::Suspend(_),
+                    ) => {}
                 },
                 () = &mut start => return true,
             }
@@ -298,6 +305,7 @@ impl Slot {
                 },
                 started = &mut starting => match started {
                     Ok(handle) => break self.started(machine, handle),
+                    Some(Command::Suspend(lasts)) => machine.suspend(lasts),
                     Err(error) => return self.ended(machine, &error, stop),
                 },
             }
@@ -339,6 +347,7 @@ impl Slot {
                         self.broken("the worker stopped, and nobody asked it to".to_owned());
                         End::Over
                     }
+                    Some(Command::Suspend(lasts)) => machine.suspend(lasts),
                     (Err(error), _) => self.ended(machine, &error, stop),
                     };
                 },

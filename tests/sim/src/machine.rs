@@ -1,9 +1,10 @@
 //! One incarnation of a worker: its identity, its clock, and whether it runs at all.
 //!
 //! A freeze is seen at every await: whatever the worker waits for comes after it. Its clock goes on
-//! meanwhile, as in a process that is stopped.
+//! meanwhile, as in a process that is stopped; or stands still, as in a machine that is suspended.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures_util::future;
 use kcl_lite::WorkerId;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::plan::chance;
@@ -29,12 +31,16 @@ pub(crate) struct Machine {
     /// Processors and readers that have not been dropped.
     pub(crate) running: AtomicUsize,
     state: Mutex<State>,
+    /// The machine is suspended from now on.
+    suspending: Notify,
 }
 
 struct State {
     rng: Rng,
     /// When the last freeze ended or will end.
     thaws_at: Option<Instant>,
+    /// When the machine was suspended, and for how long.
+    suspends: Vec<(Instant, Duration)>,
     dead: bool,
 }
 
@@ -51,8 +57,10 @@ impl Machine {
             state: Mutex::new(State {
                 rng: chance(world.plan.seed, &format!("machine {number}")),
                 thaws_at: None,
+                suspends: Vec::new(),
                 dead: false,
             }),
+            suspending: Notify::new(),
         })
     }
 
@@ -82,6 +90,42 @@ impl Machine {
         let until = Instant::now() + lasts;
         let mut state = self.state();
         state.thaws_at = Some(state.thaws_at.map_or(until, |before| before.max(until)));
+    }
+
+    /// Stops the machine with its clock. One that is suspended already stays so for as long as it is.
+    pub(crate) fn suspend(&self, lasts: Duration) {
+        let now = Instant::now();
+        let mut state = self.state();
+        if state.suspends.last().is_some_and(|(since, lasts)| now < *since + *lasts) {
+            return;
+        }
+        state.suspends.push((now, lasts));
+        drop(state);
+        if lasts > self.world.plan.lease_duration {
+            self.world.note(Situation::SuspendedForLong);
+        }
+        self.freeze(lasts);
+        self.suspending.notify_waiters();
+    }
+
+    /// For how long the machine has been suspended until now.
+    pub(crate) fn suspended(&self) -> Duration {
+        let now = Instant::now();
+        let so_far = |(since, lasts): &(Instant, Duration)| (now - *since).min(*lasts);
+        self.state().suspends.iter().map(so_far).sum()
+    }
+
+    /// Completes when the machine runs, and has been suspended for longer than `before`.
+    pub(crate) async fn resumed(&self, before: Duration) {
+        loop {
+            let mut suspending = pin!(self.suspending.notified());
+            suspending.as_mut().enable();
+            if self.suspended() > before {
+                return self.awake().await;
+            }
+            suspending.await;
+            self.awake().await;
+        }
     }
 
     /// When the last freeze ended, from the beginning of the run.

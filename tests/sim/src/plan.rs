@@ -159,6 +159,13 @@ pub enum What {
     },
     /// Some calls of a slot to a service go wrong.
     Link {
+    /// The machine of a slot is suspended, and its clock with it.
+    Suspend {
+        /// The slot.
+        slot: usize,
+        /// For how long.
+        lasts: Duration,
+    },
         /// The slot.
         slot: usize,
         /// To which service.
@@ -359,6 +366,9 @@ impl Plan {
         };
         plan.draw_operations(rng);
         plan.operations.sort_by_key(|operation| operation.at);
+        if chance(seed, "suspend").u8(0..3) == 0 {
+            plan.suspend_instead();
+        }
         if chance(seed, "made again").u8(0..20) == 0 { plan.recreating() } else { plan }
     }
 
@@ -439,6 +449,15 @@ impl Plan {
     ///
     /// One plan in twenty is of this kind. By a generator of its own, so that the rest of the plan is
     /// the same.
+    /// In one plan of three machines are suspended where processes would be stopped.
+    fn suspend_instead(&mut self) {
+        for operation in &mut self.operations {
+            if let What::Freeze { slot, lasts } = operation.what {
+                operation.what = What::Suspend { slot, lasts };
+            }
+        }
+    }
+
     #[must_use]
     pub fn recreating(mut self) -> Self {
         if self.recreated.is_some() {

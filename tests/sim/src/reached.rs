@@ -50,6 +50,7 @@ situations! {
     StoppedAtStart: "a worker is stopped while it starts",
     Frozen: "a worker is frozen",
     FrozenForLong: "a worker is frozen for longer than a lease lasts",
+    SuspendedForLong: "a machine is suspended for longer than a lease lasts",
     SameId: "a worker comes back under its old id",
     GaveUp: "a worker gives up, because a service does not answer",
     Split: "a shard is split",

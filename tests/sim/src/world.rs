@@ -237,8 +237,11 @@ impl Truth {
             What::WallClock { slot, by, lasts } => {
                 self.weather.wall_clocks.push((slot, by, now + lasts));
             }
-            What::Kill { .. } | What::Stop { .. } | What::Freeze { .. } | What::Recreate { .. } => {
-            }
+            What::Kill { .. }
+            | What::Stop { .. }
+            | What::Freeze { .. }
+            | What::Suspend { .. }
+            | What::Recreate { .. } => {}
         }
     }
 

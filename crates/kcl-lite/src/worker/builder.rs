@@ -20,7 +20,7 @@ use super::state::State;
 use super::{Report, Status, start};
 use crate::aws;
 use crate::budget::Budget;
-use crate::clock::{Clock, TokioClock, is_paused};
+use crate::clock::{Clock, LeaseClock, TokioClock, is_paused};
 use crate::dead_letter::DeadLetter;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Events, Sink};
@@ -406,10 +406,11 @@ impl Worker {
         status: watch::Sender<Status>,
     ) -> Result<Report, Error> {
         let incarnation = format!("{}#{:016x}", self.me, self.nonce);
+        let lease_clock = LeaseClock::new(Arc::clone(&self.clock));
         let keeper_context = KeeperContext {
             store: self.store,
             stream: Arc::clone(&self.streams[0].stream),
-            clock: Arc::clone(&self.clock),
+            clock: Arc::new(lease_clock.clone()),
             settings: self.settings.clone(),
             events: self.events.clone(),
             incarnation: incarnation.clone(),
@@ -451,6 +452,7 @@ impl Worker {
                 service_clock: ServiceClock::new(Arc::clone(&keeper_context.clock)),
             },
             keeper_context,
+            lease_clock,
             streams,
             commands,
             paused,

@@ -24,7 +24,7 @@ use super::start::ReadyStream;
 use super::state::{Action, Ending, Input, State, Why};
 use super::{Report, ShardReport, ShardStatus, Status, WorkerState};
 use crate::budget::Account;
-use crate::clock::{self, Clock, timely};
+use crate::clock::{self, Clock, LeaseClock, timely};
 use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::heartbeat::Heartbeat;
@@ -50,6 +50,7 @@ const WRITE_ATTEMPTS: u32 = 3;
 pub(crate) struct Coordinator {
     pub(crate) me: WorkerId,
     pub(crate) keeper_context: KeeperContext,
+    pub(crate) lease_clock: LeaseClock,
     pub(crate) shard_context: ShardTaskContext,
     pub(crate) streams: BTreeMap<StreamKey, ReadyStream>,
     pub(crate) data_plane: Handle,
@@ -110,6 +111,8 @@ enum Wake {
     KeeperExited(LeaseKey, KeeperExit),
     ShardExited(LeaseKey, ShardExit),
     StopDeadline,
+    /// The machine was suspended, and runs again.
+    Resumed,
     JudgeDue,
     Command(Command),
     /// A call panicked: a bug in a store or stream, and what it was for is unknown.
@@ -139,6 +142,7 @@ impl Coordinator {
                     None => continue,
                 },
                 Wake::StopDeadline => break,
+                Wake::Resumed => continue,
                 Wake::JudgeDue => {
                     self.judge_shards();
                     for stream in self.streams_that_readers_miss() {
@@ -155,11 +159,11 @@ impl Coordinator {
             };
             if matches!(input, Input::StopRequested) {
                 let asked = *self.stop.borrow_and_update();
-                stopping = asked.or(Some(self.keeper_context.clock.now() + STOP_DEADLINE));
+                stopping = asked.or(Some(self.now() + STOP_DEADLINE));
             }
             self.step(input);
             if stopping.is_none() && self.failure.is_some() {
-                stopping = Some(self.keeper_context.clock.now() + FAILURE_DEADLINE);
+                stopping = Some(self.now() + FAILURE_DEADLINE);
                 self.step(Input::StopRequested);
             }
         }
@@ -168,8 +172,13 @@ impl Coordinator {
         self.failure.map_or(Ok(self.report), Err)
     }
 
+    /// The time that is not the leases' own: everything that other workers do is measured on it.
+    fn now(&self) -> Instant {
+        self.shard_context.clock.now()
+    }
+
     fn step(&mut self, input: Input) {
-        let now = self.keeper_context.clock.now();
+        let now = self.now();
         for action in self.state.step(now, input) {
             self.perform(action);
         }
@@ -206,7 +215,7 @@ impl Coordinator {
                 Some(Input::DrainRequested(false))
             }
             Command::Explain(answer) => {
-                answer.send(self.state.explain(self.keeper_context.clock.now())).ok();
+                answer.send(self.state.explain(self.now())).ok();
                 None
             }
         }
@@ -215,7 +224,7 @@ impl Coordinator {
     /// The only select. In this order: the deadline of a stop, the stop, finished tasks, finished
     /// calls, time.
     async fn next_wake(&mut self, stopping: Option<Instant>) -> Wake {
-        let clock = Arc::clone(&self.keeper_context.clock);
+        let clock = Arc::clone(&self.shard_context.clock);
         let deadline = async {
             match stopping {
                 Some(deadline) => clock.sleep_until(deadline).await,
@@ -231,6 +240,8 @@ impl Coordinator {
         tokio::select! {
             biased;
             () = deadline => Wake::StopDeadline,
+            // Whatever was known of our own leases may be old: keepers look before anything else.
+            () = self.lease_clock.wait_for_resume() => Wake::Resumed,
             // An error means that the handle is gone: that is a stop, too.
             _ = self.stop.wait_for(Option::is_some), if stopping.is_none() => {
                 Wake::Input(Box::new(Input::StopRequested))
@@ -253,7 +264,7 @@ impl Coordinator {
 
     /// Gives back what makes no progress and cannot help itself.
     fn judge_shards(&mut self) {
-        let now = self.keeper_context.clock.now();
+        let now = self.now();
         if now > self.judge_at + JUDGE_LATENESS {
             // The whole process was stopped, or starved: no shard is to blame for that time.
             self.awake_since = now;
@@ -355,7 +366,7 @@ impl Coordinator {
         let (lasts, margin) = (context.settings.lease_duration, context.settings.fence_margin());
         let incarnation = context.incarnation.clone();
         let tenure = Tenure::new(lease.clone(), sent, self.me.clone(), incarnation, lasts, margin);
-        let now = context.clock.now();
+        let now = self.now();
         let (keeper, link) = LeaseKeeper::new(context, tenure, self.rng.fork());
         let mut held = Held {
             drain: CancellationToken::new(),
@@ -470,7 +481,7 @@ impl Coordinator {
     }
 
     fn publish_status(&self) {
-        let now = self.keeper_context.clock.now();
+        let now = self.now();
         let poll_interval = self.keeper_context.settings.poll_interval;
         let shards = self.held.iter().map(|(key, held)| {
             let trouble = match self.liveness(held, now) {

@@ -43,8 +43,9 @@ pub(crate) struct KeeperLink {
     pending: watch::Receiver<Option<PendingCheckpoint>>,
     /// The checkpoint in the row, as of the last answered write.
     pub(crate) stored: watch::Receiver<Checkpoint>,
-    /// Until when the lease is proven to be ours.
+    /// Until when the lease is proven to be ours, on the clock beside it.
     fence: watch::Receiver<Instant>,
+    clock: Arc<dyn Clock>,
     /// Cancelled when the shard must stop at once, because it is no longer ours.
     pub(crate) lost: CancellationToken,
     /// To be cancelled by whoever finds that the shard makes no progress: the keeper then stops the
@@ -65,8 +66,12 @@ pub(super) struct KeeperEnd {
     pub(super) give_up: CancellationToken,
 }
 
-/// A line for a lease that is proven until `fenced_at`.
-pub(super) fn line(fenced_at: Instant, row: &Lease) -> (KeeperLink, KeeperEnd) {
+/// A line for a lease that is proven until `fenced_at` on `clock`.
+pub(super) fn line(
+    clock: Arc<dyn Clock>,
+    fenced_at: Instant,
+    row: &Lease,
+) -> (KeeperLink, KeeperEnd) {
     let (facts, told) = watch::channel(Facts::default());
     let (requests, requested) = mpsc::channel(REQUESTS);
     let (stores, wanted) = mpsc::channel(STORES);
@@ -84,7 +89,7 @@ pub(super) fn line(fenced_at: Instant, row: &Lease) -> (KeeperLink, KeeperEnd) {
         lost: lost.clone(),
         give_up: give_up.clone(),
     };
-    (KeeperLink { facts, requests, stores, pending, stored, fence, lost, give_up }, end)
+    (KeeperLink { facts, requests, stores, pending, stored, fence, clock, lost, give_up }, end)
 }
 
 /// What the shard task knows, the newest of each.
@@ -147,13 +152,14 @@ impl KeeperLink {
     }
 
     /// Completes at once while the lease is proven, and never when it is not: the keeper may not have
-    /// been able to say so yet, for instance when the whole process was stopped for a while.
-    pub(crate) async fn still_ours(&self, clock: &Arc<dyn Clock>) {
+    /// been able to say so yet, for instance when the process was stopped or the machine suspended.
+    pub(crate) async fn still_ours(&self) {
         let fence = *self.fence.borrow();
-        if clock.now() >= fence && !crate::mutant::is("delivers-without-looking-at-the-fence") {
+        if self.clock.now() >= fence && !crate::mutant::is("delivers-without-looking-at-the-fence")
+        {
             // A renewal may be under way: then the fence moves.
             let mut moved = self.fence.clone();
-            while clock.now() >= *moved.borrow_and_update() {
+            while self.clock.now() >= *moved.borrow_and_update() {
                 if moved.changed().await.is_err() {
                     future::pending::<()>().await;
                 }

@@ -55,6 +55,7 @@ pub(crate) enum KeeperExit {
 pub(crate) struct KeeperContext {
     pub(crate) store: Arc<dyn LeaseStore>,
     pub(crate) stream: Arc<dyn Stream>,
+    /// The clock that leases are measured on by their owner: a [`LeaseClock`](crate::clock::LeaseClock).
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) settings: Settings,
     pub(crate) events: Events,
@@ -164,7 +165,8 @@ impl LeaseKeeper {
         tenure: Tenure,
         rng: fastrand::Rng,
     ) -> (Self, KeeperLink) {
-        let (link, line) = link::line(tenure.fenced_at(), tenure.lease());
+        let clock = Arc::clone(&context.clock);
+        let (link, line) = link::line(clock, tenure.fenced_at(), tenure.lease());
         // From the proof, not from now: a take that was answered late is renewed early.
         let next_write = tenure.valid_from() + context.settings.renew_interval();
         let most = context.settings.lease_duration / 10;

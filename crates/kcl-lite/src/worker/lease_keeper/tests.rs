@@ -6,7 +6,8 @@ use futures_util::FutureExt as _;
 
 use super::*;
 use crate::checkpoint::Mark;
-use crate::clock::TokioClock;
+use crate::clock::tests::SuspendableClock;
+use crate::clock::{LeaseClock, TokioClock};
 use crate::lease::memory::MemoryStore;
 use crate::lease::store::Table;
 use crate::lease::{LeaseChange, LeaseKey, LeaseWrite, StreamIdentity, WriteId};
@@ -15,8 +16,14 @@ use crate::record::Timestamp;
 use crate::settings::StreamRecreated;
 use crate::stream::memory::MemoryStream;
 
+const SECOND: Duration = Duration::from_secs(1);
+
 /// A keeper of a lease that was proven `before` now.
 fn keeper(before: Duration) -> (LeaseKeeper, KeeperLink) {
+    keeper_on(Arc::new(TokioClock), before)
+}
+
+fn keeper_on(clock: Arc<dyn Clock>, before: Duration) -> (LeaseKeeper, KeeperLink) {
     let settings = Settings::default();
     let (lasts, margin) = (settings.lease_duration, settings.fence_margin());
     let context = KeeperContext {
@@ -48,10 +55,28 @@ async fn nothing_is_delivered_past_the_fence_until_a_renewal_moves_it() {
     tokio::time::advance(Duration::from_secs(60)).await;
     let clock: Arc<dyn Clock> = Arc::new(TokioClock);
     let (keeper, link) = keeper(Duration::from_secs(9));
-    let blocked = within(&clock, Duration::from_secs(3600), link.still_ours(&clock)).await;
+    let blocked = within(&clock, Duration::from_secs(3600), link.still_ours()).await;
     assert_eq!(blocked, None, "the lease is not proven");
     keeper.line.fenced_at.send_replace(clock.now() + Duration::from_secs(9));
-    link.still_ours(&clock).await;
+    link.still_ours().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_whose_machine_was_suspended_stops_itself_and_delivers_nothing_more() {
+    let machine = SuspendableClock::new();
+    let clock = LeaseClock::new(Arc::new(machine.clone()));
+    let (keeper, link) = keeper_on(Arc::new(clock.clone()), Duration::ZERO);
+    stored(&keeper).await;
+    link.still_ours().await;
+    let began = machine.now();
+    machine.suspend(Duration::from_secs(20));
+    // The keeper has not run yet.
+    let is_ours = within(&(Arc::new(TokioClock) as Arc<dyn Clock>), SECOND, link.still_ours());
+    assert_eq!(is_ours.await, None, "nothing is delivered by what was known before");
+    let (exit, ()) = tokio::join!(keeper.run(), clock.wait_for_resume());
+    assert_eq!(exit, KeeperExit::Lost);
+    assert!(link.lost.is_cancelled());
+    assert_eq!(machine.now() - began, SECOND, "at once");
 }
 
 fn mark(number: u64, arrived: i64) -> Mark {

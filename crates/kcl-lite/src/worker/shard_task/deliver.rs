@@ -86,7 +86,7 @@ impl ShardTask {
         (part, millis_behind_latest, memory): (Arc<Vec<Record>>, u64, &Arc<Permit>),
     ) -> Result<(), Option<Pass>> {
         self.doing(Activity::Storing);
-        self.keeper.still_ours(&self.context.clock).await;
+        self.keeper.still_ours().await;
         let (delivered, deferral) = line.window.deliver(&part);
         line.window.hold(delivered, Arc::clone(memory));
         let batch = Batch::new(
