@@ -3,12 +3,14 @@
 //! Every worker sees these for the whole application; what is wrong with a shard that it holds, its
 //! task knows. Decides nothing.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::State;
 use crate::error::ServiceError;
-use crate::lease::Lease;
 use crate::lease::balance;
+use crate::lease::{Lease, LeaseKey};
 use crate::worker::{Health, WorkerState};
 
 impl State {
@@ -28,7 +30,7 @@ impl State {
         });
         let lasts = self.settings.lease_duration;
         let unheld = self.leases.values().filter(|lease| self.is_unheld(now, lease)).map(|lease| {
-            let since = self.observations.unchanged_for(now, lease).as_secs();
+            let since = self.unheld_for(now, lease).as_secs();
             (lease.key.clone(), format!("nobody has held it for {since} s: {}", self.why_not_us()))
         });
         // It may be held again at this moment, and well as far as its task can tell.
@@ -50,11 +52,27 @@ impl State {
 
     /// Free, or its owner silent, for so long that somebody should have taken it.
     fn is_unheld(&self, now: Instant, lease: &Lease) -> bool {
-        let is_runnable = balance::is_runnable(lease, &self.leases, &self.hidden);
-        let unchanged = self.observations.unchanged_for(now, lease);
         !self.mine.contains(&lease.key)
-            && is_runnable
-            && unchanged >= self.settings.lease_duration * 2
+            && self.unheld_for(now, lease) >= self.settings.lease_duration * 2
+    }
+
+    /// For how long nobody has written the lease although it may be read. The time for which it waited
+    /// for its parents does not count.
+    fn unheld_for(&self, now: Instant, lease: &Lease) -> Duration {
+        let runnable = self.runnable.get(&lease.key);
+        let runnable_for =
+            runnable.map_or(Duration::ZERO, |since| now.saturating_duration_since(*since));
+        self.observations.unchanged_for(now, lease).min(runnable_for)
+    }
+
+    /// Takes note of a scan: which leases may be read since when.
+    pub(super) fn note_runnable(&mut self, now: Instant) {
+        let runnable = self.leases.values().filter(|lease| {
+            !self.mine.contains(&lease.key)
+                && balance::is_runnable(lease, &self.leases, &self.hidden)
+        });
+        let since = |key: &LeaseKey| self.runnable.get(key).copied().unwrap_or(now);
+        self.runnable = runnable.map(|lease| (lease.key.clone(), since(&lease.key))).collect();
     }
 
     fn why_not_us(&self) -> String {

@@ -161,6 +161,8 @@ pub(crate) struct State {
     /// Leases that made no progress here, and have made none since.
     stuck: BTreeMap<LeaseKey, Stuck>,
     double: Double,
+    /// Since when the table has shown the leases that may be read, and that this worker does not hold.
+    runnable: BTreeMap<LeaseKey, Instant>,
     /// Leases that were lost, as far as we have not had them since.
     lost: BTreeSet<LeaseKey>,
     scanning: bool,
@@ -222,6 +224,7 @@ impl State {
             given_back: BTreeMap::new(),
             stuck: BTreeMap::new(),
             double: Double::default(),
+            runnable: BTreeMap::new(),
             lost: BTreeSet::new(),
             has_read_table: false,
             scanned_at: now,
@@ -339,6 +342,7 @@ impl State {
         self.note_vanished(now, &leases);
         self.leases = leases.into_iter().map(|lease| (lease.key.clone(), lease)).collect();
         self.note_legacy();
+        self.note_runnable(now);
         self.note_doubles(now);
         if let Some(stop) = self.stop_if_double(now) {
             return vec![stop];

@@ -536,6 +536,24 @@ fn c05_workers_audit_in_turn_and_who_holds_nothing_leaves_it_to_them() {
             vec![Source::default()],
             start,
         );
+#[test]
+fn a_child_that_waited_long_for_its_parents_is_not_unheld_when_the_last_one_ends() {
+    let start = Instant::now();
+    let settings = Settings { max_leases: 1, ..Settings::default() };
+    let mut state =
+        State::new("me".into(), "me#1".into(), settings, vec![Source::default()], start);
+    state.mine = ["0".into()].into();
+    let child = Lease { parents: ["0".into()].into(), ..lease("1", None, 0) };
+    state.step(start, scanned(vec![lease("0", Some("me"), 7), child.clone()]));
+    let ended = start + 3600 * SECOND;
+    let parent = Lease { checkpoint: Checkpoint::ShardEnd, ..lease("0", None, 8) };
+    state.step(ended, scanned(vec![parent.clone(), child.clone()]));
+    assert!(state.health(ended).is_well(), "it waited for its parent");
+    state.step(ended + SECOND, scanned(vec![parent, child]));
+    let health = state.health(ended + 20 * SECOND);
+    assert!(health.shards[&LeaseKey::from("1")].starts_with("nobody has held it for 20 s"));
+}
+
         let mut state = new;
         let mut listings = 0;
         for second in 0..600 {
