@@ -486,9 +486,11 @@ impl Settings {
         self.lease_duration / 4
     }
 
-    /// How long a finished row stays at least, so that everyone hears of the end.
+    /// How long a finished row stays at least, so that every worker sees the end. However short the
+    /// leases are, it stays longer than a write can be on its way: a creation that arrived after the row
+    /// was deleted would start the shard again.
     pub(crate) fn finished_stays(&self) -> Duration {
-        self.lease_duration * 6
+        (self.lease_duration * 6).max(Duration::from_secs(60))
     }
 
     /// Checks bounds and relations.
