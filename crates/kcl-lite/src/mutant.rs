@@ -83,6 +83,12 @@ pub const ABOVE_THE_PORTS: &[(&str, &str)] = &[
     ),
     ("absent-is-stolen", "a row that is gone counts as taken by another worker"),
     ("asked-for-is-lost", "a lease that was asked for counts as lost"),
+    ("a-refused-takeover-starts-over", "a takeover that was refused waits for the deadline again"),
+    ("a-stop-waits-for-handoffs", "a worker that stops waits for the leases it has asked for"),
+    (
+        "withdrawals-are-not-seen",
+        "a lease is handed over to a worker that has withdrawn its request",
+    ),
     ("lost-reply-is-lost-lease", "a write whose reply was lost is not recognised"),
     ("release-forgets-the-checkpoint", "a release does not store what is acknowledged"),
     ("renewals-are-not-seen", "an observer does not start again when the counter moves"),

@@ -29,6 +29,8 @@ use crate::world::World;
 
 /// How long everyone has to stop at the end.
 const LAST_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a stop may take where nothing goes wrong.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// How long a worker that ended by itself stays away.
 const RESTART: Duration = Duration::from_secs(2);
 
@@ -38,9 +40,9 @@ enum Command {
     Kill(Return),
     Stop(Duration, Return),
     Freeze(Duration),
+    Suspend(Duration),
     /// Start, if nothing runs and nothing is about to.
     Revive,
-    Suspend(Duration),
     /// Stop for good.
     End,
 }
@@ -129,9 +131,9 @@ impl Fleet {
                 self.tell(slot, Command::Stop(deadline, back)).await;
             }
             What::Freeze { slot, lasts } => self.tell(slot, Command::Freeze(lasts)).await,
+            What::Suspend { slot, lasts } => self.tell(slot, Command::Suspend(lasts)).await,
             What::Link { .. }
             | What::Split(_)
-            What::Suspend { slot, lasts } => self.tell(slot, Command::Suspend(lasts)).await,
             | What::Merge(_)
             | What::StaleListings { .. }
             | What::NamelessChildren { .. }
@@ -167,8 +169,10 @@ impl Fleet {
     /// Holds what the workers say of themselves against what is so.
     pub(crate) fn compare_health(&self) {
         let healths = self.live.healths();
+        let running: Vec<_> = healths.iter().map(|(machine, _)| machine.number).collect();
         let mut truth = self.world.lock();
         let truth = &mut *truth;
+        truth.ledger.is_handed_over_in_time(truth.now, &running);
         truth.ledger.is_told(truth.now, &mut truth.shards, &healths);
     }
 
@@ -301,16 +305,20 @@ impl Slot {
                     }
                     Some(Command::End) | None => stop = Some((LAST_DEADLINE, None)),
                     Some(Command::Freeze(lasts)) => machine.freeze(lasts),
+                    Some(Command::Suspend(lasts)) => machine.suspend(lasts),
                     Some(Command::Revive) => {}
                 },
                 started = &mut starting => match started {
                     Ok(handle) => break self.started(machine, handle),
-                    Some(Command::Suspend(lasts)) => machine.suspend(lasts),
                     Err(error) => return self.ended(machine, &error, stop),
                 },
             }
         };
+        let mut stopping_since = None;
         loop {
+            if stop.is_some() {
+                stopping_since.get_or_insert_with(|| self.world.now());
+            }
             let stopping = async {
                 match stop {
                     Some((deadline, _)) => {
@@ -335,6 +343,7 @@ impl Slot {
                         stop = Some((stop.map_or(LAST_DEADLINE, |it| it.0), None));
                     }
                     Some(Command::Freeze(lasts)) => machine.freeze(lasts),
+                    Some(Command::Suspend(lasts)) => machine.suspend(lasts),
                     Some(Command::Revive) => {}
                 },
                 ended = stopping => {
@@ -342,12 +351,14 @@ impl Slot {
                         self.broken(format!("a worker that has ended says: {}", handle.status()));
                     }
                     return match (ended, stop) {
-                    (Ok(report), Some((_, back))) => self.stopped(machine, report, back).await,
+                    (Ok(report), Some((_, back))) => {
+                        self.stopped_in_time(machine, stopping_since);
+                        self.stopped(machine, report, back).await
+                    }
                     (Ok(_), None) => {
                         self.broken("the worker stopped, and nobody asked it to".to_owned());
                         End::Over
                     }
-                    Some(Command::Suspend(lasts)) => machine.suspend(lasts),
                     (Err(error), _) => self.ended(machine, &error, stop),
                     };
                 },
@@ -385,6 +396,18 @@ impl Slot {
             truth.ledger.broken(Promise::Remains, now, None, text);
         }
         back.map_or(End::Over, End::Back)
+    }
+
+    /// Where nothing goes wrong, a stop does not wait for owners that have been asked for leases.
+    fn stopped_in_time(&self, machine: &Machine, since: Option<Duration>) {
+        let mut truth = self.world.lock();
+        let took = truth.now.saturating_sub(since.unwrap_or(truth.now));
+        let plan = &self.world.plan;
+        if plan.busy_owner && self.number > 0 && truth.now < plan.calm_at && took > STOP_LIMIT {
+            let text = format!("{machine} took {took:?} to stop");
+            let now = truth.now;
+            truth.ledger.broken(Promise::Remains, now, None, text);
+        }
     }
 
     /// The worker gave up: someone starts it again, unless it must not give up for this.

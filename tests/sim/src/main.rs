@@ -36,6 +36,9 @@ struct Arguments {
     /// The stream is deleted and made again in every plan, and not only in one of twenty.
     #[arg(long)]
     recreate: bool,
+    /// In every plan, and not only in one of twenty, nothing goes wrong but that one owner is busy.
+    #[arg(long, conflicts_with = "recreate")]
+    busy_owner: bool,
     /// With `--seed`: keep only these operations of its plan, by number.
     #[arg(long, value_delimiter = ',')]
     keep: Option<Vec<usize>>,
@@ -63,7 +66,11 @@ impl Arguments {
 
     fn plan_of_any_tier(&self, seed: u64) -> Plan {
         let plan = Plan::of(seed);
-        if self.recreate { plan.recreating() } else { plan }
+        match (self.recreate, self.busy_owner) {
+            (true, _) => plan.recreating(),
+            (_, true) => plan.with_busy_owner(),
+            _ => plan,
+        }
     }
 }
 

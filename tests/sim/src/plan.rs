@@ -56,6 +56,8 @@ pub struct Plan {
     pub style: Style,
     /// What workers do when the stream is made again; `None` where it is not.
     pub recreated: Option<StreamRecreated>,
+    /// Whether the only trouble is an owner that is busy for minutes: see [`Plan::with_busy_owner`].
+    pub busy_owner: bool,
     /// When all faults have ended and must have been repaired after a stated time.
     pub calm_at: Duration,
     /// The whole run.
@@ -157,8 +159,6 @@ pub enum What {
         /// For how long.
         lasts: Duration,
     },
-    /// Some calls of a slot to a service go wrong.
-    Link {
     /// The machine of a slot is suspended, and its clock with it.
     Suspend {
         /// The slot.
@@ -166,6 +166,8 @@ pub enum What {
         /// For how long.
         lasts: Duration,
     },
+    /// Some calls of a slot to a service go wrong.
+    Link {
         /// The slot.
         slot: usize,
         /// To which service.
@@ -360,6 +362,7 @@ impl Plan {
             put_every: Duration::from_millis(rng.u64(100..=1500)),
             style: *pick(rng, &[Style::Return, Style::Return, Style::Defer, Style::Split]),
             recreated: None,
+            busy_owner: false,
             calm_at: CALM_AT,
             length: LENGTH,
             operations: Vec::new(),
@@ -369,7 +372,13 @@ impl Plan {
         if chance(seed, "suspend").u8(0..3) == 0 {
             plan.suspend_instead();
         }
-        if chance(seed, "made again").u8(0..20) == 0 { plan.recreating() } else { plan }
+        if chance(seed, "made again").u8(0..20) == 0 {
+            plan.recreating()
+        } else if chance(seed, "busy owner").u8(0..20) == 0 {
+            plan.with_busy_owner()
+        } else {
+            plan
+        }
     }
 
     /// The same plan for a tier, without what that tier cannot do.
@@ -399,7 +408,8 @@ impl Plan {
             Tier::Full => " --tier full",
         };
         let recreate = if self.recreated.is_some() { " --recreate" } else { "" };
-        format!("cargo run -p sim --{tier}{recreate} --seed {}", self.seed)
+        let busy = if self.busy_owner { " --busy-owner" } else { "" };
+        format!("cargo run -p sim --{tier}{recreate}{busy} --seed {}", self.seed)
     }
 
     /// The same plan with some of its operations only, by their numbers.
@@ -445,10 +455,6 @@ impl Plan {
         }
     }
 
-    /// The same plan, but the stream is deleted and made again meanwhile.
-    ///
-    /// One plan in twenty is of this kind. By a generator of its own, so that the rest of the plan is
-    /// the same.
     /// In one plan of three machines are suspended where processes would be stopped.
     fn suspend_instead(&mut self) {
         for operation in &mut self.operations {
@@ -458,6 +464,10 @@ impl Plan {
         }
     }
 
+    /// The same plan, but the stream is deleted and made again meanwhile.
+    ///
+    /// One plan in twenty is of this kind. By a generator of its own, so that the rest of the plan is
+    /// the same.
     #[must_use]
     pub fn recreating(mut self) -> Self {
         if self.recreated.is_some() {
@@ -473,6 +483,42 @@ impl Plan {
         self.operations.retain(|it| it.at < at || !matches!(it.what, What::Forget(_)));
         self.operations.push(Operation { at, what });
         self.operations.sort_by_key(|operation| operation.at);
+        self
+    }
+
+    /// The same plan, but with short leases, and with nothing that goes wrong except that the processors
+    /// of one worker do not return for minutes. The others stop and come back, and ask it for leases:
+    /// they have to get them when the time to hand over has passed, and to stop without waiting for it.
+    ///
+    /// One plan in twenty is of this kind.
+    #[must_use]
+    pub fn with_busy_owner(mut self) -> Self {
+        if self.busy_owner {
+            return self;
+        }
+        let rng = &mut chance(self.seed, "busy owner's plan");
+        self.busy_owner = true;
+        self.recreated = None;
+        self.theme = Theme::Chaos;
+        self.workers = self.workers.max(2);
+        self.rates.resize(self.workers, 1.0);
+        self.shards = self.shards.max(3);
+        self.lease_duration = SECOND * *pick(rng, &[2, 3, 3, 5]);
+        self.callback_deadline = LENGTH;
+        self.failures = FailurePolicy::Retry;
+        self.checkpoints = *pick(rng, &[CheckpointPolicy::EveryBatch, CheckpointPolicy::OnRenewal]);
+        let begins = self.boot_at + 15 * SECOND;
+        let ends = self.calm_at - 60 * SECOND;
+        let mood = What::Mood { slot: 0, mood: Mood::Hanging(100), lasts: ends - begins };
+        self.operations = vec![Operation { at: begins, what: mood }];
+        let mut at = begins;
+        while at < ends {
+            let back_after = Some(between(rng, SECOND, 10 * SECOND));
+            let slot = rng.usize(1..self.workers);
+            let what = What::Stop { slot, deadline: 60 * SECOND, back_after, same_id: rng.bool() };
+            self.operations.push(Operation { at, what });
+            at += SECOND * *pick(rng, &[12, 25, 50, 70]);
+        }
         self
     }
 

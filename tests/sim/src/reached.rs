@@ -77,6 +77,7 @@ situations! {
     Repeated: "a record is delivered again",
     Expired: "a lease is taken because nobody renewed it",
     AskedFor: "a lease is asked for",
+    Withdrawn: "a request for a lease is withdrawn",
     HandedOver: "a lease is handed over",
     Forced: "a lease is taken from an owner that does not let go",
     Released: "a lease is released",

@@ -178,10 +178,13 @@ impl fmt::Display for Shown<'_> {
             LeaseChange::AskHandoff { counter, from, .. } => {
                 write!(f, "ask {from} for {key} at counter {counter}")
             }
+            LeaseChange::WithdrawHandoff { from, .. } => {
+                write!(f, "withdraw the request to {from} for {key}")
+            }
             LeaseChange::HandOver { counter, news, to } => {
                 write!(f, "hand {key} over to {to} at counter {counter}{}", Told(news))
             }
-            LeaseChange::Renew { counter, news } => {
+            LeaseChange::Renew { counter, news, .. } => {
                 write!(f, "renew {key} at counter {counter}{}", Told(news))
             }
             LeaseChange::Finish { counter, children } => {

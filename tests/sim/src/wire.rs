@@ -354,10 +354,16 @@ fn change(
             let from = after.checkpoint_owner.clone().unwrap_or_else(|| to.clone());
             LeaseChange::AskHandoff { counter, from, to }
         }
+        Some(from) if set.len() == 1 => {
+            LeaseChange::WithdrawHandoff { from, to: machine.id.clone() }
+        }
         Some(owner) if owner == machine.id => {
             LeaseChange::Take { counter, from: before.owner.clone(), owner }
         }
         Some(to) => LeaseChange::HandOver { counter, news, to },
-        None => LeaseChange::Renew { counter, news },
+        None => {
+            let owner = before.actual_owner().cloned().unwrap_or_else(|| machine.id.clone());
+            LeaseChange::Renew { counter, owner, news }
+        }
     }
 }

@@ -57,6 +57,7 @@ fn seeds_that_failed_once_stay_repaired() {
             "protocol" => plan.on(Tier::Protocol),
             "full" => plan.on(Tier::Full),
             "recreate" => plan.recreating().on(Tier::Protocol),
+            "busy-owner" => plan.with_busy_owner().on(Tier::Protocol),
             kind => panic!("nothing of a seed is called {kind}"),
         }
     });
@@ -88,6 +89,7 @@ fn the_same_seed_goes_the_same_way_to_the_last_byte() {
     for seed in [1, 4, 14, 19, 33, 48, 143] {
         goes_the_same_way_twice(Tier::Protocol, seed);
         same_twice(&Plan::of(seed).recreating());
+        same_twice(&Plan::of(seed).with_busy_owner());
     }
 }
 

@@ -221,7 +221,7 @@ impl World {
         };
         match holder.answered(now, outcome, goal) {
             Verdict::Held { reached: true } if *goal == Goal::Release => this.tenure = None,
-            Verdict::Held { .. } | Verdict::Asked => {}
+            Verdict::Held { .. } | Verdict::OtherSuccessor => {}
             Verdict::Lost { .. } => {
                 assert!(self.takes > 0 || self.let_go, "D04: nobody took it, nobody let it go");
                 this.tenure = None;

@@ -303,8 +303,18 @@ pub enum LeaseChange {
         /// The worker that asks, and becomes the owner.
         to: WorkerId,
     },
+    /// Withdraw a request for a handoff: the owner keeps the lease, or releases it to anyone if it has
+    /// drained already. Condition: the row still says that `to` has asked `from`. It holds whatever the
+    /// counter is, so that an owner that renews meanwhile cannot refuse it; counter and mark stay the
+    /// owner's.
+    WithdrawHandoff {
+        /// The owner, as in the request.
+        from: WorkerId,
+        /// The worker that had asked.
+        to: WorkerId,
+    },
     /// Give the lease to the worker that asked, storing the newest checkpoint if there is one.
-    /// Condition: the counter.
+    /// Condition: the counter, and that this worker is still the one that asks.
     HandOver {
         /// Our counter.
         counter: u64,
@@ -313,10 +323,14 @@ pub enum LeaseChange {
         /// The worker that asked.
         to: WorkerId,
     },
-    /// Prove life, and store the newest checkpoint if there is one. Condition: the counter.
+    /// Prove life, and store the newest checkpoint if there is one. Condition: the counter, and that
+    /// `owner` is the actual owner: a row that somebody deleted and another worker created afresh may
+    /// have the counter that it had.
     Renew {
         /// Our counter.
         counter: u64,
+        /// The worker that renews.
+        owner: WorkerId,
         /// What to store.
         news: News,
     },
@@ -405,7 +419,13 @@ impl LeaseWrite {
                 lease.checkpoint_owner = None;
                 lease
             }
-            LeaseChange::Renew { counter, news } => at(*counter)?.renewed(news),
+            LeaseChange::Renew { counter, owner, news } => {
+                let lease = at(*counter)?;
+                if lease.actual_owner() != Some(owner) && !self.is_unfenced() {
+                    return Err(refused());
+                }
+                lease.renewed(news)
+            }
             LeaseChange::Finish { counter, children } => {
                 let mut lease = at(*counter)?.renewed(&News::shard_end());
                 lease.children.clone_from(children);
@@ -420,8 +440,21 @@ impl LeaseWrite {
                 lease.checkpoint_owner.take_if(|_| mutant::is("asking-is-taking"));
                 return Ok(Some(lease));
             }
+            LeaseChange::WithdrawHandoff { from, to } => {
+                let is_asked = |row: &&Lease| {
+                    row.owner.as_ref() == Some(to) && row.checkpoint_owner.as_ref() == Some(from)
+                };
+                let mut lease = row.filter(is_asked).cloned().ok_or_else(refused)?;
+                lease.owner = lease.checkpoint_owner.take();
+                return Ok(Some(lease));
+            }
             LeaseChange::HandOver { counter, news, to } => {
-                let mut lease = at(*counter)?.renewed(news);
+                let lease = at(*counter)?;
+                let is_asked = lease.checkpoint_owner.is_some() && lease.owner.as_ref() == Some(to);
+                if !is_asked && !mutant::is("withdrawals-are-not-seen") {
+                    return Err(refused());
+                }
+                let mut lease = lease.renewed(news);
                 lease.owner = Some(to.clone());
                 lease.checkpoint_owner = None;
                 lease
@@ -461,6 +494,7 @@ impl LeaseWrite {
             }
             LeaseChange::Create(_)
             | LeaseChange::AskHandoff { .. }
+            | LeaseChange::WithdrawHandoff { .. }
             | LeaseChange::Delete { .. }
             | LeaseChange::Reset { .. }
             | LeaseChange::Discard { .. }

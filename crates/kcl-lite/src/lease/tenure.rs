@@ -68,8 +68,8 @@ pub(crate) enum Goal {
 pub(crate) enum Verdict {
     /// The row is ours and was written; `reached` tells whether the goal was.
     Held { reached: bool },
-    /// Another worker has asked for the lease since; nothing was written.
-    Asked,
+    /// Another worker has asked for the lease since, or has withdrawn its request; nothing was written.
+    OtherSuccessor,
     /// The row is gone. It was not stolen: write it again.
     Vanished,
     /// Another worker has it, or it was released under us.
@@ -124,7 +124,7 @@ impl Tenure {
         let counter = self.lease.counter;
         let news = self.news(told);
         let change = match goal {
-            Goal::Keep => LeaseChange::Renew { counter, news },
+            Goal::Keep => LeaseChange::Renew { counter, owner: self.me.clone(), news },
             Goal::Release if mutant::is("release-forgets-the-checkpoint") => {
                 LeaseChange::Release { counter, news: News::default() }
             }
@@ -190,9 +190,9 @@ impl Tenure {
                 let since = if mutant::is("recovered-counts-from-now") { sent } else { since };
                 self.hold(row, since, goal)
             }
-            WriteOutcome::Refused(Some(row)) if self.is_asked_for(&row) => {
+            WriteOutcome::Refused(Some(row)) if self.has_other_successor(&row) => {
                 self.lease = row;
-                Verdict::Asked
+                Verdict::OtherSuccessor
             }
             WriteOutcome::Refused(Some(row)) => Verdict::Lost { to: row.owner },
             WriteOutcome::Refused(None) if mutant::is("absent-is-stolen") => {
@@ -219,10 +219,11 @@ impl Tenure {
         Verdict::Held { reached }
     }
 
-    /// Asking leaves the counter alone, so a row at our counter is still ours.
-    fn is_asked_for(&self, row: &Lease) -> bool {
-        let is_asked = row.checkpoint_owner.as_ref() == Some(&self.me);
-        row.counter == self.lease.counter && is_asked && !mutant::is("asked-for-is-lost")
+    /// A request and its withdrawal leave the counter alone, so a row at our counter, of which we are
+    /// the actual owner, is still ours.
+    fn has_other_successor(&self, row: &Lease) -> bool {
+        let is_ours = row.actual_owner() == Some(&self.me);
+        row.counter == self.lease.counter && is_ours && !mutant::is("asked-for-is-lost")
     }
 
     fn is_ours(&self, row: &Lease) -> bool {
@@ -353,10 +354,36 @@ mod tests {
             tenure.write(&Goal::Release, &News::default()).apply(Some(&asked)).unwrap_err();
         tenure.sent(start + SECOND);
         let outcome = WriteOutcome::Refused(refused.current.map(|row| *row));
-        assert_eq!(tenure.answered(start + SECOND, outcome, &Goal::Release), Verdict::Asked);
+        assert_eq!(
+            tenure.answered(start + SECOND, outcome, &Goal::Release),
+            Verdict::OtherSuccessor
+        );
         assert_eq!(tenure.fenced_at(), start + 9 * SECOND, "nothing was written");
         let change = tenure.write(&Goal::Release, &News::default()).change;
         assert!(matches!(change, LeaseChange::HandOver { counter: 7, .. }), "{change:?}");
+    }
+
+    #[test]
+    fn a_handover_that_did_not_know_of_a_withdrawal_becomes_a_release() {
+        let start = Instant::now();
+        let mut tenure = tenure(start);
+        tenure.lease.checkpoint_owner = tenure.lease.owner.replace("next".into());
+        let hand_over = tenure.write(&Goal::Release, &News::default());
+        assert!(matches!(hand_over.change, LeaseChange::HandOver { .. }), "{hand_over:?}");
+        let change = LeaseChange::WithdrawHandoff { from: "me".into(), to: "next".into() };
+        let withdrawal =
+            LeaseWrite { key: "shardId-0".into(), id: WriteId::new("next#1:7"), change };
+        let withdrawn = applied(&tenure, &withdrawal);
+        assert_eq!((withdrawn.counter, withdrawn.owner.clone()), (7, Some("me".into())));
+
+        let refused = hand_over.apply(Some(&withdrawn)).unwrap_err();
+        tenure.sent(start + SECOND);
+        let outcome = WriteOutcome::Refused(refused.current.map(|row| *row));
+        let verdict = tenure.answered(start + SECOND, outcome, &Goal::Release);
+        assert_eq!(verdict, Verdict::OtherSuccessor);
+        let change = tenure.write(&Goal::Release, &News::default()).change;
+        assert!(matches!(change, LeaseChange::Release { counter: 7, .. }), "{change:?}");
+        assert!(withdrawal.apply(Some(&withdrawn)).is_err(), "there is nothing left to withdraw");
     }
 
     #[test]
@@ -379,6 +406,9 @@ mod tests {
     fn an_acknowledgement_that_is_no_news_is_not_written() {
         let tenure = tenure(Instant::now());
         let write = tenure.write(&Goal::Keep, &News::of(Some(Checkpoint::TrimHorizon)));
-        assert_eq!(write.change, LeaseChange::Renew { counter: 7, news: News::default() });
+        assert_eq!(
+            write.change,
+            LeaseChange::Renew { counter: 7, owner: "me".into(), news: News::default() }
+        );
     }
 }

@@ -30,7 +30,7 @@ fn ask(counter: u64, from: &str, to: &str) -> LeaseChange {
 fn changes(counter: u64) -> [LeaseChange; 4] {
     [
         take(counter, None, "b"),
-        LeaseChange::Renew { counter, news: News::default() },
+        LeaseChange::Renew { counter, owner: "a".into(), news: News::default() },
         LeaseChange::Finish { counter, children: BTreeSet::new() },
         LeaseChange::Release { counter, news: News::default() },
     ]
@@ -131,11 +131,50 @@ fn a_handover_stores_the_checkpoint_and_gives_the_lease_to_the_one_who_asked() {
 }
 
 #[test]
+fn a_handover_goes_only_to_the_worker_that_asks() {
+    let asked = applied(ask(7, "a", "b"), &row("shard-0", 7, Some("a")));
+    let hand_over = |to: &str| {
+        let change = LeaseChange::HandOver { counter: 7, news: News::default(), to: to.into() };
+        write(change).apply(Some(&asked))
+    };
+    assert!(hand_over("b").is_ok());
+    assert!(hand_over("c").is_err(), "another has asked");
+    let withdraw = LeaseChange::WithdrawHandoff { from: "a".into(), to: "b".into() };
+    let withdrawn = applied(withdraw, &asked);
+    assert_eq!((withdrawn.owner, withdrawn.checkpoint_owner), (Some("a".into()), None));
+    assert_eq!((withdrawn.counter, withdrawn.write_id), (asked.counter, asked.write_id));
+}
+
+#[test]
+fn a_withdrawal_holds_at_every_counter_but_only_for_its_own_request() {
+    let asked = applied(ask(7, "a", "b"), &row("shard-0", 7, Some("a")));
+    let renew = LeaseChange::Renew { counter: 7, owner: "a".into(), news: News::default() };
+    let renewed = applied(renew, &asked);
+    let withdraw = |from: &str, to: &str| {
+        let change = LeaseChange::WithdrawHandoff { from: from.into(), to: to.into() };
+        write(change).apply(Some(&renewed))
+    };
+    assert!(withdraw("a", "b").is_ok(), "whatever the counter is");
+    assert!(withdraw("a", "c").is_err(), "another has asked");
+    assert!(withdraw("c", "b").is_err(), "another was asked");
+}
+
+#[test]
+fn a_row_that_was_created_afresh_at_the_same_counter_is_not_renewed_by_its_former_owner() {
+    let renew = LeaseChange::Renew { counter: 7, owner: "a".into(), news: News::default() };
+    assert!(write(renew.clone()).apply(Some(&row("shard-0", 7, None))).is_err());
+    assert!(write(renew).apply(Some(&row("shard-0", 7, Some("b")))).is_err());
+}
+
+#[test]
 fn a_renewal_without_progress_keeps_checkpoint_switches_and_pending() {
     let pending = Some(PendingCheckpoint { checkpoint: at("9"), state: None });
     let current =
         Lease { checkpoint: at("5"), owner_switches: 2, pending, ..row("shard-0", 7, Some("a")) };
-    let next = applied(LeaseChange::Renew { counter: 7, news: News::default() }, &current);
+    let next = applied(
+        LeaseChange::Renew { counter: 7, owner: "a".into(), news: News::default() },
+        &current,
+    );
     assert_eq!(next, Lease { counter: 8, write_id: Some(WriteId::new("me-1")), ..current });
 }
 
@@ -144,7 +183,7 @@ fn a_checkpoint_forgets_switches_and_what_was_pending() {
     let pending = Some(PendingCheckpoint { checkpoint: at("9"), state: Some(vec![1]) });
     let current = Lease { owner_switches: 2, pending, ..row("shard-0", 7, Some("a")) };
     let news = News { pending: PendingChange::Clear, ..News::of(Some(at("9"))) };
-    let next = applied(LeaseChange::Renew { counter: 7, news }, &current);
+    let next = applied(LeaseChange::Renew { counter: 7, owner: "a".into(), news }, &current);
     assert_eq!((next.checkpoint, next.owner_switches, next.pending), (at("9"), 0, None));
     assert_eq!(next.owner, Some("a".into()));
 }

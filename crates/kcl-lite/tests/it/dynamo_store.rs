@@ -87,7 +87,7 @@ fn take(counter: u64) -> LeaseChange {
 }
 
 fn renew(counter: u64) -> LeaseChange {
-    LeaseChange::Renew { counter, news: News::default() }
+    LeaseChange::Renew { counter, owner: "w1".into(), news: News::default() }
 }
 
 /// The lower half of the hash keys, and what follows it.
@@ -286,6 +286,7 @@ async fn a_checkpoint_leaves_nothing_of_what_was_pending() {
     bench
         .write(LeaseChange::Renew {
             counter: 33,
+            owner: "w3".into(),
             news: News { pending: PendingChange::Clear, ..News::of(checkpoint) },
         })
         .await;
@@ -543,7 +544,8 @@ enum Kind {
     Take(Option<WorkerId>, WorkerId),
     Ask(WorkerId, WorkerId),
     HandOver(Told, WorkerId),
-    Renew(Told),
+    Renew(Told, WorkerId),
+    Withdraw(WorkerId, WorkerId),
     Finish(BTreeSet<ShardId>),
     Release(Told),
     Delete,
@@ -587,7 +589,8 @@ fn any_aim() -> impl Strategy<Value = Aim> {
             3 => take.prop_map(|(from, owner)| Kind::Take(from, owner)),
             2 => (any_worker(), any_worker()).prop_map(|(from, to)| Kind::Ask(from, to)),
             1 => (any_told(), any_worker()).prop_map(|(told, to)| Kind::HandOver(told, to)),
-            3 => any_told().prop_map(Kind::Renew),
+            3 => (any_told(), any_worker()).prop_map(|(told, me)| Kind::Renew(told, me)),
+            1 => (any_worker(), any_worker()).prop_map(|(from, to)| Kind::Withdraw(from, to)),
             1 => any_shards().prop_map(Kind::Finish),
             2 => any_told().prop_map(Kind::Release),
             1 => Just(Kind::Delete),
@@ -621,7 +624,12 @@ impl Aim {
             Kind::Take(from, owner) => LeaseChange::Take { counter, from, owner },
             Kind::Ask(from, to) => LeaseChange::AskHandoff { counter, from, to },
             Kind::HandOver(told, to) => LeaseChange::HandOver { counter, news: news(told), to },
-            Kind::Renew(told) => LeaseChange::Renew { counter, news: news(told) },
+            Kind::Renew(told, stranger) => {
+                let actual = row.and_then(Lease::actual_owner).cloned();
+                let owner = actual.filter(|_| !self.stale).unwrap_or(stranger);
+                LeaseChange::Renew { counter, owner, news: news(told) }
+            }
+            Kind::Withdraw(from, to) => LeaseChange::WithdrawHandoff { from, to },
             Kind::Finish(children) => LeaseChange::Finish { counter, children },
             Kind::Release(told) => LeaseChange::Release { counter, news: news(told) },
             Kind::Delete => LeaseChange::Delete { counter },

@@ -169,13 +169,16 @@ async fn each_row_of_the_java_library_passes_through_every_write_and_back() {
         let switches = found.owner_switches + u64::from(from.is_some());
         assert_eq!((taken.counter, taken.owner_switches), (counter + 1, switches));
 
-        let renew = LeaseChange::Renew { counter: counter + 1, news: News::default() };
+        let renew =
+            LeaseChange::Renew { counter: counter + 1, owner: "us".into(), news: News::default() };
         let renewed = bench.done(&key, renew).await;
         assert_eq!((&renewed.checkpoint, &renewed.pending), (&found.checkpoint, &pending));
 
         // Short of what is pending, which stays as it is.
         let news = News::of((!end).then(|| at(LATER, 3)));
-        let moved = bench.done(&key, LeaseChange::Renew { counter: counter + 2, news }).await;
+        let moved = bench
+            .done(&key, LeaseChange::Renew { counter: counter + 2, owner: "us".into(), news })
+            .await;
         let expected = if end { Checkpoint::ShardEnd } else { at(LATER, 3) };
         assert_eq!((&moved.checkpoint, &moved.pending), (&expected, &pending));
 
@@ -221,7 +224,7 @@ async fn what_is_not_ours_in_a_row_of_the_java_library_survives_every_write() {
         let anchor = Some(Timestamp::from_millis(7));
         for (nth, change) in [
             LeaseChange::Take { counter, from: seen.owner.clone(), owner: "us".into() },
-            LeaseChange::Renew { counter: counter + 1, news: news() },
+            LeaseChange::Renew { counter: counter + 1, owner: "us".into(), news: news() },
             LeaseChange::AskHandoff { counter: counter + 2, from: "us".into(), to: "it".into() },
             LeaseChange::HandOver { counter: counter + 2, news: news(), to: "it".into() },
             LeaseChange::Release { counter: counter + 3, news: news() },
@@ -326,8 +329,9 @@ fn all_changes(key: &str, counter: u64) -> Vec<LeaseChange> {
         LeaseChange::Create(Box::new(Lease::new(key, Checkpoint::Latest))),
         LeaseChange::Take { counter, from: None, owner: "us".into() },
         LeaseChange::AskHandoff { counter, from: "w1".into(), to: "us".into() },
+        LeaseChange::WithdrawHandoff { from: "w1".into(), to: "us".into() },
         LeaseChange::HandOver { counter, news: news(), to: "us".into() },
-        LeaseChange::Renew { counter, news: news() },
+        LeaseChange::Renew { counter, owner: "us".into(), news: news() },
         LeaseChange::Release { counter, news: news() },
         LeaseChange::Finish { counter, children: BTreeSet::new() },
         LeaseChange::Reset { counter, checkpoint: Checkpoint::TrimHorizon, anchor: None },
@@ -389,7 +393,7 @@ async fn an_owner_here_is_fenced_by_every_java_writer_that_takes_the_lease() {
         let counter = ours.counter;
         let news = News::of(Some(at(LATER, 0)));
         for change in [
-            LeaseChange::Renew { counter, news: news.clone() },
+            LeaseChange::Renew { counter, owner: "us".into(), news: news.clone() },
             LeaseChange::Release { counter, news: news.clone() },
             LeaseChange::HandOver { counter, news, to: "w9".into() },
             LeaseChange::Finish { counter, children: BTreeSet::new() },
@@ -413,7 +417,9 @@ async fn a_java_leader_gets_a_lease_from_an_owner_here_by_asking() {
 
     // The owner reads on: its renewals and checkpoints are applied and show it the request.
     let news = News::of(Some(at(LATER, 0)));
-    let renewed = bench.done(SHARD, LeaseChange::Renew { counter: ours.counter, news }).await;
+    let renewed = bench
+        .done(SHARD, LeaseChange::Renew { counter: ours.counter, owner: "us".into(), news })
+        .await;
     assert_eq!(renewed.actual_owner(), Some(&"us".into()));
     assert_eq!(renewed.owner, Some("w2".into()));
     // It may not let go to nobody in particular.
@@ -502,7 +508,8 @@ async fn children_that_a_java_worker_notes_in_between_are_kept() {
     let ours = take_from(&bench.lease(SHARD).await);
     let ours = bench.done(SHARD, ours).await;
     assert!(java.note_children(SHARD, &["shardId-000000000003"]).await);
-    let renew = LeaseChange::Renew { counter: ours.counter, news: News::default() };
+    let renew =
+        LeaseChange::Renew { counter: ours.counter, owner: "us".into(), news: News::default() };
     let renewed = bench.done(SHARD, renew).await;
     assert_eq!(renewed.children, ["shardId-000000000003".into()].into());
 }
@@ -612,10 +619,10 @@ impl Turns {
                 from: memory.owner.as_deref().map(Into::into),
                 owner: "us".into(),
             },
-            Act::Renew => LeaseChange::Renew { counter, news: News::default() },
+            Act::Renew => LeaseChange::Renew { counter, owner: "us".into(), news: News::default() },
             Act::Checkpoint => {
                 let news = News::of(Some(at(&next_position(memory), 0)));
-                LeaseChange::Renew { counter, news }
+                LeaseChange::Renew { counter, owner: "us".into(), news }
             }
             Act::Ask => LeaseChange::AskHandoff { counter, from: owner().into(), to: "us".into() },
             Act::LetGo if memory.checkpoint_owner.is_some() => {

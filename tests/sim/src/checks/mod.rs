@@ -128,8 +128,8 @@ struct Facts {
     current: Option<TenureId>,
     /// When the counter last changed.
     changed: Duration,
-    /// Who asked for it, and when that was written.
-    asked: Option<(WorkerId, Duration)>,
+    /// Who asked for it, as which incarnation, and when that was written.
+    asked: Option<(WorkerId, usize, Duration)>,
     best: Option<Checkpoint>,
     /// When records of it were last delivered.
     delivered: Duration,
@@ -181,6 +181,8 @@ struct Rules {
     eager: bool,
     /// Nothing goes wrong.
     calm: bool,
+    /// Nothing goes wrong, except that one owner is busy: see [`Plan::with_busy_owner`].
+    busy_owner: bool,
 }
 
 /// Calls of one worker in one minute.
@@ -201,6 +203,7 @@ impl Ledger {
                 calm_at: plan.calm_at,
                 slow_after: plan.slow_after,
                 calm: plan.theme == Theme::Calm,
+                busy_owner: plan.busy_owner,
                 eager: plan.checkpoints != CheckpointPolicy::OnRenewal,
             },
             leases: BTreeMap::new(),

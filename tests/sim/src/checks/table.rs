@@ -17,6 +17,8 @@ const FAST: f64 = 0.985;
 const NEEDED: f64 = 0.85;
 /// How long an owner that was asked has to let go.
 const HANDOFF_DEADLINE: Duration = Duration::from_secs(30);
+/// How soon after that a requester that is well has the lease, by whichever clock.
+const HANDOFF_GRACE: Duration = Duration::from_secs(3);
 /// How long a drain waits for acknowledgements that come later.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 
@@ -53,12 +55,17 @@ impl Ledger {
                 self.counts.note(Situation::AskedFor);
                 asked(change, &mut facts)
             }
+            LeaseChange::WithdrawHandoff { .. } => {
+                self.counts.note(Situation::Withdrawn);
+                withdrawn(change, &mut facts)
+            }
             LeaseChange::Renew { .. } => by_owner(change, &mut facts, None),
             LeaseChange::HandOver { .. } => {
                 self.counts.note(Situation::HandedOver);
                 self.handed_at = change.at;
                 self.moved_at = change.at;
-                drained(change, &facts, shards, shard)
+                is_asked_for(change)
+                    .and_then(|()| drained(change, &facts, shards, shard))
                     .and_then(|()| by_owner(change, &mut facts, Some(End::Released)))
             }
             LeaseChange::Release { .. } => {
@@ -180,7 +187,7 @@ impl Ledger {
             self.counts.note(Situation::Expired);
             self.handed_at = change.at;
             Some(End::Expired)
-        } else if facts.asked.as_ref().is_some_and(|(by, at)| {
+        } else if facts.asked.as_ref().is_some_and(|(by, _, at)| {
             by == change.id && change.at.saturating_sub(*at) >= HANDOFF_DEADLINE.mul_f64(FAST)
         }) {
             self.counts.note(Situation::Forced);
@@ -223,6 +230,22 @@ impl Ledger {
         facts.tenures.insert((change.who, after.counter), tenure);
         self.moved_at = change.at;
         Ok(())
+    }
+
+    /// Where nothing but a busy owner is in the way, a worker that asks for a lease gets it soon after
+    /// the owner's time to hand it over.
+    pub(crate) fn is_handed_over_in_time(&mut self, now: Duration, running: &[usize]) {
+        if !self.rules.busy_owner {
+            return;
+        }
+        let overdue =
+            self.leases.values().filter_map(|it| it.asked.as_ref()).find(|(_, who, at)| {
+                running.contains(who) && now.saturating_sub(*at) > HANDOFF_DEADLINE + HANDOFF_GRACE
+            });
+        if let Some((by, _, at)) = overdue {
+            let text = format!("{by} asked at {at:?} and has no lease yet");
+            self.broken(Promise::Take, now, None, text);
+        }
     }
 
     fn deleted(&self, change: &Change<'_>, shards: &Shards, shard: usize) -> Found {
@@ -302,7 +325,29 @@ fn asked(change: &Change<'_>, facts: &mut Facts) -> Found {
     if before.owner.is_none() {
         return Err((Promise::Take, "a lease that nobody holds is asked for".into()));
     }
-    facts.asked = Some((change.id.clone(), change.at));
+    facts.asked = Some((change.id.clone(), change.who, change.at));
+    Ok(())
+}
+
+/// A lease is handed over to the worker that asks for it, and to no other.
+fn is_asked_for(change: &Change<'_>) -> Found {
+    let (before, after) = both(change)?;
+    if before.checkpoint_owner.is_none() || before.owner != after.owner {
+        let text = format!("handed over to {:?}, which does not ask for it", after.owner);
+        return Err((Promise::Take, text));
+    }
+    Ok(())
+}
+
+fn withdrawn(change: &Change<'_>, facts: &mut Facts) -> Found {
+    let (before, after) = both(change)?;
+    if before.actual_owner() != after.actual_owner() || after.checkpoint_owner.is_some() {
+        return Err((Promise::Fence, "a withdrawal changes who owns the lease".into()));
+    }
+    if facts.asked.as_ref().is_some_and(|(by, ..)| by != change.id) {
+        return Err((Promise::Fence, "a request is withdrawn by another worker".into()));
+    }
+    facts.asked = None;
     Ok(())
 }
 
@@ -335,7 +380,10 @@ fn by_owner(change: &Change<'_>, facts: &mut Facts, end: Option<End>) -> Found {
 fn moves_on(change: &Change<'_>, facts: &mut Facts) -> Found {
     let Some(after) = change.after else { return Ok(()) };
     if let Some(before) = change.before {
-        let is_question = matches!(change.what, LeaseChange::AskHandoff { .. });
+        let is_question = matches!(
+            change.what,
+            LeaseChange::AskHandoff { .. } | LeaseChange::WithdrawHandoff { .. }
+        );
         if after.counter != before.counter + u64::from(!is_question) {
             return Err((
                 Promise::Fence,

@@ -199,11 +199,11 @@ impl DynamoStore {
         condition: &str,
     ) -> Result<WriteOutcome, ServiceError> {
         let update = update.set(WRITE_ID, text(write.id.as_str()));
-        let condition = if mutant::is("updates-have-no-condition") {
-            "#leaseCounter >= :seen OR #leaseCounter < :seen"
-        } else {
-            condition
-        };
+        let any_counter = "(#leaseCounter >= :seen OR #leaseCounter < :seen)";
+        if mutant::is("updates-have-no-condition") {
+            let condition = condition.replace("#leaseCounter = :seen", any_counter);
+            return self.update(write, update, &condition).await;
+        }
         self.update(write, update, condition).await
     }
 
@@ -335,13 +335,17 @@ impl LeaseStore for DynamoStore {
                 let asked = Update::ask(*counter, from, to);
                 self.update(write, asked, Update::ASK_CONDITION).boxed()
             }
+            LeaseChange::WithdrawHandoff { from, to } => {
+                let withdrawn = Update::withdraw(from, to);
+                self.update(write, withdrawn, Update::WITHDRAW_CONDITION).boxed()
+            }
             LeaseChange::HandOver { counter, news, to } => {
                 let handed = Update::hand_over(*counter, news, to);
-                self.marked(write, handed, Update::CONDITION).boxed()
+                self.marked(write, handed, Update::HAND_OVER_CONDITION).boxed()
             }
-            LeaseChange::Renew { counter, news } => {
-                let renewed = Update::renew(*counter, news);
-                self.marked(write, renewed, Update::CONDITION).boxed()
+            LeaseChange::Renew { counter, owner, news } => {
+                let renewed = Update::renew(*counter, owner, news);
+                self.marked(write, renewed, Update::RENEW_CONDITION).boxed()
             }
             LeaseChange::Finish { counter, children } => {
                 let finished = Update::finish(*counter, children);

@@ -30,12 +30,22 @@ impl Update {
     /// The counter is the one that was seen. An item that does not exist has none, so that an
     /// update never makes an item.
     pub(super) const CONDITION: &str = "#leaseCounter = :seen";
+    /// The same for [`renew`](Self::renew): the actual owner is the one that renews.
+    pub(super) const RENEW_CONDITION: &str = "#leaseCounter = :seen AND (#checkpointOwner = :me OR \
+         (attribute_not_exists(#checkpointOwner) AND #leaseOwner = :me))";
     /// The same for [`release`](Self::release): nobody has asked.
     pub(super) const RELEASE_CONDITION: &str =
         "#leaseCounter = :seen AND attribute_not_exists(#checkpointOwner)";
+    /// The same for [`hand_over`](Self::hand_over): the new owner is still the one that asks.
+    pub(super) const HAND_OVER_CONDITION: &str = "#leaseCounter = :seen AND #leaseOwner = :leaseOwner \
+         AND attribute_exists(#checkpointOwner)";
     /// The same for [`ask`](Self::ask): the owner is the one that was seen, and nobody has asked.
     pub(super) const ASK_CONDITION: &str =
         "#leaseCounter = :seen AND #leaseOwner = :from AND attribute_not_exists(#checkpointOwner)";
+
+    /// The same for [`withdraw`](Self::withdraw): it is still asked for.
+    pub(super) const WITHDRAW_CONDITION: &str =
+        "#leaseOwner = :to AND #checkpointOwner = :leaseOwner";
 
     pub(super) fn take(seen: u64, from: Option<&WorkerId>, owner: &WorkerId) -> Self {
         let taken =
@@ -56,13 +66,25 @@ impl Update {
         update.set(CHECKPOINT_OWNER, text(from.as_str()))
     }
 
+    /// Leaves counter and mark to the owner.
+    pub(super) fn withdraw(from: &WorkerId, to: &WorkerId) -> Self {
+        let mut update = Self::default();
+        update.values.insert(":to".to_owned(), text(to.as_str()));
+        update.set(LEASE_OWNER, text(from.as_str())).remove(&[CHECKPOINT_OWNER])
+    }
+
     pub(super) fn hand_over(seen: u64, news: &News, to: &WorkerId) -> Self {
         let renewed = Self::new(seen).news(news);
         renewed.set(LEASE_OWNER, text(to.as_str())).remove(&[CHECKPOINT_OWNER])
     }
 
-    pub(super) fn renew(seen: u64, news: &News) -> Self {
-        Self::new(seen).news(news)
+    pub(super) fn renew(seen: u64, owner: &WorkerId, news: &News) -> Self {
+        let mut update = Self::new(seen).news(news);
+        for attribute in [LEASE_OWNER, CHECKPOINT_OWNER] {
+            update.names.insert(format!("#{attribute}"), attribute.to_owned());
+        }
+        update.values.insert(":me".to_owned(), text(owner.as_str()));
+        update
     }
 
     pub(super) fn finish(seen: u64, children: &BTreeSet<ShardId>) -> Self {

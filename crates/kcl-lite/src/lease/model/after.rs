@@ -52,8 +52,8 @@ impl World {
         self.wire.retain(|message| {
             let row = shards[message.lease].row.as_ref();
             let can_do = message.reply.is_none() && message.write.apply(row).is_ok();
-            // A row that is gone could be made again.
-            message.is_awaited || can_do || message.why == Why::Create
+            // A row that is gone could be made again; and a withdrawal looks at no counter.
+            message.is_awaited || can_do || matches!(message.why, Why::Create | Why::Withdraw)
         });
     }
 
@@ -293,7 +293,10 @@ impl World {
                     self.lose(worker, lease);
                 }
             }
-            Verdict::Asked => self.notes.push("a release became a handover"),
+            Verdict::OtherSuccessor => self.notes.push(match hold.tenure.asked_by() {
+                Some(_) => "a release became a handover",
+                None => "a handover became a release",
+            }),
             Verdict::Lost { .. } => self.lost(worker, lease),
             Verdict::Vanished => self.require(false, "the row of a holder is gone"),
         }
@@ -323,6 +326,11 @@ impl Worker {
             Why::Ask => {
                 let from = from.expect("an owner is asked");
                 let change = LeaseChange::AskHandoff { counter, from, to: self.id.clone() };
+                LeaseWrite { key, id, change }
+            }
+            Why::Withdraw => {
+                let from = row.checkpoint_owner.clone().expect("a request is withdrawn");
+                let change = LeaseChange::WithdrawHandoff { from, to: self.id.clone() };
                 LeaseWrite { key, id, change }
             }
             Why::Take | Why::TakeOverdue | Why::Create | Why::Hold => {

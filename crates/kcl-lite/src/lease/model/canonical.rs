@@ -226,10 +226,13 @@ impl Key {
             LeaseChange::HandOver { counter, news, to } => {
                 (3, *counter, Some(news), [Some(to), None])
             }
-            LeaseChange::Renew { counter, news } => (4, *counter, Some(news), [None, None]),
+            LeaseChange::Renew { counter, owner, news } => {
+                (4, *counter, Some(news), [Some(owner), None])
+            }
             LeaseChange::Finish { counter, .. } => (5, *counter, None, [None, None]),
             LeaseChange::Release { counter, news } => (6, *counter, Some(news), [None, None]),
             LeaseChange::Delete { counter } => (7, *counter, None, [None, None]),
+            LeaseChange::WithdrawHandoff { from, to } => (8, 0, None, [Some(from), Some(to)]),
             LeaseChange::Reset { .. }
             | LeaseChange::Discard { .. }
             | LeaseChange::Replace { .. } => {

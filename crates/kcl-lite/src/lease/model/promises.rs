@@ -44,10 +44,13 @@ impl World {
         self.require(message.why != Why::Create, "a lease was made over one that exists");
         self.require(after.checkpoint >= before.checkpoint, "a checkpoint moved back");
         self.require(!before.checkpoint.is_shard_end(), "a finished lease was written");
+        let is_pending = before.checkpoint_owner.is_some() && before.owner == after.owner;
+        let is_handed = matches!(change, LeaseChange::HandOver { .. });
+        self.require(!is_handed || is_pending, "a lease was handed over to one who did not ask");
         let forgets =
             matches!(change, LeaseChange::Release { .. }) && before.checkpoint_owner.is_some();
         self.require(!forgets, "a lease that was asked for was let go to nobody");
-        if matches!(change, LeaseChange::AskHandoff { .. }) {
+        if matches!(change, LeaseChange::AskHandoff { .. } | LeaseChange::WithdrawHandoff { .. }) {
             self.require(after.actual_owner() == before.actual_owner(), "who is asked reads on");
         } else {
             self.require(after.counter > before.counter, "the counter stood still");
@@ -84,6 +87,7 @@ impl World {
             LeaseChange::Create(_)
             | LeaseChange::Renew { .. }
             | LeaseChange::AskHandoff { .. }
+            | LeaseChange::WithdrawHandoff { .. }
             | LeaseChange::Reset { .. }
             | LeaseChange::Discard { .. }
             | LeaseChange::Replace { .. } => false,

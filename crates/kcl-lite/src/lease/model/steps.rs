@@ -126,7 +126,7 @@ impl World {
             None => vec![Why::Take],
             Some(owner) if owner == id => vec![Why::Take],
             Some(_) if unchanged >= self.times.lease_duration => vec![Why::Take],
-            Some(_) if row.owner.as_ref() == Some(id) => vec![Why::TakeOverdue],
+            Some(_) if row.owner.as_ref() == Some(id) => vec![Why::TakeOverdue, Why::Withdraw],
             Some(_) if self.moves == 0 || row.checkpoint_owner.is_some() => Vec::new(),
             Some(_) if mutant::is("steals-without-a-drain") => vec![Why::Take],
             Some(_) => vec![Why::Ask],

@@ -145,6 +145,8 @@ pub(super) enum Why {
     /// It was asked for and is still not here.
     TakeOverdue,
     Ask,
+    /// It was asked for, and is not wanted any more.
+    Withdraw,
     /// A holder's write.
     Hold,
     Delete,

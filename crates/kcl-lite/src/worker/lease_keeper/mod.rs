@@ -342,7 +342,7 @@ impl LeaseKeeper {
         let write = self.tenure.write(&self.goal, &news);
         match self.send(&write).await {
             Sent::Answered(Verdict::Held { reached }) => self.held(reached),
-            Sent::Answered(Verdict::Asked) => {
+            Sent::Answered(Verdict::OtherSuccessor) => {
                 self.next_write = self.context.clock.now();
                 None
             }

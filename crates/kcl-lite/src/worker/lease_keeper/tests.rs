@@ -29,7 +29,7 @@ fn keeper_on(clock: Arc<dyn Clock>, before: Duration) -> (LeaseKeeper, KeeperLin
     let context = KeeperContext {
         store: Arc::new(MemoryStore::new()),
         stream: Arc::new(MemoryStream::new(1)),
-        clock: Arc::new(TokioClock),
+        clock,
         settings,
         events: Events::new("me".into(), None),
         incarnation: "me#1".to_owned(),
@@ -186,7 +186,8 @@ impl LeaseStore for Raced {
             let left = self.renewals.load(Ordering::SeqCst);
             if left > 0 {
                 self.renewals.store(left - 1, Ordering::SeqCst);
-                let change = LeaseChange::Renew { counter, news: News::default() };
+                let change =
+                    LeaseChange::Renew { counter, owner: "me".into(), news: News::default() };
                 let id = WriteId::new(format!("its owner:{counter}"));
                 self.rows.write(&LeaseWrite { key: write.key.clone(), id, change }).await?;
             }

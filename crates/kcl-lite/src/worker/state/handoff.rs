@@ -3,7 +3,7 @@
 //! The asking worker becomes the owner in the row and waits; the old one drains, stores its
 //! checkpoint and hands over. Past a deadline the lease is taken: there is no state of a row in which
 //! nobody may act. What was asked for is told by the rows alone, so that a worker that restarts, or
-//! never heard an answer, goes on where it was.
+//! never heard an answer, goes on where it was. A worker that stops withdraws its requests.
 
 use std::time::Duration;
 
@@ -25,28 +25,78 @@ pub(super) const HANDOFF_SCAN: Duration = Duration::from_millis(250);
 const SMALL: Duration = Duration::from_secs(1);
 /// How many rows are looked at at once.
 const LOOKS: usize = 64;
+/// How many takes of one overdue lease follow each other at once, each by the row that came with the
+/// refusal of the one before. An owner that wins all these races loses one soon after the next look.
+const TAKES_IN_A_ROW: u32 = 8;
 
 /// A request for a lease that has been answered with yes.
 #[derive(Debug)]
 pub(super) struct Asked {
+    /// When it was first asked for. A take that is refused does not change it.
     pub(super) since: Instant,
+    from: WorkerId,
     /// The owner's counter at that time.
     pub(super) counter: u64,
     /// When its row was last looked at by itself.
     pub(super) looked: Instant,
+    /// Takes that were refused since then.
+    refused: u32,
+}
+
+impl Asked {
+    pub(super) fn new(now: Instant, from: WorkerId, counter: u64) -> Self {
+        Self { since: now, from, counter, looked: now, refused: 0 }
+    }
 }
 
 impl State {
-    /// While stopping: leases that were handed over to us are taken, and `taken` gives them back.
-    pub(super) fn take_what_was_asked_for(&mut self) -> Vec<Action> {
-        let handed = self.asked.keys().filter(|key| {
-            self.leases.get(*key).is_some_and(|lease| {
-                lease.owner.as_ref() == Some(&self.me) && lease.checkpoint_owner.is_none()
-            })
-        });
-        let handed: Vec<_> = handed.cloned().collect();
-        let takes = handed.into_iter().map(|key| Take { key, reason: TakeReason::Own });
-        takes.filter_map(|take| self.begin_take(take)).collect()
+    /// While stopping or draining: withdraws what is asked for, without waiting for the owners. What
+    /// has been handed over meanwhile is taken, and [`State::taken`] releases it.
+    pub(super) fn abandon_requests(&mut self) -> Vec<Action> {
+        let open = self.asked.iter().filter(|(key, _)| !self.is_being_written(key));
+        let open: Vec<_> = open.map(|(key, asked)| (key.clone(), asked.from.clone())).collect();
+        open.into_iter().filter_map(|(key, from)| self.abandon_request(key, from)).collect()
+    }
+
+    fn abandon_request(&mut self, key: LeaseKey, from: WorkerId) -> Option<Action> {
+        if self.is_handed_over(&key) {
+            return self.begin_take(Take { key, reason: TakeReason::Own });
+        }
+        if self.leases.get(&key).is_some_and(|lease| !understands_handoff(lease)) {
+            // By the wish of a leader of another library, whose workers know of no withdrawal.
+            if self.stopping {
+                self.asked.remove(&key);
+            }
+            return None;
+        }
+        if crate::mutant::is("a-stop-waits-for-handoffs") {
+            return None;
+        }
+        let id = write_id(&self.incarnation, self.asked.get(&key)?.counter);
+        let change = LeaseChange::WithdrawHandoff { from, to: self.me.clone() };
+        self.writing.insert(key.clone());
+        Some(Action::Write(LeaseWrite { key, id, change }, Why::Withdraw))
+    }
+
+    /// A withdrawal was answered with the row as it is now.
+    pub(super) fn withdrawn(&mut self, key: &LeaseKey) -> Vec<Action> {
+        if self.is_handed_over(key) {
+            return self.abandon_requests();
+        }
+        self.asked.remove(key);
+        Vec::new()
+    }
+
+    fn is_handed_over(&self, key: &LeaseKey) -> bool {
+        self.leases.get(key).is_some_and(|lease| {
+            lease.owner.as_ref() == Some(&self.me) && lease.checkpoint_owner.is_none()
+        })
+    }
+
+    /// Whether an answer of the table is to come: one write at a time, or two answers could come in the
+    /// wrong order, and the older row would count.
+    pub(super) fn is_being_written(&self, key: &LeaseKey) -> bool {
+        self.mine.contains(key) || self.writing.contains(key)
     }
 
     pub(super) fn ask(&mut self, key: LeaseKey, counter: u64, from: WorkerId) -> Action {
@@ -71,28 +121,25 @@ impl State {
 
     /// Forgets what is no longer being handed over; looks again soon at what is.
     pub(super) fn follow_handoffs(&mut self, now: Instant) {
-        let (me, leases, observations) = (&self.me, &self.leases, &self.observations);
-        // What is held or being taken is not waited for any more.
-        let mine = &self.mine;
+        let (me, leases) = (&self.me, &self.leases);
+        // What is held is not waited for any more; what is being taken may be refused.
+        let (mine, taking) = (&self.mine, &self.taking);
         self.asked.retain(|key, asked| {
             // A scan that was under way when we asked shows the row as it was before.
             leases.get(key).is_some_and(|lease| {
-                // A worker that stops does not wait for an owner that died.
-                let is_dead = self.stopping
-                    && observations.unchanged_for(now, lease) >= self.settings.lease_duration;
-                !is_dead
-                    && !mine.contains(key)
+                (!mine.contains(key) || taking.contains(key))
                     && (lease.owner.as_ref() == Some(me) || lease.counter <= asked.counter)
             })
         });
         // Asked for in an earlier life, or by a request whose every reply was lost.
         for lease in self.leases.values().filter(|lease| lease.owner.as_ref() == Some(me)) {
-            let is_pending = lease.checkpoint_owner.as_ref().is_some_and(|owner| owner != me);
-            if is_pending && !mine.contains(&lease.key) {
-                let asked = Asked { since: now, counter: lease.counter, looked: now };
-                self.asked.entry(lease.key.clone()).or_insert(asked);
+            let from = lease.checkpoint_owner.as_ref().filter(|owner| *owner != me);
+            if let Some(from) = from.filter(|_| !mine.contains(&lease.key)) {
+                let asked = || Asked::new(now, from.clone(), lease.counter);
+                self.asked.entry(lease.key.clone()).or_insert_with(asked);
             }
         }
+        self.asked.values_mut().for_each(|asked| asked.refused = 0);
         if !self.asked.is_empty() {
             self.look_again_soon(now);
         }
@@ -122,6 +169,7 @@ impl State {
         self.next_look = (!waiting.is_empty()).then_some(now + HANDOFF_SCAN);
         let looks = waiting.into_iter().take(LOOKS).map(|(key, asked)| {
             asked.looked = now;
+            asked.refused = 0;
             Action::Look(key.clone())
         });
         looks.collect()
@@ -134,7 +182,7 @@ impl State {
         key: &LeaseKey,
         row: Option<Lease>,
     ) -> Vec<Action> {
-        if row.is_none() || self.mine.contains(key) || self.writing.contains(key) {
+        if row.is_none() || self.is_being_written(key) {
             return Vec::new();
         }
         self.remember(now, key, row);
@@ -146,9 +194,27 @@ impl State {
         let waiting = self.asked.iter().filter(|(key, asked)| {
             let pending =
                 self.leases.get(*key).is_some_and(|lease| lease.checkpoint_owner.is_some());
-            pending && !self.mine.contains(*key) && now >= asked.since + HANDOFF_DEADLINE
+            pending && !self.is_being_written(key) && now >= asked.since + HANDOFF_DEADLINE
         });
         waiting.map(|(key, _)| Take { key: key.clone(), reason: TakeReason::Balance }).collect()
+    }
+
+    /// A take was refused. If it was overdue, the lease is taken by the row that came with the refusal,
+    /// at once: an owner that writes often would refuse each take that is decided by an older one.
+    pub(super) fn take_overdue_again(&mut self, now: Instant, key: &LeaseKey) -> Vec<Action> {
+        if self.stopping || self.draining {
+            return self.abandon_requests();
+        }
+        let Some(asked) = self.asked.get_mut(key) else { return Vec::new() };
+        if crate::mutant::is("a-refused-takeover-starts-over") {
+            asked.since = now;
+        }
+        asked.refused += 1;
+        if asked.refused >= TAKES_IN_A_ROW {
+            return Vec::new();
+        }
+        let overdue = self.overdue(now).into_iter().find(|take| take.key == *key);
+        overdue.and_then(|take| self.begin_take(take)).into_iter().collect()
     }
 
     pub(super) fn asked_for(&mut self, now: Instant, key: LeaseKey, from: WorkerId) -> Vec<Action> {
@@ -157,9 +223,13 @@ impl State {
             lease.owner.as_ref() == Some(&self.me) && lease.checkpoint_owner.as_ref() == Some(&from)
         });
         let Some(counter) = asked.map(|lease| lease.counter) else { return Vec::new() };
-        self.asked.insert(key.clone(), Asked { since: now, counter, looked: now });
+        self.asked.insert(key.clone(), Asked::new(now, from.clone(), counter));
         self.look_again_soon(now);
-        vec![Action::Emit(Event::HandoffAsked { shard: key, from })]
+        let mut actions = vec![Action::Emit(Event::HandoffAsked { shard: key, from })];
+        if self.stopping || self.draining {
+            actions.extend(self.abandon_requests());
+        }
+        actions
     }
 }
 

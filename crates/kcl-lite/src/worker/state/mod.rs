@@ -95,6 +95,7 @@ pub(crate) enum Why {
     Create,
     Take { reason: TakeReason, from: Option<WorkerId> },
     Ask { from: WorkerId },
+    Withdraw,
     Release,
     Delete,
     Discard,
@@ -160,9 +161,9 @@ pub(crate) struct State {
     given_back: BTreeMap<LeaseKey, Instant>,
     /// Leases that made no progress here, and have made none since.
     stuck: BTreeMap<LeaseKey, Stuck>,
-    double: Double,
     /// Since when the table has shown the leases that may be read, and that this worker does not hold.
     runnable: BTreeMap<LeaseKey, Instant>,
+    double: Double,
     /// Leases that were lost, as far as we have not had them since.
     lost: BTreeSet<LeaseKey>,
     scanning: bool,
@@ -223,8 +224,8 @@ impl State {
             hidden: BTreeSet::new(),
             given_back: BTreeMap::new(),
             stuck: BTreeMap::new(),
-            double: Double::default(),
             runnable: BTreeMap::new(),
+            double: Double::default(),
             lost: BTreeSet::new(),
             has_read_table: false,
             scanned_at: now,
@@ -257,7 +258,7 @@ impl State {
 
     /// Whether the worker has stopped: asked to, and holding nothing.
     pub(crate) fn is_finished(&self) -> bool {
-        // What was asked for comes even now; it has to be given back.
+        // A request that is not withdrawn yet may still be answered by a handoff.
         let settled = self.mine.is_empty() && self.writing.is_empty() && self.asked.is_empty();
         self.stopping && settled
     }
@@ -341,8 +342,8 @@ impl State {
         self.observations.scanned(now, &leases);
         self.note_vanished(now, &leases);
         self.leases = leases.into_iter().map(|lease| (lease.key.clone(), lease)).collect();
-        self.note_legacy();
         self.note_runnable(now);
+        self.note_legacy();
         self.note_doubles(now);
         if let Some(stop) = self.stop_if_double(now) {
             return vec![stop];
@@ -382,7 +383,7 @@ impl State {
     fn take(&mut self, now: Instant, sight: Sight) -> Vec<Action> {
         self.decided_at = now;
         if self.stopping || self.draining {
-            return self.take_what_was_asked_for();
+            return self.abandon_requests();
         }
         self.given_back.retain(|_, until| now < *until);
         let (leases, me) = (&self.leases, &self.me);
@@ -425,9 +426,8 @@ impl State {
     }
 
     fn begin_take(&mut self, take: Take) -> Option<Action> {
-        if self.mine.contains(&take.key) || self.writing.contains(&take.key) {
-            // One write at a time: expired and overdue at once, or refused while it was being made.
-            // Two answers could come in the wrong order, and the older row would count.
+        if self.is_being_written(&take.key) {
+            // Expired and overdue at once, or refused while it was being made.
             return None;
         }
         let lease = self.leases.get(&take.key)?;
@@ -450,7 +450,6 @@ impl State {
             },
         };
         let from = lease.actual_owner().cloned();
-        self.asked.remove(&take.key);
         self.mine.insert(take.key.clone());
         self.taking.insert(take.key);
         Some(Action::Write(write, Why::Take { reason, from }))
@@ -511,6 +510,10 @@ impl State {
                 // Unknown whether it was applied: the next scan shows it.
                 self.takes.gave_up(&write, sent);
                 self.forget(&write.key);
+                if self.stopping && why == Why::Withdraw {
+                    // Whoever hands it over hands it to a worker that is gone: it expires.
+                    self.asked.remove(&write.key);
+                }
                 return vec![failure(why.describe(), &error)];
             }
         };
@@ -535,8 +538,9 @@ impl State {
                     return self.taken(row, since, reason, from);
                 }
                 self.forget(&write.key);
-                Vec::new()
+                self.take_overdue_again(now, &write.key)
             }
+            (Why::Withdraw, _) => self.withdrawn(&write.key),
             (Why::Ask { from }, _) => {
                 self.forget(&write.key);
                 self.asked_for(now, write.key, from)
@@ -562,6 +566,7 @@ impl State {
         from: Option<WorkerId>,
     ) -> Vec<Action> {
         self.taking.remove(&row.key);
+        self.asked.remove(&row.key);
         self.lost.remove(&row.key);
         if self.stopping || self.draining {
             // Taken while we were asked to let go: give it back at once.
@@ -608,7 +613,12 @@ impl State {
 
     fn drain(&mut self, now: Instant, drain: bool) -> Vec<Action> {
         self.draining = drain;
-        if drain { vec![Action::DrainAll] } else { self.time_due(now) }
+        if !drain {
+            return self.time_due(now);
+        }
+        let mut actions = vec![Action::DrainAll];
+        actions.extend(self.abandon_requests());
+        actions
     }
 
     fn stop(&mut self) -> Vec<Action> {
@@ -616,7 +626,9 @@ impl State {
         if mutant::is("a-stop-releases-nothing") {
             return Vec::new();
         }
-        vec![Action::DrainAll]
+        let mut actions = vec![Action::DrainAll];
+        actions.extend(self.abandon_requests());
+        actions
     }
 
     fn forget(&mut self, key: &LeaseKey) {
@@ -662,7 +674,8 @@ impl Why {
         match self {
             Self::Create => "creating a lease",
             Self::Take { .. } => "taking a lease",
-            Self::Ask { .. } => "asking for a lease",
+            Self::Ask { .. } => "requesting a handoff",
+            Self::Withdraw => "withdrawing a request for a handoff",
             Self::Release => "releasing a lease",
             Self::Delete => "deleting a finished lease",
             Self::Discard => "removing a lease of a stream that is gone",

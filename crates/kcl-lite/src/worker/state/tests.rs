@@ -203,7 +203,7 @@ fn asked(start: Instant) -> (State, Lease) {
     let mut state = state(start);
     let rows = || vec![held_by("0", "other", 4), held_by("1", "other", 4)];
     let actions = state.step(start, scanned(rows()));
-    assert_eq!(names(&actions).split(';').next(), Some("asking for a lease 1"));
+    assert_eq!(names(&actions).split(';').next(), Some("requesting a handoff 1"));
     let Some(Action::Write(write, why)) = actions.into_iter().next() else { panic!("a write") };
     let row = write.apply(Some(&rows()[1])).unwrap();
     let result = Ok(WriteOutcome::Done(row.clone()));
@@ -314,7 +314,7 @@ fn a_lease_that_is_expired_and_overdue_at_once_is_taken_once() {
     let start = Instant::now();
     let mut state = state(start);
     let row = Lease { checkpoint_owner: Some("w".into()), ..lease("0", Some("me"), 7) };
-    state.asked.insert("0".into(), Asked { since: start, counter: 7, looked: start });
+    state.asked.insert("0".into(), Asked::new(start, "other".into(), 7));
     state.step(start, scanned(vec![row.clone()]));
     let actions = state.step(start + 40 * SECOND, scanned(vec![row]));
     assert_eq!(names(&actions), "taking a lease 0");
@@ -329,7 +329,7 @@ fn a_late_write_of_an_earlier_tenure_is_not_taken_for_a_take() {
     for change in [
         LeaseChange::Release { counter: 7, news: News::default() },
         LeaseChange::Finish { counter: 7, children: BTreeSet::new() },
-        LeaseChange::Renew { counter: 7, news: News::default() },
+        LeaseChange::Renew { counter: 7, owner: "me".into(), news: News::default() },
     ] {
         let late = LeaseWrite { key: "0".into(), id: write_id("me#1", 7), change };
         let input = Input::Wrote {
@@ -398,21 +398,95 @@ fn a_row_that_vanished_is_left_to_its_owner_and_then_made_as_it_was_last_seen() 
     assert_eq!((&made.checkpoint, made.counter, &made.owner), (&rows()[1].checkpoint, 5, &None));
 }
 
+/// The withdrawal among `actions`.
+fn withdrawal(actions: Vec<Action>) -> LeaseWrite {
+    let mut writes = actions.into_iter().filter_map(|action| match action {
+        Action::Write(write, Why::Withdraw) => Some(write),
+        Action::Write(..)
+        | Action::Start { .. }
+        | Action::Scan
+        | Action::List { .. }
+        | Action::Look(_)
+        | Action::Drain(_)
+        | Action::DrainAll
+        | Action::Fail(_)
+        | Action::Emit(_) => None,
+    });
+    let write = writes.next().expect("a withdrawal");
+    assert!(writes.next().is_none(), "one");
+    write
+}
+
 #[test]
-fn a_worker_that_stops_waits_for_what_it_asked_for_and_gives_it_back() {
+fn a_worker_that_stops_withdraws_its_requests_and_waits_for_no_owner() {
+    let start = Instant::now();
+    for draining in [false, true] {
+        let (mut state, row) = asked(start);
+        let input = if draining { Input::DrainRequested(true) } else { Input::StopRequested };
+        let write = withdrawal(state.step(start, input));
+        assert!(!state.is_finished());
+        // Whatever the owner has written meanwhile.
+        let renewed = Lease { counter: row.counter + 1, ..row };
+        let withdrawn = write.apply(Some(&renewed)).unwrap();
+        let owner = withdrawn.as_ref().and_then(Lease::actual_owner);
+        assert_eq!(owner, Some(&"other".into()));
+        let result = Ok(WriteOutcome::Done(withdrawn));
+        let input = Input::Wrote { write, why: Why::Withdraw, sent: start, result };
+        assert_eq!(names(&state.step(start, input)), "");
+        assert_eq!((state.is_finished(), state.asked.is_empty()), (!draining, true));
+    }
+}
+
+#[test]
+fn a_lease_that_is_handed_over_to_a_worker_that_stops_is_taken_and_released() {
     let start = Instant::now();
     let (mut state, row) = asked(start);
-    state.step(start, Input::StopRequested);
-    assert!(!state.is_finished());
-    assert_eq!(state.next_due(), Some(start + HANDOFF_SCAN));
+    let write = withdrawal(state.step(start, Input::StopRequested));
     let handed = Lease { counter: 5, checkpoint_owner: None, ..row };
-    let rows = vec![held_by("0", "other", 5), handed.clone()];
-    let actions = state.step(start + SECOND, scanned(rows));
-    let takes = taken(&actions);
+    let result = Ok(WriteOutcome::Refused(Some(handed.clone())));
+    let input = Input::Wrote { write, why: Why::Withdraw, sent: start, result };
+    let takes = taken(&state.step(start, input));
     let result = Ok(WriteOutcome::Done(takes[0].apply(Some(&handed)).unwrap()));
     let why = Why::Take { reason: TakeReason::Handoff, from: None };
     let input = Input::Wrote { write: takes[0].clone(), why, sent: start + SECOND, result };
     assert_eq!(names(&state.step(start + SECOND, input)), "releasing a lease 1");
+}
+
+#[test]
+fn a_worker_that_stops_while_its_request_is_on_its_way_withdraws_it_when_it_is_answered() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let rows = || vec![held_by("0", "other", 4), held_by("1", "other", 4)];
+    let actions = state.step(start, scanned(rows()));
+    let Some(Action::Write(write, why)) = actions.into_iter().next() else { panic!("a write") };
+    state.step(start, Input::StopRequested);
+    let result = Ok(WriteOutcome::Done(write.apply(Some(&rows()[1])).unwrap()));
+    withdrawal(state.step(start, Input::Wrote { write, why, sent: start, result }));
+}
+
+#[test]
+fn an_overdue_take_that_is_refused_is_tried_again_at_once_by_the_row_of_the_refusal() {
+    let start = Instant::now();
+    let (mut state, row) = asked(start);
+    let overdue = start + 30 * SECOND;
+    let seen = Lease { counter: 40, ..row };
+    let rows = vec![held_by("0", "other", 40), seen.clone()];
+    let mut takes = taken(&state.step(overdue, scanned(rows)));
+    for counter in 41..=48 {
+        let [take] = &takes[..] else { panic!("one take, and not {takes:?}") };
+        let row = Lease { counter, ..seen.clone() };
+        assert!(take.apply(Some(&row)).is_err(), "the owner has renewed");
+        let why = Why::Take { reason: TakeReason::Balance, from: Some("other".into()) };
+        let result = Ok(WriteOutcome::Refused(Some(row.clone())));
+        let input = Input::Wrote { write: take.clone(), why, sent: overdue, result };
+        takes = taken(&state.step(overdue, input));
+        let is_last = counter == 48;
+        assert_eq!(takes.len(), usize::from(!is_last), "{counter}: then it looks first");
+        assert!(takes.iter().all(|take| take.apply(Some(&row)).is_ok()), "by the newest row");
+    }
+    // The time at which it was asked for stays.
+    let rows = vec![held_by("0", "other", 50), Lease { counter: 50, ..seen }];
+    assert_eq!(taken(&state.step(overdue + HANDOFF_SCAN, scanned(rows))).len(), 1);
 }
 
 #[test]
@@ -460,6 +534,24 @@ fn s14_a_shard_that_nobody_may_hold_is_named_with_the_reason() {
     let cause = "1 nobody has held it for 20 s: this worker holds as many leases as it may (1); \
                  start more, or allow more";
     assert_eq!(told, [cause]);
+}
+
+#[test]
+fn a_child_that_waited_long_for_its_parents_is_not_unheld_when_the_last_one_ends() {
+    let start = Instant::now();
+    let settings = Settings { max_leases: 1, ..Settings::default() };
+    let mut state =
+        State::new("me".into(), "me#1".into(), settings, vec![Source::default()], start);
+    state.mine = ["0".into()].into();
+    let child = Lease { parents: ["0".into()].into(), ..lease("1", None, 0) };
+    state.step(start, scanned(vec![lease("0", Some("me"), 7), child.clone()]));
+    let ended = start + 3600 * SECOND;
+    let parent = Lease { checkpoint: Checkpoint::ShardEnd, ..lease("0", None, 8) };
+    state.step(ended, scanned(vec![parent.clone(), child.clone()]));
+    assert!(state.health(ended).is_well(), "it waited for its parent");
+    state.step(ended + SECOND, scanned(vec![parent, child]));
+    let health = state.health(ended + 20 * SECOND);
+    assert!(health.shards[&LeaseKey::from("1")].starts_with("nobody has held it for 20 s"));
 }
 
 #[test]
@@ -536,24 +628,6 @@ fn c05_workers_audit_in_turn_and_who_holds_nothing_leaves_it_to_them() {
             vec![Source::default()],
             start,
         );
-#[test]
-fn a_child_that_waited_long_for_its_parents_is_not_unheld_when_the_last_one_ends() {
-    let start = Instant::now();
-    let settings = Settings { max_leases: 1, ..Settings::default() };
-    let mut state =
-        State::new("me".into(), "me#1".into(), settings, vec![Source::default()], start);
-    state.mine = ["0".into()].into();
-    let child = Lease { parents: ["0".into()].into(), ..lease("1", None, 0) };
-    state.step(start, scanned(vec![lease("0", Some("me"), 7), child.clone()]));
-    let ended = start + 3600 * SECOND;
-    let parent = Lease { checkpoint: Checkpoint::ShardEnd, ..lease("0", None, 8) };
-    state.step(ended, scanned(vec![parent.clone(), child.clone()]));
-    assert!(state.health(ended).is_well(), "it waited for its parent");
-    state.step(ended + SECOND, scanned(vec![parent, child]));
-    let health = state.health(ended + 20 * SECOND);
-    assert!(health.shards[&LeaseKey::from("1")].starts_with("nobody has held it for 20 s"));
-}
-
         let mut state = new;
         let mut listings = 0;
         for second in 0..600 {
@@ -621,9 +695,12 @@ fn a_request_that_is_seen_while_the_lease_is_being_taken_is_not_waited_for() {
     let pending = Lease { checkpoint_owner: Some("dead".into()), ..held_by("0", "me", 4) };
     state.step(start, scanned(vec![pending.clone()]));
     let expired = start + 10 * SECOND;
-    assert_eq!(taken(&state.step(expired, Input::TimeDue)).len(), 1);
-    state.step(expired, scanned(vec![pending]));
-    assert!(state.asked.is_empty(), "it would be looked for four times a second, for ever");
+    let takes = taken(&state.step(expired, Input::TimeDue));
+    state.step(expired, scanned(vec![pending.clone()]));
+    let result = Ok(WriteOutcome::Done(takes[0].apply(Some(&pending)).unwrap()));
+    let why = Why::Take { reason: TakeReason::Expired, from: Some("dead".into()) };
+    state.step(expired, Input::Wrote { write: takes[0].clone(), why, sent: expired, result });
+    assert!(state.asked.is_empty(), "it would be looked for four times a second without end");
 }
 
 #[test]

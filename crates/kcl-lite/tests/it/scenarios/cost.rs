@@ -87,7 +87,9 @@ async fn c01_a_worker_among_a_hundred_keeps_to_its_read_budget() {
             for row in fleet.store.inner.snapshot() {
                 if row.owner.as_ref().is_some_and(|owner| owner.as_str() != "w00") {
                     let id = WriteId::new(format!("others#1:{}", row.counter));
-                    let change = LeaseChange::Renew { counter: row.counter, news: News::default() };
+                    let (counter, news) = (row.counter, News::default());
+                    let owner = row.owner.clone().unwrap();
+                    let change = LeaseChange::Renew { counter, owner, news };
                     let write = LeaseWrite { key: row.key, id, change };
                     fleet.store.inner.write(&write).await.unwrap();
                 }
