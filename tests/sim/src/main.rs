@@ -39,6 +39,9 @@ struct Arguments {
     /// In every plan, and not only in one of twenty, nothing goes wrong but that one owner is busy.
     #[arg(long, conflicts_with = "recreate")]
     busy_owner: bool,
+    /// Listings are far behind in every plan, and not only in one of twenty.
+    #[arg(long, conflicts_with_all = ["recreate", "busy_owner"])]
+    older_listings: bool,
     /// With `--seed`: keep only these operations of its plan, by number.
     #[arg(long, value_delimiter = ',')]
     keep: Option<Vec<usize>>,
@@ -66,10 +69,11 @@ impl Arguments {
 
     fn plan_of_any_tier(&self, seed: u64) -> Plan {
         let plan = Plan::of(seed);
-        match (self.recreate, self.busy_owner) {
-            (true, _) => plan.recreating(),
-            (_, true) => plan.with_busy_owner(),
-            _ => plan,
+        match () {
+            () if self.recreate => plan.recreating(),
+            () if self.busy_owner => plan.with_busy_owner(),
+            () if self.older_listings => plan.with_older_listings(),
+            () => plan,
         }
     }
 }

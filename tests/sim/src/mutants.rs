@@ -27,7 +27,10 @@ type Rare = (&'static str, fn() -> Plan);
 const RARE: &[Rare] = &[
     ("creates-by-an-old-table", || Plan::of(6554)),
     ("finished-rows-go-at-once", || Plan::of(974)),
-    ("old-listings-are-believed", || Plan::of(208)),
+    ("old-listings-are-believed", || Plan::of(0).with_older_listings()),
+    ("a-refused-takeover-starts-over", || Plan::of(5).with_busy_owner()),
+    ("a-stop-waits-for-handoffs", || Plan::of(3).with_busy_owner()),
+    ("withdrawals-are-not-seen", || Plan::of(92).with_busy_owner()),
     ("new-rows-start-at-zero", || Plan::of(3440).recreating()),
 ];
 

@@ -58,6 +58,8 @@ pub struct Plan {
     pub recreated: Option<StreamRecreated>,
     /// Whether the only trouble is an owner that is busy for minutes: see [`Plan::with_busy_owner`].
     pub busy_owner: bool,
+    /// Whether listings are far behind: see [`Plan::with_older_listings`].
+    pub older_listings: bool,
     /// When all faults have ended and must have been repaired after a stated time.
     pub calm_at: Duration,
     /// The whole run.
@@ -363,6 +365,7 @@ impl Plan {
             style: *pick(rng, &[Style::Return, Style::Return, Style::Defer, Style::Split]),
             recreated: None,
             busy_owner: false,
+            older_listings: false,
             calm_at: CALM_AT,
             length: LENGTH,
             operations: Vec::new(),
@@ -374,6 +377,8 @@ impl Plan {
         }
         if chance(seed, "made again").u8(0..20) == 0 {
             plan.recreating()
+        } else if chance(seed, "older listings").u8(0..20) == 0 {
+            plan.with_older_listings()
         } else if chance(seed, "busy owner").u8(0..20) == 0 {
             plan.with_busy_owner()
         } else {
@@ -409,7 +414,8 @@ impl Plan {
         };
         let recreate = if self.recreated.is_some() { " --recreate" } else { "" };
         let busy = if self.busy_owner { " --busy-owner" } else { "" };
-        format!("cargo run -p sim --{tier}{recreate}{busy} --seed {}", self.seed)
+        let older = if self.older_listings { " --older-listings" } else { "" };
+        format!("cargo run -p sim --{tier}{recreate}{busy}{older} --seed {}", self.seed)
     }
 
     /// The same plan with some of its operations only, by their numbers.
@@ -486,6 +492,34 @@ impl Plan {
         self
     }
 
+    /// The same plan, but listings show what was so long ago that the rows of finished shards have been
+    /// deleted since: they must not be taken for shards without a lease.
+    ///
+    /// One plan in twenty is of this kind.
+    #[must_use]
+    pub fn with_older_listings(mut self) -> Self {
+        if self.older_listings {
+            return self;
+        }
+        let rng = &mut chance(self.seed, "older listings' plan");
+        self.older_listings = true;
+        self.lease_duration = SECOND * 3;
+        self.audit_interval = 5 * SECOND;
+        self.operations.retain(|it| !matches!(it.what, What::StaleListings { .. }));
+        let mut at = self.boot_at + 30 * SECOND;
+        while at < self.calm_at - 60 * SECOND {
+            let what = What::Split(rng.u64(..));
+            self.operations.push(Operation { at, what });
+            let lag = between(rng, 70 * SECOND, 110 * SECOND);
+            at += between(rng, 61 * SECOND, 70 * SECOND);
+            let lasts = between(rng, 10 * SECOND, 40 * SECOND);
+            self.operations.push(Operation { at, what: What::StaleListings { lag, lasts } });
+            at += lasts + between(rng, SECOND, 20 * SECOND);
+        }
+        self.operations.sort_by_key(|operation| operation.at);
+        self
+    }
+
     /// The same plan, but with short leases, and with nothing that goes wrong except that the processors
     /// of one worker do not return for minutes. The others stop and come back, and ask it for leases:
     /// they have to get them when the time to hand over has passed, and to stop without waiting for it.
@@ -507,17 +541,24 @@ impl Plan {
         self.callback_deadline = LENGTH;
         self.failures = FailurePolicy::Retry;
         self.checkpoints = *pick(rng, &[CheckpointPolicy::EveryBatch, CheckpointPolicy::OnRenewal]);
-        let begins = self.boot_at + 15 * SECOND;
+        let begins = self.boot_at + 60 * SECOND;
         let ends = self.calm_at - 60 * SECOND;
         let mood = What::Mood { slot: 0, mood: Mood::Hanging(100), lasts: ends - begins };
         self.operations = vec![Operation { at: begins, what: mood }];
-        let mut at = begins;
+        let mut at = self.boot_at + 5 * SECOND;
         while at < ends {
-            let back_after = Some(between(rng, SECOND, 10 * SECOND));
+            // Before, owners hand over at once, and whoever has asked them is stopped meanwhile.
+            let is_quick = at < begins;
+            let away = if is_quick { SECOND } else { 10 * SECOND };
+            let back_after = Some(between(rng, SECOND / 5, away));
             let slot = rng.usize(1..self.workers);
             let what = What::Stop { slot, deadline: 60 * SECOND, back_after, same_id: rng.bool() };
             self.operations.push(Operation { at, what });
-            at += SECOND * *pick(rng, &[12, 25, 50, 70]);
+            at += if is_quick {
+                between(rng, SECOND / 2, 3 * SECOND)
+            } else {
+                SECOND * *pick(rng, &[12, 25, 50, 70])
+            };
         }
         self
     }

@@ -34,6 +34,8 @@ use crate::world::Truth;
 
 /// When the run begins, by the service's clock.
 pub(crate) const EPOCH: i64 = 1_700_000_000_000;
+/// How far parts of a listing may be behind others.
+const MOST_UNEVEN: Duration = Duration::from_secs(45);
 /// How long a read may hang, as in the client of the real service.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// The least time between two reads of a shard.
@@ -549,8 +551,9 @@ impl Shards {
         earlier.map(|(shard, index)| &self.all[*shard].entries[*index])
     }
 
-    /// The shards as they were some time ago, each at a time of its own; with its closing if that
-    /// was seen already. A shard is never shown without the parents that still exist.
+    /// The shards as they were up to `lag` ago, each at a time of its own; with its closing if that was
+    /// seen already. A shard is never shown without the parents that still exist. What is further behind
+    /// than [`MOST_UNEVEN`] is so as a whole.
     pub(crate) fn visible(
         &self,
         now: Duration,
@@ -560,7 +563,9 @@ impl Shards {
         let mut visible = Vec::new();
         let mut hidden = vec![false; self.all.len()];
         for (number, shard) in self.all.iter().enumerate() {
-            let seen = now.saturating_sub(lag.mul_f64(rng.f64()));
+            let part = rng.f64();
+            let part = if lag > MOST_UNEVEN { 1.0 } else { part };
+            let seen = now.saturating_sub(lag.mul_f64(part));
             hidden[number] = shard.opened > seen && shard.opened > self.streams[shard.stream].made
                 || shard.parents.iter().any(|parent| hidden[*parent]);
             // The first shards have always been there.
