@@ -39,7 +39,9 @@ impl Times {
             renew_interval: settings.renew_interval(),
             fence_margin: settings.fence_margin(),
             write_limit: settings.write_limit(),
-            finished_stays: settings.finished_stays(),
+            // Shorter than in the library, or the model would be too large. What matters is that nothing
+            // is on its way for as long.
+            finished_stays: lease_duration * 6,
         }
     }
 }

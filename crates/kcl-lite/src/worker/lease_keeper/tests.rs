@@ -71,8 +71,9 @@ async fn an_owner_whose_machine_was_suspended_stops_itself_and_delivers_nothing_
     let began = machine.now();
     machine.suspend(Duration::from_secs(20));
     // The keeper has not run yet.
-    let is_ours = within(&(Arc::new(TokioClock) as Arc<dyn Clock>), SECOND, link.still_ours());
-    assert_eq!(is_ours.await, None, "nothing is delivered by what was known before");
+    let tokio: Arc<dyn Clock> = Arc::new(TokioClock);
+    let is_ours = within(&tokio, SECOND, link.still_ours()).await;
+    assert_eq!(is_ours, None, "nothing is delivered by what was known before");
     let (exit, ()) = tokio::join!(keeper.run(), clock.wait_for_resume());
     assert_eq!(exit, KeeperExit::Lost);
     assert!(link.lost.is_cancelled());

@@ -53,6 +53,7 @@ impl State {
     /// Free, or its owner silent, for so long that somebody should have taken it.
     fn is_unheld(&self, now: Instant, lease: &Lease) -> bool {
         !self.mine.contains(&lease.key)
+            && balance::is_runnable(lease, &self.leases, &self.hidden)
             && self.unheld_for(now, lease) >= self.settings.lease_duration * 2
     }
 

@@ -539,10 +539,9 @@ fn s14_a_shard_that_nobody_may_hold_is_named_with_the_reason() {
 #[test]
 fn a_child_that_waited_long_for_its_parents_is_not_unheld_when_the_last_one_ends() {
     let start = Instant::now();
-    let settings = Settings { max_leases: 1, ..Settings::default() };
-    let mut state =
-        State::new("me".into(), "me#1".into(), settings, vec![Source::default()], start);
+    let mut state = state(start);
     state.mine = ["0".into()].into();
+    state.step(start, Input::DrainRequested(true));
     let child = Lease { parents: ["0".into()].into(), ..lease("1", None, 0) };
     state.step(start, scanned(vec![lease("0", Some("me"), 7), child.clone()]));
     let ended = start + 3600 * SECOND;
