@@ -286,6 +286,7 @@ impl Slot {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "an arm for each order, before and after the start")]
     async fn live(&mut self, machine: &Arc<Machine>) -> End {
         self.world.say(&**machine, format_args!("boots"));
         let starting = start(machine);

@@ -372,17 +372,23 @@ impl Plan {
         };
         plan.draw_operations(rng);
         plan.operations.sort_by_key(|operation| operation.at);
-        if chance(seed, "suspend").u8(0..3) == 0 {
-            plan.suspend_instead();
+        plan.varied()
+    }
+
+    /// The variation that the seed asks for, each by a generator of its own, so that the rest of the plan
+    /// is the same.
+    fn varied(mut self) -> Self {
+        if chance(self.seed, "suspend").u8(0..3) == 0 {
+            self.suspend_instead();
         }
-        if chance(seed, "made again").u8(0..20) == 0 {
-            plan.recreating()
-        } else if chance(seed, "older listings").u8(0..20) == 0 {
-            plan.with_older_listings()
-        } else if chance(seed, "busy owner").u8(0..20) == 0 {
-            plan.with_busy_owner()
+        if chance(self.seed, "made again").u8(0..20) == 0 {
+            self.recreating()
+        } else if chance(self.seed, "older listings").u8(0..20) == 0 {
+            self.with_older_listings()
+        } else if chance(self.seed, "busy owner").u8(0..20) == 0 {
+            self.with_busy_owner()
         } else {
-            plan
+            self
         }
     }
 

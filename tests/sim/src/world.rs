@@ -185,6 +185,9 @@ impl World {
     }
 }
 
+/// When all workers have seen a row that was made, unless something keeps them from it.
+const SEEN: Duration = Duration::from_secs(5);
+
 impl Truth {
     /// Changes the world as the plan says. What concerns processes is not done here.
     pub(crate) fn happen(&mut self, what: &What) {
@@ -260,12 +263,13 @@ impl Truth {
     }
 
     /// Deletes the row of a shard that somebody holds. Never the last one: an empty table is how an
-    /// application is told to start again.
+    /// application is told to start again. And none that not all workers have seen: a worker that has not
+    /// creates it beside its owner.
     fn forget(&mut self, pick: u64) {
         let held: Vec<_> = self.rows.values().filter(|row| row.owner.is_some()).collect();
         let at = usize::try_from(pick).unwrap_or(0) % held.len().max(1);
         self.ledger.forgotten_at = self.now;
-        if self.rows.len() < 2 {
+        if self.rows.len() < 2 || self.now < self.ledger.listed_at + SEEN {
             return;
         }
         if let Some(key) = held.get(at).map(|row| row.key.clone()) {

@@ -408,17 +408,7 @@ impl LeaseWrite {
                 }
                 Lease::clone(lease)
             }
-            LeaseChange::Take { counter, from, owner } => {
-                let mut lease = at(*counter)?;
-                lease.counter += u64::from(!mutant::is("take-keeps-counter"));
-                if mutant::is("take-wipes-checkpoint") {
-                    lease.checkpoint = Checkpoint::TrimHorizon;
-                }
-                lease.owner_switches += u64::from(LeaseChange::is_switch(from.as_ref(), owner));
-                lease.owner = Some(owner.clone());
-                lease.checkpoint_owner = None;
-                lease
-            }
+            LeaseChange::Take { counter, from, owner } => at(*counter)?.taken(from.as_ref(), owner),
             LeaseChange::Renew { counter, owner, news } => {
                 let lease = at(*counter)?;
                 if lease.actual_owner() != Some(owner) && !self.is_unfenced() {
@@ -432,21 +422,11 @@ impl LeaseWrite {
                 lease.freed()
             }
             LeaseChange::AskHandoff { counter, from, to } => {
-                let mut lease = at(*counter)?;
-                if lease.owner.as_ref() != Some(from) || lease.checkpoint_owner.is_some() {
-                    return Err(refused());
-                }
-                lease.checkpoint_owner = lease.owner.replace(to.clone());
-                lease.checkpoint_owner.take_if(|_| mutant::is("asking-is-taking"));
-                return Ok(Some(lease));
+                return at(*counter)?.asked(from, to).map(Some).ok_or_else(refused);
             }
             LeaseChange::WithdrawHandoff { from, to } => {
-                let is_asked = |row: &&Lease| {
-                    row.owner.as_ref() == Some(to) && row.checkpoint_owner.as_ref() == Some(from)
-                };
-                let mut lease = row.filter(is_asked).cloned().ok_or_else(refused)?;
-                lease.owner = lease.checkpoint_owner.take();
-                return Ok(Some(lease));
+                let withdrawn = row.cloned().and_then(|row| row.withdrawn(from, to));
+                return withdrawn.map(Some).ok_or_else(refused);
             }
             LeaseChange::HandOver { counter, news, to } => {
                 let lease = at(*counter)?;
@@ -518,6 +498,36 @@ impl Lease {
         self.owner = None;
         self.checkpoint_owner = None;
         self
+    }
+
+    fn taken(mut self, from: Option<&WorkerId>, owner: &WorkerId) -> Self {
+        self.counter += u64::from(!mutant::is("take-keeps-counter"));
+        if mutant::is("take-wipes-checkpoint") {
+            self.checkpoint = Checkpoint::TrimHorizon;
+        }
+        self.owner_switches += u64::from(LeaseChange::is_switch(from, owner));
+        self.owner = Some(owner.clone());
+        self.checkpoint_owner = None;
+        self
+    }
+
+    /// `None` if `from` is not the owner, or another worker has asked before.
+    fn asked(mut self, from: &WorkerId, to: &WorkerId) -> Option<Self> {
+        if self.owner.as_ref() != Some(from) || self.checkpoint_owner.is_some() {
+            return None;
+        }
+        self.checkpoint_owner = self.owner.replace(to.clone());
+        self.checkpoint_owner.take_if(|_| mutant::is("asking-is-taking"));
+        Some(self)
+    }
+
+    /// `None` if `to` is not the worker that asks `from`.
+    fn withdrawn(mut self, from: &WorkerId, to: &WorkerId) -> Option<Self> {
+        if self.owner.as_ref() != Some(to) || self.checkpoint_owner.as_ref() != Some(from) {
+            return None;
+        }
+        self.owner = self.checkpoint_owner.take();
+        Some(self)
     }
 
     fn reset(mut self, checkpoint: &Checkpoint, anchor: Option<Timestamp>) -> Self {

@@ -543,6 +543,7 @@ pub(super) fn timestamp(time: &DateTime) -> Timestamp {
 }
 
 /// The code of an exception in a subscription: its type is known where its code is not.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the service may add exceptions")]
 fn code_of_event(error: &SubscribeToShardEventStreamError) -> String {
     use SubscribeToShardEventStreamError as Event;
     let code = match error {

@@ -336,15 +336,16 @@ async fn a_row_that_is_gone_is_not_made_by_a_change() {
 async fn a_write_whose_reply_is_lost_is_recognised_when_sent_again() {
     let bench = Bench::new().await;
     bench.put(&bare(SHARD)).await;
+    bench.write(LeaseChange::Take { counter: 0, from: None, owner: "w1".into() }).await;
     let lost = Rule::new(Effect::DisconnectAfter).client("worker").operation("UpdateItem").times(1);
     bench.local.faults().add(lost);
-    let renewal = write(SHARD, renew(0));
+    let renewal = write(SHARD, renew(1));
     let error = bench.store.write(&renewal).await.unwrap_err();
     assert_eq!(error.kind, ServiceErrorKind::Unavailable);
     let WriteOutcome::Refused(Some(row)) = bench.store.write(&renewal).await.unwrap() else {
         panic!("the first attempt was applied");
     };
-    assert_eq!((row.write_id, row.counter), (Some(renewal.id), 1));
+    assert_eq!((row.write_id, row.counter), (Some(renewal.id), 2));
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,6 +24,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 
 impl Ledger {
     /// A write has been applied.
+    #[expect(clippy::too_many_lines, reason = "an arm for each write")]
     pub(crate) fn changed(&mut self, change: &Change<'_>, shards: &mut Shards, rows: &Rows) {
         let is_unaware = shards.made_again().is_some() && !self.knows(change.who, shards);
         let row = change.after.or(change.before);

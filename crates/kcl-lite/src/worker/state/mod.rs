@@ -39,6 +39,7 @@ use crate::stream::Listing;
 
 /// Everything that can happen to a coordinator.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, and most are answers to writes")]
 pub(crate) enum Input {
     /// A timer of [`State::next_due`] is due.
     TimeDue,
