@@ -2,7 +2,7 @@
 //!
 //! Two readings of one clock. [`Clock::now`] stands still while the machine is suspended; observers
 //! measure the silence of other owners on it, so that a suspend never makes a lease expire early.
-//! [`LeaseClock`] adds the time of every suspend; an owner measures the validity of its own lease on
+//! `LeaseClock` adds the time of every suspend; an owner measures the validity of its own lease on
 //! it, because other workers went on counting meanwhile.
 //! Never reads the wall clock, which decides nothing here. A test gives a worker a clock of its
 //! own, for instance one that runs one percent fast.
