@@ -135,17 +135,7 @@ mod tests {
     use kcl_lite::aws::replied;
 
     use super::*;
-    use crate::place::RegionSource;
-
-    fn place() -> Place {
-        Place {
-            stream: "wildrydes".into(),
-            region: "us-west-2".into(),
-            region_source: RegionSource::Flag,
-            endpoint_url: Some("http://127.0.0.1:9".into()),
-            table_endpoint_url: Some("http://127.0.0.1:9".into()),
-        }
-    }
+    use crate::place::tests::place;
 
     fn call(action: &str, code: &str, message: &str) -> FailedCall {
         replied(action, "stream `wildrydes`", Some(code), message, 400)

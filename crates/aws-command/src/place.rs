@@ -68,10 +68,10 @@ impl fmt::Display for Place {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn place() -> Place {
+    pub(crate) fn place() -> Place {
         Place {
             stream: "wildrydes".into(),
             region: "us-west-2".into(),

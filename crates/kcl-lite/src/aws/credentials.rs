@@ -12,6 +12,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 
 use super::{Found, profile, variable};
+use crate::failed_call::chain;
 
 /// There are no credentials, and waiting does not bring any.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,12 +122,6 @@ pub(crate) fn unfixed(error: &CredentialsError) -> Option<NoCredentials> {
 fn of_profile() -> String {
     let named = variable("AWS_PROFILE").filter(|name| name != profile::DEFAULT);
     named.map_or_else(String::new, |name| format!(" --profile {name}"))
-}
-
-fn chain<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source())
 }
 
 #[cfg(test)]
