@@ -18,20 +18,24 @@ use crate::lease::PendingCheckpoint;
 use crate::position::{Checkpoint, Position};
 use crate::record::{LeaseKey, Record, ShardId, WorkerId};
 
-/// Processes the records of one shard. One value is made per shard and per tenure.
+/// Processes the records of one shard. The worker creates a processor each time it acquires a shard.
 ///
 /// Only [`process`](Self::process) is required. The library owns the checkpoint: it names
 /// acknowledged records only, and it is written for you.
 ///
 /// # Order of calls
 /// ```text
-/// initialize → resume? → (gap? | idle)* → (process | idle)* → exactly one of:
+/// initialize → resume? → (gap? | idle)* → (process | idle)* → at most one of:
 ///                                          shard_ended · shutdown_requested · lease_lost
 /// ```
-/// Calls for one shard never overlap. Shards are independent of each other. A value whose
-/// `initialize` failed, or that panicked, is dropped without another call. A value is replaced by a
-/// new one, after its `lease_lost`, when a token was dropped or another callback than `process`
-/// failed. The new one starts with `initialize` at the last acknowledged record.
+/// Calls for one shard never overlap. Shards are independent of each other. If an [`Ack`] is dropped, or
+/// a callback other than `process` fails, the worker calls `lease_lost`, drops the processor and creates
+/// a new one, which starts with `initialize` at the last acknowledged record.
+///
+/// A processor is dropped without any of the last three callbacks when it panicked or its `initialize`
+/// failed, and in the cases that
+/// [`WorkerHandle`](crate::WorkerHandle#processors-that-get-no-last-callback) lists. Release files and
+/// connections in `Drop`.
 ///
 /// # Time
 /// A callback that takes longer than [`slow_after`](crate::Settings::slow_after) is an event; one that
