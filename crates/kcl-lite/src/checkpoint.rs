@@ -17,8 +17,10 @@ use crate::record::{Record, Timestamp};
 
 /// The acknowledgement of a batch, or of one record of it.
 ///
-/// Dropping it un-acknowledged is a negative acknowledgement: the shard starts again after the last
-/// acknowledged record.
+/// Dropping it without acknowledging is a negative acknowledgement: the worker creates a new processor,
+/// which gets the records that are not acknowledged. A token has no effect once its record is delivered
+/// again, for instance after `process` has returned an error; see
+/// [`RecordProcessor::process`](crate::RecordProcessor::process).
 #[must_use = "dropping the token means failure"]
 pub struct Ack {
     window: AckWindow,
@@ -28,7 +30,8 @@ pub struct Ack {
 }
 
 impl Ack {
-    /// Marks the records as processed. Has no effect once the shard is lost or started again.
+    /// Marks the records as processed. Has no effect after the lease is lost, after a new processor was
+    /// created, or after the records were delivered again.
     pub fn acknowledge(mut self) {
         self.armed = false;
         self.window.settle(self.delivered, self.part, true);
@@ -69,20 +72,37 @@ impl fmt::Debug for Ack {
 pub(crate) struct Deferral {
     window: AckWindow,
     delivered: Delivered,
+    /// What the entry in the window stands for.
+    all: Arc<Vec<Record>>,
+    /// What of it is not acknowledged yet: what the processor gets.
+    open: Arc<Vec<Record>>,
 }
 
 impl Deferral {
+    /// The records to be processed, never none.
+    pub(crate) fn records(&self) -> &Arc<Vec<Record>> {
+        &self.open
+    }
+
     /// One token for the whole batch.
     pub(crate) fn whole(&self) -> Ack {
         self.window.lock().defer(self.delivered, None);
         self.token(0)
     }
 
-    /// One token per record.
-    pub(crate) fn per_record(&self, records: &[Record]) -> Vec<Ack> {
-        let parts = records.iter().map(Part::open).collect();
+    /// One token per record. It stands for what follows its record and is acknowledged already, too.
+    pub(crate) fn per_record(&self) -> Vec<Ack> {
+        let mut parts: Vec<Part> = Vec::with_capacity(self.open.len());
+        for record in self.all.iter() {
+            let next = self.open.get(parts.len());
+            let is_next = next.is_some_and(|next| Position::of(next) == Position::of(record));
+            match parts.last_mut() {
+                Some(part) if !is_next => part.mark = Mark::of(record),
+                Some(_) | None => parts.push(Part::open(record, record)),
+            }
+        }
         self.window.lock().defer(self.delivered, Some(parts));
-        (0..records.len()).map(|part| self.token(part)).collect()
+        (0..self.open.len()).map(|part| self.token(part)).collect()
     }
 
     fn token(&self, part: usize) -> Ack {
@@ -96,6 +116,12 @@ pub(crate) struct Mark {
     pub(crate) position: Position,
     /// When the service received it, if that is known.
     pub(crate) arrived: Option<Timestamp>,
+}
+
+impl Mark {
+    fn of(record: &Record) -> Self {
+        Self { position: Position::of(record), arrived: Some(record.arrived) }
+    }
 }
 
 /// The window of one shard task. Clones share it.
@@ -114,28 +140,56 @@ pub(crate) struct Delivered {
 }
 
 impl AckWindow {
-    /// An empty window of a shard that is acknowledged up to `mark`.
-    pub(crate) fn after(mark: Option<Mark>) -> Self {
-        let state = State { mark, ..State::default() };
-        Self { state: Arc::new(Mutex::new(state)), changed: Arc::default() }
+    /// The window for the next processor of the shard: what is acknowledged stays acknowledged, and
+    /// tokens of this window have no effect any more.
+    pub(crate) fn successor(&self) -> Self {
+        self.close();
+        let mut state = self.lock();
+        let entries = std::mem::take(&mut state.entries);
+        entries.iter().for_each(|entry| state.keep(&entry.parts));
+        let next = State {
+            attempts: state.attempts,
+            mark: state.mark.clone(),
+            done: std::mem::take(&mut state.done),
+            ..State::default()
+        };
+        Self { state: Arc::new(Mutex::new(next)), changed: Arc::default() }
     }
 
-    /// Notes that `records` (never empty) are about to be delivered.
-    pub(crate) fn deliver(&self, records: &[Record]) -> (Delivered, Deferral) {
-        let last = records.last().expect("a batch has at least one record");
+    /// Notes that those of `records` that are not acknowledged yet (the first is not) are about to be
+    /// delivered.
+    pub(crate) fn deliver(&self, records: &Arc<Vec<Record>>) -> (Delivered, Deferral) {
         let mut state = self.lock();
-        state.attempts += 1;
-        let delivered =
-            Delivered { entry: state.first + state.entries.len() as u64, attempt: state.attempts };
-        state.entries.push_back(Entry {
-            records: records.len(),
-            attempt: delivered.attempt,
-            deferred: false,
-            failed: None,
-            parts: vec![Part::open(last)],
-            memory: None,
-        });
-        (delivered, Deferral { window: self.clone(), delivered })
+        let open: Vec<_> = state.open(records).collect();
+        let open = match open.len() == records.len() {
+            true => Arc::clone(records),
+            false => Arc::new(open.into_iter().cloned().collect()),
+        };
+        let delivered = state.push(records, false);
+        drop(state);
+        (delivered, Deferral { window: self.clone(), delivered, all: Arc::clone(records), open })
+    }
+
+    /// Moves what is acknowledged already from the front of `records`, which come next, to the window.
+    pub(crate) fn pass_over(&self, records: &mut Vec<Record>) {
+        let mut state = self.lock();
+        let passed = records.iter().take_while(|record| state.is_done(record)).count();
+        if passed > 0 {
+            state.push(&records[..passed], true);
+            state.advance();
+            records.drain(..passed);
+        }
+    }
+
+    /// Those of `records` that are not acknowledged yet.
+    pub(crate) fn open(&self, records: &[Record]) -> Vec<Record> {
+        self.lock().open(records).cloned().collect()
+    }
+
+    /// Notes that a record that comes next, or has been delivered in vain, needs no processing any more.
+    pub(crate) fn settled(&self, record: &Record) {
+        let part = Part { acknowledged: true, ..Part::open(record, record) };
+        self.lock().keep(&[part]);
     }
 
     /// The batch keeps `memory` in use until it leaves the window, or the window is closed.
@@ -156,12 +210,14 @@ impl AckWindow {
         state.advance();
     }
 
-    /// The attempt failed: takes the batch, which was the last one delivered, out again. Its tokens
-    /// have no effect any more.
+    /// The attempt failed: takes the batch, which was the last one delivered, out again. What its
+    /// tokens have acknowledged is remembered; from now on they have no effect.
     pub(crate) fn withdraw(&self, delivered: Delivered) {
         let mut state = self.lock();
-        if state.entry(delivered).is_some() {
-            state.entries.pop_back();
+        if state.entry(delivered).is_some()
+            && let Some(entry) = state.entries.pop_back()
+        {
+            state.keep(&entry.parts);
         }
     }
 
@@ -252,7 +308,17 @@ struct State {
     /// Attempts made so far.
     attempts: u64,
     mark: Option<Mark>,
+    /// What was acknowledged in vain deliveries: sorted, and without overlaps. Bounded by what may be in
+    /// a window.
+    done: Vec<Span>,
     closed: bool,
+}
+
+/// Records from the first to the last, as they stand in the shard, all acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Span {
+    first: Position,
+    last: Position,
 }
 
 #[derive(Debug)]
@@ -269,14 +335,14 @@ struct Entry {
 
 #[derive(Debug)]
 struct Part {
+    first: Position,
     mark: Mark,
     acknowledged: bool,
 }
 
 impl Part {
-    fn open(record: &Record) -> Self {
-        let mark = Mark { position: Position::of(record), arrived: Some(record.arrived) };
-        Self { mark, acknowledged: false }
+    fn open(first: &Record, last: &Record) -> Self {
+        Self { first: Position::of(first), mark: Mark::of(last), acknowledged: false }
     }
 }
 
@@ -286,6 +352,62 @@ impl State {
         let index = usize::try_from(delivered.entry.checked_sub(self.first)?).ok()?;
         let any = mutant::is("tokens-of-earlier-attempts-count");
         self.entries.get_mut(index).filter(|entry| entry.attempt == delivered.attempt || any)
+    }
+
+    /// Adds a batch, which is never empty.
+    fn push(&mut self, records: &[Record], acknowledged: bool) -> Delivered {
+        let (first, last) =
+            records.first().zip(records.last()).expect("a batch has at least one record");
+        self.attempts += 1;
+        let entry = self.first + self.entries.len() as u64;
+        self.entries.push_back(Entry {
+            records: records.len(),
+            attempt: self.attempts,
+            deferred: false,
+            failed: None,
+            parts: vec![Part { acknowledged, ..Part::open(first, last) }],
+            memory: None,
+        });
+        Delivered { entry, attempt: self.attempts }
+    }
+
+    fn open<'a>(&self, records: &'a [Record]) -> impl Iterator<Item = &'a Record> {
+        records.iter().filter(|record| !self.is_done(record))
+    }
+
+    fn is_done(&self, record: &Record) -> bool {
+        let position = Position::of(record);
+        let index = self.done.partition_point(|span| span.last < position);
+        let any = mutant::is("holes-are-left-out");
+        self.done.get(index).is_some_and(|span| span.first <= position || any)
+    }
+
+    /// Remembers what is acknowledged of these parts, which are not in the window any more.
+    fn keep(&mut self, parts: &[Part]) {
+        if mutant::is("acknowledged-records-come-again") {
+            return;
+        }
+        let done = parts.iter().filter(|part| part.acknowledged);
+        self.done.extend(
+            done.map(|part| Span { first: part.first.clone(), last: part.mark.position.clone() }),
+        );
+        self.done.sort();
+        self.done.dedup_by(|next, kept| {
+            let overlaps = next.first <= kept.last;
+            if overlaps && next.last > kept.last {
+                kept.last = next.last.clone();
+            }
+            overlaps
+        });
+        self.forget_the_past();
+    }
+
+    /// What the mark covers need not be remembered.
+    fn forget_the_past(&mut self) {
+        if let Some(mark) = &self.mark {
+            let past = self.done.partition_point(|span| span.last <= mark.position);
+            self.done.drain(..past);
+        }
     }
 
     fn defer(&mut self, delivered: Delivered, parts: Option<Vec<Part>>) {
@@ -308,23 +430,25 @@ impl State {
                 self.mark = Some(part.mark.clone());
             }
             if done < entry.parts.len() {
-                return;
+                break;
             }
             self.entries.pop_front();
             self.first += 1;
         }
+        self.forget_the_past();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::record::Packing;
 
-    fn records(numbers: std::ops::Range<u64>) -> Vec<Record> {
-        numbers
+    fn records(numbers: std::ops::Range<u64>) -> Arc<Vec<Record>> {
+        let records = numbers
             .map(|number| Record {
                 sequence_number: number.to_string().parse().unwrap(),
                 sub_sequence_number: 0,
@@ -333,7 +457,8 @@ mod tests {
                 arrived: Timestamp::from_millis(1000 * i64::try_from(number).unwrap()),
                 packing: Packing::Plain,
             })
-            .collect()
+            .collect();
+        Arc::new(records)
     }
 
     fn mark(window: &AckWindow) -> Option<String> {
@@ -356,7 +481,7 @@ mod tests {
         let window = AckWindow::default();
         let (first, second) = (records(1..4), records(4..6));
         let (one, deferral) = window.deliver(&first);
-        let mut acks = deferral.per_record(&first);
+        let mut acks = deferral.per_record();
         window.succeeded(one);
         let (two, _deferral) = window.deliver(&second);
         window.succeeded(two);
@@ -374,10 +499,10 @@ mod tests {
     #[test]
     fn the_mark_stops_inside_an_aggregate() {
         let window = AckWindow::default();
-        let mut parts = vec![records(7..8).remove(0); 3];
+        let mut parts = vec![records(7..8)[0].clone(); 3];
         parts.iter_mut().zip(0..).for_each(|(part, index)| part.sub_sequence_number = index);
-        let (delivered, deferral) = window.deliver(&parts);
-        let mut acks = deferral.per_record(&parts);
+        let (delivered, deferral) = window.deliver(&Arc::new(parts));
+        let mut acks = deferral.per_record();
         window.succeeded(delivered);
         acks.remove(0).acknowledge();
         acks.remove(0).acknowledge();
@@ -419,7 +544,7 @@ mod tests {
         let window = AckWindow::default();
         let records = records(1..4);
         let (delivered, deferral) = window.deliver(&records);
-        let mut acks = deferral.per_record(&records);
+        let mut acks = deferral.per_record();
         window.succeeded(delivered);
         drop(acks.remove(1));
         assert_eq!(window.failed_at().map(|at| at.to_string()).as_deref(), Some("2"));
@@ -441,5 +566,175 @@ mod tests {
         window.close();
         fresh.acknowledge();
         assert_eq!(mark(&window), None);
+    }
+
+    fn numbers(records: &[Record]) -> Vec<u64> {
+        records.iter().map(|it| it.sequence_number.as_str().parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_failed_attempt_leaves_open_only_what_no_token_has_acknowledged() {
+        let window = AckWindow::default();
+        let batch = records(0..8);
+        let (delivered, deferral) = window.deliver(&batch);
+        let mut late = None;
+        for (number, ack) in deferral.per_record().into_iter().enumerate() {
+            match number {
+                3 | 5 => drop(ack),
+                6 => late = Some(ack),
+                _ => ack.acknowledge(),
+            }
+        }
+        assert_eq!(mark(&window).as_deref(), Some("2"));
+        late.unwrap().acknowledge();
+        window.withdraw(delivered);
+        assert_eq!(window.failed_at(), None);
+        let batch = records(3..8);
+        assert_eq!(numbers(&window.open(&batch)), [3, 5]);
+        let (delivered, deferral) = window.deliver(&batch);
+        assert_eq!(numbers(deferral.records()), [3, 5]);
+        let mut acks = deferral.per_record();
+        acks.remove(1).acknowledge();
+        window.withdraw(delivered);
+        assert_eq!(numbers(&window.open(&batch)), [3]);
+        assert_eq!(mark(&window).as_deref(), Some("2"), "3 is open");
+
+        let (delivered, deferral) = window.deliver(&batch);
+        let token = deferral.whole();
+        window.succeeded(delivered);
+        token.acknowledge();
+        assert_eq!(mark(&window).as_deref(), Some("7"));
+        assert_eq!((window.in_flight(), window.lock().done.len()), (0, 0));
+        drop(acks);
+        assert_eq!(window.failed_at(), None, "a token of an earlier attempt");
+    }
+
+    #[test]
+    fn a_new_processor_is_not_given_what_is_acknowledged_behind_a_hole() {
+        let window = AckWindow::default();
+        let (first, deferral) = window.deliver(&records(1..4));
+        let token = deferral.whole();
+        window.succeeded(first);
+        let (second, _deferral) = window.deliver(&records(4..7));
+        window.succeeded(second);
+        let window = window.successor();
+        token.acknowledge();
+        assert_eq!(numbers(&window.open(&records(1..8))), [1, 2, 3, 7]);
+        // Read again in other batches.
+        let (delivered, deferral) = window.deliver(&records(1..5));
+        assert_eq!(numbers(deferral.records()), [1, 2, 3]);
+        let mut rest = records(5..8).to_vec();
+        window.pass_over(&mut rest);
+        assert_eq!((numbers(&rest), mark(&window)), (vec![7], None));
+        window.succeeded(delivered);
+        assert_eq!(mark(&window).as_deref(), Some("6"));
+    }
+
+    /// What becomes of a token.
+    #[derive(Debug, Clone, Copy)]
+    enum Fate {
+        Acknowledged,
+        Dropped,
+        /// Acknowledged after a later batch, if it counts then.
+        Kept,
+    }
+
+    /// What a processor does with a batch.
+    #[derive(Debug, Clone)]
+    struct Turn {
+        /// Records of the batch.
+        len: u64,
+        /// What becomes of the tokens, if it takes them.
+        tokens: Option<Vec<Fate>>,
+        /// Whether it returns `Ok`.
+        succeeds: bool,
+        /// Whether a new processor comes next.
+        restarts: bool,
+    }
+
+    fn turns() -> impl Strategy<Value = Vec<Turn>> {
+        let fate = prop_oneof![
+            4 => Just(Fate::Acknowledged),
+            1 => Just(Fate::Dropped),
+            2 => Just(Fate::Kept)
+        ];
+        let tokens = proptest::option::of(proptest::collection::vec(fate, 7));
+        let turn = (1_u64..7, tokens, any::<bool>(), proptest::bool::weighted(0.2));
+        let turn = turn.prop_map(|(len, tokens, succeeds, restarts)| Turn {
+            len,
+            tokens,
+            succeeds,
+            restarts,
+        });
+        proptest::collection::vec(turn, 1..30)
+    }
+
+    proptest! {
+        /// Against the set of acknowledged numbers: nothing of it comes again, and the mark is the end
+        /// of its beginning, as far as that has come.
+        #[test]
+        fn what_is_acknowledged_never_comes_again_and_the_mark_never_jumps(turns in turns()) {
+            let mut window = AckWindow::default();
+            let mut done = std::collections::BTreeSet::new();
+            let mut kept: Vec<(u64, Ack)> = Vec::new();
+            let mut next = 1;
+            for turn in turns {
+                let end = next + turn.len;
+                let mut batch = records(next..end).to_vec();
+                window.pass_over(&mut batch);
+                next = end - batch.len() as u64;
+                let mut dropped = false;
+                let mut fails = false;
+                if !batch.is_empty() {
+                    let (delivered, deferral) = window.deliver(&Arc::new(batch));
+                    let given = numbers(deferral.records());
+                    prop_assert!(given.iter().all(|it| !done.contains(it)), "{given:?}");
+                    let before = kept.len();
+                    for ((number, ack), fate) in turn
+                        .tokens
+                        .iter()
+                        .flat_map(|fates| given.iter().zip(deferral.per_record()).zip(fates))
+                    {
+                        match fate {
+                            Fate::Acknowledged => {
+                                done.insert(*number);
+                                ack.acknowledge();
+                            }
+                            Fate::Dropped => dropped = true,
+                            Fate::Kept => kept.push((*number, ack)),
+                        }
+                    }
+                    if turn.succeeds {
+                        window.succeeded(delivered);
+                        if turn.tokens.is_none() {
+                            done.extend(&given);
+                        }
+                    } else {
+                        fails = true;
+                        window.withdraw(delivered);
+                        // These have no effect any more, whatever becomes of them.
+                        kept.drain(before..).for_each(|(_, ack)| ack.acknowledge());
+                        dropped = false;
+                    }
+                }
+                if let Some((number, ack)) = kept.pop() {
+                    done.insert(number);
+                    ack.acknowledge();
+                }
+                prop_assert_eq!(window.failed_at().is_some(), dropped);
+                let covered = (1..end).take_while(|it| done.contains(it)).last().unwrap_or(0);
+                let mark = mark(&window).map_or(0, |it| it.parse().unwrap());
+                prop_assert!(mark <= covered, "{mark} of {covered}");
+                // What a failed batch leaves is looked at when it comes again.
+                let known = if fails { covered.min(next - 1) } else { covered };
+                prop_assert!(mark >= known, "{mark} of {covered}");
+                next = if fails { next.max(mark + 1) } else { end };
+                if dropped || turn.restarts {
+                    window = window.successor();
+                    kept.clear();
+                    next = mark + 1;
+                }
+            }
+        }
     }
 }

@@ -145,6 +145,11 @@ pub const ABOVE_THE_PORTS: &[(&str, &str)] = &[
         "the end of a shard is stored while records are not acknowledged",
     ),
     ("a-failed-batch-is-done", "a batch that failed counts as processed"),
+    (
+        "acknowledged-records-come-again",
+        "what a token has acknowledged comes again after a failure",
+    ),
+    ("holes-are-left-out", "what lies before an acknowledged record does not come again"),
     ("the-newest-records-are-dropped", "the reply that reaches the tip is not delivered whole"),
     ("missing-is-the-end", "a shard that is said not to exist counts as finished"),
     ("dead-letters-count-unstored", "a record counts as put aside though storing it failed"),

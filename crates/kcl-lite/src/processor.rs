@@ -20,8 +20,8 @@ use crate::record::{LeaseKey, Record, ShardId, WorkerId};
 
 /// Processes the records of one shard. The worker creates a processor each time it acquires a shard.
 ///
-/// Only [`process`](Self::process) is required. The library owns the checkpoint: it names
-/// acknowledged records only, and it is written for you.
+/// Only [`process`](Self::process) is required. The library owns the checkpoint: it covers
+/// acknowledged records only, and the worker stores it.
 ///
 /// # Order of calls
 /// ```text
@@ -30,7 +30,7 @@ use crate::record::{LeaseKey, Record, ShardId, WorkerId};
 /// ```
 /// Calls for one shard never overlap. Shards are independent of each other. If an [`Ack`] is dropped, or
 /// a callback other than `process` fails, the worker calls `lease_lost`, drops the processor and creates
-/// a new one, which starts with `initialize` at the last acknowledged record.
+/// a new one, which starts with `initialize` and the first record that is not acknowledged.
 ///
 /// A processor is dropped without any of the last three callbacks when it panicked or its `initialize`
 /// failed, and in the cases that
@@ -45,14 +45,26 @@ use crate::record::{LeaseKey, Record, ShardId, WorkerId};
 /// for something slow but alive says so with a [`Heartbeat`], which restarts both times.
 ///
 /// # At least once
-/// A record is delivered again after a crash, after a panic, or when another worker takes the shard:
-/// at most what was delivered since the last durable checkpoint. In order per shard and partition key;
-/// a child shard starts after its parents have ended.
+/// While one worker holds a shard, a record that has been acknowledged is not delivered again, whether
+/// an error, a panic or a dropped token follows. After a crash, or when another worker acquires the
+/// shard, delivery starts after the stored checkpoint. That is one position, before the first record
+/// that is not acknowledged, so records behind it are repeated even if they were acknowledged. Records
+/// are delivered in order per shard and partition key; a child shard starts after its parents have
+/// ended.
 pub trait RecordProcessor: Send + 'static {
-    /// Handles a batch. `Ok` acknowledges it (unless its acknowledgement was taken with
-    /// [`Batch::defer`]). `Err` or a panic acknowledges nothing; the same records, less those that a
-    /// token has acknowledged, are delivered again after a growing delay, for ever or as
-    /// [`FailurePolicy`](crate::FailurePolicy) says, and every failure is an event.
+    /// Processes a batch.
+    ///
+    /// `Ok` acknowledges the batch, unless its acknowledgement was deferred with [`Batch::defer`] or
+    /// [`Batch::split`]. After `Err` the records that no token has acknowledged are delivered again, to
+    /// the same processor and in order, after a delay that begins at 50 to 100 ms and doubles up to
+    /// 30 s. [`FailurePolicy`](crate::FailurePolicy) decides whether that is ever given up. Each failure
+    /// emits [`Event::ProcessorFailed`](crate::Event::ProcessorFailed). A panic is treated like an
+    /// error, except that a new processor gets the records.
+    ///
+    /// Tokens stay valid during the delay: a task that finishes its record meanwhile acknowledges it.
+    /// A record whose token is neither acknowledged nor dropped when the delay is over is delivered
+    /// again, and the earlier token has no effect from then on. Wait for such tasks, or abort them,
+    /// before returning an error, or two of them may work on the same record.
     ///
     /// # Cancel safety
     /// The future is dropped when the lease is lost or the deadline has passed, so it may stop at any
@@ -91,18 +103,19 @@ pub trait RecordProcessor: Send + 'static {
         async { Ok(()) }
     }
 
-    /// The shard is finished: every record is acknowledged and `SHARD_END` is stored.
+    /// Called after the end of the shard: every record is acknowledged and `SHARD_END` is stored.
     fn shard_ended(&mut self) -> impl Future<Output = ()> + Send {
         async {}
     }
 
-    /// The worker lets the shard go in good order. What is acknowledged until this returns is stored;
-    /// the rest is delivered to the next owner.
+    /// Called when the worker releases the shard. Anything that is acknowledged before this method
+    /// returns is stored; the next owner gets the rest.
     fn shutdown_requested(&mut self) -> impl Future<Output = ()> + Send {
         async {}
     }
 
-    /// The shard belongs to another worker, or may soon. Nothing can be acknowledged any more.
+    /// Called when the shard belongs to another worker, or may soon. Acknowledgements have no effect any
+    /// more.
     fn lease_lost(&mut self) -> impl Future<Output = ()> + Send {
         async {}
     }
@@ -153,8 +166,6 @@ pub struct Gap {
 #[derive(Debug)]
 pub struct Batch {
     shard: Arc<ShardContext>,
-    /// Shared as it was read, not copied into a slice.
-    records: Arc<Vec<Record>>,
     millis_behind_latest: u64,
     deferral: Deferral,
     line: StoreLine,
@@ -165,13 +176,12 @@ pub struct Batch {
 impl Batch {
     pub(crate) fn new(
         shard: Arc<ShardContext>,
-        records: Arc<Vec<Record>>,
         millis_behind_latest: u64,
         deferral: Deferral,
         line: StoreLine,
         memory: Arc<Permit>,
     ) -> Self {
-        Self { shard, records, millis_behind_latest, deferral, line, _memory: memory }
+        Self { shard, millis_behind_latest, deferral, line, _memory: memory }
     }
 
     /// The shard of these records.
@@ -196,7 +206,7 @@ impl Batch {
     /// The records, oldest first.
     #[must_use]
     pub fn records(&self) -> &[Record] {
-        &self.records
+        self.deferral.records()
     }
 
     /// How far this batch was behind the tip when it was read, in milliseconds of the service's clock.
@@ -205,19 +215,21 @@ impl Batch {
         self.millis_behind_latest
     }
 
-    /// Takes the acknowledgement over: `Ok` from `process` no longer acknowledges the batch, the
-    /// returned token does, now or later, in any order with others. A token that is dropped without
-    /// [`Ack::acknowledge`] means failure: the shard starts again after the last acknowledged record.
+    /// Defers the acknowledgement of the batch: returning `Ok` from `process` no longer acknowledges it.
+    /// Call [`Ack::acknowledge`] when the records are done, in any order with other tokens and from any
+    /// task. Dropping the token means that the batch failed: a new processor gets the records that are
+    /// not acknowledged.
     #[must_use = "dropping the token means that the batch failed"]
     pub fn defer(&mut self) -> Ack {
         self.deferral.whole()
     }
 
-    /// Takes the acknowledgement over record by record; see [`defer`](Self::defer).
+    /// Defers the acknowledgement of each record separately; see [`defer`](Self::defer). Acknowledge the
+    /// records that are done and return an error: only the others are delivered again.
     #[must_use = "dropping a token means that its record failed"]
     pub fn split(&mut self) -> Vec<(Record, Ack)> {
-        let acks = self.deferral.per_record(&self.records);
-        self.records.iter().cloned().zip(acks).collect()
+        let acks = self.deferral.per_record();
+        self.records().iter().cloned().zip(acks).collect()
     }
 }
 
@@ -226,7 +238,7 @@ impl Batch {
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "a batch is never empty")]
     pub fn checkpointer(&self) -> Checkpointer {
-        let last = self.records.last().map(Position::of);
+        let last = self.records().last().map(Position::of);
         Checkpointer { line: self.line.clone(), last: last.expect("a batch is never empty") }
     }
 }

@@ -13,7 +13,7 @@ use kcl_lite::lease::LeaseKey;
 use kcl_lite::{Ack, Batch, BoxError, RecordProcessor, ShardContext};
 use tokio::time::sleep;
 
-use crate::checks::{Delivery, Promise, TenureId};
+use crate::checks::{Delivery, NOT_COUNTED, Promise, TenureId};
 use crate::machine::{Machine, Running};
 use crate::plan::{Mood, Style, between};
 use crate::reached::Situation;
@@ -43,6 +43,15 @@ pub(crate) struct SimProcessor {
     key: LeaseKey,
     tenure: TenureId,
     stage: Stage,
+    /// The number of the next record that it may be given; `None` before the first one.
+    next: Option<usize>,
+}
+
+/// A delivery by its number, and the numbers of its records.
+#[derive(Debug, Clone)]
+struct Given {
+    delivery: u64,
+    records: Vec<usize>,
 }
 
 /// Notes the end of a call, also when it is dropped.
@@ -71,8 +80,11 @@ impl Drop for Call<'_> {
 impl SimProcessor {
     pub(crate) fn new(machine: &Arc<Machine>, context: &ShardContext) -> Self {
         let tenure = (machine.number, context.fencing_token);
-        let truth = machine.world.lock();
+        let mut truth = machine.world.lock();
         let shard = truth.ledger.shard_of(&context.lease_key, tenure, &truth.shards);
+        if let Some(shard) = shard {
+            truth.shards.begin(shard);
+        }
         drop(truth);
         Self {
             _running: machine.hold(),
@@ -81,6 +93,7 @@ impl SimProcessor {
             key: context.lease_key.clone(),
             tenure,
             stage: Stage::New,
+            next: None,
         }
     }
 
@@ -94,8 +107,8 @@ impl SimProcessor {
         self.stage = to;
     }
 
-    /// Notes the delivery; returns its number and that of its first record.
-    fn note(&self, batch: &Batch) -> (u64, usize) {
+    /// Notes the delivery.
+    fn note(&mut self, batch: &Batch) -> Given {
         let mut truth = self.machine.world.lock();
         let truth = &mut *truth;
         let records = batch.records();
@@ -109,15 +122,16 @@ impl SimProcessor {
             tenure: self.tenure,
             shard: self.shard.unwrap_or_default(),
             records,
+            next: self.next,
         };
-        truth.ledger.delivered(&delivery, &mut truth.shards, &truth.rows)
+        let (delivery, records) = truth.ledger.delivered(&delivery, &mut truth.shards, &truth.rows);
+        if delivery != NOT_COUNTED {
+            self.next = records.last().map(|last| last + 1);
+        }
+        Given { delivery, records }
     }
 
-    fn fails(&self) {
-        fails(&self.machine, self.shard);
-    }
-
-    async fn work(&self, mut batch: Batch, delivery: (u64, usize)) -> Result<(), BoxError> {
+    async fn work(&self, mut batch: Batch, given: &Given) -> Result<(), BoxError> {
         let world = &self.machine.world;
         let now = world.now();
         let mood = world.lock().weather.mood(now, self.machine.slot);
@@ -134,17 +148,21 @@ impl SimProcessor {
         let mut spoiled = None;
         match mood {
             Some((Mood::Failing(percent), _)) if chance < percent => {
-                // Half of them have already taken the acknowledgement over.
-                if chance % 2 == 1 {
-                    self.acknowledge(&mut batch, delivery, 0);
+                match chance % 3 {
+                    // Some have taken the acknowledgement over, and it may still come.
+                    1 => self.acknowledge(&mut batch, given, 0),
+                    2 => self.acknowledge_some(&mut batch, given),
+                    _ => {}
                 }
                 world.note(Situation::BatchFailed);
-                self.fails();
                 return Err("a failure of the simulation".into());
             }
             Some((Mood::Panicking(percent), _)) if chance < percent => {
+                if chance % 2 == 1 {
+                    self.acknowledge_some(&mut batch, given);
+                }
                 world.note(Situation::BatchPanicked);
-                self.fails();
+                fails(&self.machine, self.shard, given);
                 panic!("{PANIC}");
             }
             Some((Mood::Hanging(percent), until)) if chance < percent => {
@@ -157,32 +175,54 @@ impl SimProcessor {
         }
         if world.plan.style == Style::Return {
             if spoiled.is_some_and(|percent| chance < percent) {
-                self.fails();
                 return Err("a failure of the simulation".into());
             }
-            let count = batch.records().len();
-            settle(&self.machine, self.shard, delivery.0, delivery.1..delivery.1 + count);
+            settle(&self.machine, self.shard, given);
         } else {
-            self.acknowledge(&mut batch, delivery, spoiled.unwrap_or(0));
+            self.acknowledge(&mut batch, given, spoiled.unwrap_or(0));
         }
         Ok(())
     }
 
+    /// What is not acknowledged of this batch comes again.
+    fn failed(&mut self, given: &Given) {
+        let mut truth = self.machine.world.lock();
+        if let Some(shard) = self.shard.filter(|_| given.delivery != NOT_COUNTED) {
+            self.next = given.records.first().copied();
+            truth.shards.fail(shard, &given.records, given.delivery);
+            let id = truth.shards.all[shard].id.clone();
+            truth.say(&*self.machine, format_args!("  (a processor of {id} fails)"));
+        }
+    }
+
+    /// Acknowledges about half of the records at once, before the batch fails.
+    fn acknowledge_some(&self, batch: &mut Batch, given: &Given) {
+        if self.machine.world.plan.style != Style::Split {
+            return;
+        }
+        for (part, ack) in given.each().zip(batch.split().into_iter().map(|(_, ack)| ack)) {
+            if self.machine.draw(|rng| rng.bool()) {
+                settle(&self.machine, self.shard, &part);
+                ack.acknowledge();
+            }
+        }
+    }
+
     /// Takes the acknowledgement over, and gives it later.
-    fn acknowledge(&self, batch: &mut Batch, (delivery, first): (u64, usize), dropped: u8) {
-        let count = batch.records().len();
-        let mut acks: Vec<(std::ops::Range<usize>, Ack)> = match self.machine.world.plan.style {
+    fn acknowledge(&self, batch: &mut Batch, given: &Given, dropped: u8) {
+        let count = given.records.len();
+        let mut acks: Vec<(Given, Ack)> = match self.machine.world.plan.style {
             Style::Return => return,
-            Style::Defer => vec![(first..first + count, batch.defer())],
+            Style::Defer => vec![(given.clone(), batch.defer())],
             Style::Split => {
-                let acks = batch.split().into_iter().zip(first..);
-                acks.map(|((_, ack), index)| (index..index + 1, ack)).collect()
+                let acks = batch.split().into_iter().map(|(_, ack)| ack);
+                given.each().zip(acks).collect()
             }
         };
         let (machine, shard) = (Arc::clone(&self.machine), self.shard);
         machine.draw(|rng| rng.shuffle(&mut acks));
         self.machine.world.spawn(async move {
-            for (range, ack) in acks {
+            for (part, ack) in acks {
                 let (pause, chance) = machine.draw(|rng| {
                     (between(rng, Duration::ZERO, LATER.div_f64(count as f64)), rng.u8(0..100))
                 });
@@ -190,10 +230,10 @@ impl SimProcessor {
                 machine.awake().await;
                 if chance < dropped {
                     machine.world.note(Situation::TokenDropped);
-                    fails(&machine, shard);
+                    fails(&machine, shard, &part);
                     drop(ack);
                 } else {
-                    settle(&machine, shard, delivery, range);
+                    settle(&machine, shard, &part);
                     ack.acknowledge();
                 }
             }
@@ -201,20 +241,30 @@ impl SimProcessor {
     }
 }
 
-fn settle(machine: &Machine, shard: Option<usize>, delivery: u64, range: std::ops::Range<usize>) {
+impl Given {
+    /// One for each record.
+    fn each(&self) -> impl Iterator<Item = Self> {
+        let delivery = self.delivery;
+        self.records.iter().map(move |record| Self { delivery, records: vec![*record] })
+    }
+}
+
+fn settle(machine: &Machine, shard: Option<usize>, given: &Given) {
     if machine.is_dead() {
         return;
     }
     if let Some(shard) = shard {
         let mut truth = machine.world.lock();
-        range.for_each(|index| truth.shards.acknowledge(shard, index, delivery));
+        let records = given.records.iter();
+        records.for_each(|index| truth.shards.acknowledge(shard, *index, given.delivery));
     }
 }
 
-fn fails(machine: &Machine, shard: Option<usize>) {
+/// A processor panics, or drops a token.
+fn fails(machine: &Machine, shard: Option<usize>, given: &Given) {
     let mut truth = machine.world.lock();
     if let Some(shard) = shard {
-        truth.shards.fail(shard);
+        truth.shards.fail_all(shard, &given.records, given.delivery);
         let id = truth.shards.all[shard].id.clone();
         truth.say(machine, format_args!("  (a processor of {id} fails)"));
     }
@@ -236,7 +286,7 @@ impl DeadLetter for Morgue {
             let mut truth = self.0.world.lock();
             truth.ledger.counts.note(Situation::PutAside);
             truth.say(&*self.0, format_args!("puts {} of {} aside", letter.position, letter.shard));
-            truth.shards.put_aside(letter.shard.as_str(), &letter.position);
+            truth.shards.put_aside(self.0.number, letter.shard.as_str(), &letter.position);
             Ok(())
         }
         .boxed()
@@ -246,10 +296,13 @@ impl DeadLetter for Morgue {
 impl RecordProcessor for SimProcessor {
     async fn process(&mut self, batch: Batch) -> Result<(), BoxError> {
         self.moves(&[Stage::Ready], Stage::Busy, "process");
-        let delivery = self.note(&batch);
+        let given = self.note(&batch);
         let mut call = Call { of: self, is_over: false };
         call.of.machine.awake().await;
-        let result = call.of.work(batch, delivery).await;
+        let result = call.of.work(batch, &given).await;
+        if result.is_err() {
+            call.of.failed(&given);
+        }
         call.is_over = true;
         result
     }

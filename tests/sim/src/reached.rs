@@ -75,6 +75,7 @@ situations! {
     DeliveredFromAggregate: "a record inside an aggregate is delivered",
     DeliveredFromMerge: "a record of a merged shard is delivered",
     Repeated: "a record is delivered again",
+    DeliveredWithHoles: "of a batch that failed a part is delivered again",
     Expired: "a lease is taken because nobody renewed it",
     AskedFor: "a lease is asked for",
     Withdrawn: "a request for a lease is withdrawn",

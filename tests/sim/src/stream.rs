@@ -24,6 +24,7 @@ use kcl_lite::{
 };
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::checks::TenureId;
 use crate::machine::{Machine, Running};
 use crate::network::READING;
 use crate::plan::{Plan, Service, Start, Tier, chance};
@@ -57,10 +58,13 @@ pub(crate) struct Entry {
     pub(crate) needed: bool,
     pub(crate) delivered: bool,
     pub(crate) acknowledged: bool,
-    /// Whether the library has to know that: no delivery of the shard has failed since this one.
+    /// Whether the library has to know that: it was not said after a failure.
     pub(crate) counts: bool,
-    /// The newest delivery of it.
+    /// The newest delivery of it, and to whom.
     pub(crate) delivery: u64,
+    pub(crate) by: Option<TenureId>,
+    /// That delivery has failed: what its tokens say may be too late.
+    is_void: bool,
 }
 
 /// One shard as it really is.
@@ -79,9 +83,10 @@ pub(crate) struct ShardTruth {
     /// The service has forgotten it.
     pub(crate) gone: bool,
     pub(crate) entries: Vec<Entry>,
-    /// The newest delivery failed, or a token of it was dropped.
+    /// A processor has panicked or dropped a token, and the next one has not come yet.
     pub(crate) failing: bool,
-    /// The acknowledgements of deliveries up to this one do not count any more, because one failed.
+    /// The acknowledgements of deliveries up to this one do not count any more: they were for an
+    /// earlier processor.
     void: u64,
     /// All needed records before this one are acknowledged.
     done: usize,
@@ -159,7 +164,8 @@ impl ShardTruth {
     /// Whether something before `end` was delivered, has not failed, and is not acknowledged.
     pub(crate) fn is_outstanding(&mut self, end: usize) -> bool {
         let (done, void) = (self.done().min(end), self.void);
-        self.entries[done..end].iter().any(|it| !it.acknowledged && it.delivery > void)
+        let is_open = |it: &Entry| !it.acknowledged && !it.is_void && it.delivery > void;
+        self.entries[done..end].iter().any(is_open)
     }
 
     /// The oldest needed record that is not acknowledged, if it came before `since`.
@@ -411,6 +417,8 @@ impl Shards {
             acknowledged: false,
             counts: false,
             delivery: 0,
+            by: None,
+            is_void: false,
         });
     }
 
@@ -490,49 +498,61 @@ impl Shards {
     }
 
     /// Notes a delivery of some records; returns its number.
-    pub(crate) fn deliver(&mut self, shard: usize, first: usize, count: usize) -> u64 {
-        let truth = &mut self.all[shard];
-        if truth.failing && first <= truth.counted(0, truth.entries.len()) {
-            // What failed is over when it begins again. The library may have noticed late, and gone on
-            // until then: that comes again too.
-            self.fail(shard);
-            self.all[shard].failing = false;
-        }
+    pub(crate) fn deliver(&mut self, shard: usize, records: &[usize], by: TenureId) -> u64 {
         self.deliveries += 1;
-        for entry in &mut self.all[shard].entries[first..first + count] {
+        for index in records {
+            let entry = &mut self.all[shard].entries[*index];
             entry.delivered = true;
-            entry.counts = false;
-            entry.delivery = self.deliveries;
+            (entry.counts, entry.is_void) = (false, false);
+            (entry.delivery, entry.by) = (self.deliveries, Some(by));
         }
         self.deliveries
     }
 
     /// Notes that a record was processed, unless it has been delivered again since.
     pub(crate) fn acknowledge(&mut self, shard: usize, index: usize, delivery: u64) {
-        let void = self.all[shard].void;
+        let (failing, void) = (self.all[shard].failing, self.all[shard].void);
         // What came of a newer stream by the lease of this one is no record of this one.
         let Some(entry) = self.all[shard].entries.get_mut(index) else { return };
         entry.acknowledged |= entry.delivery == delivery;
-        entry.counts |= entry.delivery == delivery && delivery > void;
+        let is_late = failing || entry.is_void || delivery <= void;
+        entry.counts |= entry.delivery == delivery && !is_late;
     }
 
-    /// Notes that a record was stored where records go that cannot be processed.
-    pub(crate) fn put_aside(&mut self, shard: &str, position: &Position) {
+    /// Notes that a machine has stored a record where records go that cannot be processed.
+    pub(crate) fn put_aside(&mut self, machine: usize, shard: &str, position: &Position) {
         let Some(shard) = self.find(shard) else { return };
         let truth = &mut self.all[shard];
         let entry = truth.entries.iter_mut().find(|it| Position::of(&it.record) == *position);
         if let Some(entry) = entry {
-            (entry.acknowledged, entry.counts) = (true, true);
+            entry.acknowledged = true;
+            entry.counts |= entry.by.is_some_and(|by| by.0 == machine);
         }
     }
 
-    /// Notes that a delivery of a shard has failed: what was delivered is delivered again, unless it
-    /// is acknowledged without a hole.
-    pub(crate) fn fail(&mut self, shard: usize) {
+    /// Notes that a processor returns an error for a delivery: what its tokens have not acknowledged is
+    /// delivered again.
+    pub(crate) fn fail(&mut self, shard: usize, records: &[usize], delivery: u64) {
+        for index in records {
+            let entry = self.all[shard].entries.get_mut(*index);
+            if let Some(entry) = entry.filter(|it| it.delivery == delivery) {
+                entry.is_void = true;
+            }
+        }
+    }
+
+    /// Notes that a processor panics, or drops a token of a delivery: another one will come.
+    pub(crate) fn fail_all(&mut self, shard: usize, records: &[usize], delivery: u64) {
         let truth = &mut self.all[shard];
-        (truth.failing, truth.void) = (true, self.deliveries);
-        let hole = truth.counted(0, truth.entries.len());
-        truth.entries[hole..].iter_mut().for_each(|it| it.counts = false);
+        let is_current =
+            |it: &Entry| it.delivery == delivery && delivery > truth.void && !it.is_void;
+        truth.failing |= records.iter().any(|it| truth.entries.get(*it).is_some_and(is_current));
+    }
+
+    /// A new processor of the shard: tokens of those before it have no effect.
+    pub(crate) fn begin(&mut self, shard: usize) {
+        let truth = &mut self.all[shard];
+        (truth.failing, truth.void) = (false, self.deliveries);
     }
 
     /// An earlier needed record of the same key, in another shard, that is not acknowledged.

@@ -7,7 +7,7 @@ use kcl_lite::lease::LeaseKey;
 
 use super::{End, Facts, Ledger, Promise, TenureId};
 use crate::reached::Situation;
-use crate::stream::Shards;
+use crate::stream::{ShardTruth, Shards};
 use crate::table::Rows;
 
 /// A worker must have stopped when this part of a lease duration has passed since its last proof,
@@ -15,7 +15,7 @@ use crate::table::Rows;
 const FENCE: f64 = 0.95;
 
 /// The number of a delivery of which no acknowledgement counts.
-const NOT_COUNTED: u64 = u64::MAX;
+pub(crate) const NOT_COUNTED: u64 = u64::MAX;
 
 /// A batch that is being handed over.
 pub(crate) struct Delivery<'a> {
@@ -23,34 +23,39 @@ pub(crate) struct Delivery<'a> {
     pub(crate) tenure: TenureId,
     pub(crate) shard: usize,
     pub(crate) records: &'a [Record],
+    /// Where the deliveries to this processor go on; `None` for the first one.
+    pub(crate) next: Option<usize>,
 }
 
 impl Ledger {
-    /// A processor is given a batch; returns the number of the delivery and of its first record.
+    /// A processor is given a batch; returns the number of the delivery and those of its records.
     pub(crate) fn delivered(
         &mut self,
         delivery: &Delivery<'_>,
         shards: &mut Shards,
         rows: &Rows,
-    ) -> (u64, usize) {
+    ) -> (u64, Vec<usize>) {
         if self.is_unaware(delivery, shards) {
-            return (NOT_COUNTED, 0);
+            return (NOT_COUNTED, (0..delivery.records.len()).collect());
         }
         let key = LeaseKey::from(shards.all[delivery.shard].id.clone());
-        let range = self
+        let indexes = self
             .is_owner(delivery)
             .and_then(|()| self.is_in_order(delivery, shards))
-            .and_then(|first| parents_are_done(delivery, shards, rows).map(|()| first))
-            .and_then(|first| keys_are_in_order(delivery, shards, first).map(|()| first));
-        match range {
-            Ok(first) => {
-                let count = delivery.records.len();
-                let entries = &shards.all[delivery.shard].entries[first..first + count];
-                let parts = entries.iter().filter(|it| it.record.sub_sequence_number > 0);
-                let repeated = entries.iter().filter(|it| it.delivered);
-                self.counts.note_many(Situation::Delivered, count);
+            .and_then(|indexes| parents_are_done(delivery, shards, rows).map(|()| indexes))
+            .and_then(|indexes| keys_are_in_order(delivery, shards, &indexes).map(|()| indexes));
+        match indexes {
+            Ok(indexes) => {
+                let entries = &shards.all[delivery.shard].entries;
+                let entries = || indexes.iter().map(|index| &entries[*index]);
+                let parts = entries().filter(|it| it.record.sub_sequence_number > 0);
+                let repeated = entries().filter(|it| it.delivered);
+                self.counts.note_many(Situation::Delivered, indexes.len());
                 self.counts.note_many(Situation::DeliveredFromAggregate, parts.count());
                 self.counts.note_many(Situation::Repeated, repeated.count());
+                if indexes.windows(2).any(|pair| pair[0] + 1 < pair[1]) {
+                    self.counts.note(Situation::DeliveredWithHoles);
+                }
                 if shards.all[delivery.shard].parents.len() > 1 {
                     self.counts.note(Situation::DeliveredFromMerge);
                 }
@@ -62,13 +67,13 @@ impl Ledger {
                     it.tenures.get(&delivery.tenure).is_some_and(|it| it.end.is_some())
                 });
                 if is_deposed {
-                    return (NOT_COUNTED, first);
+                    return (NOT_COUNTED, indexes);
                 }
-                (shards.deliver(delivery.shard, first, count), first)
+                (shards.deliver(delivery.shard, &indexes, delivery.tenure), indexes)
             }
             Err((promise, text)) => {
                 self.broken(promise, delivery.at, Some(&key), text);
-                (NOT_COUNTED, 0)
+                (NOT_COUNTED, (0..delivery.records.len()).collect())
             }
         }
     }
@@ -113,23 +118,25 @@ impl Ledger {
         Ok(())
     }
 
-    /// Records without a gap, from where the tenure began or continues; returns the first one.
+    /// Records from where the tenure began or continues, without those that are acknowledged in it, and
+    /// without any other gap; returns their numbers.
     fn is_in_order(
         &mut self,
         delivery: &Delivery<'_>,
-        shards: &Shards,
-    ) -> Result<usize, (Promise, String)> {
-        let mut indexes = delivery.records.iter().map(|it| shards.index_of(delivery.shard, it));
-        let Some(Some(first)) = indexes.next() else {
+        shards: &mut Shards,
+    ) -> Result<Vec<usize>, (Promise, String)> {
+        let indexes = delivery.records.iter().map(|it| shards.index_of(delivery.shard, it));
+        let indexes: Vec<usize> = indexes.collect::<Option<_>>().unwrap_or_default();
+        let Some((first, last)) = indexes.first().copied().zip(indexes.last().copied()) else {
             return Err((Promise::Order, "an empty batch, or a record of another shard".into()));
         };
-        if !indexes.zip(first + 1..).all(|(found, expected)| found == Some(expected)) {
-            return Err((Promise::Order, "a batch with a gap".into()));
+        if !indexes.is_sorted_by(|one, next| one < next) {
+            return Err((Promise::Order, "a batch that is not in order".into()));
         }
-        let Some(facts) = self.leases.get_mut(&delivery.shard) else { return Ok(first) };
+        let Some(facts) = self.leases.get_mut(&delivery.shard) else { return Ok(indexes) };
         facts.delivered = delivery.at;
-        let Some(tenure) = facts.tenures.get_mut(&delivery.tenure) else { return Ok(first) };
-        let truth = &shards.all[delivery.shard];
+        let Some(tenure) = facts.tenures.get_mut(&delivery.tenure) else { return Ok(indexes) };
+        let truth = &mut shards.all[delivery.shard];
         let expected = tenure.next.unwrap_or(tenure.start);
         // What is gone cannot be delivered.
         if first > expected.max(truth.trimmed) {
@@ -141,9 +148,10 @@ impl Ledger {
                 format!("number {first} is repeated, though all before {} is stored", tenure.start);
             return Err((Promise::Repeats, text));
         }
-        let end = first + delivery.records.len();
-        tenure.next = Some(tenure.next.map_or(end, |next| next.max(end)));
-        Ok(first)
+        let from = delivery.next.unwrap_or(tenure.start).max(truth.trimmed).min(first);
+        truth.leaves_out_what_is_done(from, &indexes, delivery.tenure)?;
+        tenure.next = Some(tenure.next.map_or(last + 1, |next| next.max(last + 1)));
+        Ok(indexes)
     }
 
     /// A call of a processor has ended, or was dropped.
@@ -219,8 +227,31 @@ fn parents_are_done(delivery: &Delivery<'_>, shards: &mut Shards, rows: &Rows) -
     Ok(())
 }
 
-fn keys_are_in_order(delivery: &Delivery<'_>, shards: &mut Shards, first: usize) -> Found {
-    for index in first..first + delivery.records.len() {
+impl ShardTruth {
+    /// Between `from` and the last of `indexes` those are left out, and only those, that were
+    /// acknowledged in this tenure.
+    fn leaves_out_what_is_done(&mut self, from: usize, indexes: &[usize], by: TenureId) -> Found {
+        let mut given = indexes.iter().copied().peekable();
+        let end = indexes.last().map_or(from, |last| last + 1);
+        for (index, entry) in self.entries.iter_mut().enumerate().take(end).skip(from) {
+            let is_of_tenure = entry.by == Some(by);
+            if given.next_if_eq(&index).is_none() {
+                if !(is_of_tenure && entry.acknowledged) {
+                    return Err((Promise::Loss, format!("number {index} is left out")));
+                }
+                // The library knows, then.
+                entry.counts = true;
+            } else if is_of_tenure && entry.counts {
+                let text = format!("number {index} comes again, though it is acknowledged");
+                return Err((Promise::Repeats, text));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn keys_are_in_order(delivery: &Delivery<'_>, shards: &mut Shards, indexes: &[usize]) -> Found {
+    for index in indexes.iter().copied() {
         let earlier = shards.earlier_of_key(delivery.shard, index);
         if let Some(earlier) = earlier {
             let text = format!(

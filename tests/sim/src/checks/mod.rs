@@ -9,7 +9,7 @@ mod health;
 mod settled;
 mod table;
 
-pub(crate) use delivery::Delivery;
+pub(crate) use delivery::{Delivery, NOT_COUNTED};
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -41,6 +41,7 @@ impl ShardTask {
         loop {
             self.publish(&line.window);
             self.drop_acknowledged(&mut records);
+            line.window.pass_over(&mut records);
             if records.is_empty() {
                 return None;
             }
@@ -50,11 +51,12 @@ impl ShardTask {
                     if let Some(pass) = self.give_up(attempts, &error) {
                         return Some(pass);
                     }
-                    if count > 1 {
+                    let open = line.window.open(&records[..count]);
+                    if open.len() > 1 {
                         let attempts = self.context.settings.failures.attempts();
-                        self.suspects.halve(&records[..count], attempts);
+                        self.suspects.halve(&open, attempts);
                     } else if let Some(pass) =
-                        self.put_aside(line, records.remove(0), attempts, error).await
+                        self.put_aside(line, &records[0], attempts, error).await
                     {
                         return Some(pass);
                     }
@@ -91,7 +93,6 @@ impl ShardTask {
         line.window.hold(delivered, Arc::clone(memory));
         let batch = Batch::new(
             Arc::clone(shard),
-            Arc::clone(&part),
             millis_behind_latest,
             deferral,
             line.clone(),
@@ -112,7 +113,7 @@ impl ShardTask {
             Err(Fault::Failed(error)) => error,
             Err(Fault::TooLong(reason)) => return Err(Some(Pass::TooLong(reason))),
         };
-        line.window.withdraw(delivered);
+        self.publish(&line.window);
         let attempts = self.context.settings.failures.attempts();
         let last = part.last().map(Position::of).expect("a part is never empty");
         let failures = self.suspects.failed(last, attempts, &error);
@@ -120,7 +121,9 @@ impl ShardTask {
         if self.is_dead {
             return Err(Some(Pass::Again { failures, error, at_once }));
         }
+        // Until the next attempt tokens of this one may still acknowledge.
         let drained = self.pause(failures, &error, at_once).await;
+        line.window.withdraw(delivered);
         Err(drained.then_some(Pass::Drained { clean: false }))
     }
 
@@ -142,7 +145,7 @@ impl ShardTask {
     async fn put_aside(
         &mut self,
         line: &StoreLine,
-        record: Record,
+        record: &Record,
         attempts: u32,
         error: String,
     ) -> Option<Pass> {
@@ -154,7 +157,7 @@ impl ShardTask {
         let letter = DeadLetterRecord {
             stream: self.shard.stream.to_string(),
             shard: self.shard.shard_id.clone(),
-            position: Position::of(&record),
+            position: Position::of(record),
             partition_key: record.partition_key.clone(),
             data: record.data.clone(),
             arrived: record.arrived,
@@ -184,8 +187,7 @@ impl ShardTask {
             }
             failure = Some(error);
         }
-        let (delivered, _) = line.window.deliver(std::slice::from_ref(&record));
-        line.window.succeeded(delivered);
+        line.window.settled(record);
         let DeadLetterRecord { position, attempts, error, .. } = letter;
         let shard = self.shard.lease_key.clone();
         self.context.events.emit(&Event::DeadLettered { shard, position, attempts, error });

@@ -221,8 +221,8 @@ impl ShardTask {
     }
 
     async fn work(&mut self, processor: &mut Option<Box<dyn ErasedProcessor>>) -> ShardExit {
+        let mut window = AckWindow::default();
         loop {
-            let window = AckWindow::after(self.acknowledged.clone());
             // Also when this future is dropped, because the lease is lost: what waits in a queue of
             // the processor's must be able to tell that it is delivered again.
             let _closed = window.close_on_drop();
@@ -256,6 +256,7 @@ impl ShardTask {
                         self.farewell("lease_lost", processor.lease_lost()).await;
                     }
                     if !self.pause(failures, &error, at_once).await {
+                        window = window.successor();
                         continue;
                     }
                     ShardExit::Drained { clean: false }

@@ -19,7 +19,7 @@ use crate::fleet::{Fleet, Script, Seen};
 
 /// A sink in memory that refuses while it is told to.
 #[derive(Debug, Clone, Default)]
-struct Shelf {
+pub(super) struct Shelf {
     stored: Arc<Mutex<Vec<DeadLetterRecord>>>,
     refuses: Arc<AtomicBool>,
 }

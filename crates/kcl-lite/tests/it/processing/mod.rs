@@ -5,6 +5,7 @@ mod callbacks;
 mod checkpoints;
 mod failures;
 mod heartbeats;
+mod partial;
 mod positions;
 mod progress;
 mod shelf;
