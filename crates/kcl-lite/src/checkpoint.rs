@@ -1,16 +1,19 @@
 //! What has been acknowledged: the window between what a shard delivered and what it may store.
 //!
 //! Owns the low-watermark rule: a position may be stored only when it and everything delivered
-//! before it is acknowledged. Tokens may be acknowledged in any order and from any task; a token
-//! that is dropped means failure. Never writes a checkpoint, only names it.
+//! before it is acknowledged. Tokens may be acknowledged or rejected in any order and from any task; a
+//! token that is dropped means failure. Never writes a checkpoint, only names it, and never stores what
+//! was rejected, only keeps it until somebody has.
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use crate::budget::Permit;
+use crate::error::{BoxError, Failure};
 use crate::mutant;
 use crate::position::Position;
 use crate::record::{Record, Timestamp};
@@ -25,7 +28,10 @@ use crate::record::{Record, Timestamp};
 pub struct Ack {
     window: AckWindow,
     delivered: Delivered,
-    part: usize,
+    /// What was delivered.
+    records: Arc<Vec<Record>>,
+    /// Which of the records it stands for. The first one is also the number of its part.
+    range: Range<usize>,
     armed: bool,
 }
 
@@ -34,7 +40,22 @@ impl Ack {
     /// created, or after the records were delivered again.
     pub fn acknowledge(mut self) {
         self.armed = false;
-        self.window.settle(self.delivered, self.part, true);
+        self.window.settle(self.delivered, self.range.start, true);
+    }
+
+    /// Rejects the records: they can never be processed, so that trying again would be in vain. The
+    /// worker stores them, with `error`, where
+    /// [`WorkerBuilder::dead_letter`](crate::WorkerBuilder::dead_letter) says, and then counts them as
+    /// acknowledged; see [`FailurePolicy`](crate::FailurePolicy). Reject only what is wrong with the
+    /// record itself (it cannot be parsed, it violates a rule), never what is wrong with something
+    /// else (a database does not answer): for that, return an error.
+    ///
+    /// If the worker has no dead letters, rejecting is a failure like dropping the token. Has no effect
+    /// when [`acknowledge`](Self::acknowledge) would have none.
+    pub fn reject(mut self, error: impl Into<BoxError>) {
+        self.armed = false;
+        let (records, failure) = (&self.records[self.range.clone()], Failure::from(error.into()));
+        self.window.reject(self.delivered, self.range.start, records, failure);
     }
 
     /// Whether acknowledging has no effect any more: the shard was lost, released or started again, or
@@ -53,7 +74,8 @@ impl Ack {
 impl Drop for Ack {
     fn drop(&mut self) {
         if self.armed {
-            self.window.settle(self.delivered, self.part, mutant::is("dropped-tokens-acknowledge"));
+            let acknowledged = mutant::is("dropped-tokens-acknowledge");
+            self.window.settle(self.delivered, self.range.start, acknowledged);
         }
     }
 }
@@ -62,7 +84,7 @@ impl fmt::Debug for Ack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ack")
             .field("entry", &self.delivered.entry)
-            .field("part", &self.part)
+            .field("records", &self.range)
             .finish()
     }
 }
@@ -87,7 +109,7 @@ impl Deferral {
     /// One token for the whole batch.
     pub(crate) fn whole(&self) -> Ack {
         self.window.lock().defer(self.delivered, None);
-        self.token(0)
+        self.token(0..self.open.len())
     }
 
     /// One token per record. It stands for what follows its record and is acknowledged already, too.
@@ -102,12 +124,22 @@ impl Deferral {
             }
         }
         self.window.lock().defer(self.delivered, Some(parts));
-        (0..self.open.len()).map(|part| self.token(part)).collect()
+        (0..self.open.len()).map(|index| self.token(index..index + 1)).collect()
     }
 
-    fn token(&self, part: usize) -> Ack {
-        Ack { window: self.window.clone(), delivered: self.delivered, part, armed: true }
+    fn token(&self, range: Range<usize>) -> Ack {
+        let (window, records) = (self.window.clone(), Arc::clone(&self.open));
+        Ack { window, delivered: self.delivered, records, range, armed: true }
     }
+}
+
+/// Records that a processor has rejected: to be stored elsewhere.
+#[derive(Debug, Clone)]
+pub(crate) struct Rejected {
+    pub(crate) records: Vec<Record>,
+    pub(crate) failure: Failure,
+    /// The token that did, and its part.
+    token: Option<(Delivered, usize)>,
 }
 
 /// The newest record that is acknowledged together with everything before it.
@@ -151,6 +183,8 @@ impl AckWindow {
             attempts: state.attempts,
             mark: state.mark.clone(),
             done: std::mem::take(&mut state.done),
+            rejected: std::mem::take(&mut state.rejected),
+            progressed: state.progressed,
             ..State::default()
         };
         Self { state: Arc::new(Mutex::new(next)), changed: Arc::default() }
@@ -186,10 +220,42 @@ impl AckWindow {
         self.lock().open(records).cloned().collect()
     }
 
-    /// Notes that a record that comes next, or has been delivered in vain, needs no processing any more.
+    /// Notes that a record needs no processing any more, because it is stored elsewhere.
     pub(crate) fn settled(&self, record: &Record) {
         let part = Part { acknowledged: true, ..Part::open(record, record) };
         self.lock().keep(&[part]);
+    }
+
+    /// Notes that all of these records are settled.
+    pub(crate) fn all_settled(&self, rejected: &Rejected) {
+        let mut state = self.lock();
+        if let Some((delivered, part)) = rejected.token
+            && let Some(part) = state.entry(delivered).and_then(|it| it.parts.get_mut(part))
+        {
+            part.acknowledged = true;
+            state.advance();
+        }
+    }
+
+    /// Notes that a processor has returned an error that rejects a record.
+    pub(crate) fn rejected(&self, record: Record, failure: Failure) {
+        let rejected = Rejected { records: vec![record], failure, token: None };
+        self.lock().rejected.push_back(rejected);
+    }
+
+    /// What was rejected first, and is not stored elsewhere yet.
+    pub(crate) fn next_rejected(&self) -> Option<Rejected> {
+        self.lock().rejected.pop_front()
+    }
+
+    /// Takes back what could not be stored.
+    pub(crate) fn still_rejected(&self, rejected: Rejected) {
+        self.lock().rejected.push_front(rejected);
+    }
+
+    /// Whether the processor has acknowledged anything since the last call.
+    pub(crate) fn take_progress(&self) -> bool {
+        std::mem::take(&mut self.lock().progressed)
     }
 
     /// The batch keeps `memory` in use until it leaves the window, or the window is closed.
@@ -206,6 +272,7 @@ impl AckWindow {
             && !entry.deferred
         {
             entry.parts.iter_mut().for_each(|part| part.acknowledged = true);
+            state.progressed = true;
         }
         state.advance();
     }
@@ -277,11 +344,23 @@ impl AckWindow {
         {
             if acknowledged {
                 part.acknowledged = true;
+                state.progressed = true;
                 state.advance();
             } else {
                 entry.failed.get_or_insert_with(|| part.mark.position.clone());
             }
         }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    fn reject(&self, delivered: Delivered, part: usize, records: &[Record], failure: Failure) {
+        let mut state = self.lock();
+        if state.closed || state.entry(delivered).is_none() {
+            return;
+        }
+        let (records, token) = (records.to_vec(), Some((delivered, part)));
+        state.rejected.push_back(Rejected { records, failure, token });
         drop(state);
         self.changed.notify_one();
     }
@@ -311,6 +390,10 @@ struct State {
     /// What was acknowledged in vain deliveries: sorted, and without overlaps. Bounded by what may be in
     /// a window.
     done: Vec<Span>,
+    /// What was rejected and is not stored elsewhere yet. No more than there were tokens.
+    rejected: VecDeque<Rejected>,
+    /// The processor has acknowledged something.
+    progressed: bool,
     closed: bool,
 }
 
@@ -447,7 +530,7 @@ mod tests {
     use super::*;
     use crate::record::Packing;
 
-    fn records(numbers: std::ops::Range<u64>) -> Arc<Vec<Record>> {
+    fn records(numbers: Range<u64>) -> Arc<Vec<Record>> {
         let records = numbers
             .map(|number| Record {
                 sequence_number: number.to_string().parse().unwrap(),

@@ -6,8 +6,133 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-/// An error of a user's processor, or of anything else that is not ours.
+use crate::position::Position;
+use crate::record::Record;
+
+/// The error that user code returns, of any type.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// The same, for several to hold.
+pub(crate) type SharedError = Arc<dyn StdError + Send + Sync>;
+
+/// The most links of a chain of errors that are looked at.
+const LINKS: usize = 16;
+
+/// An error and those below it, as in ``writing the order: service error: access denied``. What an
+/// error says of the one below it is not said again.
+pub(crate) fn words(error: &(dyn StdError + 'static)) -> String {
+    let mut words = error.to_string();
+    for error in links(error).skip(1) {
+        let text = error.to_string();
+        if !words.contains(&text) {
+            words.push_str(": ");
+            words.push_str(&text);
+        }
+    }
+    words
+}
+
+/// An error that blames one record of a batch: a poison record, which can never be processed.
+///
+/// Return it from [`RecordProcessor::process`](crate::RecordProcessor::process), itself or as a source
+/// of another error. The worker stores that record, with the error, where
+/// [`WorkerBuilder::dead_letter`](crate::WorkerBuilder::dead_letter) says, counts it as acknowledged,
+/// and delivers the others again at once, except those that tokens have acknowledged. To reject
+/// records without a repeat of the others, use [`Batch::split`](crate::Batch::split) and
+/// [`Ack::reject`](crate::Ack::reject).
+///
+/// # Example: a record that cannot be parsed is rejected, one that cannot be stored is retried
+/// ```
+/// # use kcl_lite::{Batch, BoxError, PoisonRecord};
+/// # async fn store(_: u64) -> Result<(), BoxError> { Ok(()) }
+/// async fn process(batch: Batch) -> Result<(), BoxError> {
+///     for record in batch.records() {
+///         let text = std::str::from_utf8(&record.data);
+///         let text = text.map_err(|error| PoisonRecord::new(record, error))?;
+///         let order = text.parse::<u64>().map_err(|error| PoisonRecord::new(record, error))?;
+///         store(order).await?;
+///     }
+///     Ok(())
+/// }
+/// ```
+#[derive(Debug)]
+pub struct PoisonRecord {
+    position: Position,
+    source: BoxError,
+}
+
+impl PoisonRecord {
+    /// Blames `record`, which must be one of the batch, because of `error`.
+    #[must_use]
+    pub fn new(record: &Record, error: impl Into<BoxError>) -> Self {
+        Self { position: Position::of(record), source: error.into() }
+    }
+
+    /// The record.
+    #[must_use]
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+}
+
+impl fmt::Display for PoisonRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "record {} cannot be processed", self.position)
+    }
+}
+
+impl StdError for PoisonRecord {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.source)
+    }
+}
+
+/// An error and those below it.
+fn links<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source()).take(LINKS)
+}
+
+/// What user code has failed with.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    /// In words, down to the first cause.
+    pub(crate) text: String,
+    /// The error itself; a panic has none.
+    pub(crate) source: Option<SharedError>,
+}
+
+impl Failure {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), source: None }
+    }
+
+    /// The record that the error blames, if it does.
+    pub(crate) fn poison(&self) -> Option<&PoisonRecord> {
+        links(self.source.as_deref()?).find_map(|error| error.downcast_ref())
+    }
+
+    /// The same error, in other words.
+    pub(crate) fn reworded(self, text: String) -> Self {
+        Self { text, ..self }
+    }
+}
+
+impl From<BoxError> for Failure {
+    fn from(error: BoxError) -> Self {
+        let source = SharedError::from(error);
+        Self { text: words(&*source), source: Some(source) }
+    }
+}
+
+impl PartialEq for Failure {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Failure {}
 
 /// What kind of failure it was, chosen by what the caller does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +155,8 @@ pub enum ErrorKind {
     Denied,
     /// Throttled, unreachable or not ready for as long as `Settings::start_timeout`: try again later.
     Unavailable,
-    /// A user's processor failed and the policy was to stop: look at the source.
+    /// A processor failed and the policy was to stop: its own error is the
+    /// [`source`](std::error::Error::source), unless it panicked.
     Processor,
     /// Records aged out of the stream before they were read, and the policy was to stop: set
     /// `on_gap` to `Resume`, or move the lease.
@@ -51,13 +177,21 @@ pub struct Error(Arc<Inner>);
 struct Inner {
     kind: ErrorKind,
     context: String,
-    source: Option<BoxError>,
+    source: Option<SharedError>,
     call: Option<Box<FailedCall>>,
 }
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
         Self(Arc::new(Inner { kind, context: context.into(), source: None, call: None }))
+    }
+
+    pub(crate) fn caused(
+        kind: ErrorKind,
+        context: impl Into<String>,
+        source: Option<SharedError>,
+    ) -> Self {
+        Self(Arc::new(Inner { kind, context: context.into(), source, call: None }))
     }
 
     /// What the caller can do about it.
@@ -235,6 +369,50 @@ impl From<ServiceError> for Error {
             ServiceErrorKind::Invalid => ErrorKind::Data,
         };
         let ServiceError { context, source, call, .. } = error;
+        let source = source.map(SharedError::from);
         Self(Arc::new(Inner { kind, context, source, call }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error that says what it was given, above another one.
+    #[derive(Debug)]
+    struct Link(&'static str, Option<Box<Self>>);
+
+    impl fmt::Display for Link {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl StdError for Link {
+        fn source(&self) -> Option<&(dyn StdError + 'static)> {
+            self.1.as_deref().map(|link| link as &(dyn StdError + 'static))
+        }
+    }
+
+    fn chain(texts: &[&'static str]) -> Link {
+        let (first, rest) = texts.split_first().unwrap();
+        Link(first, (!rest.is_empty()).then(|| Box::new(chain(rest))))
+    }
+
+    #[test]
+    fn the_words_of_an_error_go_down_to_the_first_cause_and_repeat_nothing() {
+        let words = |texts: &[&'static str]| words(&chain(texts));
+        assert_eq!(words(&["alone"]), "alone");
+        let expected = "service error: access denied: no policy allows it";
+        assert_eq!(words(&["service error", "access denied", "no policy allows it"]), expected);
+        // Some errors print their source themselves.
+        assert_eq!(
+            words(&["put: denied: no policy", "denied: no policy", "no policy"]),
+            "put: denied: no policy"
+        );
+        assert_eq!(words(&["again"; 3]), "again");
+        let failure = Failure::from(BoxError::from(chain(&["outer", "inner"])));
+        assert_eq!(failure.text, "outer: inner");
+        assert!(failure.source.unwrap().downcast_ref::<Link>().is_some());
     }
 }

@@ -109,9 +109,10 @@ pub enum Event {
     ProcessorFailed {
         /// The shard.
         shard: LeaseKey,
-        /// Failures of this batch so far.
+        /// How often these records have failed so far. Starts at 1 again for a part of a batch that was
+        /// bisected.
         attempts: u32,
-        /// The error, or the message of the panic.
+        /// The error down to its first cause, or the message of the panic.
         error: String,
         /// Time until the next attempt.
         retry_in: Duration,
@@ -125,15 +126,27 @@ pub enum Event {
         /// How long it has been running, its heartbeats included.
         running: Duration,
     },
-    /// A record that kept failing was stored elsewhere and counts as acknowledged.
+    /// A record that the processor rejected, or that kept failing, was stored as a dead letter and counts
+    /// as acknowledged.
     DeadLettered {
         /// The shard.
         shard: LeaseKey,
         /// The record.
         position: Position,
-        /// How often it failed, alone or with others.
+        /// How often this record alone was delivered and failed; 0 if the processor rejected it.
         attempts: u32,
-        /// Its last error.
+        /// The error with which it was rejected, or its last one.
+        error: String,
+    },
+    /// Many records of a shard were stored as dead letters, and none was processed between them. That
+    /// looks like an outage of something that the processor needs, rather than like bad records. Emitted
+    /// at 10 records and whenever their number has doubled.
+    ManyDeadLetters {
+        /// The shard.
+        shard: LeaseKey,
+        /// How many so far.
+        records: u32,
+        /// The error of the last one.
         error: String,
     },
     /// A record could not be stored as a dead letter; it is tried again, and the shard waits for it.
@@ -316,6 +329,7 @@ impl Event {
             | Self::StreamGone { .. }
             | Self::ProcessorSlow { .. }
             | Self::DeadLettered { .. }
+            | Self::ManyDeadLetters { .. }
             | Self::DeadLetterFailed { .. }
             | Self::ReaderRestarted { .. }
             | Self::ShardGivenBack { .. }
@@ -386,14 +400,16 @@ impl fmt::Display for Event {
             Self::ProcessorSlow { shard, callback, running } => {
                 write!(f, "processor of {shard} is slow: `{callback}` takes {running:.0?} by now")
             }
-            Self::DeadLettered { shard, position, attempts, error } => write!(
-                f,
-                "put record {position} of {shard} aside after {attempts} attempts: {error}"
-            ),
-            Self::DeadLetterFailed { shard, position, error, retry_in } => write!(
-                f,
-                "record {position} of {shard} could not be put aside, next in {retry_in:?}: {error}"
-            ),
+            Self::DeadLettered { shard, position, attempts, error } => {
+                dead_lettered(f, shard, position, *attempts, error)
+            }
+            Self::ManyDeadLetters { shard, records, error } => {
+                many_dead_letters(f, shard, *records, error)
+            }
+            Self::DeadLetterFailed { shard, position, error, retry_in } => {
+                let what = format!("storing record {position} of {shard} as a dead letter");
+                write!(f, "{what} failed, next in {retry_in:?}: {error}")
+            }
             Self::ReaderRestarted { shard, cause } => {
                 write!(f, "replaced the reader of {shard} by a new one: {cause}")
             }
@@ -425,6 +441,30 @@ fn lost(f: &mut fmt::Formatter<'_>, shard: &LeaseKey, to: Option<&WorkerId>) -> 
         Some(to) => write!(f, "lost lease {shard} to {to}"),
         None => write!(f, "lost lease {shard}: it could not be renewed in time"),
     }
+}
+
+fn dead_lettered(
+    f: &mut fmt::Formatter<'_>,
+    shard: &LeaseKey,
+    position: &Position,
+    attempts: u32,
+    error: &str,
+) -> fmt::Result {
+    write!(f, "stored record {position} of {shard} as a dead letter; ")?;
+    match attempts {
+        0 => write!(f, "the processor rejected it: {error}"),
+        attempts => write!(f, "it failed {attempts} times: {error}"),
+    }
+}
+
+fn many_dead_letters(
+    f: &mut fmt::Formatter<'_>,
+    shard: &LeaseKey,
+    records: u32,
+    error: &str,
+) -> fmt::Result {
+    write!(f, "stored {records} records of {shard} in a row as dead letters and processed none; ")?;
+    write!(f, "if this is an outage, stop the worker and process them again: {error}")
 }
 
 fn foreign(

@@ -29,7 +29,9 @@ pub mod stream;
 mod worker;
 
 pub use checkpoint::Ack;
-pub use error::{BoxError, Error, ErrorKind, FailedCall, ServiceError, ServiceErrorKind};
+pub use error::{
+    BoxError, Error, ErrorKind, FailedCall, PoisonRecord, ServiceError, ServiceErrorKind,
+};
 pub use event::{Event, Severity, TakeReason};
 pub use heartbeat::Heartbeat;
 pub use lease::PendingCheckpoint;

@@ -152,6 +152,7 @@ pub const ABOVE_THE_PORTS: &[(&str, &str)] = &[
     ("holes-are-left-out", "what lies before an acknowledged record does not come again"),
     ("the-newest-records-are-dropped", "the reply that reaches the tip is not delivered whole"),
     ("missing-is-the-end", "a shard that is said not to exist counts as finished"),
+    ("rejected-records-count-unstored", "what a processor rejects counts as stored at once"),
     ("dead-letters-count-unstored", "a record counts as put aside though storing it failed"),
     ("all-is-always-well", "nobody says that a shard is stuck"),
     ("old-rows-are-believed", "the rows of a stream that is gone count for the one made after it"),

@@ -66,6 +66,10 @@ pub trait RecordProcessor: Send + 'static {
     /// again, and the earlier token has no effect from then on. Wait for such tasks, or abort them,
     /// before returning an error, or two of them may work on the same record.
     ///
+    /// An error that is, or is caused by, a [`PoisonRecord`](crate::PoisonRecord) rejects the record that
+    /// it names; see [`FailurePolicy`](crate::FailurePolicy). Return any other error for what may be
+    /// transient.
+    ///
     /// # Cancel safety
     /// The future is dropped when the lease is lost or the deadline has passed, so it may stop at any
     /// await point.
@@ -224,8 +228,10 @@ impl Batch {
         self.deferral.whole()
     }
 
-    /// Defers the acknowledgement of each record separately; see [`defer`](Self::defer). Acknowledge the
-    /// records that are done and return an error: only the others are delivered again.
+    /// Defers the acknowledgement of each record separately; see [`defer`](Self::defer). To report that a
+    /// part of the batch failed, acknowledge the records that are done,
+    /// [reject](Ack::reject) those that can never be processed, and return an error for the rest: only
+    /// that is delivered again.
     #[must_use = "dropping a token means that its record failed"]
     pub fn split(&mut self) -> Vec<(Record, Ack)> {
         let acks = self.deferral.per_record();

@@ -247,30 +247,51 @@ pub enum CheckpointPolicy {
     Manual,
 }
 
-/// What happens to a batch that keeps failing: an error, a panic, or a dropped token.
+/// What happens to records that keep failing: an error, a panic, or a dropped token.
 ///
-/// Each failure is an [`Event::ProcessorFailed`](crate::Event::ProcessorFailed), and the next attempt
-/// comes after a growing delay of at most 30 s. Nothing is ever skipped silently.
+/// Each failure emits [`Event::ProcessorFailed`](crate::Event::ProcessorFailed), and the next attempt
+/// follows after a delay that begins at 50 to 100 ms and doubles up to 30 s. No record is skipped
+/// silently.
+///
+/// # Poison records
+/// The policy is for failures that may be transient: something does not answer, or throttles. Only the
+/// processor knows which record can never be processed. It says so with
+/// [`Ack::reject`](crate::Ack::reject), or by returning a [`PoisonRecord`](crate::PoisonRecord). Give the
+/// worker a place for such records with
+/// [`WorkerBuilder::dead_letter`](crate::WorkerBuilder::dead_letter). Under every policy,
+/// [`Retry`](Self::Retry) included, a rejected record is stored there without another attempt, and
+/// counts as acknowledged as soon as it is stored. While storing it fails, the shard waits; a worker
+/// that stops meanwhile leaves the record to the next owner. If the worker has no place for dead
+/// letters, a rejection is a failure like any other, with an error that says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum FailurePolicy {
-    /// Try again, for ever.
+    /// Retries until the records are processed. The right policy together with rejections: poison
+    /// records are stored as dead letters, and an outage is waited out.
     #[default]
     Retry,
-    /// After so many failures of a batch find the failing record by halving the batch, store that
-    /// record in the [`DeadLetter`](crate::dead_letter::DeadLetter) of the worker, acknowledge it, and
-    /// go on. A half is tried once before it is halved again, a single record `attempts` times. A
-    /// processor that fails without a batch (in `initialize`) is tried again for ever.
+    /// After `attempts` failures of a batch bisects it to find the failing record, stores that record as
+    /// a [dead letter](crate::dead_letter::DeadLetter), acknowledges it, and goes on. A half is tried
+    /// once before it is bisected again, a single record `attempts` times.
+    ///
+    /// **This policy cannot tell a poison record from an outage.** While a database that the processor
+    /// needs is down, every record fails, and after a few seconds each every good record becomes a dead
+    /// letter. [`Event::ManyDeadLetters`](crate::Event::ManyDeadLetters) warns when that seems to happen,
+    /// but does not stop it. Use it only where a record fails because of the record, as a pure
+    /// transformation does; otherwise reject poison records and use [`Retry`](Self::Retry).
+    ///
+    /// A processor that fails without a batch (in `initialize`) is retried without end.
     DeadLetter {
-        /// At least 1.
+        /// How often a batch, and then a single record, may fail; at least 1. What fails between them,
+        /// while the batch is bisected, does not count.
         attempts: u32,
     },
-    /// After so many failures give the shard back, so that another worker may try.
+    /// Releases the shard after `attempts` failures, so that another worker may try.
     GiveBack {
         /// At least 1.
         attempts: u32,
     },
-    /// After so many failures stop the worker with an error of kind `Processor`.
+    /// Stops the worker after `attempts` failures, with an error of kind `Processor`.
     Stop {
         /// At least 1.
         attempts: u32,

@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use kcl_lite::dead_letter::{DeadLetter, DeadLetterRecord};
 use kcl_lite::lease::LeaseKey;
-use kcl_lite::{Ack, Batch, BoxError, RecordProcessor, ShardContext};
+use kcl_lite::{Ack, Batch, BoxError, PoisonRecord, RecordProcessor, ShardContext};
 use tokio::time::sleep;
 
 use crate::checks::{Delivery, NOT_COUNTED, Promise, TenureId};
@@ -148,10 +148,11 @@ impl SimProcessor {
         let mut spoiled = None;
         match mood {
             Some((Mood::Failing(percent), _)) if chance < percent => {
-                match chance % 3 {
+                match chance % 4 {
                     // Some have taken the acknowledgement over, and it may still come.
                     1 => self.acknowledge(&mut batch, given, 0),
                     2 => self.acknowledge_some(&mut batch, given),
+                    3 if given.delivery != NOT_COUNTED => return Err(self.rejects(&batch, given)),
                     _ => {}
                 }
                 world.note(Situation::BatchFailed);
@@ -195,15 +196,37 @@ impl SimProcessor {
         }
     }
 
+    /// Says of one of the records that it can never be processed.
+    fn rejects(&self, batch: &Batch, given: &Given) -> BoxError {
+        let index = self.machine.draw(|rng| rng.usize(..given.records.len()));
+        let mut truth = self.machine.world.lock();
+        truth.ledger.counts.note(Situation::RejectedByError);
+        if let Some(shard) = self.shard {
+            truth.shards.reject(shard, given.records[index]);
+        }
+        PoisonRecord::new(&batch.records()[index], "the simulation rejects it").into()
+    }
+
     /// Acknowledges about half of the records at once, before the batch fails.
     fn acknowledge_some(&self, batch: &mut Batch, given: &Given) {
-        if self.machine.world.plan.style != Style::Split {
+        if self.machine.world.plan.style != Style::Split || given.delivery == NOT_COUNTED {
             return;
         }
         for (part, ack) in given.each().zip(batch.split().into_iter().map(|(_, ack)| ack)) {
-            if self.machine.draw(|rng| rng.bool()) {
-                settle(&self.machine, self.shard, &part);
-                ack.acknowledge();
+            match self.machine.draw(|rng| rng.u8(0..8)) {
+                0..4 => {
+                    settle(&self.machine, self.shard, &part);
+                    ack.acknowledge();
+                }
+                4 => {
+                    self.machine.world.note(Situation::RejectedByToken);
+                    if let Some(shard) = self.shard {
+                        let mut truth = self.machine.world.lock();
+                        truth.shards.reject(shard, part.records[0]);
+                    }
+                    ack.reject("the simulation rejects it");
+                }
+                _ => {}
             }
         }
     }
@@ -286,7 +309,13 @@ impl DeadLetter for Morgue {
             let mut truth = self.0.world.lock();
             truth.ledger.counts.note(Situation::PutAside);
             truth.say(&*self.0, format_args!("puts {} of {} aside", letter.position, letter.shard));
-            truth.shards.put_aside(self.0.number, letter.shard.as_str(), &letter.position);
+            let is_rejected = letter.attempts == 0;
+            let id = letter.shard.as_str();
+            if !truth.shards.put_aside(self.0.number, id, &letter.position, is_rejected) {
+                let text = format!("{} is put aside, and nobody rejected it", letter.position);
+                let now = truth.now;
+                truth.ledger.broken(Promise::Loss, now, Some(&letter.shard), text);
+            }
             Ok(())
         }
         .boxed()

@@ -68,6 +68,8 @@ situations! {
     BatchPanicked: "a processor panics",
     BatchHung: "a batch hangs",
     TokenDropped: "a token is dropped",
+    RejectedByToken: "a record is rejected by its token",
+    RejectedByError: "a record is rejected by an error",
     CutShort: "a processor is cut short",
     PutAside: "a record is put aside",
     NotPutAside: "a record cannot be put aside",

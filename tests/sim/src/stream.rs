@@ -65,6 +65,8 @@ pub(crate) struct Entry {
     pub(crate) by: Option<TenureId>,
     /// That delivery has failed: what its tokens say may be too late.
     is_void: bool,
+    /// A processor said that it can never be processed.
+    rejected: bool,
 }
 
 /// One shard as it really is.
@@ -419,6 +421,7 @@ impl Shards {
             delivery: 0,
             by: None,
             is_void: false,
+            rejected: false,
         });
     }
 
@@ -519,15 +522,33 @@ impl Shards {
         entry.counts |= entry.delivery == delivery && !is_late;
     }
 
-    /// Notes that a machine has stored a record where records go that cannot be processed.
-    pub(crate) fn put_aside(&mut self, machine: usize, shard: &str, position: &Position) {
-        let Some(shard) = self.find(shard) else { return };
+    /// Notes that a processor says of a record that it can never be processed.
+    pub(crate) fn reject(&mut self, shard: usize, index: usize) {
+        if let Some(entry) = self.all[shard].entries.get_mut(index) {
+            entry.rejected = true;
+        }
+    }
+
+    /// Notes that a machine has stored a record where records go that cannot be processed. False if
+    /// that is because a processor rejected it, and none did.
+    pub(crate) fn put_aside(
+        &mut self,
+        machine: usize,
+        shard: &str,
+        position: &Position,
+        is_rejected: bool,
+    ) -> bool {
+        let Some(shard) = self.find(shard) else { return true };
         let truth = &mut self.all[shard];
         let entry = truth.entries.iter_mut().find(|it| Position::of(&it.record) == *position);
         if let Some(entry) = entry {
+            if is_rejected && !entry.rejected {
+                return false;
+            }
             entry.acknowledged = true;
             entry.counts |= entry.by.is_some_and(|by| by.0 == machine);
         }
+        true
     }
 
     /// Notes that a processor returns an error for a delivery: what its tokens have not acknowledged is

@@ -6,13 +6,13 @@
 use aws_config::SdkConfig;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::retry::RetryConfig;
-use aws_sdk_kinesis::error::{DisplayErrorContext, ProvideErrorMetadata as _};
+use aws_sdk_kinesis::error::ProvideErrorMetadata as _;
 use aws_sdk_kinesis::primitives::Blob;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use super::{DeadLetter, DeadLetterRecord};
-use crate::error::BoxError;
+use crate::error::{BoxError, words};
 
 /// A stream that receives the data of dead letters under their partition keys. Why a record is there
 /// is told by the worker's [`Event::DeadLettered`](crate::Event::DeadLettered), not by the record.
@@ -55,7 +55,7 @@ impl DeadLetter for KinesisStream {
                     format!("PutRecord to stream `{name}`: {code}: {}", message.unwrap_or_default())
                 }
                 (None, _) => {
-                    format!("PutRecord to stream `{name}`: {}", DisplayErrorContext(&error))
+                    format!("PutRecord to stream `{name}`: {}", words(&error))
                 }
             })?;
             Ok(())

@@ -1,4 +1,4 @@
-//! The port to where records go that cannot be processed, and two ready places.
+//! The port to where poison records go, and two ready places.
 //!
 //! A record counts as acknowledged only after [`DeadLetter::store`] has returned `Ok`. Whoever
 //! implements it makes the record durable before that; trying again is the shard's business.
@@ -18,19 +18,18 @@ use crate::error::BoxError;
 use crate::position::Position;
 use crate::record::{ShardId, Timestamp};
 
-/// A place for records that a processor cannot process; see
-/// [`FailurePolicy::DeadLetter`](crate::FailurePolicy::DeadLetter).
+/// A place for poison records: those that the processor rejects
+/// ([`Ack::reject`](crate::Ack::reject), [`PoisonRecord`](crate::PoisonRecord)), and with
+/// [`FailurePolicy::DeadLetter`](crate::FailurePolicy::DeadLetter) those that keep failing.
 ///
 /// One value serves all shards of a worker at the same time.
 ///
 /// # Example: a file of JSON lines
 /// ```no_run
+/// use kcl_lite::Worker;
 /// use kcl_lite::dead_letter::JsonLines;
-/// use kcl_lite::{FailurePolicy, Settings, Worker};
 ///
-/// let failures = FailurePolicy::DeadLetter { attempts: 5 };
 /// let builder = Worker::builder("billing-app", "orders")
-///     .settings(Settings { failures, ..Settings::default() })
 ///     .dead_letter(JsonLines::open("dead-letters.jsonl")?);
 /// # Ok::<(), std::io::Error>(())
 /// ```
@@ -62,8 +61,10 @@ pub struct DeadLetterRecord {
     pub data: Bytes,
     /// When the service received it.
     pub arrived: Timestamp,
-    /// How often it failed, alone or with others.
+    /// How often this record alone was delivered and failed: what the policy's
+    /// [`attempts`](crate::FailurePolicy::DeadLetter::attempts) limits. 0 if the processor rejected it.
     pub attempts: u32,
-    /// The last error of the processor, or the message of its panic.
+    /// The error with which the processor rejected it, or the last one with which it failed, down to
+    /// the first cause; or the message of the panic.
     pub error: String,
 }

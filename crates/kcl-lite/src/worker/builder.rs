@@ -175,7 +175,8 @@ impl WorkerBuilder {
         self
     }
 
-    /// Where records go that keep failing, with
+    /// Sets where the records go that the processor rejects ([`Ack::reject`](crate::Ack::reject),
+    /// [`PoisonRecord`](crate::PoisonRecord)), and those that keep failing if the policy is
     /// [`FailurePolicy::DeadLetter`](crate::FailurePolicy::DeadLetter).
     pub fn dead_letter(mut self, sink: impl DeadLetter + 'static) -> Self {
         self.dead_letter = Some(Arc::new(sink));
@@ -185,10 +186,10 @@ impl WorkerBuilder {
     /// Checks the settings and loads what was not given.
     ///
     /// # Errors
-    /// Kind `Config` when settings are out of bounds, a stream is given twice, records are to be put
-    /// aside without a place for them, or a configuration names no region or a malformed one. Without
-    /// [`aws_config`](Self::aws_config), also when environment or profile cannot work, as
-    /// [`Lookup::load`](aws::Lookup::load) says.
+    /// Kind `Config` when settings are out of bounds, a stream is given twice, the failure policy is
+    /// `DeadLetter` and no [`dead_letter`](Self::dead_letter) was given, or a configuration names no
+    /// region or a malformed one. Without [`aws_config`](Self::aws_config), also when environment or
+    /// profile cannot work, as [`Lookup::load`](aws::Lookup::load) says.
     pub async fn build(mut self) -> Result<Worker, Error> {
         self.settings.retrieval.name_consumer(&self.application);
         self.settings.validate()?;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{Pass, ShardTask, panic_message};
 use crate::clock::Clock;
-use crate::error::{BoxError, Error, ErrorKind};
+use crate::error::{BoxError, Error, ErrorKind, Failure};
 use crate::event::Event;
 use crate::settings::FailurePolicy;
 use crate::worker::liveness::Activity;
@@ -21,7 +21,7 @@ use crate::worker::liveness::Activity;
 #[derive(Debug)]
 pub(super) enum Fault {
     /// It returned an error, or panicked.
-    Failed(String),
+    Failed(Failure),
     /// It was dropped at the deadline.
     TooLong(String),
 }
@@ -38,10 +38,10 @@ impl ShardTask {
         let future = AssertUnwindSafe(future).catch_unwind();
         match self.in_time(callback, future).await {
             Some(Ok(Ok(value))) => Ok(value),
-            Some(Ok(Err(error))) => Err(Fault::Failed(error.to_string())),
+            Some(Ok(Err(error))) => Err(Fault::Failed(Failure::from(error))),
             Some(Err(panic)) => {
                 self.is_dead = true;
-                Err(Fault::Failed(panic_message(&*panic)))
+                Err(Fault::Failed(Failure::new(panic_message(&*panic))))
             }
             None => Err(Fault::TooLong(self.took_too_long(callback))),
         }
@@ -103,29 +103,33 @@ impl ShardTask {
 
     /// What follows from a failure that no batch is to blame for.
     pub(super) fn after_fault(&mut self, callback: &str, fault: Fault) -> Pass {
-        let error = match fault {
+        let failure = match fault {
             Fault::TooLong(reason) => return Pass::TooLong(reason),
-            Fault::Failed(error) => format!("{callback}: {error}"),
+            Fault::Failed(failure) => {
+                let text = format!("{callback}: {}", failure.text);
+                failure.reworded(text)
+            }
         };
         self.failed_passes = self.failed_passes.saturating_add(1);
         let failures = self.failed_passes;
         if failures >= self.context.settings.failures.attempts()
-            && let Some(pass) = self.give_up(failures, &error)
+            && let Some(pass) = self.give_up(failures, &failure)
         {
             return pass;
         }
-        Pass::Again { failures, error, at_once: false }
+        Pass::Again { failures, error: failure.text, at_once: false }
     }
 
-    /// The end of all attempts, unless the policy is to put records aside.
-    pub(super) fn give_up(&self, failures: u32, error: &str) -> Option<Pass> {
+    /// The end of all attempts, unless the policy is to go on without the record.
+    pub(super) fn give_up(&self, failures: u32, failure: &Failure) -> Option<Pass> {
         let shard = &self.shard.lease_key;
-        let what = format!("the processor failed {failures} times: {error}");
+        let what = format!("the processor failed {failures} times: {}", failure.text);
         match self.context.settings.failures {
             FailurePolicy::GiveBack { .. } => Some(Pass::GiveBack(what)),
-            FailurePolicy::Stop { .. } => Some(Pass::Stop(Error::new(
+            FailurePolicy::Stop { .. } => Some(Pass::Stop(Error::caused(
                 ErrorKind::Processor,
                 format!("shard `{shard}`: {what}"),
+                failure.source.clone(),
             ))),
             FailurePolicy::Retry | FailurePolicy::DeadLetter { .. } => None,
         }

@@ -1,30 +1,23 @@
-//! Getting one batch done: deliver, deliver again, halve, put aside, or give up.
+//! Getting one batch done: deliver, deliver again, bisect, or give up.
 //!
-//! Order is kept: nothing behind a part is delivered before the part is. A record that is put aside
-//! counts as acknowledged only after it was stored.
+//! Order is kept: nothing behind a part is delivered before the part is done.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
 use super::callback::Fault;
 use super::fetch::FetchedRecords;
+use super::letters::no_place;
 use super::suspects::Next;
 use super::{Pass, ShardTask, drop_done};
 use crate::budget::Permit;
-use crate::clock::within;
-use crate::dead_letter::DeadLetterRecord;
-use crate::event::Event;
+use crate::error::{Failure, PoisonRecord};
 use crate::position::{Checkpoint, Position};
 use crate::processor::{Batch, ErasedProcessor, ShardContext, StoreLine};
 use crate::record::Record;
-use crate::settings::FailurePolicy;
 use crate::worker::liveness::Activity;
 
-/// How long one attempt to store a dead letter may take.
-const STORE_LIMIT: Duration = Duration::from_secs(30);
-
 impl ShardTask {
-    /// Delivers `records` until all are processed or put aside. `Some` ends the pass.
+    /// Delivers `records` until all are processed or dead-lettered. `Some` ends the pass.
     pub(super) async fn deliver(
         &mut self,
         processor: &mut dyn ErasedProcessor,
@@ -39,6 +32,9 @@ impl ShardTask {
         }
         self.keeper.delivered(bytes);
         loop {
+            if let Some(pass) = self.store_rejected(&line.window).await {
+                return Some(pass);
+            }
             self.publish(&line.window);
             self.drop_acknowledged(&mut records);
             line.window.pass_over(&mut records);
@@ -47,18 +43,19 @@ impl ShardTask {
             }
             let count = match self.suspects.next(&records) {
                 Next::Deliver(count) => count,
-                Next::Exhausted { records: count, attempts, error } => {
-                    if let Some(pass) = self.give_up(attempts, &error) {
+                Next::Exhausted { records: count, attempts, failure } => {
+                    if let Some(pass) = self.give_up(attempts, &failure) {
                         return Some(pass);
                     }
                     let open = line.window.open(&records[..count]);
                     if open.len() > 1 {
                         let attempts = self.context.settings.failures.attempts();
                         self.suspects.halve(&open, attempts);
-                    } else if let Some(pass) =
-                        self.put_aside(line, &records[0], attempts, error).await
+                    } else if self.dead_letter(&line.window, &records[0], attempts, &failure).await
                     {
-                        return Some(pass);
+                        line.window.settled(&records[0]);
+                    } else {
+                        return Some(Pass::Drained { clean: false });
                     }
                     continue;
                 }
@@ -91,6 +88,7 @@ impl ShardTask {
         self.keeper.still_ours().await;
         let (delivered, deferral) = line.window.deliver(&part);
         line.window.hold(delivered, Arc::clone(memory));
+        let open = Arc::clone(deferral.records());
         let batch = Batch::new(
             Arc::clone(shard),
             millis_behind_latest,
@@ -98,7 +96,7 @@ impl ShardTask {
             line.clone(),
             Arc::clone(memory),
         );
-        let error = match self.call("process", processor.process(batch)).await {
+        let failure = match self.call("process", processor.process(batch)).await {
             Ok(()) => {
                 line.window.succeeded(delivered);
                 self.succeeded();
@@ -110,13 +108,26 @@ impl ShardTask {
                 line.window.succeeded(delivered);
                 return Ok(());
             }
-            Err(Fault::Failed(error)) => error,
+            Err(Fault::Failed(failure)) => failure,
             Err(Fault::TooLong(reason)) => return Err(Some(Pass::TooLong(reason))),
+        };
+        let failure = match self.rejection(&open, failure) {
+            Ok((index, failure)) => {
+                line.window.withdraw(delivered);
+                line.window.rejected(open[index].clone(), failure);
+                if index > 0 {
+                    // It got as far as this one.
+                    self.dead_letters_in_a_row = 0;
+                }
+                return Err(None);
+            }
+            Err(failure) => failure,
         };
         self.publish(&line.window);
         let attempts = self.context.settings.failures.attempts();
         let last = part.last().map(Position::of).expect("a part is never empty");
-        let failures = self.suspects.failed(last, attempts, &error);
+        let error = failure.text.clone();
+        let failures = self.suspects.failed(last, attempts, failure);
         let at_once = matches!(self.suspects.next(&part), Next::Exhausted { .. });
         if self.is_dead {
             return Err(Some(Pass::Again { failures, error, at_once }));
@@ -125,6 +136,22 @@ impl ShardTask {
         let drained = self.pause(failures, &error, at_once).await;
         line.window.withdraw(delivered);
         Err(drained.then_some(Pass::Drained { clean: false }))
+    }
+
+    /// Which of `records` the processor's error rejects; or the error, if that is none or there is no
+    /// place for it.
+    fn rejection(&self, records: &[Record], failure: Failure) -> Result<(usize, Failure), Failure> {
+        let Some(position) = failure.poison().map(PoisonRecord::position) else {
+            return Err(failure);
+        };
+        let Some(index) = records.iter().position(|it| Position::of(it) == *position) else {
+            let text = format!("{} (but it is no record of this batch)", failure.text);
+            return Err(failure.reworded(text));
+        };
+        match self.context.dead_letter {
+            Some(_) => Ok((index, failure)),
+            None => Err(no_place(failure)),
+        }
     }
 
     fn drop_acknowledged(&self, records: &mut Vec<Record>) {
@@ -139,58 +166,5 @@ impl ShardTask {
                 | Checkpoint::ShardEnd,
             ) => {}
         }
-    }
-
-    /// Stores a record where the worker was told to, however long that takes, and acknowledges it.
-    async fn put_aside(
-        &mut self,
-        line: &StoreLine,
-        record: &Record,
-        attempts: u32,
-        error: String,
-    ) -> Option<Pass> {
-        let sink =
-            self.context.dead_letter.clone().filter(|_| {
-                matches!(self.context.settings.failures, FailurePolicy::DeadLetter { .. })
-            });
-        let sink = sink.expect("only the dead-letter policy puts records aside, and it has a sink");
-        let letter = DeadLetterRecord {
-            stream: self.shard.stream.to_string(),
-            shard: self.shard.shard_id.clone(),
-            position: Position::of(record),
-            partition_key: record.partition_key.clone(),
-            data: record.data.clone(),
-            arrived: record.arrived,
-            attempts,
-            error,
-        };
-        let mut failure = None;
-        let clock = Arc::clone(&self.context.clock);
-        let begun = clock.now();
-        loop {
-            self.doing_since(Activity::DeadLettering { error: failure }, begun);
-            let error = match within(&clock, STORE_LIMIT, sink.store(&letter)).await {
-                Some(Ok(())) => break,
-                Some(Err(_)) if crate::mutant::is("dead-letters-count-unstored") => break,
-                Some(Err(error)) => error.to_string(),
-                None => format!("no answer in {STORE_LIMIT:?}"),
-            };
-            let retry_in = self.retry.delay(&mut self.rng);
-            self.context.events.emit(&Event::DeadLetterFailed {
-                shard: self.shard.lease_key.clone(),
-                position: letter.position.clone(),
-                error: error.clone(),
-                retry_in,
-            });
-            if self.sleep_unless_drained(retry_in).await {
-                return Some(Pass::Drained { clean: false });
-            }
-            failure = Some(error);
-        }
-        line.window.settled(record);
-        let DeadLetterRecord { position, attempts, error, .. } = letter;
-        let shard = self.shard.lease_key.clone();
-        self.context.events.emit(&Event::DeadLettered { shard, position, attempts, error });
-        None
     }
 }

@@ -17,13 +17,14 @@
 //! ```
 //!
 //! Its parts: [`pass`] is one pass; [`fetch`] reads ahead; [`deliver`] gets one batch done, whatever
-//! that takes, with [`suspects`] knowing what failed; [`gap`] knows what aged out; [`unpack`] takes
-//! aggregates apart.
+//! that takes, with [`suspects`] knowing what failed and [`letters`] storing what cannot be processed;
+//! [`gap`] knows what aged out; [`unpack`] takes aggregates apart.
 
 mod callback;
 mod deliver;
 mod fetch;
 mod gap;
+mod letters;
 mod pass;
 mod suspects;
 mod unpack;
@@ -124,6 +125,8 @@ pub(crate) struct ShardTask {
     /// The newest acknowledged position of this tenure, over all passes.
     acknowledged: Option<Mark>,
     suspects: Suspects,
+    /// Dead letters since a record was processed.
+    dead_letters_in_a_row: u32,
     /// Passes that failed without a batch since something was acknowledged.
     failed_passes: u32,
     /// When the failures began that nothing has followed yet.
@@ -186,6 +189,7 @@ impl ShardTask {
             progress,
             acknowledged: None,
             suspects: Suspects::default(),
+            dead_letters_in_a_row: 0,
             failed_passes: 0,
             failing_since: None,
             is_dead: false,
@@ -304,7 +308,8 @@ impl ShardTask {
         // Deferred acknowledgements may still come; a dropped token says that one will not.
         let clock = Arc::clone(&self.context.clock);
         let settled = async {
-            while window.in_flight() > 0
+            while self.store_rejected_at_last(window).await
+                && window.in_flight() > 0
                 && window.failed_at().is_none()
                 && !window.is_closed()
                 && !crate::mutant::is("a-drain-does-not-wait")

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::fetch::{Fetch, Fetched};
 use super::{GapCheck, Pass, ShardTask, panic_message};
 use crate::checkpoint::{AckWindow, Mark};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Failure};
 use crate::event::Event;
 use crate::heartbeat::Heartbeat;
 use crate::position::{Checkpoint, Cursor};
@@ -67,7 +67,7 @@ impl ShardTask {
         let processor = match made {
             Ok(made) => slot.insert(made),
             Err(panic) => {
-                let panic = super::callback::Fault::Failed(panic_message(&*panic));
+                let panic = super::callback::Fault::Failed(Failure::new(panic_message(&*panic)));
                 return self.after_fault("making a processor", panic);
             }
         };
@@ -151,6 +151,9 @@ impl ShardTask {
         let mut standstill = Standstill::begin(clock.now());
         let mut paused = self.context.paused.clone();
         loop {
+            if let Some(pass) = self.store_rejected(window).await {
+                return pass;
+            }
             self.publish(window);
             if let Some(pass) = self.after_dropped_token(window) {
                 return pass;
@@ -234,7 +237,7 @@ impl ShardTask {
         let position = window.failed_at()?;
         let error = "a deferred acknowledgement was dropped".to_owned();
         let attempts = self.context.settings.failures.attempts();
-        let failures = self.suspects.failed(position, attempts, &error);
+        let failures = self.suspects.failed(position, attempts, Failure::new(error.clone()));
         Some(Pass::Again { failures, error, at_once: false })
     }
 

@@ -4,6 +4,7 @@
 //! halved, until a single record is left. Knows records by position only, so it outlives a processor
 //! that panics and a reader that starts again with other batches. Pure: delivers and stores nothing.
 
+use crate::error::Failure;
 use crate::position::Position;
 use crate::record::Record;
 
@@ -18,11 +19,10 @@ pub(super) struct Suspects {
 #[derive(Debug)]
 struct Part {
     last: Position,
+    /// How often it has failed, as this part.
     failures: u32,
     allowed: u32,
-    /// Failures of the larger parts that it was cut from.
-    before: u32,
-    error: String,
+    failure: Failure,
 }
 
 /// How the next records are to be treated.
@@ -31,7 +31,7 @@ pub(super) enum Next {
     /// Deliver so many.
     Deliver(usize),
     /// So many have used up their attempts.
-    Exhausted { records: usize, attempts: u32, error: String },
+    Exhausted { records: usize, attempts: u32, failure: Failure },
 }
 
 impl Suspects {
@@ -45,27 +45,26 @@ impl Suspects {
         if part.failures < part.allowed {
             return Next::Deliver(count);
         }
-        let attempts = part.before.saturating_add(part.failures);
-        Next::Exhausted { records: count, attempts, error: part.error.clone() }
+        let (attempts, failure) = (part.failures, part.failure.clone());
+        Next::Exhausted { records: count, attempts, failure }
     }
 
     /// Delivering the part that ends with `last` has failed. Returns how often it has by now; a part
     /// that has not failed before may do so `attempts` times.
-    pub(super) fn failed(&mut self, last: Position, attempts: u32, error: &str) -> u32 {
+    pub(super) fn failed(&mut self, last: Position, attempts: u32, failure: Failure) -> u32 {
         let index = self.parts.partition_point(|part| part.last < last);
         if self.parts.get(index).is_none_or(|part| part.last != last) {
-            let part =
-                Part { last, failures: 0, allowed: attempts, before: 0, error: String::new() };
-            self.parts.insert(index, part);
+            let failure = failure.clone();
+            self.parts.insert(index, Part { last, failures: 0, allowed: attempts, failure });
         }
         let part = &mut self.parts[index];
         part.failures = part.failures.saturating_add(1);
-        error.clone_into(&mut part.error);
-        part.before.saturating_add(part.failures)
+        part.failure = failure;
+        part.failures
     }
 
     /// Halves the part that `records` (two at least) are. A half is tried once, a single record
-    /// `attempts` times: what fails once in a half may be a passing fault of something else.
+    /// `attempts` times: what fails once in a half may be a transient fault of something else.
     pub(super) fn halve(&mut self, records: &[Record], attempts: u32) {
         let (first, second) = records.split_at(records.len() / 2);
         let (Some(middle), Some(last)) = (first.last(), second.last()) else { return };
@@ -73,12 +72,10 @@ impl Suspects {
         let index = self.parts.partition_point(|part| part.last < last);
         let Some(part) = self.parts.get_mut(index) else { return };
         let allowed = |records: &[Record]| if records.len() > 1 { 1 } else { attempts };
-        let before = part.before.saturating_add(part.failures);
-        let error = part.error.clone();
-        *part = Part { last, failures: 0, allowed: allowed(second), before, error: error.clone() };
+        let failure = part.failure.clone();
+        *part = Part { last, failures: 0, allowed: allowed(second), failure: failure.clone() };
         let last = Position::of(middle);
-        self.parts
-            .insert(index, Part { last, failures: 0, allowed: allowed(first), before, error });
+        self.parts.insert(index, Part { last, failures: 0, allowed: allowed(first), failure });
     }
 
     /// Everything up to `position` is acknowledged.
@@ -135,7 +132,7 @@ mod tests {
                     let part: Vec<usize> = (start..start + len).collect();
                     if part.iter().any(|number| bad.contains(number)) {
                         failures += 1;
-                        suspects.failed(at(start + len - 1), attempts, "bad");
+                        suspects.failed(at(start + len - 1), attempts, Failure::new("bad"));
                         continue;
                     }
                     start += len;
@@ -174,10 +171,11 @@ mod tests {
     #[test]
     fn a_part_keeps_its_failures_when_batches_begin_and_end_elsewhere() {
         let mut suspects = Suspects::default();
-        suspects.failed(at(10), 2, "first");
+        suspects.failed(at(10), 2, Failure::new("first"));
         assert_eq!(suspects.next(&records(4..=20)), Next::Deliver(7));
-        assert_eq!(suspects.failed(at(10), 2, "second"), 2);
-        let exhausted = Next::Exhausted { records: 3, attempts: 2, error: "second".to_owned() };
+        assert_eq!(suspects.failed(at(10), 2, Failure::new("second")), 2);
+        let failure = Failure::new("second");
+        let exhausted = Next::Exhausted { records: 3, attempts: 2, failure };
         assert_eq!(suspects.next(&records(8..=20)), exhausted);
         assert_eq!(suspects.next(&records(11..=20)), Next::Deliver(10));
     }

@@ -20,8 +20,8 @@ use crate::fleet::{Fleet, Script, Seen};
 /// A sink in memory that refuses while it is told to.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Shelf {
-    stored: Arc<Mutex<Vec<DeadLetterRecord>>>,
-    refuses: Arc<AtomicBool>,
+    pub(super) stored: Arc<Mutex<Vec<DeadLetterRecord>>>,
+    pub(super) refuses: Arc<AtomicBool>,
 }
 
 impl DeadLetter for Shelf {

@@ -1,11 +1,13 @@
 //! What happens to records between the reader and the checkpoint, one field problem a test, on
 //! in-memory services and paused time.
 
+mod actor;
 mod callbacks;
 mod checkpoints;
 mod failures;
 mod heartbeats;
 mod partial;
+mod poison;
 mod positions;
 mod progress;
 mod shelf;

@@ -3,80 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kcl_lite::stream::Stream;
-use kcl_lite::{
-    Ack, Batch, BoxError, Event, FailurePolicy, RecordProcessor, Settings, WorkerHandle,
-};
+use kcl_lite::{Ack, Event, FailurePolicy, Settings};
 
+use super::actor::{Actor, texts};
 use super::shelf::Shelf;
 use super::{DEADLINE, at, eager, put, shard, until_stored};
 use crate::fleet::Fleet;
-
-/// What a processor does with the payloads of a batch and their tokens.
-type Act = dyn FnMut(Vec<(String, Ack)>) -> Result<(), BoxError> + Send;
-
-/// Notes the payloads of every batch, splits it, and does what it is told.
-#[derive(Clone)]
-struct Splitter {
-    given: Arc<Mutex<Vec<Vec<String>>>>,
-    act: Arc<Mutex<Act>>,
-}
-
-impl Splitter {
-    fn new(act: impl FnMut(Vec<(String, Ack)>) -> Result<(), BoxError> + Send + 'static) -> Self {
-        Self { given: Arc::default(), act: Arc::new(Mutex::new(act)) }
-    }
-
-    /// Acknowledges what `fails` does not name, and drops the other tokens with an error.
-    fn failing(mut fails: impl FnMut(&str) -> bool + Send + 'static) -> Self {
-        Self::new(move |records| {
-            let mut failed = None;
-            for (payload, ack) in records {
-                if fails(&payload) {
-                    failed = Some(format!("cannot process {payload}").into());
-                } else {
-                    ack.acknowledge();
-                }
-            }
-            failed.map_or(Ok(()), Err)
-        })
-    }
-
-    fn given(&self) -> Vec<Vec<String>> {
-        self.given.lock().unwrap().clone()
-    }
-
-    async fn start(
-        &self,
-        fleet: &Fleet,
-        stream: impl Stream + 'static,
-        settings: Settings,
-    ) -> WorkerHandle {
-        let of_worker = self.clone();
-        let builder = fleet.builder("a").settings(settings).stream(stream);
-        let worker = builder.dead_letter(super::failures::Shelf::default()).build().await.unwrap();
-        worker.start(move |_| of_worker.clone()).await.unwrap()
-    }
-}
-
-impl RecordProcessor for Splitter {
-    async fn process(&mut self, mut batch: Batch) -> Result<(), BoxError> {
-        let records = batch.split().into_iter();
-        let records: Vec<_> = records
-            .map(|(record, ack)| (String::from_utf8_lossy(&record.data).into_owned(), ack))
-            .collect();
-        let payloads = records.iter().map(|(payload, _)| payload.clone()).collect();
-        self.given.lock().unwrap().push(payloads);
-        let act = Arc::clone(&self.act);
-        let mut act = act.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        act(records)
-    }
-}
-
-fn texts(wanted: &[&[u32]]) -> Vec<Vec<String>> {
-    let text = |batch: &&[u32]| batch.iter().map(ToString::to_string).collect();
-    wanted.iter().map(text).collect()
-}
 
 fn failed(attempts: u32) -> impl Fn(&str, &Event) -> bool {
     move |_, event| matches!(event, Event::ProcessorFailed { attempts: it, .. } if *it == attempts)
@@ -87,7 +19,7 @@ async fn after_an_error_only_what_no_token_has_acknowledged_comes_again() {
     let fleet = Fleet::new(1);
     put(&fleet, 1..=8);
     let mut left = 4;
-    let processor = Splitter::failing(move |payload| {
+    let processor = Actor::failing(move |payload| {
         let fails = ["4", "6"].contains(&payload) && left > 0;
         left -= u32::from(fails);
         fails
@@ -111,22 +43,22 @@ async fn after_an_error_only_what_no_token_has_acknowledged_comes_again() {
 async fn the_next_owner_starts_after_the_first_record_that_is_not_acknowledged() {
     let fleet = Fleet::new(1);
     put(&fleet, 1..=8);
-    let processor = Splitter::failing(|payload| payload == "4");
+    let processor = Actor::failing(|payload| payload == "4");
     let worker = processor.start(&fleet, fleet.stream.clone(), eager()).await;
     fleet.until_event("the second failure", failed(2)).await;
     worker.shutdown(DEADLINE).await.unwrap();
     assert_eq!(fleet.lease(&shard()).checkpoint, at(3));
-    let next = Splitter::failing(|_| false);
+    let next = Actor::failing(|_| false);
     let _worker = next.start(&fleet, fleet.stream.clone(), eager()).await;
     until_stored(&fleet, &at(8)).await;
     assert_eq!(next.given(), texts(&[&[4, 5, 6, 7, 8]]));
 }
 
 /// A processor that keeps the token of record 2 and fails; returns the place where that is kept.
-fn keeper() -> (Splitter, Arc<Mutex<Vec<Ack>>>) {
+fn keeper() -> (Actor, Arc<Mutex<Vec<Ack>>>) {
     let kept = Arc::new(Mutex::new(Vec::new()));
     let keeps = Arc::clone(&kept);
-    let processor = Splitter::new(move |records| {
+    let processor = Actor::splitting(move |records| {
         let is_first = records.len() == 3;
         for (payload, ack) in records {
             if payload == "2" {
@@ -173,7 +105,7 @@ async fn a_new_processor_after_a_panic_is_given_only_what_is_not_acknowledged() 
     let fleet = Fleet::new(1);
     put(&fleet, 1..=6);
     let mut left = 2;
-    let processor = Splitter::new(move |records| {
+    let processor = Actor::splitting(move |records| {
         for (payload, ack) in records {
             if payload != "2" || left == 0 {
                 ack.acknowledge();
@@ -195,7 +127,7 @@ async fn what_tokens_have_acknowledged_is_left_out_of_the_search_for_a_poison_re
     let fleet = Fleet::new(1);
     put(&fleet, 1..=16);
     // Even records are acknowledged at once; the others only together with their whole batch.
-    let processor = Splitter::new(|records| {
+    let processor = Actor::splitting(|records| {
         let is_bad = records.iter().any(|(payload, _)| payload == "5");
         for (payload, ack) in records {
             if !is_bad || payload.parse::<u32>().unwrap().is_multiple_of(2) {
@@ -233,7 +165,7 @@ async fn what_tokens_have_acknowledged_is_left_out_of_the_search_for_a_poison_re
 async fn records_of_an_aggregate_come_again_one_by_one() {
     let fleet = Fleet::new(1);
     let mut left = 3;
-    let processor = Splitter::failing(move |payload| {
+    let processor = Actor::failing(move |payload| {
         let fails = ["1:1", "1:3", "2:0"].contains(&payload) && left > 0;
         left -= u32::from(fails);
         fails

@@ -1,0 +1,163 @@
+//! Dead letters: records that a processor rejects, or that keep failing, are stored elsewhere.
+//!
+//! A record counts as acknowledged only after it was stored; while that fails the shard waits. Decides
+//! about no record that it is one: that is the processor's word, or the failure policy's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Pass, ShardTask};
+use crate::checkpoint::{AckWindow, Rejected};
+use crate::clock::within;
+use crate::dead_letter::{DeadLetter, DeadLetterRecord};
+use crate::error::{Failure, words};
+use crate::event::Event;
+use crate::position::Position;
+use crate::record::Record;
+use crate::worker::liveness::Activity;
+
+/// How long one attempt to store a dead letter may take.
+const STORE_LIMIT: Duration = Duration::from_secs(30);
+/// So many dead letters of a shard, without a record between them that was processed, are hardly so
+/// many bad records: those come alone, or in a few. It is reached within seconds of an outage, when
+/// little has been lost to it.
+const MANY_IN_A_ROW: u32 = 10;
+
+impl ShardTask {
+    /// Stores what the processor has rejected. `Some` ends the pass.
+    pub(super) async fn store_rejected(&mut self, window: &AckWindow) -> Option<Pass> {
+        while let Some(rejected) = window.next_rejected() {
+            if self.context.dead_letter.is_none() {
+                return Some(self.cannot_reject(&rejected));
+            }
+            for record in &rejected.records {
+                let skips = crate::mutant::is("rejected-records-count-unstored");
+                if !skips && !self.dead_letter(window, record, 0, &rejected.failure).await {
+                    window.still_rejected(rejected);
+                    return Some(Pass::Drained { clean: false });
+                }
+                window.settled(record);
+            }
+            window.all_settled(&rejected);
+            self.publish(window);
+        }
+        None
+    }
+
+    /// Stores what the processor has rejected while the shard is let go: there is time for one attempt
+    /// each. False if one fails, which leaves its record to the next owner.
+    pub(super) async fn store_rejected_at_last(&mut self, window: &AckWindow) -> bool {
+        while let Some(rejected) = window.next_rejected() {
+            let Some(sink) = self.context.dead_letter.clone() else { return false };
+            for record in &rejected.records {
+                let letter = self.letter(record, 0, &rejected.failure);
+                if self.store(&sink, &letter).await.is_err() {
+                    return false;
+                }
+                self.dead_lettered(window, letter);
+                window.settled(record);
+            }
+            window.all_settled(&rejected);
+        }
+        true
+    }
+
+    fn cannot_reject(&mut self, rejected: &Rejected) -> Pass {
+        let failure = no_place(rejected.failure.clone());
+        let last = rejected.records.last().map(Position::of).expect("a token is for some record");
+        let attempts = self.context.settings.failures.attempts();
+        let error = failure.text.clone();
+        let failures = self.suspects.failed(last, attempts, failure);
+        Pass::Again { failures, error, at_once: false }
+    }
+
+    /// Stores one record, however long that takes; false if asked to stop meanwhile.
+    pub(super) async fn dead_letter(
+        &mut self,
+        window: &AckWindow,
+        record: &Record,
+        attempts: u32,
+        failure: &Failure,
+    ) -> bool {
+        let sink = self.context.dead_letter.clone();
+        let sink = sink.expect("`build` and `store_rejected` refuse to go on without one");
+        let letter = self.letter(record, attempts, failure);
+        let begun = self.context.clock.now();
+        let mut failure = None;
+        loop {
+            self.doing_since(Activity::DeadLettering { error: failure }, begun);
+            let Err(error) = self.store(&sink, &letter).await else { break };
+            let retry_in = self.retry.delay(&mut self.rng);
+            self.context.events.emit(&Event::DeadLetterFailed {
+                shard: self.shard.lease_key.clone(),
+                position: letter.position.clone(),
+                error: error.clone(),
+                retry_in,
+            });
+            // Tokens of other records may have been acknowledged meanwhile.
+            self.publish(window);
+            if self.sleep_unless_drained(retry_in).await {
+                return false;
+            }
+            failure = Some(error);
+        }
+        self.dead_lettered(window, letter);
+        true
+    }
+
+    fn letter(&self, record: &Record, attempts: u32, failure: &Failure) -> DeadLetterRecord {
+        DeadLetterRecord {
+            stream: self.shard.stream.to_string(),
+            shard: self.shard.shard_id.clone(),
+            position: Position::of(record),
+            partition_key: record.partition_key.clone(),
+            data: record.data.clone(),
+            arrived: record.arrived,
+            attempts,
+            error: failure.text.clone(),
+        }
+    }
+
+    /// One attempt.
+    async fn store(
+        &self,
+        sink: &Arc<dyn DeadLetter>,
+        letter: &DeadLetterRecord,
+    ) -> Result<(), String> {
+        match within(&self.context.clock, STORE_LIMIT, sink.store(letter)).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) if crate::mutant::is("dead-letters-count-unstored") => Ok(()),
+            Some(Err(error)) => Err(words(&*error)),
+            None => Err(format!("no answer in {STORE_LIMIT:?}")),
+        }
+    }
+
+    /// Tells of it, and of many in a row.
+    fn dead_lettered(&mut self, window: &AckWindow, letter: DeadLetterRecord) {
+        let DeadLetterRecord { position, attempts, error, .. } = letter;
+        let shard = self.shard.lease_key.clone();
+        let last = error.clone();
+        self.context.events.emit(&Event::DeadLettered { shard, position, attempts, error });
+        if window.take_progress() {
+            self.dead_letters_in_a_row = 0;
+        }
+        self.dead_letters_in_a_row = self.dead_letters_in_a_row.saturating_add(1);
+        let records = self.dead_letters_in_a_row;
+        // Again whenever the number has doubled.
+        if records.is_multiple_of(MANY_IN_A_ROW) && (records / MANY_IN_A_ROW).is_power_of_two() {
+            let shard = self.shard.lease_key.clone();
+            let event = Event::ManyDeadLetters { shard, records, error: last };
+            self.context.events.emit(&event);
+        }
+    }
+}
+
+/// The error of a processor that rejects a record while nobody has said where such records go.
+pub(super) fn no_place(failure: Failure) -> Failure {
+    let text = format!(
+        "the processor rejects a record, but the worker stores no dead letters (see \
+         `WorkerBuilder::dead_letter`): {}",
+        failure.text
+    );
+    failure.reworded(text)
+}
