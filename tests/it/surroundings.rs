@@ -5,10 +5,11 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use e2e::process::Process;
+use e2e::process::{PATIENCE, Process};
 use e2e::server::Aws;
 use e2e::workshop::Workshop;
 use local_aws::{Effect, LocalAws, Rule};
+use tokio::time::timeout;
 
 use crate::{INT, STEADY};
 
@@ -131,9 +132,12 @@ async fn fan_out_takes_a_connection_per_shard_and_few_for_the_table() -> Result<
     let line = "ulimit -Sn 64; exec ./consumer --app wildrydes-tail --fan-out -v";
     let mut consumer = Process::start("consumer", workshop.shell("c", line))?;
     let requests = workshop.aws.local.requests();
-    requests.wait_for("c", "SubscribeToShard", SHARDS as u64).await;
-    // Each lease is taken once, and all are renewed in the same moments.
-    requests.wait_for("c", "UpdateItem", 4 * SHARDS as u64).await;
+    let calls = async {
+        requests.wait_for("c", "SubscribeToShard", SHARDS as u64).await;
+        // Each lease is taken once, and all are renewed in the same moments.
+        requests.wait_for("c", "UpdateItem", 4 * SHARDS as u64).await;
+    };
+    timeout(PATIENCE, calls).await.context("all shards are read, and their leases renewed")?;
     let sockets = fs::read_dir(format!("/proc/{}/fd", consumer.id()))?
         .filter_map(|file| fs::read_link(file.ok()?.path()).ok())
         .filter(|target| target.to_string_lossy().starts_with("socket:"))

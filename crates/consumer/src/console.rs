@@ -8,7 +8,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use aws_command::Place;
-use kcl_lite::{Event, FailedCall, LeaseKey, Report, Severity, WorkerId};
+use kcl_lite::{Event, FailedCall, LeaseKey, Report, ServiceErrorKind, Severity, WorkerId};
 use tokio::time::Instant;
 
 use crate::failure;
@@ -198,7 +198,10 @@ impl<W: Write> Console<W> {
         now: Instant,
     ) -> Option<String> {
         let told_when = if passing && self.started { TOLD_WHEN_PASSING } else { 1 };
-        (self.seen(what, now) == told_when)
+        let is_due = self.seen(what, now) == told_when;
+        // Counted by shard, so that one lost call of each is still everyday life.
+        let is_new = |common| self.first_in_a_while(common, now).is_some();
+        (is_due && call.and_then(of_whole_process).is_none_or(is_new))
             .then(|| failure::trouble(what, why, passing, call, &self.place))
     }
 
@@ -213,6 +216,28 @@ impl<W: Write> Console<W> {
             self.troubles.entry(what.to_owned()).or_insert(Trouble { since: now, seen: 0 });
         trouble.seen += 1;
         trouble.seen
+    }
+}
+
+/// What is wrong with the process or its surroundings fails for each of its shards, and is told once.
+fn of_whole_process(call: &FailedCall) -> Option<&'static str> {
+    use ServiceErrorKind as Kind;
+    match call.kind {
+        Kind::FileLimit => Some("open files"),
+        Kind::WrongClock => Some("clock"),
+        Kind::Tls => Some("certificate"),
+        Kind::Credentials => Some("credentials"),
+        // No code means that no reply came.
+        Kind::Unavailable if call.code.is_none() => Some("network"),
+        Kind::Missing
+        | Kind::Denied
+        | Kind::Key
+        | Kind::Throttled
+        | Kind::Unavailable
+        | Kind::NotReady
+        | Kind::Expired
+        | Kind::Invalid
+        | _ => None,
     }
 }
 
@@ -231,6 +256,7 @@ fn plural(count: u64) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use kcl_lite::aws::replied;
     use kcl_lite::stream::Fetching;
     use kcl_lite::{Checkpoint, Position, ShardReport, TakeReason};
 
@@ -321,6 +347,30 @@ mod tests {
         };
         assert_eq!(count(&[0, 20, 40, 60]), 0);
         assert_eq!(count(&[0, 1, 2, 3, 4]), 1);
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_process_is_said_once_and_not_for_each_shard() {
+        let now = Instant::now();
+        let failed = |code: &str, passing: bool, times: usize| {
+            let stream = "stream `wildrydes`";
+            let mut call = replied("kinesis:GetRecords", stream, Some(code), "", 400);
+            call.code = None;
+            let lines = said(Verbosity::Quiet, |console| {
+                console.started = true;
+                for shard in ["shard-0", "shard-1", "shard-2"].repeat(times) {
+                    let call = Some(Box::new(call.clone()));
+                    let (shard, error) = (LeaseKey::from(shard), String::new());
+                    console.event(&Event::ReadFailed { shard, error, passing, call }, now);
+                }
+            });
+            lines.lines().count()
+        };
+        assert_eq!(failed("ExpiredTokenException", false, 1), 1);
+        assert_eq!(failed("AccessDeniedException", false, 1), 3, "a policy may name one stream");
+        // No reply from the network.
+        assert_eq!(failed("InternalFailure", true, 1), 0, "one lost call of each shard");
+        assert_eq!(failed("InternalFailure", true, 3), 1);
     }
 
     #[test]
