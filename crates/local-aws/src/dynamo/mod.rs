@@ -1,12 +1,14 @@
 //! DynamoDB: `dynoxide` behind the service's wire protocol.
 //!
 //! Owns the database handle and what dynoxide lacks: the dispatch by operation name
-//! (`operations`), point-in-time recovery flags (`backups`), a table's ARN in place of its
-//! name, and ARNs that name the region a client was told (`arn`). Calls are synchronous and
-//! run one at a time, so that every write is atomic. Never injects faults.
+//! (`operations`), point-in-time recovery flags (`backups`), the throughput that `CreateTable`
+//! demands (`billing`), a table's ARN in place of its name, and ARNs that name the region a client
+//! was told (`arn`). Calls are synchronous and run one at a time, so that every write is atomic.
+//! Never injects faults.
 
 mod arn;
 mod backups;
+mod billing;
 mod operations;
 
 use std::path::Path;
@@ -78,7 +80,7 @@ impl Dynamo {
             .ok_or_else(|| {
                 Refusal::new(400, "SerializationException", "the body is not a JSON object")
             })?;
-        let body = arn::without_table_arns(operation, body);
+        let body = billing::checked(operation, arn::without_table_arns(operation, body))?;
         let now_ms = self.clock.now_ms();
         let reply = match operation {
             "UpdateContinuousBackups" => self.backups.update(&self.db, &body, now_ms)?,

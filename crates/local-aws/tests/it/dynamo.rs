@@ -1,12 +1,14 @@
 //! DynamoDB as a lease table uses it, by the real SDK.
 
 use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::operation::create_table::builders::CreateTableFluentBuilder;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{
-    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType,
-    PointInTimeRecoverySpecification, PointInTimeRecoveryStatus, ReturnValue,
-    ReturnValuesOnConditionCheckFailure, ScalarAttributeType, TableStatus,
+    AttributeDefinition, AttributeValue, BillingMode, GlobalSecondaryIndex, KeySchemaElement,
+    KeyType, PointInTimeRecoverySpecification, PointInTimeRecoveryStatus, Projection,
+    ProjectionType, ProvisionedThroughput, ReturnValue, ReturnValuesOnConditionCheckFailure,
+    ScalarAttributeType, TableStatus,
 };
 use local_aws::LocalAws;
 
@@ -24,20 +26,8 @@ pub(crate) async fn create(client: &Client, table: &str) {
     client
         .create_table()
         .table_name(table)
-        .key_schema(
-            KeySchemaElement::builder()
-                .attribute_name("leaseKey")
-                .key_type(KeyType::Hash)
-                .build()
-                .unwrap(),
-        )
-        .attribute_definitions(
-            AttributeDefinition::builder()
-                .attribute_name("leaseKey")
-                .attribute_type(ScalarAttributeType::S)
-                .build()
-                .unwrap(),
-        )
+        .key_schema(hash_key("leaseKey"))
+        .attribute_definitions(attribute("leaseKey"))
         .billing_mode(BillingMode::PayPerRequest)
         .send()
         .await
@@ -208,26 +198,104 @@ async fn an_unknown_table_and_a_duplicate_one_are_typed_errors() {
     let again = client
         .create_table()
         .table_name("leases")
-        .key_schema(
-            KeySchemaElement::builder()
-                .attribute_name("leaseKey")
-                .key_type(KeyType::Hash)
-                .build()
-                .unwrap(),
-        )
-        .attribute_definitions(
-            AttributeDefinition::builder()
-                .attribute_name("leaseKey")
-                .attribute_type(ScalarAttributeType::S)
-                .build()
-                .unwrap(),
-        )
+        .key_schema(hash_key("leaseKey"))
+        .attribute_definitions(attribute("leaseKey"))
         .billing_mode(BillingMode::PayPerRequest)
         .send()
         .await
         .unwrap_err()
         .into_service_error();
     assert!(again.is_resource_in_use_exception(), "{again:?}");
+}
+
+/// Goal: a `CreateTable` that DynamoDB refuses for its billing is refused here in the same words.
+#[tokio::test]
+async fn a_table_needs_a_billing_mode_or_throughput_and_never_both() {
+    let local = LocalAws::in_memory();
+    let (server, ways) = both_ways(&local, "worker").await;
+    for client in ways.map(|way| Client::new(&way)) {
+        let named = |name: &str| request(&client, name);
+        let given = |name: &str| named(name).provisioned_throughput(units(1));
+        let on_demand = |name: &str| named(name).billing_mode(BillingMode::PayPerRequest);
+        for (refused, message) in [
+            (named("bare"), "must both be specified when BillingMode is PROVISIONED"),
+            (
+                named("bare").billing_mode(BillingMode::Provisioned),
+                "must both be specified when BillingMode is PROVISIONED",
+            ),
+            (
+                on_demand("both").provisioned_throughput(units(1)),
+                "can be specified when BillingMode is PAY_PER_REQUEST",
+            ),
+            (
+                named("none").provisioned_throughput(units(0)),
+                "Member must have value greater than or equal to 1",
+            ),
+            (
+                by_owner(given("index"), None),
+                "ProvisionedThroughput is not specified for index: owners",
+            ),
+            (
+                by_owner(given("index"), Some(0)),
+                "Member must have value greater than or equal to 1",
+            ),
+            (
+                by_owner(on_demand("index"), Some(1)),
+                "ProvisionedThroughput should not be specified for index: owners",
+            ),
+        ] {
+            let error = refused.send().await.unwrap_err().into_service_error();
+            assert_eq!(error.meta().code(), Some("ValidationException"), "{error:?}");
+            assert!(error.meta().message().unwrap().contains(message), "{error:?}");
+        }
+        assert_eq!(client.list_tables().send().await.unwrap().table_names().len(), 0);
+        for (name, accepted) in [
+            ("leases-a", given("leases-a")),
+            ("leases-b", given("leases-b").billing_mode(BillingMode::Provisioned)),
+            ("leases-c", on_demand("leases-c")),
+            ("leases-d", by_owner(given("leases-d"), Some(1))),
+            ("leases-e", by_owner(on_demand("leases-e"), None)),
+        ] {
+            accepted.send().await.unwrap();
+            client.delete_table().table_name(name).send().await.unwrap();
+        }
+    }
+    server.shutdown().await;
+}
+
+/// A `CreateTable` that says nothing of billing and throughput.
+fn request(client: &Client, table: &str) -> CreateTableFluentBuilder {
+    client
+        .create_table()
+        .table_name(table)
+        .key_schema(hash_key("leaseKey"))
+        .attribute_definitions(attribute("leaseKey"))
+}
+
+fn attribute(name: &str) -> AttributeDefinition {
+    let definition = AttributeDefinition::builder().attribute_name(name);
+    definition.attribute_type(ScalarAttributeType::S).build().unwrap()
+}
+
+fn hash_key(name: &str) -> KeySchemaElement {
+    KeySchemaElement::builder().attribute_name(name).key_type(KeyType::Hash).build().unwrap()
+}
+
+fn units(units: i64) -> ProvisionedThroughput {
+    let throughput = ProvisionedThroughput::builder();
+    throughput.read_capacity_units(units).write_capacity_units(units).build().unwrap()
+}
+
+/// The request with an index that has so many units.
+fn by_owner(request: CreateTableFluentBuilder, of: Option<i64>) -> CreateTableFluentBuilder {
+    let index = GlobalSecondaryIndex::builder()
+        .index_name("owners")
+        .key_schema(hash_key("leaseOwner"))
+        .projection(Projection::builder().projection_type(ProjectionType::All).build())
+        .set_provisioned_throughput(of.map(units))
+        .build()
+        .unwrap();
+    request.attribute_definitions(attribute("leaseOwner")).global_secondary_indexes(index)
 }
 
 /// Goal: a conditional write has exactly one winner, however many try at once.
