@@ -223,6 +223,48 @@ async fn a_row_of_a_former_stream_makes_way_however_often_its_owner_renews_it() 
     assert_eq!(store.rows.snapshot(), rows);
 }
 
+/// The rows of the former stream are deleted, by whomever, while writes to them are on their way, which
+/// arrive when the row of the new stream is as old as that one was.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_meant_for_a_row_of_a_former_stream_changes_no_row_of_the_new_one() {
+    let (context, store, [former, new]) = made_again().await;
+    let take = |counter| LeaseChange::Take { counter, from: None, owner: "other".into() };
+    let late = (0..10).map(|age| former.counter + age).flat_map(|counter| {
+        let news = News { checkpoint: Some(Checkpoint::Latest), ..News::default() };
+        [
+            take(counter),
+            LeaseChange::Renew { counter, owner: "me".into(), news: news.clone() },
+            LeaseChange::Finish { counter, children: BTreeSet::new() },
+            LeaseChange::Release { counter, news },
+            LeaseChange::Delete { counter },
+            LeaseChange::Discard { counter },
+        ]
+    });
+    let late: Vec<_> = late.collect();
+    store.rows.forget(&former.key);
+    context.create(&new).await.unwrap();
+    let mut row = store.rows.snapshot().remove(0);
+    for age in 0..10 {
+        for change in late.clone() {
+            let write = LeaseWrite { key: new.key.clone(), id: WriteId::new("late"), change };
+            let outcome = store.rows.write(&write).await.unwrap();
+            assert!(matches!(outcome, WriteOutcome::Refused(_)), "{write:?}");
+        }
+        assert_eq!(store.rows.snapshot(), [row.clone()]);
+        let change = match age {
+            0 => LeaseChange::Take { counter: row.counter, from: None, owner: "me".into() },
+            _ => LeaseChange::Renew {
+                counter: row.counter,
+                owner: "me".into(),
+                news: News::default(),
+            },
+        };
+        let id = WriteId::new(format!("new:{}", row.counter + 1));
+        store.rows.write(&LeaseWrite { key: new.key.clone(), id, change }).await.unwrap();
+        row = store.rows.snapshot().remove(0);
+    }
+}
+
 /// Who made way was removed by somebody else before it could be replaced: nobody knows by that whether
 /// there is a row now, and the end of a parent must not be stored by it.
 #[tokio::test(start_paused = true)]
