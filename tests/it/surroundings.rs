@@ -150,6 +150,23 @@ async fn fan_out_takes_a_connection_per_shard_and_few_for_the_table() -> Result<
 }
 
 #[tokio::test]
+async fn both_commands_raise_the_soft_limit_of_open_files() -> Result<()> {
+    let workshop = Workshop::with_shards(1).await?;
+    for command in ["producer -interval 1ms", "consumer -v"] {
+        let line = format!("ulimit -Sn 64; ulimit -Hn 128; exec ./{command}");
+        let mut process = Process::start(command, workshop.shell("c", &line))?;
+        // After the start, which begins with the limit.
+        process.wait_for_stderr("wildrydes").await?;
+        let limits = fs::read_to_string(format!("/proc/{}/limits", process.id()))?;
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let files: Vec<_> = files.split_whitespace().skip(3).take(2).collect();
+        assert_eq!(files, ["128", "128"], "soft and hard limit of {command}");
+        assert_eq!(process.stop(INT).await?, 0);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn too_few_open_files_are_named_and_not_the_network() -> Result<()> {
     let workshop = Workshop::with_shards(100).await?;
     let line = "ulimit -n 64; exec ./consumer --app wildrydes-tail --fan-out";
