@@ -305,6 +305,32 @@ async fn a_stream_is_found_by_its_arn() -> Result<()> {
     Ok(())
 }
 
+/// A stream of the same name is there: by its name it would be found.
+#[tokio::test]
+async fn a_stream_of_another_account_is_asked_for_by_its_arn_and_not_by_its_name() -> Result<()> {
+    let workshop = Workshop::with_shards(1).await?;
+    let arn = "arn:aws:kinesis:us-east-1:123456789012:stream/wildrydes";
+    for (command, action) in [
+        ("producer -interval 1ms", "PutRecord"),
+        ("producer -interval 1ms -unicorns 4", "PutRecords"),
+        ("producer -interval 1ms --aggregate", "ListShards"),
+        ("consumer", "ListShards"),
+        ("consumer --app wildrydes-tail", "ListShards"),
+        ("consumer --app wildrydes-tail --fan-out", "ListShards"),
+    ] {
+        let line = format!("./{command} -stream {arn}");
+        let mut process = workshop.run("learner", &line)?;
+        assert_eq!(process.ended().await?.code(), Some(1), "{line}");
+        let stderr = process.transcript().stderr.clone();
+        let last = stderr.lines().last().unwrap_or_default();
+        for part in [action, "AccessDeniedException: ", arn, "by its resource policy"] {
+            assert!(last.contains(part), "{part}: {line}: {stderr}");
+        }
+    }
+    assert!(workshop.aws.sent("wildrydes").await?.is_empty());
+    Ok(())
+}
+
 /// Names that the AWS configuration and the HTTP client read.
 const NAMES: [&str; 41] = [
     "AWS_PROFILE",

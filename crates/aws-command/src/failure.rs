@@ -109,7 +109,14 @@ fn denied(call: &FailedCall) -> String {
     let is_policy = |code: &str| code.starts_with("AccessDenied") || code == "NotAuthorized";
     match call.code.as_deref() {
         Some(code) if is_policy(code) => {
-            format!("allow {} for these credentials, see deploy/iam", call.action)
+            let allow = format!("allow {} for these credentials, see deploy/iam", call.action);
+            // Whose the credentials are is not known here.
+            if !call.resource.contains("`arn:") {
+                return allow;
+            }
+            format!(
+                "{allow}; a stream of another account has to allow it too, by its resource policy"
+            )
         }
         Some("OptInRequired" | "SubscriptionRequiredException") => {
             "enable the region and the service for this account".into()
@@ -193,6 +200,16 @@ mod tests {
             "{line}"
         );
         assert!(line.contains("allow dynamodb:Scan for"), "{line}");
+    }
+
+    #[test]
+    fn a_stream_that_may_be_another_accounts_may_lack_a_policy() {
+        let stream = "stream `arn:aws:kinesis:us-west-2:123456789012:stream/wildrydes`";
+        let action = "kinesis:ListShards";
+        let call = replied(action, stream, Some("AccessDeniedException"), "no", 400);
+        let line = explained(&call, &place());
+        assert!(line.contains("allow kinesis:ListShards for"), "{line}");
+        assert!(line.ends_with("has to allow it too, by its resource policy"), "{line}");
     }
 
     #[test]

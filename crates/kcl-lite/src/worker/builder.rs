@@ -71,6 +71,25 @@ impl StreamSource {
     }
 }
 
+impl StreamSource {
+    /// A service knows the streams of its own region only, and would call the ARN malformed.
+    fn is_in_region_of(&self, config: &aws_config::SdkConfig) -> Result<(), Error> {
+        let config = self.aws_config.as_ref().unwrap_or(config);
+        let of_arn = self.name_or_arn.strip_prefix("arn:").and_then(|arn| arn.split(':').nth(2));
+        match (of_arn, config.region()) {
+            (Some(of_arn), Some(region)) if self.stream.is_none() && of_arn != region.as_ref() => {
+                let stream = &self.name_or_arn;
+                let context = format!(
+                    "stream `{stream}` is in region `{of_arn}`, but its configuration names \
+                     `{region}`: give it one for its own region with `StreamSource::aws_config`"
+                );
+                Err(Error::new(ErrorKind::Config, context))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl From<&str> for StreamSource {
     fn from(name_or_arn: &str) -> Self {
         Self::new(name_or_arn)
@@ -188,8 +207,9 @@ impl WorkerBuilder {
     /// # Errors
     /// Kind `Config` when settings are out of bounds, a stream is given twice, the failure policy is
     /// `DeadLetter` and no [`dead_letter`](Self::dead_letter) was given, or a configuration names no
-    /// region or a malformed one. Without [`aws_config`](Self::aws_config), also when environment or
-    /// profile cannot work, as [`Lookup::load`](aws::Lookup::load) says.
+    /// region, a malformed one, or another than the ARN of its stream. Without
+    /// [`aws_config`](Self::aws_config), also when environment or profile cannot work, as
+    /// [`Lookup::load`](aws::Lookup::load) says.
     pub async fn build(mut self) -> Result<Worker, Error> {
         self.settings.retrieval.name_consumer(&self.application);
         self.settings.validate()?;
@@ -224,6 +244,7 @@ impl WorkerBuilder {
                 (config, own)
             }
         };
+        self.streams.iter().try_for_each(|source| source.is_in_region_of(&config))?;
         let lease_config = self.lease_aws_config.unwrap_or(lease_config);
         let store = self.store.unwrap_or_else(|| {
             Arc::new(DynamoStore::new(&lease_config, self.application, settings.table.clone()))

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a step of a test that cannot go on shall fail it")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one case among many")]
 
+mod accounts;
 mod aggregate;
 mod canned;
 mod dynamo_store;

@@ -1,6 +1,6 @@
 //! Amazon resource names of streams and consumers, written and read.
 
-use crate::kinesis::error::invalid_argument;
+use crate::kinesis::error::{access_denied, invalid_argument};
 use crate::kinesis::stream::{StreamName, is_name};
 use crate::wire::ApiError;
 
@@ -35,17 +35,19 @@ impl Place {
     ///
     /// # Errors
     ///
-    /// `InvalidArgumentException` when it is none of ours in shape, region or account.
+    /// `InvalidArgumentException` when it names no stream and no consumer of this region,
+    /// `AccessDeniedException` when it names one of another account: no stream here has a policy that
+    /// shares it.
     pub(super) fn read(&self, arn: &str) -> Result<Resource, ApiError> {
-        self.parse(arn).ok_or_else(|| {
-            invalid_argument(format!(
-                "The ARN {arn} does not name a stream or a consumer of account {} in {}.",
-                self.account, self.region
-            ))
-        })
+        let (account, resource) = self.parse(arn).ok_or_else(|| {
+            let region = &self.region;
+            invalid_argument(format!("{arn} is not the ARN of a stream or a consumer in {region}."))
+        })?;
+        if account == self.account { Ok(resource) } else { Err(access_denied(&self.account, arn)) }
     }
 
-    fn parse(&self, arn: &str) -> Option<Resource> {
+    /// The account and what it owns.
+    fn parse<'a>(&self, arn: &'a str) -> Option<(&'a str, Resource)> {
         let mut parts = arn.splitn(6, ':');
         let (scheme, partition, service) = (parts.next()?, parts.next()?, parts.next()?);
         let (region, account, resource) = (parts.next()?, parts.next()?, parts.next()?);
@@ -53,18 +55,20 @@ impl Place {
             && partition.starts_with("aws")
             && service == "kinesis"
             && region == self.region
-            && account == self.account;
+            && account.len() == self.account.len()
+            && account.bytes().all(|byte| byte.is_ascii_digit());
         if !ours {
             return None;
         }
         let path = resource.strip_prefix("stream/")?;
         let Some((stream, consumer)) = path.split_once("/consumer/") else {
-            return StreamName::new(path).ok().map(Resource::Stream);
+            return StreamName::new(path).ok().map(|stream| (account, Resource::Stream(stream)));
         };
         let (name, created) = consumer.split_once(':')?;
         let created_is_number = created.bytes().all(|byte| byte.is_ascii_digit());
         (is_name(name) && created_is_number).then_some(())?;
-        Some(Resource::Consumer { stream: StreamName::new(stream).ok()?, name: name.to_owned() })
+        let stream = StreamName::new(stream).ok()?;
+        Some((account, Resource::Consumer { stream, name: name.to_owned() }))
     }
 }
 
@@ -93,13 +97,22 @@ mod tests {
             "",
             "wildrydes",
             "arn:aws:kinesis:us-east-1:000000000000:stream/",
-            "arn:aws:kinesis:us-east-1:111111111111:stream/wildrydes",
+            "arn:aws:kinesis:us-east-1:11111:stream/wildrydes",
             "arn:aws:kinesis:eu-west-1:000000000000:stream/wildrydes",
             "arn:aws:dynamodb:us-east-1:000000000000:table/wildrydes",
             "arn:aws:kinesis:us-east-1:000000000000:stream/wildrydes/consumer/app",
             "arn:aws:kinesis:us-east-1:000000000000:stream/wildrydes/consumer/app:x",
         ] {
             assert_eq!(place().read(arn).unwrap_err().code, "InvalidArgumentException", "{arn}");
+        }
+    }
+
+    #[test]
+    fn what_another_account_owns_is_denied() {
+        let owner = Place { account: "123456789012".to_owned(), ..place() };
+        let stream = StreamName::new("wildrydes").unwrap();
+        for arn in [owner.stream_arn(&stream), owner.consumer_arn(&stream, "app", 1_000)] {
+            assert_eq!(place().read(&arn).unwrap_err().code, "AccessDeniedException", "{arn}");
         }
     }
 }

@@ -10,6 +10,13 @@ pub(super) fn invalid_argument(message: impl Into<String>) -> ApiError {
     ApiError::new("InvalidArgumentException", message)
 }
 
+pub(super) fn access_denied(account: &str, arn: &str) -> ApiError {
+    ApiError::new(
+        "AccessDeniedException",
+        format!("No resource-based policy allows account {account} to use {arn}."),
+    )
+}
+
 /// A member breaks a constraint of the API model.
 pub(super) fn validation(member: &str, value: &str, constraint: &str) -> ApiError {
     ApiError::new(

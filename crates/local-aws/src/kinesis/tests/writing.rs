@@ -129,10 +129,13 @@ async fn a_name_and_a_resource_name_must_agree() {
         json!({"StreamName": "t", "StreamARN": arn}),
         json!({}),
         json!({"StreamARN": "s"}),
-        json!({"StreamARN": "arn:aws:kinesis:us-east-1:123456789012:stream/s"}),
+        json!({"StreamARN": "arn:aws:kinesis:eu-west-1:000000000000:stream/s"}),
     ] {
         assert_eq!(local.error("ListShards", &wrong), "InvalidArgumentException", "{wrong}");
     }
+    let of_another_account =
+        json!({"StreamARN": "arn:aws:kinesis:us-east-1:123456789012:stream/s"});
+    assert_eq!(local.error("ListShards", &of_another_account), "AccessDeniedException");
     let nowhere = local.call("ListShards", &json!({"StreamName": "wildrydes"})).unwrap_err();
     assert_eq!(nowhere.message, "Stream wildrydes under account 000000000000 not found.");
 }
