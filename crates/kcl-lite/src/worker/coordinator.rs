@@ -18,7 +18,7 @@ use tokio_util::task::JoinMap;
 
 use super::handle::{STOP_DEADLINE, runtime_gone};
 use super::lease_keeper::{KeeperContext, KeeperExit, LeaseKeeper};
-use super::liveness::{Liveness, Progress, judge};
+use super::liveness::{Liveness, Progress, judge, judge_open_record};
 use super::shard_task::{Known, ShardExit, ShardStart, ShardTask, ShardTaskContext};
 use super::start::ReadyStream;
 use super::state::{Action, Ending, Input, State, Why};
@@ -295,7 +295,14 @@ impl Coordinator {
         }
         let progress = held.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let (activity, since) = progress.current();
-        judge(&activity, since.max(self.awake_since), now, &self.keeper_context.settings)
+        let settings = &self.keeper_context.settings;
+        match (judge(&activity, since.max(self.awake_since), now, settings), progress.open_since())
+        {
+            (Liveness::Well, Some(since)) => {
+                judge_open_record(since.max(self.awake_since), now, settings)
+            }
+            (judged, _) => judged,
+        }
     }
 
     fn given_back(&self, key: &LeaseKey, reason: String) {

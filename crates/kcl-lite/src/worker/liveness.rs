@@ -77,6 +77,8 @@ pub(crate) struct Progress {
     activity: Activity,
     since: Instant,
     is_at_tip: bool,
+    /// Since when records are in flight and the checkpoint cannot move past the first of them.
+    open_since: Option<Instant>,
     /// Why reading fails, and since when.
     read_error: Option<(String, Instant)>,
     /// Since when the reader may not read for want of memory.
@@ -94,6 +96,7 @@ impl Progress {
             activity: Activity::Reading,
             since: now,
             is_at_tip: false,
+            open_since: None,
             read_error: None,
             no_memory_since: None,
         }
@@ -133,6 +136,18 @@ impl Progress {
     pub(crate) fn doing(&mut self, activity: Activity, since: Instant) {
         self.activity = activity;
         self.since = since;
+    }
+
+    /// The oldest record in flight keeps the checkpoint where it is since then.
+    pub(crate) fn holds_checkpoint(&mut self, since: Option<Instant>) {
+        self.open_since = since;
+    }
+
+    /// Since when nobody was heard of the oldest record in flight, while the task waits for more records.
+    /// Whatever else it waits for is judged by itself.
+    pub(crate) fn open_since(&self) -> Option<Instant> {
+        let since = self.open_since.filter(|_| self.activity == Activity::Reading)?;
+        Some(self.heard_since(since))
     }
 
     /// The reader has answered; `behind` is `None` at the end of the shard.
@@ -212,6 +227,24 @@ pub(crate) fn judge(
     } else {
         Liveness::Well
     }
+}
+
+/// Judges a shard that is read, and whose oldest record in flight nobody has acknowledged since `since`.
+///
+/// It is not released for that: other records are processed, and when no more fit it is judged by
+/// [`judge`].
+pub(crate) fn judge_open_record(since: Instant, now: Instant, settings: &Settings) -> Liveness {
+    let lasting = now.saturating_duration_since(since);
+    if lasting < settings.callback_deadline {
+        return Liveness::Well;
+    }
+    let cause = format!(
+        "the checkpoint has not moved, because a delivered record has been neither acknowledged nor \
+         given up for {}: its token must be acknowledged or dropped, or the processor must send \
+         heartbeats",
+        Rounded(lasting)
+    );
+    Liveness::Slow { cause }
 }
 
 /// From when on it is slow, and stuck.

@@ -124,6 +124,8 @@ pub(crate) struct ShardTask {
     memory: Arc<Account>,
     /// The newest acknowledged position of this tenure, over all passes.
     acknowledged: Option<Mark>,
+    /// When that was, or when the oldest record in flight was delivered, if that is later.
+    moved_at: Instant,
     suspects: Suspects,
     /// Dead letters since a record was processed.
     dead_letters_in_a_row: u32,
@@ -176,6 +178,7 @@ impl ShardTask {
         rng: fastrand::Rng,
     ) -> Self {
         let (key, checkpoint) = (start.shard.lease_key.clone(), &start.known.checkpoint);
+        let now = context.clock.now();
         Self {
             memory: Arc::new(context.budget.account()),
             context,
@@ -188,6 +191,7 @@ impl ShardTask {
             drain,
             progress,
             acknowledged: None,
+            moved_at: now,
             suspects: Suspects::default(),
             dead_letters_in_a_row: 0,
             failed_passes: 0,
@@ -372,6 +376,7 @@ impl ShardTask {
             self.retry.succeeded();
             self.keeper.acknowledged(&mark);
             self.acknowledged = Some(mark);
+            self.moved_at = self.context.clock.now();
         }
     }
 

@@ -3,7 +3,7 @@
 //! Decides the order of callbacks. Spawns nothing: the reader is polled beside the processor.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::future;
@@ -159,6 +159,7 @@ impl ShardTask {
                 return pass;
             }
             let in_flight = window.in_flight();
+            self.watch_oldest(in_flight);
             if (in_flight == 0 || crate::mutant::is("ends-before-acknowledgements"))
                 && let Some(children) = children.take()
             {
@@ -207,6 +208,15 @@ impl ShardTask {
                 }
             }
         }
+    }
+
+    /// Says since when the oldest of so many records in flight keeps the checkpoint where it is.
+    fn watch_oldest(&mut self, in_flight: usize) {
+        if in_flight == 0 {
+            self.moved_at = self.context.clock.now();
+        }
+        let since = (in_flight > 0).then_some(self.moved_at);
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).holds_checkpoint(since);
     }
 
     /// What a reader found; the children, if that was the end. `Err` ends the pass.

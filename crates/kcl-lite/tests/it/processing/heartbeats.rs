@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kcl_lite::{
-    Ack, Batch, BoxError, Event, Heartbeat, RecordProcessor, Settings, ShardContext, WorkerHandle,
+    Ack, Batch, BoxError, Event, Heartbeat, LeaseKey, RecordProcessor, Settings, ShardContext,
+    WorkerHandle,
 };
 use tokio::time::{Instant, sleep};
 
@@ -26,6 +27,8 @@ enum Manner {
     BeatsThenHangs(Duration),
     /// Returns at once, acknowledges later, and beats when it is asked whether there is work.
     Defers,
+    /// Returns at once, acknowledges later, and never beats.
+    DefersSilently,
 }
 
 struct Patient {
@@ -47,19 +50,31 @@ impl RecordProcessor for Patient {
                 batch.heartbeat().during(sleep(beats)).await;
                 pending().await
             }
-            Manner::Defers => self.tokens.lock().unwrap().push(batch.defer()),
+            Manner::Defers | Manner::DefersSilently => {
+                self.tokens.lock().unwrap().push(batch.defer())
+            }
         }
         Ok(())
     }
 
     async fn idle(&mut self) -> Result<(), BoxError> {
-        self.heartbeat.beat();
+        if self.manner != Manner::DefersSilently {
+            self.heartbeat.beat();
+        }
         Ok(())
     }
 }
 
 /// A worker with such a processor; the tokens that it keeps.
 async fn start(fleet: &Fleet, manner: Manner) -> (WorkerHandle, Arc<Mutex<Vec<Ack>>>) {
+    start_with(fleet, manner, 1).await
+}
+
+async fn start_with(
+    fleet: &Fleet,
+    manner: Manner,
+    max_unacknowledged: usize,
+) -> (WorkerHandle, Arc<Mutex<Vec<Ack>>>) {
     let tokens = Arc::<Mutex<Vec<Ack>>>::default();
     let (world, kept) = (fleet.clone(), Arc::clone(&tokens));
     let make = move |shard: &ShardContext| Patient {
@@ -68,7 +83,7 @@ async fn start(fleet: &Fleet, manner: Manner) -> (WorkerHandle, Arc<Mutex<Vec<Ac
         tokens: Arc::clone(&kept),
         fleet: world.clone(),
     };
-    let settings = Settings { max_unacknowledged: 1, ..eager() };
+    let settings = Settings { max_unacknowledged, ..eager() };
     let worker = fleet.builder("a").settings(settings).build().await.unwrap();
     (worker.start(make).await.unwrap(), tokens)
 }
@@ -164,4 +179,31 @@ async fn a_token_is_void_once_the_shard_is_lost_however_alive_the_processor_is()
     fleet.until_event("the lease is lost", is_lost).await;
     sleep(Duration::from_millis(1)).await;
     assert!(is_void());
+}
+
+/// The checkpoint does not move, and neither memory nor the window says so for hours.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_is_not_acknowledged_is_named_though_later_ones_are() {
+    for (manner, is_named) in [(Manner::DefersSilently, true), (Manner::Defers, false)] {
+        let fleet = Fleet::new(1);
+        put(&fleet, 1..=1);
+        let (worker, tokens) = start_with(&fleet, manner, 100).await;
+        fleet.until_delivered(1).await;
+        let oldest = tokens.lock().unwrap().pop().unwrap();
+        for minute in 2..=25 {
+            put(&fleet, minute..=minute);
+            sleep(MINUTE).await;
+            tokens.lock().unwrap().drain(..).for_each(Ack::acknowledge);
+            let health = worker.health();
+            let cause = health.shards.get(&LeaseKey::from(shard()));
+            // It was delivered a minute after the loop began to count.
+            assert_eq!(cause.is_some(), is_named && minute > 11, "minute {minute}: {health:?}");
+            assert!(cause.is_none_or(|it| it.contains("neither acknowledged nor")), "{health:?}");
+        }
+        assert_eq!(fleet.count(is_released), 0, "the others are processed");
+        oldest.acknowledge();
+        until_stored(&fleet, &at(25)).await;
+        sleep(3 * Duration::from_secs(1)).await;
+        all_is_well(&fleet, &worker);
+    }
 }
