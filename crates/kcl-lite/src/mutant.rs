@@ -155,6 +155,10 @@ pub const ABOVE_THE_PORTS: &[(&str, &str)] = &[
     ("rejected-records-count-unstored", "what a processor rejects counts as stored at once"),
     ("dead-letters-count-unstored", "a record counts as put aside though storing it failed"),
     ("all-is-always-well", "nobody says that a shard is stuck"),
+    (
+        "nobody-is-ever-full",
+        "leases that nobody takes are left with their owner for a worker that may not hold more",
+    ),
     ("old-rows-are-believed", "the rows of a stream that is gone count for the one made after it"),
     ("refusing-is-adopting", "a stream that was made again is read though that was ruled out"),
     (

@@ -30,7 +30,8 @@ pub struct Settings {
     pub initial_position: InitialPosition,
     /// What is made even between workers. Default [`Balance::Count`].
     pub balance: Balance,
-    /// The most leases this worker holds at once. Default no limit.
+    /// The most leases this worker holds at once. Default no limit. Workers are not told of each
+    /// other's limits: the others share what this worker does not take after three lease durations.
     pub max_leases: usize,
     /// Time between reads of a shard at its tip. Default 1 s, from 200 ms (the service allows five
     /// reads per second and shard, shared by all applications) to 1 min.

@@ -445,6 +445,7 @@ async fn start(machine: &Arc<Machine>) -> Result<WorkerHandle, Error> {
         failures: plan.failures,
         slow_after: plan.slow_after,
         callback_deadline: plan.callback_deadline,
+        max_leases: if plan.full_slot() == Some(machine.slot) { 1 } else { usize::MAX },
         initial_position: match plan.start {
             Start::Horizon => InitialPosition::TrimHorizon,
             Start::Latest => InitialPosition::Latest,

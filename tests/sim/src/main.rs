@@ -42,6 +42,9 @@ struct Arguments {
     /// Listings are far behind in every plan, and not only in one of twenty.
     #[arg(long, conflicts_with_all = ["recreate", "busy_owner"])]
     older_listings: bool,
+    /// In every plan, and not only in one of twenty, a worker may hold a single lease.
+    #[arg(long, conflicts_with_all = ["recreate", "busy_owner", "older_listings"])]
+    full_worker: bool,
     /// With `--seed`: keep only these operations of its plan, by number.
     #[arg(long, value_delimiter = ',')]
     keep: Option<Vec<usize>>,
@@ -72,6 +75,7 @@ impl Arguments {
         match () {
             () if self.recreate => plan.recreating(),
             () if self.busy_owner => plan.with_busy_owner(),
+            () if self.full_worker => plan.with_full_worker(),
             () if self.older_listings => plan.with_older_listings(),
             () => plan,
         }

@@ -58,6 +58,8 @@ pub struct Plan {
     pub recreated: Option<StreamRecreated>,
     /// Whether the only trouble is an owner that is busy for minutes: see [`Plan::with_busy_owner`].
     pub busy_owner: bool,
+    /// The last slot may hold one lease: see [`Plan::with_full_worker`].
+    pub full_worker: bool,
     /// Whether listings are far behind: see [`Plan::with_older_listings`].
     pub older_listings: bool,
     /// When all faults have ended and must have been repaired after a stated time.
@@ -365,6 +367,7 @@ impl Plan {
             style: *pick(rng, &[Style::Return, Style::Return, Style::Defer, Style::Split]),
             recreated: None,
             busy_owner: false,
+            full_worker: false,
             older_listings: false,
             calm_at: CALM_AT,
             length: LENGTH,
@@ -387,6 +390,8 @@ impl Plan {
             self.with_older_listings()
         } else if chance(self.seed, "busy owner").u8(0..20) == 0 {
             self.with_busy_owner()
+        } else if chance(self.seed, "full worker").u8(0..20) == 0 {
+            self.with_full_worker()
         } else {
             self
         }
@@ -567,6 +572,36 @@ impl Plan {
             };
         }
         self
+    }
+
+    /// The same plan, but one of three workers or more may hold a single lease, and nothing goes wrong
+    /// except that another one stops and comes back to an owner of nearly all: the two have to share
+    /// what the limited one does not take.
+    ///
+    /// One plan in twenty is of this kind.
+    #[must_use]
+    pub fn with_full_worker(mut self) -> Self {
+        let rng = &mut chance(self.seed, "full worker's plan");
+        self.full_worker = true;
+        self.recreated = None;
+        self.theme = Theme::Chaos;
+        self.workers = self.workers.max(3);
+        self.rates.resize(self.workers, 1.0);
+        self.shards = rng.u32(6..=12);
+        self.callback_deadline = LENGTH;
+        self.failures = FailurePolicy::Retry;
+        let at = self.boot_at + between(rng, 30 * SECOND, 90 * SECOND);
+        let back_after = Some(between(rng, 10 * SECOND, 60 * SECOND));
+        let slot = rng.usize(..self.workers - 1);
+        let what = What::Stop { slot, deadline: 20 * SECOND, back_after, same_id: rng.bool() };
+        self.operations = vec![Operation { at, what }];
+        self
+    }
+
+    /// The slot whose worker may hold one lease only.
+    #[must_use]
+    pub fn full_slot(&self) -> Option<usize> {
+        self.full_worker.then_some(self.workers - 1)
     }
 
     /// In every other plan wall clocks jump, also those of workers that start.

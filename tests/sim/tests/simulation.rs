@@ -90,6 +90,7 @@ fn the_same_seed_goes_the_same_way_to_the_last_byte() {
         goes_the_same_way_twice(Tier::Protocol, seed);
         same_twice(&Plan::of(seed).recreating());
         same_twice(&Plan::of(seed).with_busy_owner());
+        same_twice(&Plan::of(seed).with_full_worker());
     }
 }
 

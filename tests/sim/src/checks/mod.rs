@@ -183,6 +183,8 @@ struct Rules {
     calm: bool,
     /// Nothing goes wrong, except that one owner is busy: see [`Plan::with_busy_owner`].
     busy_owner: bool,
+    /// The slot that may hold one lease: see [`Plan::with_full_worker`].
+    full_slot: Option<usize>,
 }
 
 /// Calls of one worker in one minute.
@@ -204,6 +206,7 @@ impl Ledger {
                 slow_after: plan.slow_after,
                 calm: plan.theme == Theme::Calm,
                 busy_owner: plan.busy_owner,
+                full_slot: plan.full_slot(),
                 eager: plan.checkpoints != CheckpointPolicy::OnRenewal,
             },
             leases: BTreeMap::new(),

@@ -152,6 +152,13 @@ impl Ledger {
                 }
             }
         }
+        if let Some(full) = self.rules.full_slot.map(|slot| format!("w{slot}.")) {
+            let limited = loads.extract_if(.., |worker, _| worker.as_str().starts_with(&full));
+            if limited.map(|(_, load)| load).sum::<usize>() > 1 {
+                let text = "a worker holds more leases than it may".to_owned();
+                return self.broken(Promise::Balance, now, None, text);
+            }
+        }
         let (least, most) = (loads.values().min(), loads.values().max());
         if most.zip(least).is_some_and(|(most, least)| most - least > 1) {
             let text = format!("loads are {loads:?}");

@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+mod full;
 mod throughput;
+
+pub(crate) use full::Full;
 
 use super::expiry::Observations;
 use super::{Lease, LeaseKey};
@@ -49,6 +52,8 @@ pub(crate) struct Snapshot<'a> {
     pub(crate) balance: Balance,
     /// The most leases this worker may hold.
     pub(crate) limit: usize,
+    /// Other workers that take no more leases.
+    pub(crate) full: &'a BTreeSet<WorkerId>,
 }
 
 /// One lease to take, and why.
@@ -92,6 +97,18 @@ pub(crate) fn leases_to_take(snapshot: &Snapshot<'_>) -> Vec<Take> {
         takes.truncate(room);
     }
     takes
+}
+
+/// The other workers to which leases would have to move, and how many each of them holds now.
+pub(crate) fn receivers(snapshot: &Snapshot<'_>) -> BTreeMap<WorkerId, usize> {
+    let world = World::of(snapshot);
+    if !world.orphans.is_empty() {
+        // Nothing moves before these are adopted.
+        return BTreeMap::new();
+    }
+    let moves = world.moves(snapshot.balance, &BTreeSet::new());
+    let others = moves.into_iter().map(|(_, to)| to).filter(|to| *to != snapshot.me);
+    others.map(|to| (to.clone(), world.held.get(to).map_or(0, Vec::len))).collect()
 }
 
 /// What a worker would do with one lease, and why.
@@ -227,45 +244,51 @@ impl<'a> World<'a> {
         takes
     }
 
-    /// The leases that move to this worker so that loads differ by at most one, with as few moves
-    /// as possible: who has more already keeps the larger share.
+    /// The leases that move to this worker.
     fn moves_to_me(&self, snapshot: &Snapshot<'_>) -> Vec<Take> {
+        let moves = self.moves(snapshot.balance, snapshot.full).into_iter();
+        let mine = moves.filter(|(_, to)| *to == snapshot.me);
+        mine.map(|(key, _)| Take { key, reason: TakeReason::Balance }).collect()
+    }
+
+    /// The leases that move so that loads differ by at most one, with as few moves as possible (whoever
+    /// has more already keeps the larger share), and the workers that get them. Workers that are full
+    /// neither get nor lose any: the others share the rest.
+    fn moves(&self, balance: Balance, full: &BTreeSet<WorkerId>) -> Vec<(LeaseKey, &'a WorkerId)> {
         if mutant::is("leases-never-move") {
             return Vec::new();
         }
-        let by_load = match snapshot.balance {
+        let mut held = self.held.clone();
+        held.retain(|worker, _| !full.contains(*worker));
+        let by_load = match balance {
             Balance::Count => None,
-            Balance::Throughput => throughput::moves(&self.held),
+            Balance::Throughput => throughput::moves(&held),
         };
-        if let Some(moves) = by_load {
-            let mine = moves.into_iter().filter(|(_, to)| *to == snapshot.me);
-            return mine.map(|(key, _)| Take { key, reason: TakeReason::Balance }).collect();
-        }
-        let total: usize = self.held.values().map(Vec::len).sum();
-        let (floor, larger) = (total / self.held.len(), total % self.held.len());
-        let mut ranked: Vec<_> = self.held.iter().collect();
-        ranked.sort_by_key(|(worker, leases)| (usize::MAX - leases.len(), **worker));
-        let worst = usize::from(rank_is_reversed());
-        let share = |rank: usize| {
-            let rank = if worst == 1 { self.held.len() - 1 - rank } else { rank };
-            floor + usize::from(rank < larger)
-        };
-
-        let mut surplus = ranked
-            .iter()
-            .enumerate()
-            .flat_map(|(rank, (_, leases))| leases.iter().skip(share(rank)).copied())
-            .filter(|lease| lease.checkpoint_owner.is_none());
-        let mut takes = Vec::new();
-        for (rank, (worker, leases)) in ranked.iter().enumerate().rev() {
-            for lease in surplus.by_ref().take(share(rank).saturating_sub(leases.len())) {
-                if **worker == snapshot.me {
-                    takes.push(Take { key: lease.key.clone(), reason: TakeReason::Balance });
-                }
-            }
-        }
-        takes
+        by_load.unwrap_or_else(|| moves_by_number(&held))
     }
+}
+
+fn moves_by_number<'a>(
+    held: &BTreeMap<&'a WorkerId, Vec<&'a Lease>>,
+) -> Vec<(LeaseKey, &'a WorkerId)> {
+    let total: usize = held.values().map(Vec::len).sum();
+    let workers = held.len().max(1);
+    let (floor, larger) = (total / workers, total % workers);
+    let mut ranked: Vec<_> = held.iter().collect();
+    ranked.sort_by_key(|(worker, leases)| (usize::MAX - leases.len(), **worker));
+    let share = |rank: usize| {
+        let rank = if rank_is_reversed() { workers - 1 - rank } else { rank };
+        floor + usize::from(rank < larger)
+    };
+    let surplus = ranked.iter().enumerate();
+    let surplus = surplus.flat_map(|(rank, (_, leases))| leases.iter().skip(share(rank)));
+    let mut surplus = surplus.filter(|lease| lease.checkpoint_owner.is_none());
+    let mut moves = Vec::new();
+    for (rank, (worker, leases)) in ranked.iter().enumerate().rev() {
+        let gains = surplus.by_ref().take(share(rank).saturating_sub(leases.len()));
+        moves.extend(gains.map(|lease| (lease.key.clone(), **worker)));
+    }
+    moves
 }
 
 /// Whether whoever has less gets the larger share.

@@ -51,8 +51,24 @@ impl Fixture {
         self.takes_sighted(me, mine, limit, 100)
     }
 
+    /// The takes of a worker without leases, which knows that another one is full.
+    fn takes_beside_full(&self, me: &str, full: &str) -> Vec<Take> {
+        let full = [full.into()].into();
+        self.takes_by(me, "", usize::MAX, (100, &full))
+    }
+
     /// The takes of a worker that has seen the table for so many seconds.
     fn takes_sighted(&self, me: &str, mine: &str, limit: usize, seconds: u64) -> Vec<Take> {
+        self.takes_by(me, mine, limit, (seconds, &BTreeSet::new()))
+    }
+
+    fn takes_by(
+        &self,
+        me: &str,
+        mine: &str,
+        limit: usize,
+        (seconds, full): (u64, &BTreeSet<WorkerId>),
+    ) -> Vec<Take> {
         let is_measured = self.leases.values().any(|lease| lease.throughput.is_some());
         leases_to_take(&Snapshot {
             me: &me.into(),
@@ -68,6 +84,7 @@ impl Fixture {
             patience: LASTS / 5,
             balance: if is_measured { Balance::Throughput } else { Balance::Count },
             limit,
+            full,
         })
     }
 }
@@ -158,6 +175,33 @@ fn the_limit_of_a_worker_is_kept() {
 }
 
 #[test]
+fn what_a_full_worker_does_not_take_is_shared_by_the_others() {
+    for load in ["", " load=900"] {
+        let of_b = (10..22).map(|key| format!("{key} owner=b{load}\n"));
+        let fixture = Fixture::parse(&of_b.chain([format!("0 owner=a{load}")]).collect::<String>());
+        assert_eq!(fixture.takes("c", "", usize::MAX).len(), 4, "{load}");
+        assert_eq!(fixture.takes_beside_full("c", "a").len(), 6, "{load}");
+    }
+}
+
+#[test]
+fn a_worker_is_full_when_what_would_move_to_it_has_not_for_three_leases() {
+    let (mut full, start) = (Full::default(), Instant::now());
+    let mut at = |leases: u32, receivers: &[(&str, usize)]| {
+        let receivers = receivers.iter().map(|(worker, held)| ((*worker).into(), *held)).collect();
+        full.learn(&receivers, start + LASTS * leases, LASTS);
+        full.workers().iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    };
+    assert_eq!(at(0, &[("a", 1), ("b", 1)]), "");
+    assert_eq!(at(2, &[("a", 1), ("b", 2)]), "");
+    assert_eq!(at(3, &[("a", 1), ("b", 2)]), "a");
+    assert_eq!(at(5, &[("a", 1), ("b", 2)]), "a,b");
+    assert_eq!(at(6, &[("a", 2)]), "", "it has taken one, and nothing would move to the other");
+    assert_eq!(at(8, &[("a", 2), ("b", 2)]), "");
+    assert_eq!(at(9, &[("a", 2), ("b", 2)]), "a");
+}
+
+#[test]
 fn c10_the_setting_decides_whether_numbers_or_loads_are_made_even() {
     let by_number = "0 owner=b\n 1 owner=b\n 2 owner=b\n 3 owner=a";
     check(by_number, "a", "3", "2 Balance");
@@ -209,6 +253,7 @@ fn settle(owners: &[Option<u8>]) -> (BTreeMap<LeaseKey, Lease>, usize) {
                 patience: LASTS / 5,
                 balance: Balance::Count,
                 limit: usize::MAX,
+                full: &BTreeSet::new(),
             });
             for take in takes {
                 if !taken.insert(take.key.clone()) {

@@ -118,6 +118,7 @@ impl World {
             patience: lasts / 5,
             balance: Balance::Count,
             limit: usize::MAX,
+            full: &BTreeSet::new(),
         });
         // A move asks first, and nothing has to move.
         let at_once = takes.into_iter().filter(|take| take.reason != TakeReason::Balance);

@@ -24,7 +24,7 @@ use self::handoff::{Asked, understands_handoff};
 use self::streams::{StreamState, Vanished};
 use crate::error::{Error, ServiceError};
 use crate::event::{Event, TakeReason};
-use crate::lease::balance::{self, Explanation, Snapshot, Take};
+use crate::lease::balance::{self, Explanation, Full, Snapshot, Take};
 use crate::lease::expiry::Observations;
 use crate::lease::store::{Table, WriteOutcome};
 use crate::lease::taking::Takes;
@@ -160,6 +160,8 @@ pub(crate) struct State {
     writing: BTreeSet<LeaseKey>,
     /// Leases that made no progress here, and until when they are left to others.
     given_back: BTreeMap<LeaseKey, Instant>,
+    /// The other workers that take no more leases.
+    full: Full,
     /// Leases that made no progress here, and have made none since.
     stuck: BTreeMap<LeaseKey, Stuck>,
     /// Since when the table has shown the leases that may be read, and that this worker does not hold.
@@ -224,6 +226,7 @@ impl State {
             unreadable: BTreeMap::new(),
             hidden: BTreeSet::new(),
             given_back: BTreeMap::new(),
+            full: Full::default(),
             stuck: BTreeMap::new(),
             runnable: BTreeMap::new(),
             double: Double::default(),
@@ -390,6 +393,10 @@ impl State {
         let (leases, me) = (&self.leases, &self.me);
         self.stuck.retain(|key, stuck| leases.get(key).is_some_and(|row| stuck.is_still(row, me)));
         self.note_doubles(now);
+        if sight == Sight::New {
+            let receivers = balance::receivers(&self.snapshot(now));
+            self.full.learn(&receivers, now, self.settings.lease_duration);
+        }
         let mut takes = balance::leases_to_take(&self.snapshot(now));
         takes.retain(|take| sight == Sight::New || take.reason != TakeReason::Balance);
         takes.extend(self.overdue(now));
@@ -418,6 +425,7 @@ impl State {
             patience: self.patience(),
             balance: self.settings.balance,
             limit: self.settings.max_leases,
+            full: self.full.workers(),
         }
     }
 

@@ -1,0 +1,51 @@
+//! Which workers take no more leases, because they hold as many as they may.
+//!
+//! No row says how many leases a worker may hold, and the Java KCL has a limit as well. So it is
+//! learnt: a worker to which leases would have to move, and which holds the same number for long all
+//! the same, is full. Pure: told what is planned and when.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::mutant;
+use crate::record::WorkerId;
+
+/// After so many lease durations. A worker asks for what moves to it as soon as it has seen that, which
+/// is within one, and what it asks for counts as its own at once.
+const AFTER_LEASES: u32 = 3;
+
+/// The other workers that are full.
+#[derive(Debug, Default)]
+pub(crate) struct Full {
+    /// How many leases each receiver holds, and since when it has been one with that number.
+    waiting: BTreeMap<WorkerId, (usize, Instant)>,
+    full: BTreeSet<WorkerId>,
+}
+
+impl Full {
+    /// Learns from the plan at `now`; see [`receivers`](super::receivers).
+    pub(crate) fn learn(
+        &mut self,
+        receivers: &BTreeMap<WorkerId, usize>,
+        now: Instant,
+        lease_duration: Duration,
+    ) {
+        self.waiting.retain(|worker, (held, _)| receivers.get(worker) == Some(held));
+        for (worker, held) in receivers {
+            self.waiting.entry(worker.clone()).or_insert((*held, now));
+        }
+        let after = lease_duration.saturating_mul(AFTER_LEASES);
+        let is_full = |since: Instant| {
+            now.saturating_duration_since(since) >= after && !mutant::is("nobody-is-ever-full")
+        };
+        let full = self.waiting.iter().filter(|(_, (_, since))| is_full(*since));
+        self.full = full.map(|(worker, _)| worker.clone()).collect();
+    }
+
+    /// The workers.
+    pub(crate) fn workers(&self) -> &BTreeSet<WorkerId> {
+        &self.full
+    }
+}
