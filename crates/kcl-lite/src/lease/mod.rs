@@ -144,7 +144,8 @@ pub struct Lease {
     pub key: LeaseKey,
     /// Who may read the shard. During a KCL 3 handoff this is already the next owner.
     pub owner: Option<WorkerId>,
-    /// Grows by one with every renewal and every change of owner; every write is conditional on it.
+    /// Grows by one with every renewal and every change of owner; every write is conditional on it. At
+    /// most [`MOST_COUNTER`](Self::MOST_COUNTER).
     pub counter: u64,
     /// Changes of owner since the last checkpoint.
     pub owner_switches: u64,
@@ -176,6 +177,11 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// The greatest counter from which a lease can go on: what the Java KCL can read, and far enough
+    /// from the end of the type that no series of writes comes there. A store lists rows with greater ones
+    /// as unreadable.
+    pub const MOST_COUNTER: u64 = i64::MAX.unsigned_abs();
+
     /// A new lease that nobody owns.
     #[must_use]
     pub fn new(key: impl Into<LeaseKey>, checkpoint: Checkpoint) -> Self {
@@ -261,10 +267,17 @@ impl Lease {
                 Some(Cursor::Timestamp(Timestamp::from_millis(i64::MAX)))
             }
             Checkpoint::TrimHorizon | Checkpoint::Latest | Checkpoint::AtTimestamp => {
-                Some(self.anchor.map_or(Cursor::Horizon, Cursor::Timestamp))
+                // No record is older than 1970, and no service takes such a time.
+                let since = self.anchor.filter(|time| time.as_millis() >= 0);
+                Some(since.map_or(Cursor::Horizon, Cursor::Timestamp))
             }
         }
     }
+}
+
+/// The counter after a write. It never starts again at 0, where earlier counters would be valid once more.
+pub(crate) fn counter_after(counter: u64, by: u64) -> u64 {
+    counter.saturating_add(by)
 }
 
 /// One conditional write on one row.
@@ -501,11 +514,12 @@ impl Lease {
     }
 
     fn taken(mut self, from: Option<&WorkerId>, owner: &WorkerId) -> Self {
-        self.counter += u64::from(!mutant::is("take-keeps-counter"));
+        self.counter = counter_after(self.counter, u64::from(!mutant::is("take-keeps-counter")));
         if mutant::is("take-wipes-checkpoint") {
             self.checkpoint = Checkpoint::TrimHorizon;
         }
-        self.owner_switches += u64::from(LeaseChange::is_switch(from, owner));
+        let switch = u64::from(LeaseChange::is_switch(from, owner));
+        self.owner_switches = self.owner_switches.saturating_add(switch);
         self.owner = Some(owner.clone());
         self.checkpoint_owner = None;
         self
@@ -532,7 +546,7 @@ impl Lease {
 
     fn reset(mut self, checkpoint: &Checkpoint, anchor: Option<Timestamp>) -> Self {
         // The Java library takes one more at its own row for a lost reply of its own.
-        self.counter += 2;
+        self.counter = counter_after(self.counter, 2);
         self.checkpoint = checkpoint.clone();
         self.anchor = anchor;
         (self.pending, self.read_until, self.owner_switches) = (None, None, 0);
@@ -542,7 +556,7 @@ impl Lease {
     }
 
     fn renewed(mut self, news: &News) -> Self {
-        self.counter += u64::from(!mutant::is("renew-keeps-counter"));
+        self.counter = counter_after(self.counter, u64::from(!mutant::is("renew-keeps-counter")));
         if let Some(checkpoint) = &news.checkpoint {
             debug_assert!(
                 mutant::is_any() || *checkpoint >= self.checkpoint,

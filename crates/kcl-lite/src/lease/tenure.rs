@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::store::WriteOutcome;
-use super::{Lease, LeaseChange, LeaseWrite, News, PendingChange, WriteId};
+use super::{Lease, LeaseChange, LeaseWrite, News, PendingChange, WriteId, counter_after};
 use crate::mutant;
 use crate::record::{ShardId, WorkerId};
 
@@ -160,7 +160,7 @@ impl Tenure {
     /// The write that puts a vanished row back with its position.
     pub(crate) fn write_again(&self, told: &News) -> LeaseWrite {
         let mut lease = self.lease.clone();
-        lease.counter += 1;
+        lease.counter = counter_after(lease.counter, 1);
         if let Some(news) = self.news(told).checkpoint {
             lease.checkpoint = news;
         }
@@ -228,7 +228,7 @@ impl Tenure {
 
     fn is_ours(&self, row: &Lease) -> bool {
         !mutant::is("lost-reply-is-lost-lease")
-            && row.counter == self.lease.counter + 1
+            && row.counter == counter_after(self.lease.counter, 1)
             && row.write_id.as_ref() == Some(&write_id(&self.incarnation, self.lease.counter))
     }
 }

@@ -232,7 +232,12 @@ async fn one_damaged_row_is_listed_apart_with_its_fault_and_named_when_asked_for
     for (row, fault) in [
         ("checkpoint S TRIM_HORIZON", "it has no `leaseCounter`"),
         ("leaseCounter N 1", "it has no `checkpoint`"),
-        ("leaseCounter N -1; checkpoint S LATEST", "`leaseCounter` is not a whole number in range"),
+        ("leaseCounter S 1; checkpoint S LATEST", "`leaseCounter` is not a number"),
+        (
+            "leaseCounter N -1; checkpoint S LATEST",
+            "`leaseCounter` is -1, from which no lease can go on: it has to be a whole number from 0 to \
+             9223372036854775807",
+        ),
         ("leaseCounter N 1; checkpoint S soon", "`checkpoint`: `soon` is not a checkpoint"),
         ("leaseCounter N 1; checkpoint S LATEST; leaseOwner N 3", "`leaseOwner` is not a string"),
         (
@@ -252,6 +257,65 @@ async fn one_damaged_row_is_listed_apart_with_its_fault_and_named_when_asked_for
         assert_eq!(error.kind, ServiceErrorKind::Invalid);
         let expected = format!("table `{TABLE}` in us-east-1 has a bad row `{SHARD}`: {fault}");
         assert_eq!(error.to_string(), expected);
+    }
+}
+
+/// The table holds numbers of 38 digits, and a hand or another program may have written any of them.
+#[tokio::test(start_paused = true)]
+async fn numbers_of_any_size_are_read_or_reported() {
+    let bench = Bench::new().await;
+    let [counter, sub, pending_sub] =
+        ["leaseCounter", "checkpointSubSequenceNumber", "pendingCheckpointSubSequenceNumber"];
+    let others = ["ownerSwitchesSinceCheckpoint", "klAnchor", "klReadUntil", "klStreamCreated"];
+    for column in [counter, sub, pending_sub, "throughputKBps"].into_iter().chain(others) {
+        for number in [
+            "-1",
+            "1.5",
+            "9223372036854775807",
+            "9223372036854775808",
+            "18446744073709551615",
+            "18446744073709551616",
+            "99999999999999999999999999999999999999",
+            "1E125",
+            "-1E125",
+        ] {
+            let mut row = item(&format!(
+                "{}; leaseOwner S w1; pendingCheckpoint S 55; klStreamArn S arn",
+                bare(SHARD)
+            ));
+            row.insert(column.to_owned(), AttributeValue::N(number.to_owned()));
+            let put = bench.admin.put_item().table_name(TABLE).set_item(Some(row.clone()));
+            put.send().await.unwrap();
+            let table = bench.store.list().await.unwrap();
+            let is_exact = [counter, sub, pending_sub].contains(&column);
+            assert!(is_exact || table.unreadable.is_empty(), "{column} {number}: {table:?}");
+            let Some(lease) = table.leases.first() else {
+                let fault = &table.unreadable[&LeaseKey::from(SHARD)];
+                assert!(fault.contains(&format!("`{column}`")), "{fault}");
+                continue;
+            };
+            let (counter, news) = (lease.counter, News::of(Some(at("77", 0))));
+            for change in [
+                take(counter),
+                renew(counter),
+                LeaseChange::Release { counter, news },
+                LeaseChange::Reset { counter, checkpoint: Checkpoint::TrimHorizon, anchor: None },
+            ] {
+                let change = write(SHARD, change);
+                // What the service refuses is an error, and what the memory does is the rule.
+                let put = bench.admin.put_item().table_name(TABLE).set_item(Some(row.clone()));
+                put.send().await.unwrap();
+                let stored = bench.store.write(&change).await.ok();
+                let expected = change.apply(Some(lease)).unwrap();
+                let is_as_expected = |it: &WriteOutcome| match it {
+                    WriteOutcome::Done(row) => {
+                        row.as_ref().map(|it| it.counter) == expected.as_ref().map(|it| it.counter)
+                    }
+                    WriteOutcome::Refused(_) => false,
+                };
+                assert!(stored.iter().all(is_as_expected), "{column} {number}: {stored:?}");
+            }
+        }
     }
 }
 

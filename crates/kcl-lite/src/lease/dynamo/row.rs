@@ -40,6 +40,8 @@ pub(super) const ANCHOR: &str = "klAnchor";
 pub(super) const READ_UNTIL: &str = "klReadUntil";
 /// KiB per second, a fraction; the Java library's.
 pub(super) const THROUGHPUT: &str = "throughputKBps";
+/// In bytes; a thousand times what a shard can carry. Loads are added up.
+const MOST_THROUGHPUT: u64 = 1 << 32;
 const STREAM_ARN: &str = "klStreamArn";
 const STREAM_CREATED: &str = "klStreamCreated";
 // Only in rows of a worker with several streams.
@@ -69,8 +71,10 @@ impl<'a> Row<'a> {
         Ok(Some(Lease {
             key: self.text(LEASE_KEY)?.ok_or_else(|| missing(LEASE_KEY))?.into(),
             owner: self.text(LEASE_OWNER)?.map(Into::into),
-            counter: self.number(LEASE_COUNTER)?.ok_or_else(|| missing(LEASE_COUNTER))?,
-            owner_switches: self.number(OWNER_SWITCHES)?.unwrap_or(0),
+            counter: self.counter()?.ok_or_else(|| missing(LEASE_COUNTER))?,
+            owner_switches: self
+                .saturated(OWNER_SWITCHES)?
+                .map_or(0, |it| u64::try_from(it).unwrap_or(0)),
             checkpoint: self
                 .checkpoint(CHECKPOINT, CHECKPOINT_SUB)?
                 .ok_or_else(|| missing(CHECKPOINT))?,
@@ -99,15 +103,39 @@ impl<'a> Row<'a> {
         number.map(Some).ok_or_else(|| format!("`{attribute}` is not a whole number in range"))
     }
 
+    /// The table holds numbers of 38 digits, but a lease goes on from its counter: there has to be a next
+    /// one, for all writes that are still to come, and other libraries have to be able to read it.
+    fn counter(self) -> Result<Option<u64>, String> {
+        let Some(value) = self.0.get(LEASE_COUNTER) else { return Ok(None) };
+        let number = value.as_n().map_err(|_| format!("`{LEASE_COUNTER}` is not a number"))?;
+        let counter = number.parse().ok().filter(|counter| *counter <= Lease::MOST_COUNTER);
+        counter.map(Some).ok_or_else(|| {
+            format!(
+                "`{LEASE_COUNTER}` is {number}, from which no lease can go on: it has to be a whole number \
+                 from 0 to {}",
+                Lease::MOST_COUNTER
+            )
+        })
+    }
+
+    /// A number of which only the order matters, as near to it as an `i64` comes.
+    #[expect(clippy::cast_possible_truncation, reason = "what is out of range is cut to it")]
+    fn saturated(self, attribute: &str) -> Result<Option<i64>, String> {
+        match self.number(attribute) {
+            Err(_) => Ok(self.number(attribute)?.map(|number: f64| number as i64)),
+            number => number,
+        }
+    }
+
     fn time(self, attribute: &str) -> Result<Option<Timestamp>, String> {
-        Ok(self.number(attribute)?.map(Timestamp::from_millis))
+        Ok(self.saturated(attribute)?.map(Timestamp::from_millis))
     }
 
     /// Only a weight: what cannot be read is left out, rather than stopping the shard.
-    #[expect(clippy::cast_possible_truncation, reason = "a rate is far below 2^53 bytes a second")]
+    #[expect(clippy::cast_possible_truncation, reason = "what is out of range is cut to it")]
     fn throughput(self) -> Option<u64> {
         let rate: Option<f64> = self.number(THROUGHPUT).ok().flatten();
-        rate.map(|rate| (rate * 1024.0) as u64)
+        rate.map(|rate| ((rate * 1024.0) as u64).min(MOST_THROUGHPUT))
     }
 
     fn stream(self) -> Result<Option<StreamIdentity>, String> {

@@ -11,7 +11,7 @@ use super::row::{
     LEASE_OWNER, OWNER_SWITCHES, PENDING, PENDING_STATE, PENDING_SUB, READ_UNTIL, THROUGHPUT,
     bytes, number, rate, shard_set, text,
 };
-use crate::lease::{LeaseChange, News, PendingChange};
+use crate::lease::{LeaseChange, News, PendingChange, counter_after};
 use crate::mutant;
 use crate::position::Checkpoint;
 use crate::record::{ShardId, Timestamp, WorkerId};
@@ -122,7 +122,7 @@ impl Update {
     fn counting(seen: u64, by: u64) -> Self {
         let mut update = Self::default();
         update.values.insert(":seen".to_owned(), number(seen));
-        update.set(LEASE_COUNTER, number(seen + by))
+        update.set(LEASE_COUNTER, number(counter_after(seen, by)))
     }
 
     fn freed(self) -> Self {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{Action, State, Why, create_write, discard_write, failure};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
-use crate::lease::{Lease, LeaseKey, Other, StreamKey};
+use crate::lease::{Lease, LeaseKey, Other, StreamKey, counter_after};
 use crate::mutant;
 use crate::position::Checkpoint;
 use crate::settings::Settings;
@@ -51,7 +51,7 @@ pub(super) struct Vanished {
 impl Vanished {
     /// The row as it was last seen, but free.
     fn again(&self) -> Lease {
-        let counter = self.row.counter + 1;
+        let counter = counter_after(self.row.counter, 1);
         Lease { owner: None, checkpoint_owner: None, counter, ..self.row.clone() }
     }
 }
