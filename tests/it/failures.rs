@@ -1,5 +1,7 @@
 //! What a learner gets wrong: one clear line that says where it was tried and what to do.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use e2e::process::Process;
 use e2e::server::Aws;
@@ -96,6 +98,36 @@ async fn the_region_of_the_environment_is_used_and_said() -> Result<()> {
         shell.env("AWS_REGION", "eu-central-1");
         let line = failure(Process::start(command, shell)?).await?;
         assert!(line.contains("eu-central-1 (from the environment"), "{line}");
+    }
+    Ok(())
+}
+
+/// Whoever goes on would be alone with positions that nobody else knows.
+#[tokio::test]
+async fn a_lease_table_that_is_deleted_ends_the_group_with_one_line_each() -> Result<()> {
+    let workshop = Workshop::with_shards(2).await?;
+    let line = "./consumer --app wildrydes-tail --failover 5s";
+    let group = [workshop.run("one", line)?, workshop.run("two", line)?];
+    // Until each holds one of the two shards.
+    for scans in 1.. {
+        let owners: BTreeSet<_> =
+            workshop.aws.owners("wildrydes-tail").await.into_values().collect();
+        if owners.len() == 2 {
+            break;
+        }
+        workshop.aws.local.requests().wait_for("two", "Scan", scans).await;
+    }
+    workshop.aws.dynamo.delete_table().table_name("wildrydes-tail").send().await?;
+    for mut member in group {
+        assert_eq!(member.ended().await?.code(), Some(1), "{member:?}");
+        let transcript = member.transcript();
+        assert_eq!(transcript.stdout, b"");
+        let last: Vec<_> =
+            transcript.stderr.lines().filter(|it| it.contains("was deleted while")).collect();
+        let [last] = last.as_slice() else { panic!("{}", transcript.stderr) };
+        for part in ["`wildrydes-tail`", "start the workers again"] {
+            assert!(last.contains(part), "{part}: {last}");
+        }
     }
     Ok(())
 }

@@ -1,7 +1,10 @@
 //! Stops, kills, pauses: what the next instance prints goes on where the last one was.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use e2e::group::Group;
+use e2e::server::Aws;
 use e2e::workshop::Workshop;
 use local_aws::{Effect, Rule, Service};
 use rustix::process::Signal;
@@ -110,5 +113,26 @@ async fn a_paused_instance_loses_its_shards_and_comes_back_in_good_order() -> Re
     group.member(other).wait_for_records(other_has + 10).await?;
     stop_producers([&mut producer]).await?;
     settled(&workshop, &mut group).await?;
+    Ok(())
+}
+
+/// Machines whose clocks are wrong by an hour, and what they store for those whose clocks are right.
+#[tokio::test]
+async fn how_long_ago_counts_by_the_clock_of_kinesis_and_not_by_that_of_the_machine() -> Result<()>
+{
+    for ahead in [-3_600_000, 3_600_000] {
+        let workshop = Workshop::with(Aws::with_clock_ahead(ahead).await?)?;
+        workshop.aws.create_stream("wildrydes", 1).await?;
+        workshop.aws.put("wildrydes", "key", b"too old").await?;
+        workshop.aws.local.clock().advance(Duration::from_secs(1_800));
+        workshop.aws.put("wildrydes", "key", b"wanted").await?;
+        for who in ["--from 5m", "--from 5m --app wildrydes-tail"] {
+            let mut consumer = workshop.run("c", &format!("./consumer {who}"))?;
+            consumer.wait_for_records(1).await?;
+            assert_eq!(consumer.stop(INT).await?, 0);
+            let transcript = consumer.transcript();
+            assert_eq!(transcript.stdout, b"wanted\n", "{ahead} {who}: {}", transcript.stderr);
+        }
+    }
     Ok(())
 }

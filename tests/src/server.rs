@@ -14,7 +14,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{Record, Shard, ShardIteratorType};
 use kpl_format::{Aggregate, is_aggregate};
-use local_aws::{LocalAws, Server};
+use local_aws::{Clock, LocalAws, Server};
 
 use crate::account::RecordId;
 
@@ -66,7 +66,21 @@ impl Aws {
     ///
     /// No port is free.
     pub async fn with_transition(transition: Duration) -> Result<Self> {
-        let local = LocalAws::builder().transition(transition).build()?;
+        Self::serving(LocalAws::builder().transition(transition).build()?).await
+    }
+
+    /// Starts services whose clock is so many milliseconds ahead of this machine's, or behind it.
+    ///
+    /// # Errors
+    ///
+    /// No port is free.
+    pub async fn with_clock_ahead(millis: i64) -> Result<Self> {
+        let clock = Clock::starting_at(Clock::new().now_ms() + millis);
+        let local = LocalAws::builder().transition(Duration::ZERO).clock(clock).build()?;
+        Self::serving(local).await
+    }
+
+    async fn serving(local: LocalAws) -> Result<Self> {
         let server = local.serve().await.context("local-aws finds no free port on 127.0.0.1")?;
         let clients = Clients::new(&local.sdk_config(HARNESS));
         Ok(Self { local, clients, server })

@@ -1,4 +1,4 @@
-//! The command from arguments to exit code: connects the parts, owns the wall clock.
+//! The command from arguments to exit code: connects the parts.
 
 use std::ffi::OsString;
 use std::io;
@@ -6,10 +6,8 @@ use std::process::ExitCode;
 
 use aws_command::args::parsed;
 use aws_command::{Exit, Place, complain, configure, reader_is_gone, with_credentials};
-use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::Cli;
 use crate::console::Console;
 use crate::options::{Options, Sharing};
 use crate::session::{Ending, Session};
@@ -22,8 +20,7 @@ const NAME: &str = "consumer";
 ///
 /// Listens to signals from the start; the first ends it gracefully, the second at once.
 pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let options = parsed(args, |cli: Cli| Options::new(cli, wall_clock()));
-    aws_command::run(NAME, options, consume).await
+    aws_command::run(NAME, parsed(args, Options::new), consume).await
 }
 
 async fn consume(options: Options, stop: CancellationToken) -> Exit {
@@ -80,9 +77,4 @@ fn opening(options: &Options, place: &Place) -> String {
              checkpoints in DynamoDB table `{application}`"
         ),
     }
-}
-
-/// The only reader of the wall clock.
-fn wall_clock() -> Timestamp {
-    Timestamp::now()
 }

@@ -37,7 +37,8 @@ pub(crate) struct Cli {
     pub(crate) app: Option<String>,
 
     /// Where to start: latest, trim-horizon, a time such as 2026-01-31T12:00:00Z, or how long ago,
-    /// such as 5m, 2h or 1d; with --app only for shards that have no checkpoint yet
+    /// such as 5m, 2h or 1d, by the clock of Kinesis; with --app only for shards that have no
+    /// checkpoint yet
     #[arg(long, value_name = "START", default_value = "latest")]
     pub(crate) from: String,
 
@@ -172,8 +173,9 @@ mod tests {
               --app <NAME>          Share the shards with all instances of application NAME; its checkpoints
                                     are in the DynamoDB table NAME, which is created if it is missing
               --from <START>        Where to start: latest, trim-horizon, a time such as
-                                    2026-01-31T12:00:00Z, or how long ago, such as 5m, 2h or 1d; with --app
-                                    only for shards that have no checkpoint yet [default: latest]
+                                    2026-01-31T12:00:00Z, or how long ago, such as 5m, 2h or 1d, by the
+                                    clock of Kinesis; with --app only for shards that have no checkpoint yet
+                                    [default: latest]
               --output <FORM>       How a record is printed: pretty (JSON with four spaces), json (on one
                                     line), raw (the bytes) [default: pretty] [possible values: pretty, json,
                                     raw]

@@ -8,7 +8,9 @@ use std::io::Write;
 use std::time::Duration;
 
 use aws_command::Place;
-use kcl_lite::{Event, FailedCall, LeaseKey, Report, ServiceErrorKind, Severity, WorkerId};
+use kcl_lite::{
+    Event, FailedCall, LeaseKey, Report, ServiceErrorKind, Severity, Timestamp, WorkerId,
+};
 use tokio::time::Instant;
 
 use crate::failure;
@@ -113,6 +115,9 @@ impl<W: Write> Console<W> {
                 let place = &self.place;
                 Some(format!("waiting until {place} can be read: {reason}"))
             }
+            Event::InitialPositionReplaced { requested, used, .. } => {
+                Some(from_is_later(*requested, *used))
+            }
             Event::ProcessorFailed { shard, error, .. } => {
                 self.trouble(&format!("printing {shard} failed"), error, false, None, now)
             }
@@ -133,23 +138,20 @@ impl<W: Write> Console<W> {
                 self.verbose(event)
             }
             Event::GapDetected { shard, .. } => {
-                self.first_in_a_while(&format!("gap {shard}"), now)?;
-                Some(format!(
-                    "{event}; they are not printed; hint: read more often than the retention of the \
-                     stream, or lengthen it"
-                ))
+                let meaning = "they are not printed; hint: read more often than the retention of the \
+                               stream, or lengthen it";
+                self.explained(event, &format!("gap {shard}"), meaning, now)
             }
             Event::ShardGivenBack { shard, .. } => {
-                self.first_in_a_while(&format!("released {shard}"), now)?;
-                Some(format!("{event}; it goes on after its checkpoint, here or elsewhere"))
+                let meaning = "it goes on after its checkpoint, here or elsewhere";
+                self.explained(event, &format!("released {shard}"), meaning, now)
             }
             Event::ReaderRestarted { shard, .. } => {
-                self.first_in_a_while(&format!("reader {shard}"), now)?;
-                Some(format!("{event}; no record is skipped"))
+                self.explained(event, &format!("reader {shard}"), "no record is skipped", now)
             }
             Event::CorruptAggregate { shard, .. } => {
-                self.first_in_a_while(&format!("aggregate {shard}"), now)?;
-                Some(format!("{event}; hint: look at the producer that writes them"))
+                let meaning = "hint: look at the producer that writes them";
+                self.explained(event, &format!("aggregate {shard}"), meaning, now)
             }
             Event::ProcessorSlow { .. }
             | Event::StreamGone { .. }
@@ -169,6 +171,18 @@ impl<W: Write> Console<W> {
             | Event::Stopped
             | _ => self.by_severity(event, now),
         }
+    }
+
+    /// An event and what it means for the user, once in a while for each subject.
+    fn explained(
+        &mut self,
+        event: &Event,
+        subject: &str,
+        meaning: &str,
+        now: Instant,
+    ) -> Option<String> {
+        self.first_in_a_while(subject, now)?;
+        Some(format!("{event}; {meaning}"))
     }
 
     /// What needs no words of its own. A kind of event that is not known here is told as well.
@@ -239,6 +253,13 @@ fn of_whole_process(call: &FailedCall) -> Option<&'static str> {
         | Kind::Invalid
         | _ => None,
     }
+}
+
+fn from_is_later(requested: Timestamp, used: Timestamp) -> String {
+    format!(
+        "--from is {requested}, which is later than the service's clock; reading starts at {used} \
+         instead"
+    )
 }
 
 fn standing_by(leases: usize, owners: &[WorkerId]) -> String {

@@ -41,7 +41,10 @@ const LOOK: &str = "look at what the message names; RUST_LOG=debug tells more";
 
 fn hint(kind: ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::Config | ErrorKind::Missing => "change what the message names",
+        ErrorKind::Config => "change what the message names",
+        ErrorKind::Missing => {
+            "start it again; --from says where to begin where no checkpoint is left"
+        }
         ErrorKind::OtherStream => {
             "choose another name with -app, or delete the DynamoDB table to give up its checkpoints"
         }

@@ -289,7 +289,7 @@ mod tests {
     use aws_sdk_kinesis::Client;
     use aws_sdk_kinesis::primitives::Blob;
     use kcl_lite::ErrorKind;
-    use local_aws::LocalAws;
+    use local_aws::{Clock, LocalAws};
 
     use super::*;
     use crate::failure;
@@ -304,7 +304,10 @@ mod tests {
 
     /// `wildrydes` with one shard, CREATING for as long as `transition`.
     async fn stream_that_takes(transition: Duration) -> (LocalAws, Client) {
-        let local = LocalAws::builder().transition(transition).build().unwrap();
+        stream_of(LocalAws::builder().transition(transition).build().unwrap()).await
+    }
+
+    async fn stream_of(local: LocalAws) -> (LocalAws, Client) {
         let kinesis = Client::new(&local.sdk_config("producer"));
         kinesis.create_stream().stream_name("wildrydes").shard_count(1).send().await.unwrap();
         (local, kinesis)
@@ -326,7 +329,11 @@ mod tests {
 
     impl Instance {
         fn new(local: &LocalAws, flags: &[&str]) -> Self {
-            let flags = [flags, &["--from", "trim-horizon", "--poll-interval", "200ms"]].concat();
+            Self::with(local, &[flags, &["--from", "trim-horizon"]].concat())
+        }
+
+        fn with(local: &LocalAws, flags: &[&str]) -> Self {
+            let flags = [flags, &["--poll-interval", "200ms"]].concat();
             Self {
                 local: local.clone(),
                 options: options(&flags).unwrap(),
@@ -417,6 +424,52 @@ mod tests {
         };
         tokio::join!(instance.run_until_printed("ready"), create);
         assert_eq!(instance.stdout.text(), "ready\n");
+    }
+
+    /// `--from 5m` means the same whatever this machine's clock says, alone and with others.
+    #[tokio::test]
+    async fn how_long_ago_counts_by_the_clock_of_the_service() {
+        for hours in [-1, 1] {
+            let clock = Clock::starting_at(Clock::new().now_ms() + hours * 3_600_000);
+            let local = LocalAws::builder().transition(Duration::ZERO).clock(clock);
+            let (local, kinesis) = stream_of(local.build().unwrap()).await;
+            put(&kinesis, "too old").await;
+            local.clock().advance(Duration::from_secs(1_800));
+            put(&kinesis, "wanted").await;
+            for flags in [&["--from", "5m"][..], &["--from", "5m", "--app", "tail"]] {
+                let instance = Instance::with(&local, flags);
+                instance.run_until_printed("wanted").await;
+                assert_eq!(instance.stdout.text(), "wanted\n", "{hours} {flags:?}");
+            }
+        }
+    }
+
+    /// By a clock that is behind it has not come yet.
+    #[tokio::test]
+    async fn a_time_that_has_come_by_the_clock_of_the_service_is_a_start() {
+        let clock = Clock::starting_at(Clock::new().now_ms() + 3_600_000);
+        let local = LocalAws::builder().transition(Duration::ZERO).clock(clock);
+        let (local, kinesis) = stream_of(local.build().unwrap()).await;
+        put(&kinesis, "too old").await;
+        local.clock().advance(Duration::from_secs(60));
+        let time = jiff::Timestamp::from_millisecond(local.clock().now_ms()).unwrap().to_string();
+        put(&kinesis, "wanted").await;
+        let instance = Instance::with(&local, &["--from", &time]);
+        instance.run_until_printed("wanted").await;
+        assert_eq!(instance.stdout.text(), "wanted\n");
+        assert!(!instance.stderr.text().contains("--from"), "{}", instance.stderr.text());
+    }
+
+    #[tokio::test]
+    async fn a_time_that_is_still_to_come_is_said_to_be_replaced() {
+        let (local, kinesis) = stream().await;
+        let instance = Instance::with(&local, &["--from", "2999-01-01T00:00:00Z", "--app", "tail"]);
+        let more = async {
+            instance.stderr.until_written("is later than the service's clock").await;
+            put(&kinesis, "after").await;
+        };
+        tokio::join!(instance.run_until_printed("after"), more);
+        assert_eq!(instance.stdout.text(), "after\n");
     }
 
     #[tokio::test]

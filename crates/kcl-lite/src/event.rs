@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::error::FailedCall;
 use crate::position::{Checkpoint, Position};
-use crate::record::{LeaseKey, ShardId, WorkerId};
+use crate::record::{LeaseKey, ShardId, Timestamp, WorkerId};
 use crate::stream::Fetching;
 
 /// Something that happened to a worker. Past tense; a healthy hour has few of them.
@@ -25,6 +25,24 @@ pub enum Event {
     Started {
         /// Leases in the table.
         leases: usize,
+    },
+    /// The initial position of a stream that was never read is a time later than the service's: the
+    /// clock that it was computed from is ahead, or it is wrong. Reading starts with what arrives now.
+    InitialPositionReplaced {
+        /// The stream.
+        stream: String,
+        /// The time that was asked for.
+        requested: Timestamp,
+        /// The service's present time, at which reading starts instead.
+        used: Timestamp,
+    },
+    /// A lease row that said that its shard starts at a time later than the service's was rewritten: the
+    /// shard starts with its oldest record.
+    LeaseStartReplaced {
+        /// The shard.
+        shard: LeaseKey,
+        /// The time that was stored.
+        stored: Timestamp,
     },
     /// A lease row was made.
     LeaseCreated {
@@ -326,6 +344,8 @@ impl Event {
     pub fn severity(&self) -> Severity {
         match self {
             Self::ProcessorFailed { .. }
+            | Self::InitialPositionReplaced { .. }
+            | Self::LeaseStartReplaced { .. }
             | Self::StreamGone { .. }
             | Self::ProcessorSlow { .. }
             | Self::DeadLettered { .. }
@@ -367,13 +387,16 @@ impl fmt::Display for Event {
         match self {
             Self::WaitingForStream { reason } => write!(f, "waiting for the stream: {reason}"),
             Self::StreamGone { error } => write!(f, "a stream does not exist any more: {error}"),
+            Self::InitialPositionReplaced { stream, requested, used } => {
+                position_replaced(f, stream, *requested, *used)
+            }
+            Self::LeaseStartReplaced { shard, stored } => start_replaced(f, shard, *stored),
             Self::Started { leases } => write!(f, "started; the table has {leases} leases"),
             Self::LeaseCreated { shard, checkpoint } => {
                 write!(f, "created lease {shard} at {checkpoint}")
             }
             Self::LeaseTaken { shard, from, reason, checkpoint } => {
-                let from = from.as_ref().map_or("nobody", WorkerId::as_str);
-                write!(f, "took lease {shard} from {from} at {checkpoint}: {reason}")
+                taken(f, shard, from.as_ref(), *reason, checkpoint)
             }
             Self::HandoffAsked { shard, from } => write!(f, "asked {from} for lease {shard}"),
             Self::LeaseRenewed { shard, checkpoint, .. } => {
@@ -393,10 +416,9 @@ impl fmt::Display for Event {
             Self::StandingBy { leases, owners } => {
                 write!(f, "standing by: {leases} of {leases} leases are held by {owners:?}")
             }
-            Self::ProcessorFailed { shard, attempts, error, retry_in } => write!(
-                f,
-                "processor failed on {shard} (attempt {attempts}), next in {retry_in:?}: {error}"
-            ),
+            Self::ProcessorFailed { shard, attempts, error, retry_in } => {
+                processor_failed(f, shard, *attempts, *retry_in, error)
+            }
             Self::ProcessorSlow { shard, callback, running } => {
                 write!(f, "processor of {shard} is slow: `{callback}` takes {running:.0?} by now")
             }
@@ -407,8 +429,7 @@ impl fmt::Display for Event {
                 many_dead_letters(f, shard, *records, error)
             }
             Self::DeadLetterFailed { shard, position, error, retry_in } => {
-                let what = format!("storing record {position} of {shard} as a dead letter");
-                write!(f, "{what} failed, next in {retry_in:?}: {error}")
+                dead_letter_failed(f, shard, position, *retry_in, error)
             }
             Self::ReaderRestarted { shard, cause } => {
                 write!(f, "replaced the reader of {shard} by a new one: {cause}")
@@ -434,6 +455,59 @@ impl fmt::Display for Event {
             Self::Stopped => f.write_str("stopped"),
         }
     }
+}
+
+fn position_replaced(
+    f: &mut fmt::Formatter<'_>,
+    stream: &str,
+    requested: Timestamp,
+    used: Timestamp,
+) -> fmt::Result {
+    write!(
+        f,
+        "the initial position of `{stream}`, {requested}, is later than the service's clock; "
+    )?;
+    write!(f, "reading starts at {used} instead")
+}
+
+fn start_replaced(f: &mut fmt::Formatter<'_>, shard: &LeaseKey, stored: Timestamp) -> fmt::Result {
+    write!(
+        f,
+        "the start of {shard} that was stored, {stored}, is later than the service's clock; "
+    )?;
+    f.write_str("it starts with its oldest record instead")
+}
+
+fn taken(
+    f: &mut fmt::Formatter<'_>,
+    shard: &LeaseKey,
+    from: Option<&WorkerId>,
+    reason: TakeReason,
+    checkpoint: &Checkpoint,
+) -> fmt::Result {
+    let from = from.map_or("nobody", WorkerId::as_str);
+    write!(f, "took lease {shard} from {from} at {checkpoint}: {reason}")
+}
+
+fn processor_failed(
+    f: &mut fmt::Formatter<'_>,
+    shard: &LeaseKey,
+    attempts: u32,
+    retry_in: Duration,
+    error: &str,
+) -> fmt::Result {
+    write!(f, "processor failed on {shard} (attempt {attempts}), next in {retry_in:?}: {error}")
+}
+
+fn dead_letter_failed(
+    f: &mut fmt::Formatter<'_>,
+    shard: &LeaseKey,
+    position: &Position,
+    retry_in: Duration,
+    error: &str,
+) -> fmt::Result {
+    let what = format!("storing record {position} of {shard} as a dead letter");
+    write!(f, "{what} failed, next in {retry_in:?}: {error}")
 }
 
 fn lost(f: &mut fmt::Formatter<'_>, shard: &LeaseKey, to: Option<&WorkerId>) -> fmt::Result {

@@ -72,6 +72,8 @@ pub const ABOVE_THE_PORTS: &[(&str, &str)] = &[
     ("renew-keeps-counter", "a renewal does not move the counter"),
     ("take-wipes-checkpoint", "a take starts the shard again"),
     ("asking-is-taking", "whoever asks for a lease owns it at once"),
+    ("how-long-ago-is-forgotten", "a start some time ago is a start at the tip"),
+    ("a-time-to-come-is-stored", "a start at a time that is still to come is stored as it is"),
     ("latest-is-resolved-again", "each owner resolves the tip again until the first checkpoint"),
     ("marks-are-not-unique", "the mark of a write names no incarnation"),
     ("owner-never-stops-itself", "an owner that cannot renew goes on"),

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::record::{Record, SequenceNumber, Timestamp};
 
@@ -152,6 +153,10 @@ pub enum Cursor {
 }
 
 /// Where an application starts in a stream that it has never read.
+///
+/// Every time counts by the service's clock, never by this machine's. The first start decides what
+/// the position means, a second or two early rather than late, and stores it in the lease rows: later
+/// starts, and other workers, go on from there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum InitialPosition {
     /// With what arrives after the start (the KCL's default, and the workshop's).
@@ -160,19 +165,16 @@ pub enum InitialPosition {
     /// With the oldest record that the service still has.
     TrimHorizon,
     /// With the first record that arrived at or after this time.
+    ///
+    /// A time that is still to come is replaced by the service's present time: everything that was
+    /// asked for is delivered, and before it what arrives until then. The worker reports it as
+    /// [`Event::InitialPositionReplaced`](crate::Event::InitialPositionReplaced). A time that the
+    /// program computes from its own clock is as wrong as that clock: use [`Ago`](Self::Ago).
     AtTimestamp(Timestamp),
-}
-
-impl InitialPosition {
-    /// The checkpoint that a new lease at this position carries.
-    #[must_use]
-    pub fn checkpoint(self) -> Checkpoint {
-        match self {
-            Self::Latest => Checkpoint::Latest,
-            Self::TrimHorizon => Checkpoint::TrimHorizon,
-            Self::AtTimestamp(_) => Checkpoint::AtTimestamp,
-        }
-    }
+    /// With what arrived within this time before the start: `Ago(Duration::from_secs(300))` is five
+    /// minutes before the first start. Durations longer than the stream's retention mean its oldest
+    /// record.
+    Ago(Duration),
 }
 
 #[cfg(test)]

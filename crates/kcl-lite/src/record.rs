@@ -10,6 +10,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
 use bytes::Bytes;
 
 macro_rules! name {
@@ -166,6 +168,17 @@ impl Timestamp {
     #[must_use]
     pub fn to_system_time(self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(self.0).unwrap_or(0))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    /// Formats the time in UTC, as RFC 3339 says.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match DateTime::from_millis(self.0).fmt(Format::DateTime) {
+            Ok(text) => f.write_str(&text),
+            // No calendar has such a year.
+            Err(_) => write!(f, "{} ms", self.0),
+        }
     }
 }
 

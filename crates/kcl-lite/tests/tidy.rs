@@ -145,12 +145,16 @@ fn decisions_are_pure() {
             "Instant::now",
             "SystemTime::now",
         ];
-        // The window is shared with tokens that live in other tasks: they wake its shard.
-        let own = if source.path == "checkpoint.rs" {
-            &["tokio::sync::Notify", "pub(crate) async fn changed", "self.changed.notified().await"]
-                [..]
-        } else {
-            &["tokio::time::Instant"][..]
+        let own = match source.path.as_str() {
+            // The window is shared with tokens that live in other tasks: they wake its shard.
+            "checkpoint.rs" => &[
+                "tokio::sync::Notify",
+                "pub(crate) async fn changed",
+                "self.changed.notified().await",
+            ][..],
+            // Only its calendar, to write a time out.
+            "record.rs" => &["aws_smithy_types::DateTime", "aws_smithy_types::date_time::Format"],
+            _ => &["tokio::time::Instant"],
         };
         let lines = source.lines_with(&impure).into_iter();
         found.extend(lines.filter(|line| !own.iter().any(|allowed| line.contains(allowed))));

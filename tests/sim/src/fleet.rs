@@ -450,6 +450,7 @@ async fn start(machine: &Arc<Machine>) -> Result<WorkerHandle, Error> {
             Start::Horizon => InitialPosition::TrimHorizon,
             Start::Latest => InitialPosition::Latest,
             Start::At(at) => InitialPosition::AtTimestamp(service_time(at)),
+            Start::Ago(ago) => InitialPosition::Ago(ago),
         },
         // Short, so that starts that fail are seen, too.
         start_timeout: Duration::from_secs(30),

@@ -109,8 +109,10 @@ pub enum Start {
     Horizon,
     /// With what comes.
     Latest,
-    /// With what came at this time of the run, or later.
+    /// With what came at this time of the run, or later. It may be later than the first start.
     At(Duration),
+    /// With what came within this time before the first start.
+    Ago(Duration),
 }
 
 /// How processors acknowledge.
@@ -373,6 +375,7 @@ impl Plan {
             length: LENGTH,
             operations: Vec::new(),
         };
+        plan.draw_other_start();
         plan.draw_operations(rng);
         plan.operations.sort_by_key(|operation| operation.at);
         plan.varied()
@@ -434,6 +437,17 @@ impl Plan {
     pub fn keeping(&self, numbers: &[usize]) -> Self {
         let kept = numbers.iter().filter_map(|number| self.operations.get(*number)).cloned();
         Self { operations: kept.collect(), ..self.clone() }
+    }
+
+    /// By a generator of its own, so that the rest of the plan is the same.
+    fn draw_other_start(&mut self) {
+        let rng = &mut chance(self.seed, "another start");
+        let is_other = rng.u8(0..3) == 0;
+        self.start = match self.start {
+            Start::Latest if is_other => Start::Ago(between(rng, Duration::ZERO, 15 * SECOND)),
+            Start::At(_) if is_other => Start::At(self.boot_at + between(rng, SECOND, 60 * SECOND)),
+            start @ (Start::Horizon | Start::Latest | Start::At(_) | Start::Ago(_)) => start,
+        };
     }
 
     fn draw_operations(&mut self, rng: &mut Rng) {

@@ -19,8 +19,8 @@ use futures_util::future::BoxFuture;
 use kcl_lite::lease::{Lease, LeaseKey, StreamIdentity};
 use kcl_lite::stream::{Description, ListFrom, Listing, Read, ShardReader, Stream};
 use kcl_lite::{
-    Checkpoint, ChildShard, Cursor, HashRange, InitialPosition, Packing, Position, Record,
-    SequenceNumber, ServiceError, ServiceErrorKind, Shard, ShardId, StreamRecreated, Timestamp,
+    Checkpoint, ChildShard, Cursor, HashRange, Packing, Position, Record, SequenceNumber,
+    ServiceError, ServiceErrorKind, Shard, ShardId, StreamRecreated, Timestamp,
 };
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -39,6 +39,8 @@ pub(crate) const EPOCH: i64 = 1_700_000_000_000;
 const MOST_UNEVEN: Duration = Duration::from_secs(45);
 /// How long a read may hang, as in the client of the real service.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much later than its own clock a time may be from which the service gives out an iterator.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
 /// The least time between two reads of a shard.
 const SPACING: Duration = Duration::from_millis(205);
 
@@ -425,16 +427,20 @@ impl Shards {
         });
     }
 
-    /// The application has started: what came before is not needed, if it starts at the tip.
+    /// The application has started: what came before is not needed, if it starts at the tip or some time
+    /// ago.
     pub(crate) fn start(&mut self, now: Duration) {
         if self.started.is_some() {
             return;
         }
         self.started = Some(now);
-        if self.start == Start::Latest {
-            for entry in self.all.iter_mut().flat_map(|shard| &mut shard.entries) {
-                entry.needed = false;
-            }
+        let first = match self.start {
+            Start::Latest => now + Duration::from_nanos(1),
+            Start::Ago(ago) => now.saturating_sub(ago),
+            Start::Horizon | Start::At(_) => return,
+        };
+        for entry in self.all.iter_mut().flat_map(|shard| &mut shard.entries) {
+            entry.needed &= entry.arrived >= first;
         }
     }
 
@@ -622,19 +628,15 @@ impl Shards {
         let lasts_until = |closed: Option<Duration>, time: Timestamp| {
             closed.is_none_or(|closed| service_time(closed) >= time)
         };
+        let starts_at = |number: usize, closed: Option<Duration>, time: Timestamp| {
+            let parents = visible.iter().filter(|it| self.all[number].parents.contains(&it.0));
+            lasts_until(closed, time) && !parents.into_iter().any(|it| lasts_until(it.1, time))
+        };
         let chosen = visible.iter().filter(|(number, closed)| match from {
             ListFrom::All => true,
-            ListFrom::Start(InitialPosition::Latest) => closed.is_none(),
-            ListFrom::Start(position) => {
-                let time = match position {
-                    InitialPosition::AtTimestamp(time) => time,
-                    InitialPosition::Latest | InitialPosition::TrimHorizon => {
-                        Timestamp::from_millis(i64::MIN)
-                    }
-                };
-                let parents = visible.iter().filter(|it| self.all[*number].parents.contains(&it.0));
-                lasts_until(*closed, time) && !parents.into_iter().any(|it| lasts_until(it.1, time))
-            }
+            ListFrom::Latest => closed.is_none(),
+            ListFrom::TrimHorizon => starts_at(*number, *closed, Timestamp::from_millis(i64::MIN)),
+            ListFrom::AtTimestamp(time) => starts_at(*number, *closed, time),
         });
         let mut shards: Vec<Shard> = chosen
             .map(|(number, closed)| {
@@ -787,6 +789,12 @@ impl Truth {
             && entries.binary_search_by(|it| it.record.sequence_number.cmp(of)).is_err()
         {
             let text = "no number of a record of this shard";
+            return Err(ServiceError::new(ServiceErrorKind::Invalid, text));
+        }
+        if let (None, Cursor::Timestamp(time)) = (next, cursor)
+            && *time > service_time(self.now + CLOCK_TOLERANCE)
+        {
+            let text = "the time has not come yet";
             return Err(ServiceError::new(ServiceErrorKind::Invalid, text));
         }
         let first = next.map(|it| it.1).unwrap_or_else(|| match cursor {

@@ -37,7 +37,7 @@ use crate::error::{BoxError, FailedCall, ServiceError, ServiceErrorKind};
 use crate::failed_call::{broken_events, failed_call};
 use crate::lease::StreamIdentity;
 use crate::mutant;
-use crate::position::{Cursor, InitialPosition};
+use crate::position::Cursor;
 use crate::record::{ShardId, Timestamp};
 use crate::retry::Retry;
 use crate::settings::Retrieval;
@@ -62,9 +62,10 @@ const MOST_RESTARTS: u32 = 3;
 /// that answers, arrival times by the ones that store.
 const CLOCK_MARGIN: Duration = Duration::from_secs(1);
 
-/// What is taken from this machine's clock when a reply has no `Date`: more than the clock of a
-/// machine that can sign requests is usually wrong. No known endpoint omits the header.
-const UNKNOWN_CLOCK_MARGIN: Duration = Duration::from_secs(60);
+/// The service's time when a reply has no `Date`: earlier than every record, so that a start reads
+/// too much rather than too little. No known endpoint omits the header. This machine's clock would be
+/// no help: where it is ahead, records would be lost.
+const UNKNOWN_TIME_MS: i64 = 0;
 
 /// How a [`KinesisStream`] reads.
 #[derive(Debug, Clone)]
@@ -452,9 +453,9 @@ fn filter(from: ListFrom) -> Option<ShardFilter> {
     let of_type = |kind| ShardFilter::builder().r#type(kind);
     let filter = match from {
         ListFrom::All => return None,
-        ListFrom::Start(InitialPosition::Latest) => of_type(ShardFilterType::AtLatest),
-        ListFrom::Start(InitialPosition::TrimHorizon) => of_type(ShardFilterType::AtTrimHorizon),
-        ListFrom::Start(InitialPosition::AtTimestamp(time)) => {
+        ListFrom::Latest => of_type(ShardFilterType::AtLatest),
+        ListFrom::TrimHorizon => of_type(ShardFilterType::AtTrimHorizon),
+        ListFrom::AtTimestamp(time) => {
             of_type(ShardFilterType::AtTimestamp).timestamp(DateTime::from_millis(time.as_millis()))
         }
     };
@@ -489,7 +490,7 @@ impl SeenDate {
         let back = self.received.duration_since(asked) + CLOCK_MARGIN;
         // Rounded up: too early repeats a record, too late loses one.
         let back = i64::try_from(back.as_micros().div_ceil(1_000)).unwrap_or(i64::MAX);
-        Timestamp::from_millis(self.millis.saturating_sub(back))
+        Timestamp::from_millis(self.millis.saturating_sub(back).max(UNKNOWN_TIME_MS))
     }
 }
 
@@ -518,19 +519,14 @@ impl Intercept for ServiceDate {
     fn read_after_transmit(
         &self,
         context: &BeforeDeserializationInterceptorContextRef<'_>,
-        components: &RuntimeComponents,
+        _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let header = context.response().headers().get("date");
         let date = header.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
-        let date = date.or_else(|| {
-            let now = components.time_source()?.now();
-            Some(DateTime::from(now.checked_sub(UNKNOWN_CLOCK_MARGIN)?))
-        });
-        let millis = date.and_then(|date| date.to_millis().ok());
-        let received = self.clock.now();
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) =
-            millis.map(|millis| SeenDate { millis, received });
+        let millis = date.and_then(|date| date.to_millis().ok()).unwrap_or(UNKNOWN_TIME_MS);
+        let seen = SeenDate { millis, received: self.clock.now() };
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
         Ok(())
     }
 }

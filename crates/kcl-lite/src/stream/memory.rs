@@ -16,9 +16,9 @@ use kpl_format::hash_key;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{ListFrom, Listing, Read, ShardReader, Stream};
+use super::{Description, ListFrom, Listing, Read, ShardReader, Stream};
 use crate::error::{ServiceError, ServiceErrorKind};
-use crate::position::{Cursor, InitialPosition};
+use crate::position::Cursor;
 use crate::record::{Packing, Record, SequenceNumber, ShardId, Timestamp};
 use crate::shard::{ChildShard, HashRange, Shard};
 
@@ -162,14 +162,12 @@ impl State {
     fn list(&self, from: ListFrom) -> Vec<Shard> {
         match from {
             ListFrom::All => self.shards.values().map(|log| log.shard.clone()).collect(),
-            ListFrom::Start(InitialPosition::Latest) => {
+            ListFrom::Latest => {
                 let open = self.shards.values().filter(|log| log.closed.is_none());
                 open.map(|log| log.shard.clone()).collect()
             }
-            ListFrom::Start(InitialPosition::TrimHorizon) => {
-                self.starting_at(Timestamp::from_millis(i64::MIN))
-            }
-            ListFrom::Start(InitialPosition::AtTimestamp(time)) => self.starting_at(time),
+            ListFrom::TrimHorizon => self.starting_at(Timestamp::from_millis(i64::MIN)),
+            ListFrom::AtTimestamp(time) => self.starting_at(time),
         }
     }
 
@@ -359,6 +357,15 @@ impl Stream for MemoryStream {
         })
     }
 
+    fn describe(&self) -> BoxFuture<'_, Result<Description, ServiceError>> {
+        Box::pin(async {
+            if self.lock().deleted {
+                return Err(missing("the stream"));
+            }
+            Ok(Description { at: Some(self.now()), ..Description::default() })
+        })
+    }
+
     fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
         Box::new(MemoryReader { stream: self.clone(), shard: shard.clone(), cursor })
     }
@@ -451,20 +458,17 @@ mod tests {
         tokio::time::advance(Duration::from_secs(10)).await;
         stream.split(&first);
         tokio::time::advance(Duration::from_secs(10)).await;
-        let start = |position| ListFrom::Start(position);
-        let at = |secs: i64| {
-            start(InitialPosition::AtTimestamp(Timestamp::from_millis(EPOCH + secs * 1_000)))
-        };
+        let at = |secs: i64| ListFrom::AtTimestamp(Timestamp::from_millis(EPOCH + secs * 1_000));
         assert_eq!(listed(&stream, ListFrom::All).await, ["0", "1", "2", "3"]);
-        assert_eq!(listed(&stream, start(InitialPosition::Latest)).await, ["1", "2", "3"]);
-        assert_eq!(listed(&stream, start(InitialPosition::TrimHorizon)).await, ["0", "1"]);
+        assert_eq!(listed(&stream, ListFrom::Latest).await, ["1", "2", "3"]);
+        assert_eq!(listed(&stream, ListFrom::TrimHorizon).await, ["0", "1"]);
         assert_eq!(listed(&stream, at(10)).await, ["0", "1"]);
         assert_eq!(listed(&stream, at(11)).await, ["1", "2", "3"]);
         stream.expire(&first);
-        assert_eq!(listed(&stream, start(InitialPosition::TrimHorizon)).await, ["1", "2", "3"]);
+        assert_eq!(listed(&stream, ListFrom::TrimHorizon).await, ["1", "2", "3"]);
         assert_eq!(listed(&stream, at(-100)).await, ["1", "2", "3"]);
         let merged = stream.merge(&ShardId::from("shardId-000000000003"), &second);
-        assert_eq!(listed(&stream, start(InitialPosition::Latest)).await, ["2", "4"]);
+        assert_eq!(listed(&stream, ListFrom::Latest).await, ["2", "4"]);
         assert_eq!(stream.lock().shards[&merged].shard.hash_range.end, u128::MAX);
         stream.delete();
         let error = stream.list(ListFrom::All).await.unwrap_err();

@@ -19,17 +19,21 @@ use tokio::time::Instant;
 use crate::error::ServiceError;
 use crate::event::Event;
 use crate::lease::StreamIdentity;
-use crate::position::{Cursor, InitialPosition};
+use crate::position::Cursor;
 use crate::record::{LeaseKey, Record, ShardId, Timestamp};
 use crate::shard::{ChildShard, Shard};
 
-/// Which shards to list.
+/// Which shards to list: all of them, or those that a reader starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListFrom {
     /// Every shard that the service still knows.
     All,
-    /// The shards that hold the records of this position: the ones to start with.
-    Start(InitialPosition),
+    /// The shards that are open now.
+    Latest,
+    /// The shards that hold the oldest records.
+    TrimHorizon,
+    /// The shards that hold the records that arrived at this time, which has passed.
+    AtTimestamp(Timestamp),
 }
 
 /// A complete, fully paged listing. It is a hint: the service may be behind.

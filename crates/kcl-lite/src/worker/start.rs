@@ -1,5 +1,5 @@
 //! What has to be true before a worker is ready: its streams are there, the table exists, and every
-//! stream has leases that were made for it.
+//! stream has leases that were made for it and start at a time that has come.
 //!
 //! Every step can be repeated. Transient failures are tried again for as long as the settings allow,
 //! others are the typed error that `start` returns. Never takes a lease.
@@ -15,21 +15,26 @@ use super::service_clock::ServiceClock;
 use crate::clock::{sleep, timely, within};
 use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
-use crate::lease::store::Table;
+use crate::lease::store::{Table, WriteOutcome};
 use crate::lease::tenure::write_id;
-use crate::lease::{Lease, Other, StreamIdentity, StreamKey};
+use crate::lease::{Lease, LeaseChange, LeaseWrite, Other, StreamIdentity, StreamKey};
 use crate::mutant;
-use crate::position::InitialPosition;
+use crate::position::{Checkpoint, InitialPosition};
 use crate::record::Timestamp;
 use crate::retry::Retry;
 use crate::settings::StreamRecreated;
-use crate::shard::plan::{self, Source};
+use crate::shard::plan::{self, Source, Start};
 use crate::stream::{Description, ListFrom, Listing, Notice, Stream};
 
 /// How long one call may take; creating a table takes several.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// Time between looks at a stream that is being created.
 const STREAM_POLL: Duration = Duration::from_secs(1);
+/// How much earlier than the service's clock a time may be that it told, besides the time that the
+/// answer took: the header is cut to whole seconds, and a margin is taken off.
+const EARLY: Duration = Duration::from_secs(5);
+/// How often a row is rewritten whose owner moves its counter meanwhile.
+const REWRITES: u32 = 20;
 
 /// A stream that a worker is given.
 #[derive(Debug, Clone)]
@@ -65,6 +70,7 @@ pub(crate) async fn make_ready(
     given: &[GivenStream],
     rng: &mut fastrand::Rng,
 ) -> Result<(BTreeMap<StreamKey, ReadyStream>, usize), Error> {
+    let began = context.clock.now();
     // First the streams: a wrong name must not leave a table behind.
     let mut described = Vec::new();
     for given in given {
@@ -100,8 +106,11 @@ pub(crate) async fn make_ready(
     let mut leases = 0;
     for (ready, others) in settled {
         leases += match rows_to_go_on_with(&ready.source, &table, &others) {
-            0 => create_first(context, &ready, looked, rng).await?,
-            rows => rows,
+            0 => create_first(context, &ready, (began, looked), rng).await?,
+            rows => {
+                mend_times_to_come(context, &ready, &table, rng).await?;
+                rows
+            }
         };
         // Only now: until the first lease is there they tell that the stream was made again.
         for row in others {
@@ -131,10 +140,10 @@ async fn describe(
     match wait_until_ready(context, rng, describe).await {
         Err(error) if error.kind == ServiceErrorKind::Denied => {
             // The listing says whether anything at all is allowed, and names the call.
-            let from = ListFrom::Start(given.position);
-            retried(context, rng, || given.stream.list(from)).await?;
+            let list = || given.stream.list(ListFrom::Latest);
+            let listing = wait_until_ready(context, rng, list).await?;
             tracing::info!("the stream cannot be told from one of the same name: {error}");
-            Ok(Description::default())
+            Ok(Description { at: Some(listing.at), ..Description::default() })
         }
         description => Ok(description?),
     }
@@ -162,7 +171,7 @@ fn ready(
     })
 }
 
-/// One of several streams keeps the rows that it has from when it was the only one.
+/// By which keys the rows of one of several streams stand in the table.
 fn key_of(
     identity: &Option<StreamIdentity>,
     name: &str,
@@ -177,14 +186,7 @@ fn key_of(
             ),
         ));
     };
-    let mut only = table.leases.iter().filter(|row| row.key.stream() == StreamKey::ONLY);
-    if only.any(|row| row.stream.as_ref() == Some(identity)) {
-        return Ok(StreamKey::ONLY);
-    }
-    let parts: Vec<_> = identity.arn.splitn(6, ':').collect();
-    let (account, name) = (parts.get(4).unwrap_or(&""), parts.get(5).unwrap_or(&name));
-    let name = name.strip_prefix("stream/").unwrap_or(name);
-    Ok(StreamKey::of_several(account, name, identity.created))
+    Ok(plan::key_among_several(identity, &table.leases))
 }
 
 /// The rows of a stream that are there.
@@ -268,19 +270,20 @@ async fn discard(
     retried(context, rng, || context.discard(row.clone(), is_other)).await
 }
 
-/// Makes the first leases of a stream that had none when the table was last `looked` at, and the
-/// table before them.
+/// Makes the first leases of a stream that had none when the table was last looked at, and the table
+/// before them.
 async fn create_first(
     context: &KeeperContext,
     ready: &ReadyStream,
-    mut looked: Instant,
+    (began, mut looked): (Instant, Instant),
     rng: &mut fastrand::Rng,
 ) -> Result<usize, Error> {
-    let from = ListFrom::Start(ready.source.position);
-    let first = wait_until_ready(context, rng, || ready.stream.list(from)).await?;
+    let start = decide_start(context, ready, began, rng).await?;
+    let list = || ready.stream.list(start.listed());
+    let first = wait_until_ready(context, rng, list).await?;
     ready.service_clock.set(first.at);
     prepare(context, rng).await?;
-    let wanted = first_leases(context, ready, first, rng).await?;
+    let wanted = first_leases(context, ready, (start, first), rng).await?;
     let count = wanted.len();
     for lease in wanted {
         let mut retry = attempts();
@@ -302,6 +305,97 @@ async fn create_first(
         }
     }
     Ok(count)
+}
+
+/// Decides where the first leases start. Times count by the service's clock when it was first asked.
+async fn decide_start(
+    context: &KeeperContext,
+    ready: &ReadyStream,
+    began: Instant,
+    rng: &mut fastrand::Rng,
+) -> Result<Start, Error> {
+    let position = ready.source.position;
+    let (InitialPosition::AtTimestamp(_) | InitialPosition::Ago(_)) = position else {
+        return Ok(Start::of(position, Timestamp::from_millis(0)));
+    };
+    let list = || ready.stream.list(ListFrom::Latest);
+    let now = wait_until_ready(context, rng, list).await?.at;
+    let start = Start::of(position, now);
+    if let (InitialPosition::AtTimestamp(requested), Start::At(used)) = (position, start)
+        && is_to_come(requested, now, context.clock.now() - began)
+    {
+        let stream = ready.name.to_string();
+        context.events.emit(&Event::InitialPositionReplaced { stream, requested, used });
+    }
+    Ok(start)
+}
+
+/// Whether a time is certainly later than the service's clock, which said `now` up to `asked` ago.
+fn is_to_come(time: Timestamp, now: Timestamp, asked: Duration) -> bool {
+    let most = i64::try_from((asked + EARLY).as_millis()).unwrap_or(i64::MAX);
+    time > Timestamp::from_millis(now.as_millis().saturating_add(most))
+}
+
+/// Starts shards again from their oldest record whose rows say that they start at a time that is still
+/// to come. Such a row was made by a program whose clock was ahead; when it was meant to start is not
+/// known any more, and nothing has been read yet.
+async fn mend_times_to_come(
+    context: &KeeperContext,
+    ready: &ReadyStream,
+    table: &Table,
+    rng: &mut fastrand::Rng,
+) -> Result<(), Error> {
+    let Some(known) = ready.service_clock.now() else { return Ok(()) };
+    let start_to_come = |row: &Lease, now, asked| {
+        let start = row.anchor.filter(|_| !row.checkpoint.has_progress());
+        start.filter(|time| is_to_come(*time, now, asked))
+    };
+    let rows = rows_of(&ready.source, &table.leases);
+    let suspects: Vec<_> =
+        rows.filter(|row| start_to_come(row, known, Duration::ZERO).is_some()).collect();
+    if suspects.is_empty() {
+        return Ok(());
+    }
+    // The table was read after the service had told its time, and rows may have been made meanwhile.
+    // None of them can rightly start after what it says now.
+    let asked = context.clock.now();
+    let described = retried(context, rng, || ready.stream.describe()).await;
+    let now = match described.ok().and_then(|description| description.at) {
+        Some(now) => now,
+        None => retried(context, rng, || ready.stream.list(ListFrom::Latest)).await?.at,
+    };
+    let took = context.clock.now() - asked;
+    for row in suspects {
+        start_again(context, row.clone(), |row| start_to_come(row, now, took), rng).await?;
+    }
+    Ok(())
+}
+
+/// Rewrites a row as long as its `start` is wrong. Its owner, which cannot read anything, loses the lease
+/// by that and takes it again.
+async fn start_again(
+    context: &KeeperContext,
+    mut row: Lease,
+    start: impl Fn(&Lease) -> Option<Timestamp>,
+    rng: &mut fastrand::Rng,
+) -> Result<(), ServiceError> {
+    for _ in 0..REWRITES {
+        let Some(stored) = start(&row) else { return Ok(()) };
+        let (counter, checkpoint) = (row.counter, Checkpoint::TrimHorizon);
+        let change = LeaseChange::Reset { counter, checkpoint, anchor: None };
+        let id = write_id(&context.incarnation, counter);
+        let write = LeaseWrite { key: row.key.clone(), id, change };
+        match retried(context, rng, || context.store.write(&write)).await? {
+            WriteOutcome::Refused(Some(now)) => row = now,
+            WriteOutcome::Refused(None) => return Ok(()),
+            WriteOutcome::Done(_) => {
+                context.events.emit(&Event::LeaseStartReplaced { shard: row.key, stored });
+                return Ok(());
+            }
+        }
+    }
+    let context = format!("the row `{}` changes too quickly; start the worker again", row.key);
+    Err(ServiceError::new(ServiceErrorKind::Unavailable, context))
 }
 
 /// How many rows the stream has, if others made any of them.
@@ -345,15 +439,14 @@ where
 async fn first_leases(
     context: &KeeperContext,
     ready: &ReadyStream,
-    mut listing: Listing,
+    (start, mut listing): (Start, Listing),
     rng: &mut fastrand::Rng,
 ) -> Result<Vec<Lease>, Error> {
-    let position = ready.source.position;
-    if position == InitialPosition::Latest {
+    if start == Start::Latest {
         listing = listing_as_of(context, &ready.stream, listing).await;
     }
     loop {
-        if let Some(leases) = plan::first_leases(&listing, &ready.source) {
+        if let Some(leases) = plan::first_leases(&listing, &ready.source, start) {
             return Ok(leases);
         }
         if !may_wait(context, STREAM_POLL) {
@@ -365,8 +458,8 @@ async fn first_leases(
         }
         sleep(&context.clock, STREAM_POLL).await;
         let at = listing.at;
-        let from = ListFrom::Start(position);
-        listing = wait_until_ready(context, rng, || ready.stream.list(from)).await?;
+        let list = || ready.stream.list(start.listed());
+        listing = wait_until_ready(context, rng, list).await?;
         // "Latest" is when the worker first asked.
         listing.at = at;
     }
@@ -375,8 +468,8 @@ async fn first_leases(
 /// The shards that were open when "latest" was, rather than those that are open now: one that closed
 /// in between still has records to deliver, and its children come when it ends.
 async fn listing_as_of(context: &KeeperContext, stream: &Arc<dyn Stream>, now: Listing) -> Listing {
-    let then = ListFrom::Start(InitialPosition::AtTimestamp(now.at));
-    let listing = within(&context.clock, CALL_LIMIT, stream.list(then)).await;
+    let then = stream.list(ListFrom::AtTimestamp(now.at));
+    let listing = within(&context.clock, CALL_LIMIT, then).await;
     match listing {
         Some(Ok(then)) if plan::covers_everything(then.shards.iter().map(|it| it.hash_range)) => {
             Listing { at: now.at, ..then }

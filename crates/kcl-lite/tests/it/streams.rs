@@ -24,23 +24,23 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What the processors saw: stream and payload.
 #[derive(Clone, Default)]
-struct Seen(Arc<Log>);
+pub(crate) struct Seen(Arc<Log>);
 
 #[derive(Default)]
-struct Log {
+pub(crate) struct Log {
     records: Mutex<Vec<String>>,
     events: Mutex<Vec<Event>>,
     changed: Notify,
 }
 
 impl Seen {
-    fn all(&self) -> Vec<String> {
+    pub(crate) fn all(&self) -> Vec<String> {
         let mut all = self.0.records.lock().unwrap().clone();
         all.sort();
         all
     }
 
-    async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let wait = async {
             while !condition(self) {
                 self.0.changed.notified().await;
@@ -55,11 +55,11 @@ impl Seen {
         }
     }
 
-    async fn count(&self, count: usize) {
+    pub(crate) async fn count(&self, count: usize) {
         self.until(&format!("{count} records"), |seen| seen.all().len() >= count).await;
     }
 
-    fn events(&self, wanted: impl Fn(&Event) -> bool) -> usize {
+    pub(crate) fn events(&self, wanted: impl Fn(&Event) -> bool) -> usize {
         self.0.events.lock().unwrap().iter().filter(|event| wanted(event)).count()
     }
 }
@@ -78,11 +78,11 @@ impl RecordProcessor for Print {
     }
 }
 
-fn builder(aws: &LocalAws, stream: impl Into<StreamSource>, id: &str) -> WorkerBuilder {
+pub(crate) fn builder(aws: &LocalAws, stream: impl Into<StreamSource>, id: &str) -> WorkerBuilder {
     Worker::builder("rides", stream).aws_config(aws.sdk_config(id)).worker_id(id)
 }
 
-fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         control_plane: ControlPlane::Inline,
         initial_position: InitialPosition::TrimHorizon,
@@ -100,7 +100,7 @@ fn adopting() -> Settings {
     }
 }
 
-async fn run(builder: WorkerBuilder, settings: Settings, seen: &Seen) -> WorkerHandle {
+pub(crate) async fn run(builder: WorkerBuilder, settings: Settings, seen: &Seen) -> WorkerHandle {
     try_run(builder, settings, seen).await.unwrap()
 }
 
@@ -117,7 +117,7 @@ async fn try_run(
     worker.build().await?.start(move |_: &ShardContext| Print(records.clone())).await
 }
 
-async fn create(aws: &LocalAws, stream: &str) {
+pub(crate) async fn create(aws: &LocalAws, stream: &str) {
     let client = Client::new(&aws.sdk_config("test"));
     client.create_stream().stream_name(stream).shard_count(1).send().await.unwrap();
     until_active(&client, stream).await;
@@ -147,19 +147,19 @@ async fn make_again(aws: &LocalAws, stream: &str) {
     create(aws, stream).await;
 }
 
-async fn put(aws: &LocalAws, stream: &str, payload: &str) {
+pub(crate) async fn put(aws: &LocalAws, stream: &str, payload: &str) {
     let client = Client::new(&aws.sdk_config("test"));
     let call = client.put_record().stream_name(stream).partition_key("Shadowfax");
     call.data(Blob::new(payload)).send().await.unwrap();
 }
 
-async fn keys(aws: &LocalAws) -> Vec<String> {
+pub(crate) async fn keys(aws: &LocalAws) -> Vec<String> {
     let store = DynamoStore::new(&aws.sdk_config("test"), "rides", TableOptions::default());
     let leases = store.list().await.unwrap().leases;
     leases.iter().map(|lease| lease.key.to_string()).collect()
 }
 
-async fn stop(worker: &WorkerHandle) {
+pub(crate) async fn stop(worker: &WorkerHandle) {
     worker.shutdown(Duration::from_secs(10)).await.unwrap();
 }
 
@@ -394,6 +394,31 @@ async fn a_stream_that_is_given_twice_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn e11_a_rewind_of_one_of_several_streams_leaves_the_others_alone() {
+    let (aws, seen) = (LocalAws::in_memory(), Seen::default());
+    create(&aws, "north").await;
+    create(&aws, "south").await;
+    put(&aws, "north", "too old").await;
+    put(&aws, "south", "1").await;
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    put(&aws, "north", "1").await;
+    let worker = run(builder(&aws, "north", "a").and_stream("south"), settings(), &seen).await;
+    seen.count(3).await;
+    let (store, stream) = operator(&aws);
+    let half_an_hour = InitialPosition::Ago(Duration::from_secs(1_800));
+    let done = reset::reset(&store, &stream, half_an_hour).await.unwrap();
+    let restarted: Vec<_> = done.restarted.iter().map(|key| key.stream()).collect();
+    assert_eq!(restarted.len(), 1);
+    assert!(restarted[0].as_str().is_some_and(|key| key.contains(":north:")), "{restarted:?}");
+    assert!(done.rewound.is_empty() && done.dropped.is_empty(), "{done:?}");
+    seen.count(4).await;
+    put(&aws, "south", "2").await;
+    seen.count(5).await;
+    stop(&worker).await;
+    assert_eq!(seen.all(), ["north 1", "north 1", "north too old", "south 1", "south 2"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn e11_a_running_fleet_obeys_a_rewind() {
     let (aws, seen) = (LocalAws::in_memory(), Seen::default());
     create(&aws, "north").await;
@@ -419,7 +444,7 @@ async fn e11_a_running_fleet_obeys_a_rewind() {
     assert_eq!(seen.all(), expected);
 }
 
-fn operator(aws: &LocalAws) -> (DynamoStore, KinesisStream) {
+pub(crate) fn operator(aws: &LocalAws) -> (DynamoStore, KinesisStream) {
     let config = aws.sdk_config("operator");
     let store = DynamoStore::new(&config, "rides", TableOptions::default());
     (store, KinesisStream::new(&config, "north", KinesisOptions::default()))

@@ -8,7 +8,7 @@ use kcl_lite::{Checkpoint, ErrorKind};
 
 use super::{Change, End, Facts, Ledger, Promise, Tenure, TenureId};
 use crate::reached::Situation;
-use crate::stream::Shards;
+use crate::stream::{Shards, service_time};
 use crate::table::Rows;
 
 /// How much too early a clock that is one percent fast may be.
@@ -94,6 +94,7 @@ impl Ledger {
             }
         };
         let result = result
+            .and_then(|()| starts_in_the_past(change))
             .and_then(|()| moves_on(change, &mut facts))
             .and_then(|()| covers_only_acknowledged(change, shards, shard));
         self.leases.insert(shard, facts);
@@ -301,7 +302,7 @@ fn created(change: &Change<'_>, facts: &mut Facts, shards: &mut Shards, shard: u
     }
     let is_later = shards.started.is_some_and(|started| shards.all[shard].opened > started);
     if is_later && after.checkpoint == Checkpoint::Latest {
-        let opened = crate::stream::service_time(shards.all[shard].opened);
+        let opened = service_time(shards.all[shard].opened);
         if after.anchor.is_none_or(|anchor| anchor > opened) {
             return Err((Promise::Loss, "a shard that opened later starts at the tip".into()));
         }
@@ -373,6 +374,15 @@ fn by_owner(change: &Change<'_>, facts: &mut Facts, end: Option<End>) -> Found {
     if end.is_some() {
         facts.current = None;
         facts.asked = None;
+    }
+    Ok(())
+}
+
+/// Nobody can read from a time that is still to come, and what arrives until then would be lost.
+fn starts_in_the_past(change: &Change<'_>) -> Found {
+    let anchor = change.after.and_then(|row| row.anchor);
+    if anchor.is_some_and(|time| time > service_time(change.at)) {
+        return Err((Promise::Rows, "the shard starts at a time that is still to come".into()));
     }
     Ok(())
 }

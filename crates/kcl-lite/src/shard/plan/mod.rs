@@ -10,7 +10,7 @@ use crate::lease::{Lease, LeaseKey, Other, StreamIdentity, StreamKey};
 use crate::mutant;
 use crate::position::{Checkpoint, InitialPosition};
 use crate::record::{ShardId, Timestamp};
-use crate::stream::Listing;
+use crate::stream::{ListFrom, Listing};
 
 /// A stream, as far as new leases depend on it.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +26,69 @@ pub(crate) struct Source {
     pub(crate) since: Option<Timestamp>,
 }
 
+/// An initial position whose time, if it has one, has been decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    Latest,
+    TrimHorizon,
+    At(Timestamp),
+}
+
+impl Start {
+    /// What `position` means when the service's clock says `now`, which may be early but is never late.
+    /// It is no time that is still to come: the service would refuse to read from there until then, and
+    /// what arrives meanwhile would be lost.
+    pub(crate) fn of(position: InitialPosition, now: Timestamp) -> Self {
+        match position {
+            InitialPosition::Latest => Self::Latest,
+            InitialPosition::TrimHorizon => Self::TrimHorizon,
+            InitialPosition::AtTimestamp(time) if mutant::is("a-time-to-come-is-stored") => {
+                Self::At(time)
+            }
+            InitialPosition::AtTimestamp(time) => Self::at(time, now),
+            InitialPosition::Ago(_) if mutant::is("how-long-ago-is-forgotten") => Self::At(now),
+            InitialPosition::Ago(ago) => {
+                let ago = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
+                Self::at(Timestamp::from_millis(now.as_millis().saturating_sub(ago)), now)
+            }
+        }
+    }
+
+    fn at(time: Timestamp, now: Timestamp) -> Self {
+        Self::At(time.min(now).max(Timestamp::from_millis(0)))
+    }
+
+    /// The listing of the shards to start with.
+    pub(crate) fn listed(self) -> ListFrom {
+        match self {
+            Self::Latest => ListFrom::Latest,
+            Self::TrimHorizon => ListFrom::TrimHorizon,
+            Self::At(time) => ListFrom::AtTimestamp(time),
+        }
+    }
+
+    fn checkpoint(self) -> Checkpoint {
+        match self {
+            Self::Latest => Checkpoint::Latest,
+            Self::TrimHorizon => Checkpoint::TrimHorizon,
+            Self::At(_) => Checkpoint::AtTimestamp,
+        }
+    }
+}
+
+/// By which keys the rows of one of several streams stand in a table: it keeps those that it has from
+/// when it was the only one.
+pub(crate) fn key_among_several(identity: &StreamIdentity, leases: &[Lease]) -> StreamKey {
+    let mut only = leases.iter().filter(|row| row.key.stream() == StreamKey::ONLY);
+    if only.any(|row| row.stream.as_ref() == Some(identity)) {
+        return StreamKey::ONLY;
+    }
+    let parts: Vec<_> = identity.arn.splitn(6, ':').collect();
+    let (account, name) = (parts.get(4).unwrap_or(&""), parts.get(5).unwrap_or(&""));
+    let name = name.strip_prefix("stream/").unwrap_or(name);
+    StreamKey::of_several(account, name, identity.created)
+}
+
 /// The leases of one stream by shard.
 pub(crate) fn leases_of<'a>(
     source: &Source,
@@ -36,10 +99,10 @@ pub(crate) fn leases_of<'a>(
 }
 
 /// The leases of a stream that has none: one for each shard of the listing that was asked for
-/// the initial position. `None` while the listing does not cover the whole hash space.
-pub(crate) fn first_leases(listing: &Listing, source: &Source) -> Option<Vec<Lease>> {
+/// `start`. `None` while the listing does not cover the whole hash space.
+pub(crate) fn first_leases(listing: &Listing, source: &Source, start: Start) -> Option<Vec<Lease>> {
     let ranges = listing.shards.iter().map(|shard| shard.hash_range);
-    let first = |shard| source.new_lease(shard, source.position.checkpoint(), listing.at);
+    let first = |shard| source.new_lease(shard, start.checkpoint(), start, listing.at);
     let skips = mutant::is("closed-shards-are-skipped");
     let shards = listing.shards.iter().filter(|shard| shard.is_open || !skips);
     covers_everything(ranges).then(|| shards.map(first).collect())
@@ -92,17 +155,19 @@ pub(crate) fn leases_to_create(
         listing.shards.iter().map(|shard| (&shard.id, shard)).collect();
     // When "latest" was, if a row tells: that of the first start, which resolved it.
     let anchor = leases.values().filter_map(|lease| lease.anchor).min();
-    let position = match (source.position, anchor) {
-        (InitialPosition::AtTimestamp(time), Some(first)) => {
-            InitialPosition::AtTimestamp(time.min(first))
-        }
-        (position, _) => position,
+    let start = match (source.position, anchor) {
+        (InitialPosition::AtTimestamp(time), Some(first)) => Start::at(time.min(first), listing.at),
+        (InitialPosition::Ago(_), Some(first)) => Start::at(first, listing.at),
+        // Counted from now it would be another time than that of the first start, which no row tells
+        // any more.
+        (InitialPosition::Ago(_), None) => Start::TrimHorizon,
+        (InitialPosition::AtTimestamp(time), None) if time > listing.at => Start::TrimHorizon,
+        (position, _) => Start::of(position, listing.at),
     };
-    let source = Source { position, ..source.clone() };
     let mut planner = Planner {
         shards,
         leases: &leases,
-        position,
+        start,
         begun: anchor.map(|_| has_begun(&listing.shards, &served(leases.values().copied()))),
         visited: BTreeMap::new(),
         planned: BTreeMap::new(),
@@ -126,13 +191,13 @@ pub(crate) fn leases_to_create(
             && planner.is_consistent(shard)
             && !planner.visit(shard)
         {
-            planner.planned.insert(shard.id.clone(), position.checkpoint());
+            planner.planned.insert(shard.id.clone(), start.checkpoint());
         }
     }
     // A lease that the first start did not get to starts at the time of that start. Where no row tells
     // it any more, a shard of unknown lineage starts at its beginning: "latest" would now be another
     // time.
-    let at = anchor.unwrap_or(listing.at);
+    let at = anchor.map_or(listing.at, |first| first.min(listing.at));
     let is_lost = anchor.is_none() && !leases.is_empty();
     let planned = std::mem::take(&mut planner.planned);
     planned
@@ -141,7 +206,7 @@ pub(crate) fn leases_to_create(
             let shard = planner.shards.get(&id)?;
             let is_unknown = is_lost && checkpoint == Checkpoint::Latest;
             let checkpoint = if is_unknown { Checkpoint::TrimHorizon } else { checkpoint };
-            Some(source.new_lease(shard, checkpoint, at))
+            Some(source.new_lease(shard, checkpoint, start, at))
         })
         .collect()
 }
@@ -149,7 +214,7 @@ pub(crate) fn leases_to_create(
 struct Planner<'a> {
     shards: BTreeMap<&'a ShardId, &'a Shard>,
     leases: &'a BTreeMap<ShardId, &'a Lease>,
-    position: InitialPosition,
+    start: Start,
     /// The shards with something behind them that is or was served, if it is known when "latest" was.
     begun: Option<BTreeSet<&'a ShardId>>,
     /// Whether a shard is covered by its own lease or an ancestor's.
@@ -189,7 +254,7 @@ impl<'a> Planner<'a> {
             self.plan_parents(&parents, &covered);
             self.plan_after_ended_parents(shard);
         } else if self.is_read_first(&shard.id) {
-            self.planned.insert(shard.id.clone(), self.position.checkpoint());
+            self.planned.insert(shard.id.clone(), self.start.checkpoint());
         }
         self.visited.insert(shard.id.clone(), is_descendant);
         is_descendant
@@ -198,11 +263,11 @@ impl<'a> Planner<'a> {
     /// Whether a lineage in which nothing has a lease starts with this shard rather than with those
     /// that came of it.
     fn is_read_first(&self, id: &ShardId) -> bool {
-        match self.position {
-            InitialPosition::TrimHorizon | InitialPosition::AtTimestamp(_) => true,
+        match self.start {
+            Start::TrimHorizon | Start::At(_) => true,
             // The first start did not get to it. The shards that were open then may have ended since,
             // and hold records that were put after that start.
-            InitialPosition::Latest => self.begun.as_ref().is_some_and(|it| !it.contains(id)),
+            Start::Latest => self.begun.as_ref().is_some_and(|it| !it.contains(id)),
         }
     }
 
@@ -210,12 +275,12 @@ impl<'a> Planner<'a> {
         for (parent, covered) in parents.iter().zip(covered) {
             let missing = !self.leases.contains_key(&parent.id);
             if missing && (!*covered || self.planned.contains_key(&parent.id)) {
-                let timestamp = matches!(self.position, InitialPosition::AtTimestamp(_));
+                let timestamp = matches!(self.start, Start::At(_));
                 let known = self.visited.get(&parent.id).copied().unwrap_or(false);
                 let checkpoint = if known && !timestamp {
                     Checkpoint::TrimHorizon
                 } else {
-                    self.position.checkpoint()
+                    self.start.checkpoint()
                 };
                 self.planned.insert(parent.id.clone(), checkpoint);
             }
@@ -299,10 +364,16 @@ pub(crate) fn child_lease(parent: &Lease, child: &ChildShard) -> Lease {
 }
 
 impl Source {
-    fn new_lease(&self, shard: &Shard, checkpoint: Checkpoint, at: Timestamp) -> Lease {
-        let anchor = match (&checkpoint, self.position) {
+    fn new_lease(
+        &self,
+        shard: &Shard,
+        checkpoint: Checkpoint,
+        start: Start,
+        at: Timestamp,
+    ) -> Lease {
+        let anchor = match (&checkpoint, start) {
             (Checkpoint::Latest, _) => Some(at),
-            (Checkpoint::AtTimestamp, InitialPosition::AtTimestamp(time)) => Some(time),
+            (Checkpoint::AtTimestamp, Start::At(time)) => Some(time),
             (Checkpoint::TrimHorizon, _) => self.since,
             _ => None,
         };

@@ -1,6 +1,7 @@
 //! The planner against the reference graphs of the Java library, and its own rules.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::*;
 use crate::position::Cursor;
@@ -186,12 +187,62 @@ fn first_leases_wait_for_a_listing_that_covers_the_whole_hash_space() {
     let mut listing = listing("0 open\n 1 open");
     listing.shards[0].hash_range = half;
     listing.shards[1].hash_range = half;
-    assert_eq!(first_leases(&listing, &from(InitialPosition::Latest)), None);
+    let source = from(InitialPosition::Latest);
+    assert_eq!(first_leases(&listing, &source, Start::Latest), None);
     listing.shards[1].hash_range = rest;
-    assert_eq!(
-        first_leases(&listing, &from(InitialPosition::Latest)).map(|leases| leases.len()),
-        Some(2)
-    );
+    let leases = first_leases(&listing, &source, Start::Latest);
+    assert_eq!(leases.map(|leases| leases.len()), Some(2));
+}
+
+#[test]
+fn a_start_is_decided_by_the_services_time_and_is_never_later() {
+    let (at, ago) = (Timestamp::from_millis, |ms| InitialPosition::Ago(Duration::from_millis(ms)));
+    let now = at(1000);
+    for (position, start) in [
+        (InitialPosition::Latest, Start::Latest),
+        (InitialPosition::TrimHorizon, Start::TrimHorizon),
+        (InitialPosition::AtTimestamp(at(400)), Start::At(at(400))),
+        (InitialPosition::AtTimestamp(at(1001)), Start::At(now)),
+        (InitialPosition::AtTimestamp(at(i64::MAX)), Start::At(now)),
+        (ago(0), Start::At(now)),
+        (ago(300), Start::At(at(700))),
+        // Before everything, and what no service would take.
+        (ago(1001), Start::At(at(0))),
+        (InitialPosition::Ago(Duration::MAX), Start::At(at(0))),
+        (InitialPosition::AtTimestamp(at(i64::MIN)), Start::At(at(0))),
+    ] {
+        assert_eq!(Start::of(position, now), start, "{position:?}");
+    }
+}
+
+#[test]
+fn no_lease_is_made_that_starts_at_a_time_that_is_still_to_come() {
+    let (to_come, now) = (Timestamp::from_millis(5000), listing(A).at);
+    for (anchor, position) in [
+        (Some(to_come), InitialPosition::Latest),
+        (Some(to_come), InitialPosition::Ago(Duration::ZERO)),
+        (Some(to_come), InitialPosition::AtTimestamp(to_come)),
+        (None, InitialPosition::AtTimestamp(to_come)),
+    ] {
+        let mut leases = leases("4");
+        leases.get_mut("4").expect("in the fixture").anchor = anchor;
+        let made = leases_to_create(&listing(A), &leases, &from(position));
+        assert!(!made.is_empty());
+        let starts = |lease: &Lease| lease.anchor.is_none_or(|time| time <= now);
+        assert!(made.iter().all(starts), "{position:?}: {made:?}");
+    }
+}
+
+#[test]
+fn how_long_ago_counts_from_the_first_start_or_is_the_beginning_where_no_row_tells_of_it() {
+    let ago = from(InitialPosition::Ago(Duration::from_millis(1)));
+    let mut leases = leases("4");
+    let made = leases_to_create(&listing(A), &leases, &ago);
+    assert!(made.iter().all(|lease| lease.cursor() == Some(Cursor::Horizon)), "{made:?}");
+    let then = Timestamp::from_millis(400);
+    leases.get_mut("4").expect("in the fixture").anchor = Some(then);
+    let made = leases_to_create(&listing(A), &leases, &ago);
+    assert!(made.iter().all(|lease| lease.cursor() == Some(Cursor::Timestamp(then))), "{made:?}");
 }
 
 #[test]
@@ -398,7 +449,7 @@ fn a_stream_that_was_made_again_is_read_from_its_beginning_whoever_completes_the
         listing
     };
     let before = Listing { at: Timestamp::from_millis(9_000), ..halved("1 open\n2 open") };
-    let first = first_leases(&before, &adopter).unwrap().swap_remove(0);
+    let first = first_leases(&before, &adopter, Start::TrimHorizon).unwrap().swap_remove(0);
     assert_eq!((&first.checkpoint, first.anchor), (&Checkpoint::TrimHorizon, Some(created)));
     assert_eq!(first.cursor(), Some(Cursor::Timestamp(created)));
     let leases: BTreeMap<_, _> = [(first.key.clone(), first)].into();

@@ -29,7 +29,9 @@ use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::{Event, Events};
 use crate::lease::store::{LeaseStore, WriteOutcome};
 use crate::lease::tenure::{Goal, Tenure, Verdict, write_id};
-use crate::lease::{Lease, LeaseChange, LeaseWrite, News, PendingChange, PendingCheckpoint};
+use crate::lease::{
+    Lease, LeaseChange, LeaseWrite, News, PendingChange, PendingCheckpoint, counter_after,
+};
 use crate::mutant;
 use crate::position::Checkpoint;
 use crate::processor::StoreRequest;
@@ -76,7 +78,10 @@ impl KeeperContext {
                 WriteOutcome::Refused(Some(row)) if self.makes_way(&row, lease) => {
                     let counter = row.counter;
                     // The counter of a row that another library made may have begun anywhere.
-                    let with = Lease { counter: lease.counter.max(counter + 2), ..lease.clone() };
+                    let with = Lease {
+                        counter: lease.counter.max(counter_after(counter, 2)),
+                        ..lease.clone()
+                    };
                     let id = write_id(&self.incarnation, with.counter);
                     let change = LeaseChange::Replace { counter, with: Box::new(with) };
                     write = LeaseWrite { key: row.key, id, change };

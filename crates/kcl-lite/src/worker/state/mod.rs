@@ -22,7 +22,7 @@ use self::double::Double;
 pub(crate) use self::handoff::HANDOFF_DEADLINE;
 use self::handoff::{Asked, understands_handoff};
 use self::streams::{StreamState, Vanished};
-use crate::error::{Error, ServiceError};
+use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::{Event, TakeReason};
 use crate::lease::balance::{self, Explanation, Full, Snapshot, Take};
 use crate::lease::expiry::Observations;
@@ -188,6 +188,8 @@ pub(crate) struct State {
     /// When takes were last decided.
     decided_at: Instant,
     failed_scans: u32,
+    /// Scans in a row that said that the table does not exist.
+    missing_scans: u32,
     /// Since when no scan has failed.
     sighted: Instant,
     standing_by: bool,
@@ -198,6 +200,8 @@ pub(crate) struct State {
 /// The read budget of scans: 5 read units per second and worker, which is 20 KiB of rows a second
 /// when read consistently.
 const SCAN_BYTES_PER_SECOND: usize = 20 * 1024;
+/// How many scans in a row have to say that the table does not exist. One may be wrong.
+const MISSING_SCANS: u32 = 2;
 /// What a lease row weighs, by the rows that the KCL and this library write.
 const ROW_BYTES: usize = 400;
 
@@ -253,6 +257,7 @@ impl State {
             next_look: None,
             decided_at: now,
             failed_scans: 0,
+            missing_scans: 0,
             sighted: now,
             standing_by: false,
             stopping: false,
@@ -338,6 +343,7 @@ impl State {
         self.unreadable = unreadable;
         let removed = self.set_others_apart(now, &mut leases);
         let has_failed = std::mem::take(&mut self.failed_scans) > 0;
+        self.missing_scans = 0;
         // Only an outage in which nobody could renew excuses owners that did not.
         if has_failed && unseen >= self.settings.lease_duration / 2 {
             self.sighted = now;
@@ -381,7 +387,12 @@ impl State {
         self.failed_scans = self.failed_scans.saturating_add(1);
         let pause = Duration::from_secs(1 << self.failed_scans.min(3));
         self.next_scan = now + pause.min(self.settings.lease_duration / 2);
-        vec![failure("reading the lease table", error)]
+        let is_missing = error.kind == ServiceErrorKind::Missing;
+        self.missing_scans = if is_missing { self.missing_scans + 1 } else { 0 };
+        if self.missing_scans < MISSING_SCANS || self.stopping {
+            return vec![failure("reading the lease table", error)];
+        }
+        vec![Action::Fail(table_deleted(error))]
     }
 
     fn take(&mut self, now: Instant, sight: Sight) -> Vec<Action> {
@@ -708,6 +719,19 @@ pub(crate) fn discard_write(row: &Lease, incarnation: &str) -> LeaseWrite {
         id: write_id(incarnation, row.counter),
         change: LeaseChange::Discard { counter: row.counter },
     }
+}
+
+/// A table that is made again by one of several workers, or by each of them, would mix positions that are
+/// known here with those of a first start: what is to become of the application is for its operator to
+/// say.
+fn table_deleted(error: &ServiceError) -> Error {
+    let table = error.call.as_ref().map_or("table", |call| &call.resource);
+    let context = format!(
+        "the lease {table} was deleted while the worker was running, and with it all checkpoints; restore \
+         it, or start the workers again with an initial position from which nothing is missed: the table \
+         is then made again"
+    );
+    Error::new(ErrorKind::Missing, context)
 }
 
 fn failure(operation: &'static str, error: &ServiceError) -> Action {

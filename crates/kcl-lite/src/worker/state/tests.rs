@@ -993,3 +993,17 @@ fn a_scan_that_was_under_way_does_not_remove_the_lease_that_was_taken_meanwhile(
     let actions = state.step(start, scanned(vec![of_stream("0", &former)]));
     assert_eq!((names(&actions), state.leases.get(&row.key)), (String::new(), Some(&row)));
 }
+
+/// A single answer may be wrong: that of a replica, or of another endpoint.
+#[test]
+fn a_table_is_gone_when_two_scans_in_a_row_say_so() {
+    let start = Instant::now();
+    let mut state = state(start);
+    let gone =
+        || Input::Scanned(Err(ServiceError::new(ServiceErrorKind::Missing, "no such table")));
+    let fails = |actions: Vec<Action>| actions.iter().any(|it| matches!(it, Action::Fail(_)));
+    assert!(!fails(state.step(start, gone())));
+    assert!(!fails(state.step(start + SECOND, scanned(vec![]))));
+    assert!(!fails(state.step(start + 2 * SECOND, gone())));
+    assert!(fails(state.step(start + 3 * SECOND, gone())));
+}

@@ -95,7 +95,7 @@ async fn s08_whatever_the_family_tree_every_shard_ends_or_flows() {
         fleet.feed(fed..fed + 100);
         fleet.all_of(fed + 100, 2 * LEASE + MINUTE).await;
         assert_eq!(fleet.repeats(), 0, "seed {seed}");
-        let open = fleet.stream.list(ListFrom::Start(kcl_lite::InitialPosition::Latest)).await;
+        let open = fleet.stream.list(ListFrom::Latest).await;
         let open: Vec<_> = open.unwrap().shards.into_iter().map(|shard| shard.id).collect();
         for row in fleet.store.inner.snapshot() {
             let is_open = open.iter().any(|id| row.key == *id);
