@@ -118,8 +118,12 @@ async fn try_run(
 }
 
 pub(crate) async fn create(aws: &LocalAws, stream: &str) {
+    create_with_shards(aws, stream, 1).await;
+}
+
+async fn create_with_shards(aws: &LocalAws, stream: &str, shards: i32) {
     let client = Client::new(&aws.sdk_config("test"));
-    client.create_stream().stream_name(stream).shard_count(1).send().await.unwrap();
+    client.create_stream().stream_name(stream).shard_count(shards).send().await.unwrap();
     until_active(&client, stream).await;
 }
 
@@ -397,7 +401,8 @@ async fn a_stream_that_is_given_twice_is_refused() {
 async fn e11_a_rewind_of_one_of_several_streams_leaves_the_others_alone() {
     let (aws, seen) = (LocalAws::in_memory(), Seen::default());
     create(&aws, "north").await;
-    create(&aws, "south").await;
+    // One shard more, which a rewind that took its row for one of the other stream would remove.
+    create_with_shards(&aws, "south", 2).await;
     put(&aws, "north", "too old").await;
     put(&aws, "south", "1").await;
     tokio::time::sleep(Duration::from_secs(3_600)).await;
