@@ -490,31 +490,6 @@ pub enum ControlPlane {
 }
 
 impl Settings {
-    /// Time between renewals of one lease.
-    #[must_use]
-    pub fn renew_interval(&self) -> Duration {
-        self.lease_duration / 3
-    }
-
-    /// How long before anyone may take a lease its owner stops by itself: a tenth of its duration,
-    /// which covers clocks that run 5 % apart on both sides.
-    #[must_use]
-    pub fn fence_margin(&self) -> Duration {
-        self.lease_duration / 10
-    }
-
-    /// How long a write to the lease table may hang before it is given up.
-    pub(crate) fn write_limit(&self) -> Duration {
-        self.lease_duration / 4
-    }
-
-    /// How long a finished row stays at least, so that every worker sees the end. However short the
-    /// leases are, it stays longer than a write can be on its way: a creation that arrived after the row
-    /// was deleted would start the shard again.
-    pub(crate) fn finished_stays(&self) -> Duration {
-        (self.lease_duration * 6).max(Duration::from_secs(60))
-    }
-
     /// Checks bounds and relations.
     ///
     /// # Errors

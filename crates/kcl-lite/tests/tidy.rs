@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What decides, and does nothing: relative to `crates/kcl-lite/src`. A folder stands for its files.
-const DECISIONS: [&str; 14] = [
+const DECISIONS: [&str; 15] = [
     "budget/ledger.rs",
     "checkpoint.rs",
     "position.rs",
@@ -20,6 +20,7 @@ const DECISIONS: [&str; 14] = [
     "lease/expiry.rs",
     "lease/taking.rs",
     "lease/tenure.rs",
+    "lease/timing.rs",
     "worker/liveness.rs",
     "worker/shard_task/gap.rs",
     "worker/shard_task/suspects.rs",

@@ -13,6 +13,7 @@ pub mod memory;
 pub mod store;
 pub(crate) mod taking;
 pub(crate) mod tenure;
+pub mod timing;
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;

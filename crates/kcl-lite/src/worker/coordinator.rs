@@ -31,14 +31,13 @@ use crate::heartbeat::Heartbeat;
 use crate::lease::balance::Explanation;
 use crate::lease::store::WriteOutcome;
 use crate::lease::tenure::Tenure;
+use crate::lease::timing::{self, FAILURE_DEADLINE};
 use crate::lease::{Lease, LeaseKey, LeaseWrite, StreamKey};
 use crate::position::Checkpoint;
 use crate::processor::ShardContext;
 use crate::record::WorkerId;
 use crate::stream::{Description, ListFrom, Listing};
 
-/// How long shards may take to be let go when the worker stops by itself.
-pub(super) const FAILURE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often the shards are judged by their progress.
 const JUDGE_INTERVAL: Duration = Duration::from_secs(1);
 /// How much later than that the process must have been stopped meanwhile.
@@ -332,7 +331,8 @@ impl Coordinator {
     fn scan(&mut self) {
         let context = self.keeper_context.clone();
         self.calls.spawn(async move {
-            let (limit, what) = (context.settings.write_limit(), "reading the lease table");
+            let (limit, what) =
+                (timing::write_limit(context.settings.lease_duration), "reading the lease table");
             Input::Scanned(timely(&context.clock, limit, what, context.store.list()).await)
         });
     }
@@ -340,7 +340,8 @@ impl Coordinator {
     fn look(&mut self, key: LeaseKey) {
         let context = self.keeper_context.clone();
         self.calls.spawn(async move {
-            let (limit, what) = (context.settings.write_limit(), "reading a lease");
+            let (limit, what) =
+                (timing::write_limit(context.settings.lease_duration), "reading a lease");
             let result = timely(&context.clock, limit, what, context.store.get(&key)).await;
             Input::Looked { key, result }
         });
@@ -370,7 +371,8 @@ impl Coordinator {
         let Some(stream) = self.streams.get(&lease.key.stream()).cloned() else { return };
         let context =
             KeeperContext { stream: Arc::clone(&stream.stream), ..self.keeper_context.clone() };
-        let (lasts, margin) = (context.settings.lease_duration, context.settings.fence_margin());
+        let lasts = context.settings.lease_duration;
+        let margin = timing::fence_margin(lasts);
         let incarnation = context.incarnation.clone();
         let tenure = Tenure::new(lease.clone(), sent, self.me.clone(), incarnation, lasts, margin);
         let now = self.now();
@@ -542,7 +544,8 @@ async fn write_until_answered(
 ) -> Result<WriteOutcome, ServiceError> {
     let mut attempt = 1;
     loop {
-        let (limit, what) = (context.settings.write_limit(), "writing a lease");
+        let (limit, what) =
+            (timing::write_limit(context.settings.lease_duration), "writing a lease");
         let result = timely(&context.clock, limit, what, context.store.write(write)).await;
         if result.is_ok() || attempt == WRITE_ATTEMPTS {
             return result;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use kcl_lite::lease::store::LeaseStore;
-use kcl_lite::lease::{Lease, LeaseChange, LeaseWrite, WriteId};
+use kcl_lite::lease::{Lease, LeaseChange, LeaseWrite, WriteId, timing};
 use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::stream::{ListFrom, Listing, ShardReader, Stream};
 use kcl_lite::{
@@ -345,7 +345,11 @@ async fn a_worker_cut_off_from_the_table_stops_before_anyone_may_take_over() {
                 matches!(event, Event::LeaseLost { to: None, .. })
             })
             .await;
-        assert!(cut.elapsed() <= LEASE - settings().fence_margin(), "after {:?}", cut.elapsed());
+        assert!(
+            cut.elapsed() <= LEASE - timing::fence_margin(settings().lease_duration),
+            "after {:?}",
+            cut.elapsed()
+        );
         let delivered = fleet.delivered().len();
         put(&fleet, 5..10);
         tokio::time::advance(LEASE).await;

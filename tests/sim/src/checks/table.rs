@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use kcl_lite::lease::timing::{DRAIN_LIMIT, HANDOFF_DEADLINE};
 use kcl_lite::lease::{Lease, LeaseChange};
 use kcl_lite::{Checkpoint, ErrorKind};
 
@@ -15,12 +16,8 @@ use crate::table::Rows;
 const FAST: f64 = 0.985;
 /// An owner gives up no sooner than this part of a lease duration after its last proof.
 const NEEDED: f64 = 0.85;
-/// How long an owner that was asked has to let go.
-const HANDOFF_DEADLINE: Duration = Duration::from_secs(30);
 /// How soon after that a requester that is well has the lease, by whichever clock.
 const HANDOFF_GRACE: Duration = Duration::from_secs(3);
-/// How long a drain waits for acknowledgements that come later.
-const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 
 impl Ledger {
     /// A write has been applied.

@@ -9,12 +9,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::lease::timing;
 use crate::mutant;
 use crate::record::WorkerId;
-
-/// After so many lease durations. A worker asks for what moves to it as soon as it has seen that, which
-/// is within one, and what it asks for counts as its own at once.
-const AFTER_LEASES: u32 = 3;
 
 /// The other workers that are full.
 #[derive(Debug, Default)]
@@ -36,7 +33,7 @@ impl Full {
         for (worker, held) in receivers {
             self.waiting.entry(worker.clone()).or_insert((*held, now));
         }
-        let after = lease_duration.saturating_mul(AFTER_LEASES);
+        let after = timing::full_after(lease_duration);
         let is_full = |since: Instant| {
             now.saturating_duration_since(since) >= after && !mutant::is("nobody-is-ever-full")
         };

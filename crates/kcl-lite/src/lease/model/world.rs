@@ -13,10 +13,9 @@ use crate::lease::expiry::Observations;
 use crate::lease::store::WriteOutcome;
 use crate::lease::taking::Takes;
 use crate::lease::tenure::{Goal, Tenure};
-use crate::lease::{Lease, LeaseKey, LeaseWrite};
+use crate::lease::{Lease, LeaseKey, LeaseWrite, timing};
 use crate::position::Checkpoint;
 use crate::record::WorkerId;
-use crate::settings::Settings;
 
 /// The ids of the workers, and those they may come back with.
 const NAMES: [[&str; 2]; 3] = [["a", "x"], ["b", "y"], ["c", "z"]];
@@ -33,12 +32,11 @@ pub(super) struct Times {
 
 impl Times {
     fn of(lease_duration: Duration) -> Self {
-        let settings = Settings { lease_duration, ..Settings::default() };
         Self {
             lease_duration,
-            renew_interval: settings.renew_interval(),
-            fence_margin: settings.fence_margin(),
-            write_limit: settings.write_limit(),
+            renew_interval: timing::renew_interval(lease_duration),
+            fence_margin: timing::fence_margin(lease_duration),
+            write_limit: timing::write_limit(lease_duration),
             // Shorter than in the library, or the model would be too large. What matters is that nothing
             // is on its way for as long.
             finished_stays: lease_duration * 6,

@@ -30,7 +30,7 @@ use crate::event::{Event, Events};
 use crate::lease::store::{LeaseStore, WriteOutcome};
 use crate::lease::tenure::{Goal, Tenure, Verdict, write_id};
 use crate::lease::{
-    Lease, LeaseChange, LeaseWrite, News, PendingChange, PendingCheckpoint, counter_after,
+    Lease, LeaseChange, LeaseWrite, News, PendingChange, PendingCheckpoint, counter_after, timing,
 };
 use crate::mutant;
 use crate::position::Checkpoint;
@@ -173,7 +173,8 @@ impl LeaseKeeper {
         let clock = Arc::clone(&context.clock);
         let (link, line) = link::line(clock, tenure.fenced_at(), tenure.lease());
         // From the proof, not from now: a take that was answered late is renewed early.
-        let next_write = tenure.valid_from() + context.settings.renew_interval();
+        let next_write =
+            tenure.valid_from() + timing::renew_interval(context.settings.lease_duration);
         let most = context.settings.lease_duration / 10;
         let keeper = Self {
             pause_until: tenure.valid_from(),
@@ -341,7 +342,8 @@ impl LeaseKeeper {
             && news.checkpoint.is_none()
             && self.goal == Goal::Keep
         {
-            self.next_write = self.context.clock.now() + self.context.settings.renew_interval();
+            self.next_write = self.context.clock.now()
+                + timing::renew_interval(self.context.settings.lease_duration);
             return None;
         }
         let write = self.tenure.write(&self.goal, &news);
@@ -375,8 +377,11 @@ impl LeaseKeeper {
         let sent = clock.now();
         let before = self.tenure.lease().checkpoint.clone();
         self.tenure.sent(sent);
-        let attempt =
-            within(&clock, self.context.settings.write_limit(), self.context.store.write(write));
+        let attempt = within(
+            &clock,
+            timing::write_limit(self.context.settings.lease_duration),
+            self.context.store.write(write),
+        );
         let result = tokio::select! {
             biased;
             () = clock.sleep_until(self.tenure.fenced_at()) => return Sent::Fenced,
@@ -415,7 +420,8 @@ impl LeaseKeeper {
         self.retry.succeeded();
         self.spacing = self.spacing.mul_f64(0.9);
         let often = if mutant::is("renews-too-often") { 10 } else { 1 };
-        let renewal = self.tenure.valid_from() + self.context.settings.renew_interval() / often;
+        let renewal = self.tenure.valid_from()
+            + timing::renew_interval(self.context.settings.lease_duration) / often;
         self.next_write = if reached { renewal } else { self.context.clock.now() };
         self.settle_asked();
         if !reached || self.goal == Goal::Keep {
@@ -443,7 +449,7 @@ impl LeaseKeeper {
         self.pause_until = now + pause;
         self.next_write = self.pause_until;
         if error.kind == ServiceErrorKind::Throttled {
-            self.spacing = self.context.settings.renew_interval();
+            self.spacing = timing::renew_interval(self.context.settings.lease_duration);
         }
         self.context.events.emit(&Event::CoordinationFailed {
             operation: "renewing a lease",

@@ -25,7 +25,7 @@ fn keeper(before: Duration) -> (LeaseKeeper, KeeperLink) {
 
 fn keeper_on(clock: Arc<dyn Clock>, before: Duration) -> (LeaseKeeper, KeeperLink) {
     let settings = Settings::default();
-    let (lasts, margin) = (settings.lease_duration, settings.fence_margin());
+    let (lasts, margin) = (settings.lease_duration, timing::fence_margin(settings.lease_duration));
     let context = KeeperContext {
         store: Arc::new(MemoryStore::new()),
         stream: Arc::new(MemoryStream::new(1)),

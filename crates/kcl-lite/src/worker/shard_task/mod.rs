@@ -40,13 +40,13 @@ use tokio_util::sync::CancellationToken;
 use super::lease_keeper::KeeperLink;
 use super::liveness::{Activity, Progress};
 use super::service_clock::ServiceClock;
-use super::state::HANDOFF_DEADLINE;
 use crate::budget::{Account, Budget};
 use crate::checkpoint::{AckWindow, Mark};
 use crate::clock::{self, Clock};
 use crate::dead_letter::DeadLetter;
 use crate::error::Error;
 use crate::event::{Event, Events};
+use crate::lease::timing::{DRAIN_LIMIT, FINISH_LIMIT};
 use crate::position::{Cursor, Position};
 use crate::processor::{ErasedProcessor, Factory, ShardContext};
 use crate::record::Record;
@@ -59,13 +59,6 @@ pub(crate) use gap::Known;
 use suspects::Suspects;
 pub(crate) use unpack::PackingFaults;
 use unpack::Unpacker;
-
-/// How long a drain waits for deferred acknowledgements.
-const DRAIN_LIMIT: Duration = Duration::from_secs(20);
-// A worker that has asked for the shard gets what is acknowledged until then, instead of taking it.
-const _: () = assert!(DRAIN_LIMIT.as_millis() < HANDOFF_DEADLINE.as_millis());
-/// How long a shard that is asked for may still take to be finished.
-const FINISH_LIMIT: Duration = Duration::from_secs(3);
 
 /// How a shard task ended.
 #[derive(Debug, Clone)]

@@ -13,8 +13,7 @@ use tokio::time::Instant;
 use super::{Action, State};
 use crate::error::{Error, ErrorKind};
 use crate::lease::tenure::is_by_other_life;
-use crate::lease::{Lease, LeaseKey};
-use crate::worker::coordinator::FAILURE_DEADLINE;
+use crate::lease::{Lease, LeaseKey, timing};
 
 /// What is known of other workers with our id.
 #[derive(Debug, Default)]
@@ -61,8 +60,7 @@ impl State {
                 self.observations.unchanged_for(now, lease) < self.settings.lease_duration
             })
         };
-        // By then the other one has stopped, if it is the one that has to.
-        let patience = self.settings.lease_duration * 2 + FAILURE_DEADLINE;
+        let patience = timing::double_grace(self.settings.lease_duration);
         let has_lasted = self.double.since.is_some_and(|since| now >= since + patience);
         let mut doubles = self.double.leases.iter();
         let (key, _) = doubles.find(|(key, mark)| {

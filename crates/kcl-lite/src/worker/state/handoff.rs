@@ -9,17 +9,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Action, Sight, State, Why, scan_interval};
+use super::{Action, Sight, State, Why};
 use crate::event::{Event, TakeReason};
 use crate::lease::balance::Take;
 use crate::lease::tenure::write_id;
+use crate::lease::timing::{HANDOFF_DEADLINE, HANDOFF_SCAN, scan_interval};
 use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite};
 use crate::record::WorkerId;
-
-/// How long an owner that was asked for a lease has to let go, as in the KCL; then it is taken.
-pub(crate) const HANDOFF_DEADLINE: Duration = Duration::from_secs(30);
-/// How soon to look again while a lease is being handed over.
-pub(super) const HANDOFF_SCAN: Duration = Duration::from_millis(250);
 
 /// A table that is read so often is small.
 const SMALL: Duration = Duration::from_secs(1);

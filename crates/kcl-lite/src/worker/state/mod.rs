@@ -19,7 +19,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::double::Double;
-pub(crate) use self::handoff::HANDOFF_DEADLINE;
 use self::handoff::{Asked, understands_handoff};
 use self::streams::{StreamState, Vanished};
 use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
@@ -29,7 +28,7 @@ use crate::lease::expiry::Observations;
 use crate::lease::store::{Table, WriteOutcome};
 use crate::lease::taking::Takes;
 use crate::lease::tenure::{take_id, write_id};
-use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, News, StreamKey};
+use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, News, StreamKey, timing};
 use crate::mutant;
 use crate::position::Checkpoint;
 use crate::record::{Timestamp, WorkerId};
@@ -197,23 +196,8 @@ pub(crate) struct State {
     stopping: bool,
 }
 
-/// The read budget of scans: 5 read units per second and worker, which is 20 KiB of rows a second
-/// when read consistently.
-const SCAN_BYTES_PER_SECOND: usize = 20 * 1024;
 /// How many scans in a row have to say that the table does not exist. One may be wrong.
 const MISSING_SCANS: u32 = 2;
-/// What a lease row weighs, by the rows that the KCL and this library write.
-const ROW_BYTES: usize = 400;
-
-/// How long to wait between scans of a table of `rows` leases: a second for small tables, at most
-/// what the read budget allows for large ones, never slower than half the lease duration.
-pub(crate) fn scan_interval(rows: usize, lease_duration: Duration) -> Duration {
-    let affordable =
-        Duration::from_millis((rows * ROW_BYTES * 1_000 / SCAN_BYTES_PER_SECOND) as u64);
-    let often = if mutant::is("scans-too-often") { 10 } else { 1 };
-    affordable.max(Duration::from_secs(1) / often).min(lease_duration / 2)
-}
-
 impl State {
     pub(crate) fn new(
         me: WorkerId,
@@ -348,7 +332,7 @@ impl State {
         if has_failed && unseen >= self.settings.lease_duration / 2 {
             self.sighted = now;
         }
-        self.next_scan = now + scan_interval(leases.len(), self.settings.lease_duration);
+        self.next_scan = now + timing::scan_interval(leases.len(), self.settings.lease_duration);
         self.observations.scanned(now, &leases);
         self.note_vanished(now, &leases);
         self.leases = leases.into_iter().map(|lease| (lease.key.clone(), lease)).collect();
@@ -414,13 +398,6 @@ impl State {
         takes.into_iter().filter_map(|take| self.begin_take(take)).collect()
     }
 
-    /// How long a free lease is left to the worker it falls to: until that one must have seen it, but
-    /// never for a large part of a lease duration.
-    fn patience(&self) -> Duration {
-        let lasts = self.settings.lease_duration;
-        (lasts / 5).min(scan_interval(self.leases.len(), lasts) + Duration::from_millis(250))
-    }
-
     fn snapshot(&self, now: Instant) -> Snapshot<'_> {
         Snapshot {
             me: &self.me,
@@ -433,7 +410,7 @@ impl State {
             sighted: if self.failed_scans > 0 { now } else { self.sighted },
             now,
             lasts: self.settings.lease_duration,
-            patience: self.patience(),
+            patience: timing::orphan_grace(self.leases.len(), self.settings.lease_duration),
             balance: self.settings.balance,
             limit: self.settings.max_leases,
             full: self.full.workers(),
@@ -479,7 +456,7 @@ impl State {
     /// its owner, whose last write was applied but not answered, or a creation that is on its way.
     /// It stays longer than the table as it was known may be old when a creation is decided.
     fn delete(&mut self, now: Instant) -> Vec<Action> {
-        let stays = self.settings.finished_stays();
+        let stays = timing::finished_stays(self.settings.lease_duration);
         let stays = if mutant::is("finished-rows-go-at-once") { Duration::ZERO } else { stays };
         let doomed: Vec<_> = plan::leases_to_delete(&self.leases)
             .into_iter()

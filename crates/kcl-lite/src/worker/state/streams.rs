@@ -6,22 +6,19 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::{Action, State, Why, create_write, discard_write, failure};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
+use crate::lease::timing::HOLE_PAUSE;
 use crate::lease::{Lease, LeaseKey, Other, StreamKey, counter_after};
 use crate::mutant;
 use crate::position::Checkpoint;
 use crate::settings::Settings;
 use crate::shard::plan::{self, Source};
 use crate::stream::Listing;
-
-/// Time between two listings that are made because of a hole, or of a stream that seems gone.
-pub(super) const HOLE_PAUSE: Duration = Duration::from_secs(5);
 
 /// One stream, as the coordinator follows it.
 #[derive(Debug)]

@@ -1,10 +1,9 @@
 //! The coordinator's decisions, one input at a time, without a runtime.
 
-use super::handoff::HANDOFF_SCAN;
-use super::streams::HOLE_PAUSE;
 use super::*;
 use crate::error::ServiceErrorKind;
 use crate::lease::StreamIdentity;
+use crate::lease::timing::{HANDOFF_SCAN, HOLE_PAUSE};
 use crate::position::{Checkpoint, InitialPosition};
 use crate::record::Timestamp;
 use crate::settings::StreamRecreated;
@@ -174,7 +173,7 @@ fn a_failed_scan_is_told_and_tried_again_later_and_later() {
 
 #[test]
 fn scans_keep_to_the_read_budget_and_to_half_the_lease_duration() {
-    let interval = |rows| scan_interval(rows, 10 * SECOND);
+    let interval = |rows| timing::scan_interval(rows, 10 * SECOND);
     assert_eq!(interval(1), SECOND);
     assert_eq!(interval(100), Duration::from_millis(1_953));
     assert_eq!(interval(200), Duration::from_millis(3_906));

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use kcl_lite::lease::timing;
 use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::stream::{ListFrom, Listing, ShardReader, Stream};
 use kcl_lite::{
@@ -355,7 +356,7 @@ async fn l14_rows_deleted_under_a_running_worker_come_back_with_their_positions(
     let before = fleet.store.inner.snapshot();
     let of_others = other.store.inner.snapshot();
     fleet.store.inner.forget(&before[3].key);
-    let renewal = settings().renew_interval();
+    let renewal = timing::renew_interval(settings().lease_duration);
     let is_back = |fleet: &Fleet| fleet.store.inner.snapshot().len() == 8;
     fleet.within(2 * renewal, "row 3", is_back).await;
     assert!(fleet.lease(&before[3].key.as_str().into()).checkpoint >= before[3].checkpoint);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use kcl_lite::lease::LeaseChange;
+use kcl_lite::lease::{LeaseChange, timing};
 use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::stream::{ListFrom, Listing, Read, ShardReader, Stream};
 use kcl_lite::{
@@ -70,7 +70,10 @@ async fn s07_the_end_of_a_shard_is_stored_by_the_library_although_acknowledgemen
     let first = children.iter().filter_map(|child| started.get(child)).map(|at| at[0]).min();
     let wait = first.unwrap().saturating_duration_since(last_ack.unwrap());
     assert!(first >= last_ack, "the end was stored before the last acknowledgement");
-    assert!(wait <= settings().renew_interval(), "{wait:?} after the last acknowledgement");
+    assert!(
+        wait <= timing::renew_interval(settings().lease_duration),
+        "{wait:?} after the last acknowledgement"
+    );
     assert_eq!(complaints(&fleet), []);
     worker.shutdown(DEADLINE).await.unwrap();
 }
