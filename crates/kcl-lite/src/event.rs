@@ -10,7 +10,6 @@ use std::time::Duration;
 use crate::error::FailedCall;
 use crate::position::{Checkpoint, Position};
 use crate::record::{LeaseKey, ShardId, Timestamp, WorkerId};
-use crate::stream::Fetching;
 
 /// Something that happened to a worker. Past tense; a healthy hour has few of them.
 #[derive(Debug, Clone, PartialEq)]
@@ -335,6 +334,24 @@ pub enum Severity {
     Info,
     /// Somebody should look at it. Logged as `WARN`.
     Warning,
+}
+
+/// How the records of a shard are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetching {
+    /// By asking for them (`GetRecords`).
+    Polling,
+    /// By being sent them (`SubscribeToShard`).
+    FanOut,
+}
+
+impl fmt::Display for Fetching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Polling => "polling",
+            Self::FanOut => "fan-out",
+        })
+    }
 }
 
 impl Event {

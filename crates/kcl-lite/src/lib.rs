@@ -12,6 +12,7 @@ mod error;
 mod event;
 mod failed_call;
 mod heartbeat;
+mod identity;
 pub mod lease;
 #[cfg(feature = "mutants")]
 #[doc(hidden)]

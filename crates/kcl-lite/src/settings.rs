@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
-use crate::lease::Other;
+use crate::identity::Other;
 use crate::position::InitialPosition;
 
 /// Room for the largest reply while it is parsed.

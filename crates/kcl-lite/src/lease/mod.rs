@@ -15,11 +15,12 @@ pub(crate) mod taking;
 pub(crate) mod tenure;
 pub mod timing;
 
-use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fmt;
 
 pub use self::key::{LeaseKey, StreamKey};
+pub(crate) use crate::identity::Other;
+pub use crate::identity::StreamIdentity;
 use crate::mutant;
 use crate::position::{Checkpoint, Cursor};
 use crate::record::{ShardId, Timestamp, WorkerId};
@@ -70,47 +71,6 @@ pub struct PendingCheckpoint {
     pub checkpoint: Checkpoint,
     /// The application's own bytes, if it stored any.
     pub state: Option<Vec<u8>>,
-}
-
-/// Which stream a row is about: a stream that is deleted and made again under its old name is another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StreamIdentity {
-    /// The ARN.
-    pub arn: String,
-    /// When the stream was made.
-    pub created: Timestamp,
-}
-
-impl StreamIdentity {
-    /// What `stream` is to this one, if it is another.
-    pub(crate) fn other(&self, stream: &Self) -> Option<Other> {
-        if stream.arn != self.arn {
-            return Some(Other::Unrelated);
-        }
-        match stream.created.cmp(&self.created) {
-            Ordering::Less => Some(Other::Former),
-            Ordering::Equal => None,
-            Ordering::Greater if mutant::is("newer-rows-count-as-former") => Some(Other::Former),
-            Ordering::Greater => Some(Other::Newer),
-        }
-    }
-}
-
-/// A stream that is not the one that is read, as it stands to that one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Other {
-    /// It was deleted, and the one that is read was made in its place.
-    Former,
-    /// It was made in the place of the one that is read, which is gone.
-    Newer,
-    /// It has another name, or is in another place.
-    Unrelated,
-}
-
-impl fmt::Display for StreamIdentity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (created at {} ms)", self.arn, self.created.as_millis())
-    }
 }
 
 /// What a write stores besides proving life or letting go.

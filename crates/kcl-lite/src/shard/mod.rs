@@ -7,7 +7,7 @@ pub(crate) mod plan;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::record::ShardId;
+use crate::record::{ShardId, Timestamp};
 
 /// The part of the hash-key space that a shard serves, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,7 +70,7 @@ impl ChildShard {
     /// Whether these continue all that their parent served: a listing that is behind may show only
     /// some of them, or none.
     pub(crate) fn cover(children: &[Self], whole: HashRange) -> bool {
-        plan::covers(children.iter().filter_map(|child| child.hash_range), whole)
+        covers(children.iter().filter_map(|child| child.hash_range), whole)
     }
 }
 
@@ -80,4 +80,41 @@ impl From<Shard> for ChildShard {
         let Shard { id, parents, hash_range, is_open: _ } = shard;
         Self { id, parents, hash_range: Some(hash_range) }
     }
+}
+
+/// A complete, fully paged listing. It is a hint: the service may be behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// The shards in id order; a child's id is greater than those of its parents.
+    pub shards: Vec<Shard>,
+    /// The service's clock *before* the listing was asked for, a second or two early: the durable
+    /// meaning of "latest".
+    pub at: Timestamp,
+}
+
+/// Whether the ranges together cover the hash space; overlaps are allowed.
+pub(crate) fn covers_everything(ranges: impl Iterator<Item = HashRange>) -> bool {
+    covers(ranges, HashRange::ALL)
+}
+
+/// Whether the ranges together cover `whole`; overlaps are allowed.
+pub(crate) fn covers(ranges: impl Iterator<Item = HashRange>, whole: HashRange) -> bool {
+    let mut ranges: Vec<_> = ranges.collect();
+    ranges.sort_unstable();
+    cover(ranges.into_iter(), whole)
+}
+
+/// Whether `ranges`, which are sorted, together cover `whole`; overlaps are allowed.
+pub(crate) fn cover(ranges: impl Iterator<Item = HashRange>, whole: HashRange) -> bool {
+    let mut next = whole.start;
+    for range in ranges {
+        if range.start > next {
+            return false;
+        }
+        if range.end >= whole.end {
+            return true;
+        }
+        next = next.max(range.end.saturating_add(1));
+    }
+    false
 }

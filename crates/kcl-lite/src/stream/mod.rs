@@ -18,10 +18,12 @@ use tokio::time::Instant;
 
 use crate::error::ServiceError;
 use crate::event::Event;
-use crate::lease::StreamIdentity;
+pub use crate::event::Fetching;
+use crate::identity::StreamIdentity;
 use crate::position::Cursor;
 use crate::record::{LeaseKey, Record, ShardId, Timestamp};
-use crate::shard::{ChildShard, Shard};
+use crate::shard::ChildShard;
+pub use crate::shard::Listing;
 
 /// Which shards to list: all of them, or those that a reader starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,16 +36,6 @@ pub enum ListFrom {
     TrimHorizon,
     /// The shards that hold the records that arrived at this time, which has passed.
     AtTimestamp(Timestamp),
-}
-
-/// A complete, fully paged listing. It is a hint: the service may be behind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listing {
-    /// The shards in id order; a child's id is greater than those of its parents.
-    pub shards: Vec<Shard>,
-    /// The service's clock *before* the listing was asked for, a second or two early: the durable
-    /// meaning of "latest".
-    pub at: Timestamp,
 }
 
 /// What a service knows of a stream beside its shards.
@@ -163,24 +155,6 @@ impl Notice {
                 Event::RetrievalChanged { shard: shard.clone(), to, reason }
             }
         }
-    }
-}
-
-/// How the records of a shard are fetched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fetching {
-    /// By asking for them (`GetRecords`).
-    Polling,
-    /// By being sent them (`SubscribeToShard`).
-    FanOut,
-}
-
-impl fmt::Display for Fetching {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Polling => "polling",
-            Self::FanOut => "fan-out",
-        })
     }
 }
 

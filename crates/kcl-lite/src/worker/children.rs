@@ -12,7 +12,7 @@ use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::{Lease, LeaseKey, Other};
 use crate::record::ShardId;
-use crate::shard::{ChildShard, Shard, plan};
+use crate::shard::{self, ChildShard, Shard, plan};
 use crate::stream::ListFrom;
 
 /// How often, once a second, a listing that shows neither a parent nor its children, but what came of
@@ -95,7 +95,8 @@ async fn listed_children(
     let is_listed = shards.iter().any(|shard| shard.id == id);
     // What came of it has greater ids, and serves all that it served; or the listing is older than it.
     let later = shards.iter().filter(|shard| shard.id > id).map(|shard| shard.hash_range);
-    let is_history = !is_listed && parent.hash_range.is_none_or(|whole| plan::covers(later, whole));
+    let is_history =
+        !is_listed && parent.hash_range.is_none_or(|whole| shard::covers(later, whole));
     let children = ChildShard::of(&id, shards);
     let is_whole = parent.hash_range.is_none_or(|whole| ChildShard::cover(&children, whole));
     let is_trusting = crate::mutant::is("some-children-are-all");

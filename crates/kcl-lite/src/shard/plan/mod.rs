@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ChildShard, HashRange, Shard};
-use crate::lease::{Lease, LeaseKey, Other, StreamIdentity, StreamKey};
+use super::{ChildShard, HashRange, Listing, Shard, cover, covers_everything};
+use crate::identity::{Other, StreamIdentity};
+use crate::lease::{Lease, LeaseKey, StreamKey};
 use crate::mutant;
 use crate::position::{Checkpoint, InitialPosition};
 use crate::record::{ShardId, Timestamp};
-use crate::stream::{ListFrom, Listing};
+use crate::stream::ListFrom;
 
 /// A stream, as far as new leases depend on it.
 #[derive(Debug, Clone, Default)]
@@ -106,33 +107,6 @@ pub(crate) fn first_leases(listing: &Listing, source: &Source, start: Start) -> 
     let skips = mutant::is("closed-shards-are-skipped");
     let shards = listing.shards.iter().filter(|shard| shard.is_open || !skips);
     covers_everything(ranges).then(|| shards.map(first).collect())
-}
-
-/// Whether the ranges together cover the hash space; overlaps are allowed.
-pub(crate) fn covers_everything(ranges: impl Iterator<Item = HashRange>) -> bool {
-    covers(ranges, HashRange::ALL)
-}
-
-/// Whether the ranges together cover `whole`; overlaps are allowed.
-pub(crate) fn covers(ranges: impl Iterator<Item = HashRange>, whole: HashRange) -> bool {
-    let mut ranges: Vec<_> = ranges.collect();
-    ranges.sort_unstable();
-    cover(ranges.into_iter(), whole)
-}
-
-/// Whether `ranges`, which are sorted, together cover `whole`; overlaps are allowed.
-fn cover(ranges: impl Iterator<Item = HashRange>, whole: HashRange) -> bool {
-    let mut next = whole.start;
-    for range in ranges {
-        if range.start > next {
-            return false;
-        }
-        if range.end >= whole.end {
-            return true;
-        }
-        next = next.max(range.end.saturating_add(1));
-    }
-    false
 }
 
 /// The leases that are missing in a table that has some, oldest shards first.

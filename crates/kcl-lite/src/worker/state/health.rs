@@ -11,7 +11,7 @@ use super::State;
 use crate::error::ServiceError;
 use crate::lease::balance;
 use crate::lease::{Lease, LeaseKey};
-use crate::worker::{Health, WorkerState};
+use crate::worker::status::{Health, WorkerState};
 
 impl State {
     /// Where this worker is in its life, as long as it has not ended.

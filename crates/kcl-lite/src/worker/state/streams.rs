@@ -17,6 +17,7 @@ use crate::lease::{Lease, LeaseKey, Other, StreamKey, counter_after};
 use crate::mutant;
 use crate::position::Checkpoint;
 use crate::settings::Settings;
+use crate::shard;
 use crate::shard::plan::{self, Source};
 use crate::stream::Listing;
 
@@ -343,7 +344,7 @@ impl State {
         }
         for (key, stream) in &mut self.streams {
             let ranges = ranges.remove(key).unwrap_or_else(|| Some(Vec::new()));
-            if ranges.is_some_and(|ranges| !plan::covers_everything(ranges.into_iter())) {
+            if ranges.is_some_and(|ranges| !shard::covers_everything(ranges.into_iter())) {
                 stream.list_soon(now);
             }
         }
