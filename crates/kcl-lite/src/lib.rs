@@ -37,8 +37,8 @@ pub use event::{Event, Severity, TakeReason};
 pub use heartbeat::Heartbeat;
 pub use lease::PendingCheckpoint;
 pub use lease::balance::{Explanation, Intent};
-pub use position::{Checkpoint, Cursor, InitialPosition, InvalidCheckpoint, Position};
-pub use processor::{Batch, Checkpointer, Gap, LeaseLost, RecordProcessor, Resume, ShardContext};
+pub use position::{Checkpoint, Cursor, Gap, InitialPosition, InvalidCheckpoint, Position};
+pub use processor::{Batch, Checkpointer, LeaseLost, RecordProcessor, Resume, ShardContext};
 pub use record::{
     HashKey, InvalidSequenceNumber, LeaseKey, Packing, Record, SequenceNumber, ShardId, Timestamp,
     WorkerId,

@@ -177,6 +177,15 @@ pub enum InitialPosition {
     Ago(Duration),
 }
 
+/// Records that aged out of the stream before they were read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// What was processed before.
+    pub from: Checkpoint,
+    /// The oldest record that is left; `None` when none is.
+    pub to: Option<Position>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,7 @@ use crate::checkpoint::{Ack, AckWindow, Deferral, Mark};
 use crate::error::BoxError;
 use crate::heartbeat::Heartbeat;
 use crate::lease::PendingCheckpoint;
-use crate::position::{Checkpoint, Position};
+use crate::position::{Checkpoint, Gap, Position};
 use crate::record::{LeaseKey, Record, ShardId, WorkerId};
 
 /// Processes the records of one shard. The worker creates a processor each time it acquires a shard.
@@ -155,15 +155,6 @@ pub enum Resume {
     Repeat,
     /// They are done: the prepared position becomes the checkpoint.
     Commit,
-}
-
-/// Records that aged out of the stream before they were read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gap {
-    /// What was processed before.
-    pub from: Checkpoint,
-    /// The oldest record that is left; `None` when none is.
-    pub to: Option<Position>,
 }
 
 /// Records of one shard, in order, never empty.

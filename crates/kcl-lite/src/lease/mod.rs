@@ -15,7 +15,7 @@ pub(crate) mod taking;
 pub(crate) mod tenure;
 pub mod timing;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 pub use self::key::{LeaseKey, StreamKey};
@@ -239,6 +239,31 @@ impl Lease {
 /// The counter after a write. It never starts again at 0, where earlier counters would be valid once more.
 pub(crate) fn counter_after(counter: u64, by: u64) -> u64 {
     counter.saturating_add(by)
+}
+
+/// What became of a conditional write.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WriteOutcome {
+    /// Applied; the row as it is now, `None` after a delete.
+    Done(Option<Lease>),
+    /// The condition did not hold; the row as it is now. Absent is not stolen.
+    Refused(Option<Lease>),
+}
+
+/// All rows of a lease table at one time.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Table {
+    /// The leases in key order.
+    pub leases: Vec<Lease>,
+    /// Rows that are there but cannot be read, and why. They are neither free nor finished: nobody
+    /// takes them, and the children of such a shard wait.
+    pub unreadable: BTreeMap<LeaseKey, String>,
+}
+
+impl From<Vec<Lease>> for Table {
+    fn from(leases: Vec<Lease>) -> Self {
+        Self { leases, unreadable: BTreeMap::new() }
+    }
 }
 
 /// One conditional write on one row.

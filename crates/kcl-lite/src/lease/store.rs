@@ -6,38 +6,13 @@
 //! [`WriteOutcome::Refused`] with a row that carries the caller's own
 //! [`WriteId`](super::WriteId), and that settles it.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use futures_util::future::BoxFuture;
 
 use super::{Lease, LeaseKey, LeaseWrite};
+pub use super::{Table, WriteOutcome};
 use crate::error::ServiceError;
-
-/// What became of a conditional write.
-#[derive(Debug, Clone, PartialEq)]
-pub enum WriteOutcome {
-    /// Applied; the row as it is now, `None` after a delete.
-    Done(Option<Lease>),
-    /// The condition did not hold; the row as it is now. Absent is not stolen.
-    Refused(Option<Lease>),
-}
-
-/// All rows of a lease table at one time.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Table {
-    /// The leases in key order.
-    pub leases: Vec<Lease>,
-    /// Rows that are there but cannot be read, and why. They are neither free nor finished: nobody
-    /// takes them, and the children of such a shard wait.
-    pub unreadable: BTreeMap<LeaseKey, String>,
-}
-
-impl From<Vec<Lease>> for Table {
-    fn from(leases: Vec<Lease>) -> Self {
-        Self { leases, unreadable: BTreeMap::new() }
-    }
-}
 
 /// Where leases are kept.
 ///

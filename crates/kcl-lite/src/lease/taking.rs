@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
-use super::store::WriteOutcome;
+use super::WriteOutcome;
 use super::{LeaseChange, LeaseKey, LeaseWrite};
 use crate::mutant;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::store::WriteOutcome;
+use super::WriteOutcome;
 use super::{Lease, LeaseChange, LeaseWrite, News, PendingChange, WriteId, counter_after};
 use crate::mutant;
 use crate::record::{ShardId, WorkerId};

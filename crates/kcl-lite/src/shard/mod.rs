@@ -82,6 +82,19 @@ impl From<Shard> for ChildShard {
     }
 }
 
+/// Which shards to list: all of them, or those that a reader starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListFrom {
+    /// Every shard that the service still knows.
+    All,
+    /// The shards that are open now.
+    Latest,
+    /// The shards that hold the oldest records.
+    TrimHorizon,
+    /// The shards that hold the records that arrived at this time, which has passed.
+    AtTimestamp(Timestamp),
+}
+
 /// A complete, fully paged listing. It is a hint: the service may be behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {

@@ -23,20 +23,7 @@ use crate::identity::StreamIdentity;
 use crate::position::Cursor;
 use crate::record::{LeaseKey, Record, ShardId, Timestamp};
 use crate::shard::ChildShard;
-pub use crate::shard::Listing;
-
-/// Which shards to list: all of them, or those that a reader starts with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ListFrom {
-    /// Every shard that the service still knows.
-    All,
-    /// The shards that are open now.
-    Latest,
-    /// The shards that hold the oldest records.
-    TrimHorizon,
-    /// The shards that hold the records that arrived at this time, which has passed.
-    AtTimestamp(Timestamp),
-}
+pub use crate::shard::{ListFrom, Listing};
 
 /// What a service knows of a stream beside its shards.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -5,13 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ChildShard, HashRange, Listing, Shard, cover, covers_everything};
+use super::{ChildShard, HashRange, ListFrom, Listing, Shard, cover, covers_everything};
 use crate::identity::{Other, StreamIdentity};
 use crate::lease::{Lease, LeaseKey, StreamKey};
 use crate::mutant;
 use crate::position::{Checkpoint, InitialPosition};
 use crate::record::{ShardId, Timestamp};
-use crate::stream::ListFrom;
 
 /// A stream, as far as new leases depend on it.
 #[derive(Debug, Clone, Default)]

@@ -5,8 +5,7 @@
 //! been read, and on how long the stream keeps records. Pure: tells nobody, reads no clock.
 
 use crate::lease::Lease;
-use crate::position::{Checkpoint, Position};
-use crate::processor::Gap;
+use crate::position::{Checkpoint, Gap, Position};
 use crate::record::{Record, Timestamp};
 
 /// What is known when a tenure starts.

@@ -25,16 +25,16 @@ use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::{Event, TakeReason};
 use crate::lease::balance::{self, Explanation, Full, Snapshot, Take};
 use crate::lease::expiry::Observations;
-use crate::lease::store::{Table, WriteOutcome};
 use crate::lease::taking::Takes;
 use crate::lease::tenure::{take_id, write_id};
 use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, News, StreamKey, timing};
+use crate::lease::{Table, WriteOutcome};
 use crate::mutant;
 use crate::position::Checkpoint;
 use crate::record::{Timestamp, WorkerId};
 use crate::settings::Settings;
+use crate::shard::Listing;
 use crate::shard::plan::{self, Source};
-use crate::stream::Listing;
 
 /// Everything that can happen to a coordinator.
 #[derive(Debug)]

@@ -18,8 +18,8 @@ use crate::mutant;
 use crate::position::Checkpoint;
 use crate::settings::Settings;
 use crate::shard;
+use crate::shard::Listing;
 use crate::shard::plan::{self, Source};
-use crate::stream::Listing;
 
 /// One stream, as the coordinator follows it.
 #[derive(Debug)]
