@@ -179,7 +179,7 @@ async fn too_few_open_files_are_named_and_not_the_network() -> Result<()> {
 #[tokio::test]
 async fn a_stderr_that_is_no_terminal_gets_no_escape_sequences() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
-    for (command, flags) in [("producer", "-count 2 -interval 1ms"), ("consumer", "-v")] {
+    for (command, flags) in [("producer", "-count 30 -interval 1ms"), ("consumer", "-v")] {
         let line = format!("RUST_LOG=debug exec ./{command} {flags}");
         let mut process = Process::start(command, workshop.shell("c", &line))?;
         process.wait_for_stderr("DEBUG").await?;

@@ -61,7 +61,8 @@ async fn produce(options: Options, stop: CancellationToken) -> Exit {
             return Exit::Failed;
         }
     };
-    let (mut out, mut notes) = (io::stdout().lock(), io::stderr().lock());
+    // Not locked for long: a thread that logs would wait for it, holding what this one needs to go on.
+    let (mut out, mut notes) = (io::stdout(), io::stderr());
     let shared = out.is_terminal() && notes.is_terminal();
     let mut console = Console::new(&mut out, &mut notes, shared, Instant::now());
     console.note(&opening(&options, &place));
@@ -86,7 +87,6 @@ async fn produce(options: Options, stop: CancellationToken) -> Exit {
         // Between two periods, which may be far apart, no write would tell.
         () = reader_is_gone() => Err(Halt::Output(ErrorKind::BrokenPipe.into())),
     };
-    drop((out, notes));
     match ended {
         Ok(()) | Err(Halt::Stopped) => Exit::Done,
         Err(Halt::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Exit::Done,
