@@ -331,8 +331,7 @@ impl Coordinator {
     fn scan(&mut self) {
         let context = self.keeper_context.clone();
         self.calls.spawn(async move {
-            let (limit, what) =
-                (timing::write_limit(context.settings.lease_duration), "reading the lease table");
+            let (limit, what) = (context.write_limit(), "reading the lease table");
             Input::Scanned(timely(&context.clock, limit, what, context.store.list()).await)
         });
     }
@@ -340,8 +339,7 @@ impl Coordinator {
     fn look(&mut self, key: LeaseKey) {
         let context = self.keeper_context.clone();
         self.calls.spawn(async move {
-            let (limit, what) =
-                (timing::write_limit(context.settings.lease_duration), "reading a lease");
+            let (limit, what) = (context.write_limit(), "reading a lease");
             let result = timely(&context.clock, limit, what, context.store.get(&key)).await;
             Input::Looked { key, result }
         });
@@ -544,8 +542,7 @@ async fn write_until_answered(
 ) -> Result<WriteOutcome, ServiceError> {
     let mut attempt = 1;
     loop {
-        let (limit, what) =
-            (timing::write_limit(context.settings.lease_duration), "writing a lease");
+        let (limit, what) = (context.write_limit(), "writing a lease");
         let result = timely(&context.clock, limit, what, context.store.write(write)).await;
         if result.is_ok() || attempt == WRITE_ATTEMPTS {
             return result;

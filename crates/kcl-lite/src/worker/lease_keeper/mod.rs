@@ -69,6 +69,15 @@ pub(crate) struct KeeperContext {
 }
 
 impl KeeperContext {
+    /// Returns how long a call to the lease table may hang.
+    pub(super) fn write_limit(&self) -> Duration {
+        timing::write_limit(self.settings.lease_duration)
+    }
+
+    fn renew_interval(&self) -> Duration {
+        timing::renew_interval(self.settings.lease_duration)
+    }
+
     /// Makes a lease, unless it is there, and tells of it. A row of a former stream makes way, however
     /// often an owner that does not know yet moves it meanwhile.
     pub(super) async fn create(&self, lease: &Lease) -> Result<(), ServiceError> {
@@ -173,8 +182,7 @@ impl LeaseKeeper {
         let clock = Arc::clone(&context.clock);
         let (link, line) = link::line(clock, tenure.fenced_at(), tenure.lease());
         // From the proof, not from now: a take that was answered late is renewed early.
-        let next_write =
-            tenure.valid_from() + timing::renew_interval(context.settings.lease_duration);
+        let next_write = tenure.valid_from() + context.renew_interval();
         let most = context.settings.lease_duration / 10;
         let keeper = Self {
             pause_until: tenure.valid_from(),
@@ -342,8 +350,7 @@ impl LeaseKeeper {
             && news.checkpoint.is_none()
             && self.goal == Goal::Keep
         {
-            self.next_write = self.context.clock.now()
-                + timing::renew_interval(self.context.settings.lease_duration);
+            self.next_write = self.context.clock.now() + self.context.renew_interval();
             return None;
         }
         let write = self.tenure.write(&self.goal, &news);
@@ -377,11 +384,7 @@ impl LeaseKeeper {
         let sent = clock.now();
         let before = self.tenure.lease().checkpoint.clone();
         self.tenure.sent(sent);
-        let attempt = within(
-            &clock,
-            timing::write_limit(self.context.settings.lease_duration),
-            self.context.store.write(write),
-        );
+        let attempt = within(&clock, self.context.write_limit(), self.context.store.write(write));
         let result = tokio::select! {
             biased;
             () = clock.sleep_until(self.tenure.fenced_at()) => return Sent::Fenced,
@@ -420,8 +423,7 @@ impl LeaseKeeper {
         self.retry.succeeded();
         self.spacing = self.spacing.mul_f64(0.9);
         let often = if mutant::is("renews-too-often") { 10 } else { 1 };
-        let renewal = self.tenure.valid_from()
-            + timing::renew_interval(self.context.settings.lease_duration) / often;
+        let renewal = self.tenure.valid_from() + self.context.renew_interval() / often;
         self.next_write = if reached { renewal } else { self.context.clock.now() };
         self.settle_asked();
         if !reached || self.goal == Goal::Keep {
@@ -449,7 +451,7 @@ impl LeaseKeeper {
         self.pause_until = now + pause;
         self.next_write = self.pause_until;
         if error.kind == ServiceErrorKind::Throttled {
-            self.spacing = timing::renew_interval(self.context.settings.lease_duration);
+            self.spacing = self.context.renew_interval();
         }
         self.context.events.emit(&Event::CoordinationFailed {
             operation: "renewing a lease",
