@@ -51,10 +51,8 @@ impl ShardTask {
                     if open.len() > 1 {
                         let attempts = self.context.settings.failures.attempts();
                         self.suspects.halve(&open, attempts);
-                    } else if self.dead_letter(&line.window, &records[0], attempts, &failure).await
+                    } else if !self.dead_letter(&line.window, &records[0], attempts, &failure).await
                     {
-                        line.window.settled(&records[0]);
-                    } else {
                         return Some(Pass::Drained { clean: false });
                     }
                     continue;

@@ -31,12 +31,12 @@ impl ShardTask {
                 return Some(self.cannot_reject(&rejected));
             }
             for record in &rejected.records {
-                let skips = crate::mutant::is("rejected-records-count-unstored");
-                if !skips && !self.dead_letter(window, record, 0, &rejected.failure).await {
+                if crate::mutant::is("rejected-records-count-unstored") {
+                    window.settled(record);
+                } else if !self.dead_letter(window, record, 0, &rejected.failure).await {
                     window.still_rejected(rejected);
                     return Some(Pass::Drained { clean: false });
                 }
-                window.settled(record);
             }
             window.all_settled(&rejected);
             self.publish(window);
@@ -54,8 +54,7 @@ impl ShardTask {
                 if self.store(&sink, &letter).await.is_err() {
                     return false;
                 }
-                self.dead_lettered(window, letter);
-                window.settled(record);
+                self.dead_lettered(window, record, letter);
             }
             window.all_settled(&rejected);
         }
@@ -71,7 +70,7 @@ impl ShardTask {
         Pass::Again { failures, error, at_once: false }
     }
 
-    /// Stores one record, however long that takes; false if asked to stop meanwhile.
+    /// Stores one record, however long that takes, and settles it; false if asked to stop meanwhile.
     pub(super) async fn dead_letter(
         &mut self,
         window: &AckWindow,
@@ -101,7 +100,7 @@ impl ShardTask {
             }
             failure = Some(error);
         }
-        self.dead_lettered(window, letter);
+        self.dead_lettered(window, record, letter);
         true
     }
 
@@ -132,8 +131,9 @@ impl ShardTask {
         }
     }
 
-    /// Tells of it, and of many in a row.
-    fn dead_lettered(&mut self, window: &AckWindow, letter: DeadLetterRecord) {
+    /// The record is stored, and so is settled. Emits an event for it, and for many in a row.
+    fn dead_lettered(&mut self, window: &AckWindow, record: &Record, letter: DeadLetterRecord) {
+        window.settled(record);
         let DeadLetterRecord { position, attempts, error, .. } = letter;
         let shard = self.shard.lease_key.clone();
         let last = error.clone();
