@@ -557,14 +557,9 @@ impl Plan {
         }
         let rng = &mut chance(self.seed, "busy owner's plan");
         self.busy_owner = true;
-        self.recreated = None;
-        self.theme = Theme::Chaos;
-        self.workers = self.workers.max(2);
-        self.rates.resize(self.workers, 1.0);
+        self.clear_of_faults(2);
         self.shards = self.shards.max(3);
         self.lease_duration = SECOND * *pick(rng, &[2, 3, 3, 5]);
-        self.callback_deadline = LENGTH;
-        self.failures = FailurePolicy::Retry;
         self.checkpoints = *pick(rng, &[CheckpointPolicy::EveryBatch, CheckpointPolicy::OnRenewal]);
         let begins = self.boot_at + 60 * SECOND;
         let ends = self.calm_at - 60 * SECOND;
@@ -597,19 +592,25 @@ impl Plan {
     pub fn with_full_worker(mut self) -> Self {
         let rng = &mut chance(self.seed, "full worker's plan");
         self.full_worker = true;
-        self.recreated = None;
-        self.theme = Theme::Chaos;
-        self.workers = self.workers.max(3);
-        self.rates.resize(self.workers, 1.0);
+        self.clear_of_faults(3);
         self.shards = rng.u32(6..=12);
-        self.callback_deadline = LENGTH;
-        self.failures = FailurePolicy::Retry;
         let at = self.boot_at + between(rng, 30 * SECOND, 90 * SECOND);
         let back_after = Some(between(rng, 10 * SECOND, 60 * SECOND));
         let slot = rng.usize(..self.workers - 1);
         let what = What::Stop { slot, deadline: 20 * SECOND, back_after, same_id: rng.bool() };
         self.operations = vec![Operation { at, what }];
         self
+    }
+
+    /// Removes what goes wrong, so that a variation can bring its own, and sees to so many workers.
+    fn clear_of_faults(&mut self, workers: usize) {
+        self.recreated = None;
+        self.theme = Theme::Chaos;
+        self.workers = self.workers.max(workers);
+        self.rates.resize(self.workers, 1.0);
+        self.callback_deadline = LENGTH;
+        self.failures = FailurePolicy::Retry;
+        self.operations.clear();
     }
 
     /// The slot whose worker may hold one lease only.
