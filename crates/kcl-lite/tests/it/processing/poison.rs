@@ -15,24 +15,24 @@ use super::failures::Shelf;
 use super::{DEADLINE, at, eager, put, shard, until_stored};
 use crate::fleet::Fleet;
 
-/// An error as an SDK returns it: the outermost message says nothing.
+/// An error whose own message says little, above its cause.
 #[derive(Debug)]
-struct Outer(Inner);
+struct Caused<E>(&'static str, E);
+
+impl<E> fmt::Display for Caused<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl<E: std::error::Error + 'static> std::error::Error for Caused<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.1)
+    }
+}
 
 #[derive(Debug)]
 struct Inner;
-
-impl fmt::Display for Outer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("service error")
-    }
-}
-
-impl std::error::Error for Outer {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.0)
-    }
-}
 
 impl fmt::Display for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -42,8 +42,9 @@ impl fmt::Display for Inner {
 
 impl std::error::Error for Inner {}
 
+/// As the AWS SDK returns it.
 fn service_error() -> BoxError {
-    Outer(Inner).into()
+    Caused("service error", Inner).into()
 }
 
 /// The payloads, attempts and errors of the dead letters.
@@ -83,7 +84,7 @@ async fn the_whole_chain_of_an_error_is_told_and_the_error_is_the_source_of_what
     let error = worker.stopped().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Processor);
     assert!(error.to_string().ends_with("service error: no policy allows it"), "{error}");
-    assert!(error.source().unwrap().downcast_ref::<Outer>().is_some(), "{error:?}");
+    assert!(error.source().unwrap().downcast_ref::<Caused<Inner>>().is_some(), "{error:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,24 +139,17 @@ async fn what_is_rejected_becomes_a_dead_letter_and_an_outage_is_waited_out() {
 async fn an_error_that_blames_a_record_rejects_it_and_the_others_come_again_at_once() {
     let fleet = Fleet::new(1);
     put(&fleet, 1..=6);
-    /// An error of the processor's own, about another one.
-    #[derive(Debug)]
-    struct Parsing(PoisonRecord);
-    impl fmt::Display for Parsing {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("parsing the orders")
-        }
-    }
-    impl std::error::Error for Parsing {
-        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-            Some(&self.0)
-        }
-    }
     let processor = Actor::new(|batch| {
         for record in batch.records() {
             match payload(record).as_str() {
                 "3" => return Err(PoisonRecord::new(record, "3 is no order").into()),
-                "4" => return Err(Parsing(PoisonRecord::new(record, "4 neither")).into()),
+                "4" => {
+                    return Err(Caused(
+                        "parsing the orders",
+                        PoisonRecord::new(record, "4 neither"),
+                    )
+                    .into());
+                }
                 _ => {}
             }
         }
@@ -299,11 +293,11 @@ async fn without_a_place_for_dead_letters_a_rejection_is_an_error_that_says_so()
         put(&fleet, 1..=2);
         let processor = Actor::new(move |mut batch| {
             if by_error {
-                return Err(PoisonRecord::new(&batch.records()[1], Outer(Inner)).into());
+                return Err(PoisonRecord::new(&batch.records()[1], service_error()).into());
             }
             for (record, ack) in batch.split() {
                 match payload(&record).as_str() {
-                    "2" => ack.reject(Outer(Inner)),
+                    "2" => ack.reject(service_error()),
                     _ => ack.acknowledge(),
                 }
             }
