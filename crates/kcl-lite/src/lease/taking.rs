@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
-use super::WriteOutcome;
-use super::{LeaseChange, LeaseKey, LeaseWrite};
+use super::{LeaseChange, LeaseKey, LeaseWrite, WriteOutcome};
 use crate::mutant;
 
 /// The takes of one worker that were never answered.

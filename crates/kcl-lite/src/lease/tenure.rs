@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::WriteOutcome;
-use super::{Lease, LeaseChange, LeaseWrite, News, PendingChange, WriteId, counter_after};
+use super::{
+    Lease, LeaseChange, LeaseWrite, News, PendingChange, WriteId, WriteOutcome, counter_after,
+};
 use crate::mutant;
 use crate::record::{ShardId, WorkerId};
 

@@ -34,10 +34,10 @@ const RENEWALS: u32 = 3;
 const WRITES: u32 = 4;
 /// Of so many equal parts of the lease duration the last one is the margin of the fence.
 const MARGINS: u32 = 10;
-/// Finished rows stay for so many lease durations,
+/// How many lease durations a finished row stays.
 const FINISHED_STAYS: u32 = 6;
-/// and for so long at least. However short the leases are, it is longer than a write can be in flight: a
-/// creation that arrived after the row was deleted would start the shard again.
+/// How long a finished row stays at least. However short the leases are, this is longer than a write can
+/// be in flight: a creation that arrived after the row was deleted would start the shard again.
 const FINISHED_STAYS_AT_LEAST: Duration = Duration::from_secs(60);
 /// A worker asks for what moves to it as soon as it has seen that, which is within one lease duration,
 /// and what it asks for counts as its own at once.
@@ -56,7 +56,7 @@ const _: () =
 // A renewal that is due can hang, be given up and be repeated before the owner fences itself:
 // 1/RENEWALS + 2/WRITES < 1 - 1/MARGINS.
 const _: () =
-    assert!(WRITES * MARGINS + 2 * RENEWALS * MARGINS < (MARGINS - 1) * RENEWALS * WRITES,);
+    assert!(WRITES * MARGINS + 2 * RENEWALS * MARGINS < (MARGINS - 1) * RENEWALS * WRITES);
 // The next owner looks several times while a lease is handed over.
 const _: () = assert!(HANDOFF_SCAN.as_millis() * 10 < HANDOFF_DEADLINE.as_millis());
 

@@ -23,7 +23,7 @@ use crate::position::{Checkpoint, InitialPosition};
 use crate::record::Timestamp;
 use crate::retry::Retry;
 use crate::settings::StreamRecreated;
-use crate::shard;
+use crate::shard::covers_everything;
 use crate::shard::plan::{self, Source, Start};
 use crate::stream::{Description, ListFrom, Listing, Notice, Stream};
 
@@ -472,7 +472,7 @@ async fn listing_as_of(context: &KeeperContext, stream: &Arc<dyn Stream>, now: L
     let then = stream.list(ListFrom::AtTimestamp(now.at));
     let listing = within(&context.clock, CALL_LIMIT, then).await;
     match listing {
-        Some(Ok(then)) if shard::covers_everything(then.shards.iter().map(|it| it.hash_range)) => {
+        Some(Ok(then)) if covers_everything(then.shards.iter().map(|it| it.hash_range)) => {
             Listing { at: now.at, ..then }
         }
         // The stream may be younger than that.

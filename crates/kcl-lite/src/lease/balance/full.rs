@@ -1,8 +1,8 @@
 //! Which workers take no more leases, because they hold as many as they may.
 //!
-//! No row says how many leases a worker may hold, and the Java KCL has a limit as well. So it is
-//! learnt: a worker to which leases would have to move, and which holds the same number for long all
-//! the same, is full. Pure: told what is planned and when.
+//! No row says how many leases a worker may hold, and workers of the Java KCL have limits of their own.
+//! So every worker learns it of the others: a worker to which leases should move, and which has held
+//! the same number of them for some time, is full. Pure: told what is planned and when.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

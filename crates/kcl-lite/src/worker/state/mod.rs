@@ -27,8 +27,9 @@ use crate::lease::balance::{self, Explanation, Full, Snapshot, Take};
 use crate::lease::expiry::Observations;
 use crate::lease::taking::Takes;
 use crate::lease::tenure::{take_id, write_id};
-use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, News, StreamKey, timing};
-use crate::lease::{Table, WriteOutcome};
+use crate::lease::{
+    Lease, LeaseChange, LeaseKey, LeaseWrite, News, StreamKey, Table, WriteOutcome, timing,
+};
 use crate::mutant;
 use crate::position::Checkpoint;
 use crate::record::{Timestamp, WorkerId};
@@ -198,6 +199,7 @@ pub(crate) struct State {
 
 /// How many scans in a row have to say that the table does not exist. One may be wrong.
 const MISSING_SCANS: u32 = 2;
+
 impl State {
     pub(crate) fn new(
         me: WorkerId,
@@ -698,15 +700,14 @@ pub(crate) fn discard_write(row: &Lease, incarnation: &str) -> LeaseWrite {
     }
 }
 
-/// A table that is made again by one of several workers, or by each of them, would mix positions that are
-/// known here with those of a first start: what is to become of the application is for its operator to
-/// say.
+/// A table that one of several workers re-created, or each of them, would mix positions that are known
+/// here with those of a first start: what becomes of the application is for its operator to decide.
 fn table_deleted(error: &ServiceError) -> Error {
     let table = error.call.as_ref().map_or("table", |call| &call.resource);
     let context = format!(
         "the lease {table} was deleted while the worker was running, and with it all checkpoints; restore \
          it, or start the workers again with an initial position from which nothing is missed: the table \
-         is then made again"
+         is then re-created"
     );
     Error::new(ErrorKind::Missing, context)
 }

@@ -17,9 +17,8 @@ use crate::lease::{Lease, LeaseKey, Other, StreamKey, counter_after};
 use crate::mutant;
 use crate::position::Checkpoint;
 use crate::settings::Settings;
-use crate::shard;
-use crate::shard::Listing;
 use crate::shard::plan::{self, Source};
+use crate::shard::{self, Listing};
 
 /// One stream, as the coordinator follows it.
 #[derive(Debug)]
