@@ -29,7 +29,7 @@ const RARE: &[Rare] = &[
     ("finished-rows-go-at-once", || Plan::of(974)),
     ("old-listings-are-believed", || Plan::of(0).with_older_listings()),
     ("a-refused-takeover-starts-over", || Plan::of(5).with_busy_owner()),
-    ("a-stop-waits-for-handoffs", || Plan::of(3).with_busy_owner()),
+    ("a-stop-waits-for-handoffs", || Plan::of(4).with_busy_owner()),
     ("withdrawals-are-not-seen", || Plan::of(92).with_busy_owner()),
     ("nobody-is-ever-full", || Plan::of(0).with_full_worker()),
     ("new-rows-start-at-zero", || Plan::of(3440).recreating()),
