@@ -3,9 +3,10 @@
 //! The proxy and the server that speaks TLS before local-aws are real sockets of this process. The host
 //! `aws.test` has no address: only who goes through the proxy gets there.
 
+use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use e2e::process::Process;
@@ -65,7 +66,7 @@ impl Tunnels {
     }
 
     fn heads(&self) -> Vec<String> {
-        self.heads.lock().unwrap().clone()
+        self.heads.lock().clone()
     }
 }
 
@@ -79,7 +80,7 @@ async fn tunnel(
     while !head.ends_with(b"\r\n\r\n") {
         head.push(client.read_u8().await?);
     }
-    seen.lock().unwrap().push(String::from_utf8(head)?);
+    seen.lock().push(String::from_utf8(head)?);
     client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
     let mut client = acceptor.accept(client).await?;
     let mut services = TcpStream::connect(services).await?;

@@ -14,7 +14,7 @@ pub fn explained(call: &FailedCall, place: &Place) -> String {
     if is_missing_stream(call) {
         return format!("{place} was not found; hint: {hint}");
     }
-    let failed = if call.kind.is_passing() { "kept failing until --timeout" } else { "failed" };
+    let failed = if call.kind.is_transient() { "kept failing until --timeout" } else { "failed" };
     format!("{} {failed} on {}: {}; hint: {hint}", call.action, where_to(call, place), words(call))
 }
 

@@ -121,17 +121,17 @@ impl<W: Write> Console<W> {
             Event::ProcessorFailed { shard, error, .. } => {
                 self.trouble(&format!("printing {shard} failed"), error, false, None, now)
             }
-            Event::ReadFailed { shard, error, passing, call } => {
+            Event::ReadFailed { shard, error, transient, call } => {
                 let what = format!("reading {shard} failed");
-                self.trouble(&what, error, *passing, call.as_deref(), now)
+                self.trouble(&what, error, *transient, call.as_deref(), now)
             }
-            Event::CoordinationFailed { operation, error, passing, call } => {
+            Event::CoordinationFailed { operation, error, transient, call } => {
                 let what = match call {
                     // Both commands say the same of a call that keeps them from starting.
                     Some(call) if !self.started => format!("{} failed", call.action),
                     _ => format!("{operation} failed"),
                 };
-                self.trouble(&what, error, *passing, call.as_deref(), now)
+                self.trouble(&what, error, *transient, call.as_deref(), now)
             }
             Event::Started { .. } => {
                 self.started = true;
@@ -142,7 +142,7 @@ impl<W: Write> Console<W> {
                                stream, or lengthen it";
                 self.explained(event, &format!("gap {shard}"), meaning, now)
             }
-            Event::ShardGivenBack { shard, .. } => {
+            Event::ShardReleased { shard, .. } => {
                 let meaning = "it goes on after its checkpoint, here or elsewhere";
                 self.explained(event, &format!("released {shard}"), meaning, now)
             }
@@ -154,18 +154,18 @@ impl<W: Write> Console<W> {
                 self.explained(event, &format!("aggregate {shard}"), meaning, now)
             }
             Event::ProcessorSlow { .. }
-            | Event::StreamGone { .. }
+            | Event::StreamDeleted { .. }
             | Event::DeadLettered { .. }
             | Event::DeadLetterFailed { .. }
             | Event::LeaseCreated { .. }
             | Event::LeaseTaken { .. }
-            | Event::HandoffAsked { .. }
+            | Event::HandoffRequested { .. }
             | Event::LeaseRenewed { .. }
             | Event::LeaseLost { .. }
             | Event::LeaseReleased { .. }
             | Event::LeaseDeleted { .. }
             | Event::ShardEnded { .. }
-            | Event::ForeignRecords { .. }
+            | Event::MisroutedRecords { .. }
             | Event::RetrievalChanged { .. }
             | Event::ConsumerRegistered { .. }
             | Event::Stopped
@@ -207,16 +207,16 @@ impl<W: Write> Console<W> {
         &mut self,
         what: &str,
         why: &str,
-        passing: bool,
+        transient: bool,
         call: Option<&FailedCall>,
         now: Instant,
     ) -> Option<String> {
-        let told_when = if passing && self.started { TOLD_WHEN_PASSING } else { 1 };
+        let told_when = if transient && self.started { TOLD_WHEN_PASSING } else { 1 };
         let is_due = self.seen(what, now) == told_when;
         // Counted by shard, so that one lost call of each is still everyday life.
         let is_new = |common| self.first_in_a_while(common, now).is_some();
         (is_due && call.and_then(of_whole_process).is_none_or(is_new))
-            .then(|| failure::trouble(what, why, passing, call, &self.place))
+            .then(|| failure::trouble(what, why, transient, call, &self.place))
     }
 
     fn first_in_a_while(&mut self, what: &str, now: Instant) -> Option<()> {
@@ -298,11 +298,11 @@ mod tests {
         Event::ShardStarted { shard: LeaseKey::from(shard), checkpoint: Checkpoint::Latest }
     }
 
-    fn read_failed(passing: bool) -> Event {
+    fn read_failed(transient: bool) -> Event {
         Event::ReadFailed {
             shard: LeaseKey::from("shard-0"),
             error: "GetRecords: ThroughputExceeded".into(),
-            passing,
+            transient,
             call: None,
         }
     }
@@ -373,7 +373,7 @@ mod tests {
     #[test]
     fn what_is_wrong_with_the_process_is_said_once_and_not_for_each_shard() {
         let now = Instant::now();
-        let failed = |code: &str, passing: bool, times: usize| {
+        let failed = |code: &str, transient: bool, times: usize| {
             let stream = "stream `wildrydes`";
             let mut call = replied("kinesis:GetRecords", stream, Some(code), "", 400);
             call.code = None;
@@ -382,7 +382,7 @@ mod tests {
                 for shard in ["shard-0", "shard-1", "shard-2"].repeat(times) {
                     let call = Some(Box::new(call.clone()));
                     let (shard, error) = (LeaseKey::from(shard), String::new());
-                    console.event(&Event::ReadFailed { shard, error, passing, call }, now);
+                    console.event(&Event::ReadFailed { shard, error, transient, call }, now);
                 }
             });
             lines.lines().count()
@@ -430,7 +430,7 @@ mod tests {
                 from: Checkpoint::TrimHorizon,
                 to: Some(position.clone()),
             },
-            Event::ShardGivenBack { shard: shard.clone(), reason: "the reader hangs".into() },
+            Event::ShardReleased { shard: shard.clone(), reason: "the reader hangs".into() },
             Event::ProcessorSlow {
                 shard: shard.clone(),
                 callback: "process",
@@ -472,11 +472,11 @@ mod tests {
                 reason: TakeReason::Unowned,
                 checkpoint: checkpoint(),
             },
-            Event::HandoffAsked { shard: shard(), from: WorkerId::from("b") },
+            Event::HandoffRequested { shard: shard(), from: WorkerId::from("b") },
             Event::LeaseRenewed { shard: shard(), checkpoint: checkpoint(), advanced: true },
             Event::LeaseReleased { shard: shard(), checkpoint: checkpoint() },
             Event::LeaseDeleted { shard: shard() },
-            Event::ForeignRecords { shard: shard(), records: 3, dropped: false },
+            Event::MisroutedRecords { shard: shard(), records: 3, dropped: false },
             Event::RetrievalChanged {
                 shard: shard(),
                 to: Fetching::FanOut,

@@ -21,14 +21,14 @@ pub(crate) fn explained(error: &Error, place: &Place) -> String {
 pub(crate) fn trouble(
     what: &str,
     reason: &str,
-    passing: bool,
+    transient: bool,
     call: Option<&FailedCall>,
     place: &Place,
 ) -> String {
     if let Some(call) = call {
         return failure::retried_while(what, call, place);
     }
-    let hint = if passing { "none is needed if it passes; -v tells more" } else { LOOK };
+    let hint = if transient { "none is needed if it passes; -v tells more" } else { LOOK };
     format!("{what}, will try again on {place}: {}; hint: {hint}", one_line(reason))
 }
 

@@ -8,10 +8,11 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kcl_lite::Ack;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 
@@ -180,7 +181,7 @@ impl<R: Receipt> Output<R> {
 
     fn lock(&self) -> MutexGuard<'_, State<R>> {
         // Nothing that is done while the lock is held leaves the state half-changed.
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 
     /// The writer's thread.
@@ -207,7 +208,7 @@ impl<R: Receipt> Output<R> {
                 state.is_writing = true;
                 return Some(text);
             }
-            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.0.changed.wait(&mut state);
         }
     }
 
@@ -267,7 +268,7 @@ pub(crate) mod tests {
 
     impl Recorder {
         pub(crate) fn calls(&self) -> Vec<String> {
-            self.calls.lock().unwrap().clone()
+            self.calls.lock().clone()
         }
 
         /// All that was written.
@@ -283,7 +284,7 @@ pub(crate) mod tests {
         }
 
         fn note(&self, call: String) {
-            self.calls.lock().unwrap().push(call);
+            self.calls.lock().push(call);
             self.called.notify_one();
         }
     }
@@ -335,7 +336,7 @@ pub(crate) mod tests {
 
         /// Lets so many more writes through.
         pub(crate) fn take(&self, writes: u64) {
-            let mut gate = self.gate.0.lock().unwrap();
+            let mut gate = self.gate.0.lock();
             gate.allowed = gate.allowed.saturating_add(writes);
             self.gate.1.notify_all();
         }
@@ -345,7 +346,7 @@ pub(crate) mod tests {
             loop {
                 let reached = self.reached.notified();
                 {
-                    let gate = self.gate.0.lock().unwrap();
+                    let gate = self.gate.0.lock();
                     if gate.asked > gate.allowed {
                         return;
                     }
@@ -357,11 +358,11 @@ pub(crate) mod tests {
 
     impl Write for Paused {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let mut gate = self.gate.0.lock().unwrap();
+            let mut gate = self.gate.0.lock();
             gate.asked += 1;
             self.reached.notify_one();
             while gate.asked > gate.allowed {
-                gate = self.gate.1.wait(gate).unwrap();
+                self.gate.1.wait(&mut gate);
             }
             drop(gate);
             self.recorder.write(bytes)

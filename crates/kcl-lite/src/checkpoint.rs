@@ -8,8 +8,9 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::budget::Permit;
@@ -367,7 +368,7 @@ impl AckWindow {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic of a processor never happens while the lock is held, so the state is whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

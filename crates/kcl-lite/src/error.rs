@@ -186,6 +186,13 @@ impl Error {
         Self(Arc::new(Inner { kind, context: context.into(), source: None, call: None }))
     }
 
+    /// The worker cannot go on without the runtime that it was started on.
+    pub(crate) fn runtime_gone() -> Self {
+        let context = "the runtime that the worker was started on has shut down: keep it until \
+                       `WorkerHandle::shutdown` has returned";
+        Self::new(ErrorKind::Stopped, context)
+    }
+
     pub(crate) fn caused(
         kind: ErrorKind,
         context: impl Into<String>,
@@ -316,15 +323,15 @@ impl ServiceError {
 
     /// Whether the same call may succeed later without anyone changing anything.
     #[must_use]
-    pub fn is_passing(&self) -> bool {
-        self.kind.is_passing()
+    pub fn is_transient(&self) -> bool {
+        self.kind.is_transient()
     }
 }
 
 impl ServiceErrorKind {
     /// Whether the same call may succeed later without anyone changing anything.
     #[must_use]
-    pub fn is_passing(self) -> bool {
+    pub fn is_transient(self) -> bool {
         match self {
             Self::Throttled
             | Self::Unavailable
@@ -372,6 +379,13 @@ impl From<ServiceError> for Error {
         let source = source.map(SharedError::from);
         Self(Arc::new(Inner { kind, context, source, call }))
     }
+}
+
+/// Returns an error and those below it.
+pub(crate) fn chain<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ pub enum Event {
         checkpoint: Checkpoint,
     },
     /// This worker asked another one for a lease; it is taken when the other has let go.
-    HandoffAsked {
+    HandoffRequested {
         /// The shard.
         shard: LeaseKey,
         /// Who has it.
@@ -111,7 +111,7 @@ pub enum Event {
         children: Vec<ShardId>,
     },
     /// One of several streams does not exist any more; its shards are let go, its leases stay.
-    StreamGone {
+    StreamDeleted {
         /// The service's words, with the stream.
         error: String,
     },
@@ -185,7 +185,7 @@ pub enum Event {
         cause: String,
     },
     /// This worker gives a shard back, because it makes no progress here.
-    ShardGivenBack {
+    ShardReleased {
         /// The shard.
         shard: LeaseKey,
         /// Why.
@@ -201,7 +201,7 @@ pub enum Event {
         to: Option<Position>,
     },
     /// Records of aggregates belong to other shards. At most one such event a minute and shard.
-    ForeignRecords {
+    MisroutedRecords {
         /// The shard they were read from.
         shard: LeaseKey,
         /// How many since the last such event.
@@ -228,7 +228,7 @@ pub enum Event {
         /// The call and the service's words.
         error: String,
         /// Whether it may pass without anyone changing anything.
-        passing: bool,
+        transient: bool,
         /// The call to AWS that failed, in parts, if it was one.
         call: Option<Box<FailedCall>>,
     },
@@ -253,7 +253,7 @@ pub enum Event {
         /// The call and the service's words.
         error: String,
         /// Whether it may pass without anyone changing anything.
-        passing: bool,
+        transient: bool,
         /// The call to AWS that failed, in parts, if it was one.
         call: Option<Box<FailedCall>>,
     },
@@ -363,17 +363,17 @@ impl Event {
             Self::ProcessorFailed { .. }
             | Self::InitialPositionReplaced { .. }
             | Self::LeaseStartReplaced { .. }
-            | Self::StreamGone { .. }
+            | Self::StreamDeleted { .. }
             | Self::ProcessorSlow { .. }
             | Self::DeadLettered { .. }
             | Self::ManyDeadLetters { .. }
             | Self::DeadLetterFailed { .. }
             | Self::ReaderRestarted { .. }
-            | Self::ShardGivenBack { .. }
+            | Self::ShardReleased { .. }
             | Self::CorruptAggregate { .. }
             | Self::GapDetected { .. } => Severity::Warning,
-            Self::ReadFailed { passing, .. } | Self::CoordinationFailed { passing, .. } => {
-                if *passing {
+            Self::ReadFailed { transient, .. } | Self::CoordinationFailed { transient, .. } => {
+                if *transient {
                     Severity::Routine
                 } else {
                     Severity::Warning
@@ -384,9 +384,9 @@ impl Event {
             | Self::Started { .. }
             | Self::LeaseCreated { .. }
             | Self::LeaseTaken { .. }
-            | Self::HandoffAsked { .. }
+            | Self::HandoffRequested { .. }
             | Self::LeaseLost { .. }
-            | Self::ForeignRecords { .. }
+            | Self::MisroutedRecords { .. }
             | Self::LeaseReleased { .. }
             | Self::LeaseDeleted { .. }
             | Self::ShardStarted { .. }
@@ -403,7 +403,7 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WaitingForStream { reason } => write!(f, "waiting for the stream: {reason}"),
-            Self::StreamGone { error } => write!(f, "a stream does not exist any more: {error}"),
+            Self::StreamDeleted { error } => write!(f, "a stream does not exist any more: {error}"),
             Self::InitialPositionReplaced { stream, requested, used } => {
                 position_replaced(f, stream, *requested, *used)
             }
@@ -415,7 +415,7 @@ impl fmt::Display for Event {
             Self::LeaseTaken { shard, from, reason, checkpoint } => {
                 taken(f, shard, from.as_ref(), *reason, checkpoint)
             }
-            Self::HandoffAsked { shard, from } => write!(f, "asked {from} for lease {shard}"),
+            Self::HandoffRequested { shard, from } => write!(f, "asked {from} for lease {shard}"),
             Self::LeaseRenewed { shard, checkpoint, .. } => {
                 write!(f, "renewed lease {shard} at {checkpoint}")
             }
@@ -451,12 +451,12 @@ impl fmt::Display for Event {
             Self::ReaderRestarted { shard, cause } => {
                 write!(f, "replaced the reader of {shard} by a new one: {cause}")
             }
-            Self::ShardGivenBack { shard, reason } => {
+            Self::ShardReleased { shard, reason } => {
                 write!(f, "released {shard}, which makes no progress here: {reason}")
             }
             Self::GapDetected { shard, from, to } => aged_out(f, shard, from, to.as_ref()),
-            Self::ForeignRecords { shard, records, dropped } => {
-                foreign(f, shard, *records, *dropped)
+            Self::MisroutedRecords { shard, records, dropped } => {
+                misrouted(f, shard, *records, *dropped)
             }
             Self::CorruptAggregate { shard, position, error, records } => {
                 corrupt(f, shard, *records, position, error)
@@ -558,7 +558,7 @@ fn many_dead_letters(
     write!(f, "if this is an outage, stop the worker and process them again: {error}")
 }
 
-fn foreign(
+fn misrouted(
     f: &mut fmt::Formatter<'_>,
     shard: &LeaseKey,
     records: u64,

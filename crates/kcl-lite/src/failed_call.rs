@@ -12,8 +12,8 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
-use crate::aws;
-use crate::error::{FailedCall, ServiceErrorKind};
+use crate::aws::credentials;
+use crate::error::{FailedCall, ServiceErrorKind, chain};
 use crate::mutant;
 
 /// Reads the failure of a call of `action`, such as `kinesis:PutRecord`, on `resource`.
@@ -205,7 +205,7 @@ fn not_sent(error: &(dyn StdError + 'static)) -> ServiceErrorKind {
 
 /// Without credentials no request is sent, and the SDK calls that a failed dispatch.
 fn without_credentials(error: &CredentialsError) -> ServiceErrorKind {
-    match aws::unfixed(error) {
+    match credentials::unfixed(error) {
         Some(_) => ServiceErrorKind::Credentials,
         // Where they come from did not answer.
         None => ServiceErrorKind::Unavailable,
@@ -229,7 +229,7 @@ fn kind_of_io(error: &io::Error) -> Option<ServiceErrorKind> {
 pub fn in_plain_words(error: &(dyn StdError + 'static)) -> String {
     const LABELS: [&str; 5] =
         ["dispatch failure", "other", "io error", "service error", "client error (Connect)"];
-    if let Some(no_credentials) = aws::missing(error) {
+    if let Some(no_credentials) = credentials::missing(error) {
         // The error itself tells of every provider in turn, a screenful.
         return no_credentials.to_string();
     }
@@ -245,13 +245,6 @@ pub fn in_plain_words(error: &(dyn StdError + 'static)) -> String {
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// Returns an error and those below it.
-pub(crate) fn chain<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source())
 }
 
 #[cfg(test)]

@@ -5,8 +5,10 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::checkpoint::AckWindow;
 use crate::clock::{self, Clock};
@@ -79,7 +81,7 @@ impl Heartbeat {
         let Some(heart) = &self.0 else { return };
         if !heart.window.is_closed() {
             let now = heart.clock.now();
-            heart.progress.lock().unwrap_or_else(PoisonError::into_inner).beat(now);
+            heart.progress.lock().beat(now);
         }
     }
 
@@ -134,8 +136,8 @@ mod tests {
     async fn a_beat_counts_until_the_processor_is_done_with() {
         let start = Instant::now();
         let progress = Arc::new(Mutex::new(Progress::new(start)));
-        progress.lock().unwrap().doing(Activity::Processing { callback: "process" }, start);
-        let since = || progress.lock().unwrap().current().1 - start;
+        progress.lock().doing(Activity::Processing { callback: "process" }, start);
+        let since = || progress.lock().current().1 - start;
         let window = AckWindow::default();
         let heartbeat = Heartbeat::new(Arc::new(TokioClock), Arc::clone(&progress), window.clone());
         let work = tokio::time::sleep(Duration::from_millis(3_500));

@@ -44,8 +44,8 @@ pub use record::{
     WorkerId,
 };
 pub use settings::{
-    Balance, Billing, CheckpointPolicy, ControlPlane, CreateTable, FailurePolicy, ForeignPolicy,
-    GapPolicy, Retrieval, Settings, StreamConsumer, StreamRecreated, TableOptions,
+    Balance, Billing, CheckpointPolicy, ControlPlane, CreateTable, FailurePolicy, GapPolicy,
+    MisroutedPolicy, Retrieval, Settings, StreamConsumer, StreamRecreated, TableOptions,
 };
 pub use shard::{ChildShard, HashRange, Shard};
 pub use worker::{

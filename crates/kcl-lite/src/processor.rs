@@ -163,7 +163,7 @@ pub struct Batch {
     shard: Arc<ShardContext>,
     millis_behind_latest: u64,
     deferral: Deferral,
-    line: StoreLine,
+    line: StoreChannel,
     /// What the reply takes that the records came with.
     _memory: Arc<Permit>,
 }
@@ -173,7 +173,7 @@ impl Batch {
         shard: Arc<ShardContext>,
         millis_behind_latest: u64,
         deferral: Deferral,
-        line: StoreLine,
+        line: StoreChannel,
         memory: Arc<Permit>,
     ) -> Self {
         Self { shard, millis_behind_latest, deferral, line, _memory: memory }
@@ -259,7 +259,7 @@ impl Batch {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Checkpointer {
-    line: StoreLine,
+    line: StoreChannel,
     /// The end of the batch it came with.
     last: Position,
 }
@@ -340,12 +340,12 @@ pub(crate) struct StoreRequest {
 
 /// The line from the processor of one shard to the keeper of its lease.
 #[derive(Debug, Clone)]
-pub(crate) struct StoreLine {
+pub(crate) struct StoreChannel {
     pub(crate) window: AckWindow,
     pub(crate) requests: mpsc::Sender<StoreRequest>,
 }
 
-impl StoreLine {
+impl StoreChannel {
     /// Completes when it is stored.
     pub(crate) async fn store(
         &self,

@@ -211,7 +211,7 @@ pub enum Packing {
         explicit_hash_key: Option<HashKey>,
         /// Whether its hash key belongs to another shard: its producer did not yet know of a
         /// reshard, or does not group records by shard. The KPL sends such a record again.
-        foreign: bool,
+        misrouted: bool,
     },
     /// The Kinesis record says that it is packed, and cannot be unpacked: its data are as they were
     /// read.

@@ -71,8 +71,8 @@ pub struct Settings {
     /// [`GapPolicy::Resume`].
     pub on_gap: GapPolicy,
     /// What happens to records of an aggregate whose hash key belongs to another shard. Default
-    /// [`ForeignPolicy::Deliver`].
-    pub on_foreign: ForeignPolicy,
+    /// [`MisroutedPolicy::Deliver`].
+    pub on_misrouted: MisroutedPolicy,
     /// How many delivered records of one shard may wait for deferred acknowledgements before reading
     /// stops. Default 100,000, at least 1.
     pub max_unacknowledged: usize,
@@ -110,7 +110,7 @@ impl Default for Settings {
             slow_after: Duration::from_secs(30),
             callback_deadline: Duration::from_secs(10 * 60),
             on_gap: GapPolicy::Resume,
-            on_foreign: ForeignPolicy::Deliver,
+            on_misrouted: MisroutedPolicy::Deliver,
             max_unacknowledged: 100_000,
             audit_interval: Duration::from_secs(60),
             start_timeout: Duration::from_secs(5 * 60),
@@ -288,7 +288,7 @@ pub enum FailurePolicy {
         attempts: u32,
     },
     /// Releases the shard after `attempts` failures, so that another worker may try.
-    GiveBack {
+    ReleaseShard {
         /// At least 1.
         attempts: u32,
     },
@@ -305,7 +305,7 @@ impl FailurePolicy {
         match self {
             Self::Retry => u32::MAX,
             Self::DeadLetter { attempts }
-            | Self::GiveBack { attempts }
+            | Self::ReleaseShard { attempts }
             | Self::Stop { attempts } => attempts,
         }
     }
@@ -324,14 +324,14 @@ pub enum GapPolicy {
 
 /// What happens to records of an aggregate whose hash key belongs to another shard than the one that
 /// they were read from. They are counted in any case
-/// ([`Status::foreign_records`](crate::Status::foreign_records)), and an event from time to time
-/// ([`Event::ForeignRecords`](crate::Event::ForeignRecords)).
+/// ([`Status::misrouted_records`](crate::Status::misrouted_records)), and an event from time to time
+/// ([`Event::MisroutedRecords`](crate::Event::MisroutedRecords)).
 ///
 /// A producer that did not yet know of a reshard makes such records, and the KPL then sends each of
 /// them again; a producer that does not group records by shard makes them all the time, and sends
 /// nothing again. From here the two look the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ForeignPolicy {
+pub enum MisroutedPolicy {
     /// Deliver them: some come twice after a reshard, none is lost.
     #[default]
     Deliver,

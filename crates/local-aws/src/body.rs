@@ -5,12 +5,12 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
 
 use crate::faults::Faults;
 
@@ -77,7 +77,7 @@ impl ReplyBody {
     pub(crate) fn silent_after(self, frames: usize) -> Self {
         match self.0 {
             Shape::Stream(stream) => {
-                let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
+                let stream = stream.into_inner();
                 let silent = stream.take(frames).chain(stream::pending());
                 Self(Shape::Stream(Mutex::new(silent.boxed())))
             }
@@ -94,7 +94,7 @@ impl ReplyBody {
                 Self(Shape::Half(Half { first, promised, flushed: false }))
             }
             Shape::Stream(frames) => {
-                let frames = frames.into_inner().unwrap_or_else(PoisonError::into_inner);
+                let frames = frames.into_inner();
                 let cut = frames.take(1).flat_map(|frame| {
                     let half = frame.map(|frame| frame.slice(..frame.len() / 2));
                     stream::iter([half, Err(Broken)])
@@ -125,7 +125,7 @@ impl Body for ReplyBody {
             Shape::Whole(body) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(body))))),
             Shape::Half(half) => half.poll_frame(cx),
             Shape::Stream(frames) => {
-                let frames = frames.get_mut().unwrap_or_else(PoisonError::into_inner);
+                let frames = frames.get_mut();
                 let frame = ready!(frames.as_mut().poll_next(cx));
                 Poll::Ready(frame.map(|frame| frame.map(Frame::data)))
             }

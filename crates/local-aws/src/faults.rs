@@ -8,9 +8,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::sync::watch;
 
@@ -428,7 +429,7 @@ impl Faults {
     }
 
     fn with_rules<T>(&self, f: impl FnOnce(&mut Rules) -> T) -> T {
-        f(&mut self.rules.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.rules.lock())
     }
 }
 

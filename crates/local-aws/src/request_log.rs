@@ -6,8 +6,9 @@
 //! Never keeps a request or a reply.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -119,7 +120,7 @@ impl RequestLog {
     }
 
     fn with_rows<T>(&self, f: impl FnOnce(&mut BTreeMap<Row, u64>) -> T) -> T {
-        f(&mut self.rows.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.rows.lock())
     }
 }
 

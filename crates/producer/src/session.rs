@@ -99,7 +99,7 @@ impl<'a> Session<'a> {
     ///
     /// `Failed` if the failure is not transient, or has lasted as long as `--timeout`; `Stopped`.
     pub(crate) async fn wait_out(&mut self, failure: Failure) -> Result<(), Halt> {
-        if !failure.kind.is_passing() {
+        if !failure.kind.is_transient() {
             return Err(Halt::Failed(failure));
         }
         let delay = self.retry.delay_after_failure();

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use kcl_lite::{
     ControlPlane, Error, Health, InitialPosition, Report, Settings, Worker, WorkerHandle, WorkerId,
 };
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -77,12 +78,12 @@ struct Live {
 
 impl Live {
     fn set(&self, slot: usize, id: Option<WorkerId>) {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)[slot] = id;
+        self.slots.lock()[slot] = id;
     }
 
     /// What the workers say that run and have started.
     fn healths(&self) -> Vec<(Arc<Machine>, Health)> {
-        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handles = self.handles.lock();
         handles.retain(|_, (machine, handle)| !machine.is_dead() && handle.strong_count() > 0);
         let handles = handles.values();
         handles
@@ -91,7 +92,7 @@ impl Live {
     }
 
     fn ids(&self) -> Vec<WorkerId> {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let slots = self.slots.lock();
         slots.iter().flatten().cloned().collect()
     }
 }
@@ -183,7 +184,7 @@ impl Fleet {
             let truth = &mut *truth;
             let live = self.live.ids();
             let healths = self.live.healths();
-            truth.ledger.is_well(truth.now, (&mut truth.shards, &truth.rows), &healths);
+            truth.ledger.is_healthy(truth.now, (&mut truth.shards, &truth.rows), &healths);
             truth.ledger.is_settled(truth.now, &mut truth.shards, &truth.rows, &live);
         }
         for commands in &self.commands {
@@ -348,7 +349,7 @@ impl Slot {
                     Some(Command::Revive) => {}
                 },
                 ended = stopping => {
-                    if handle.health().is_well() || !handle.status().shards.is_empty() {
+                    if handle.health().is_healthy() || !handle.status().shards.is_empty() {
                         self.broken(format!("a worker that has ended says: {}", handle.status()));
                     }
                     return match (ended, stop) {
@@ -374,7 +375,7 @@ impl Slot {
         drop(truth);
         let handle = Arc::new(handle);
         let entry = (Arc::clone(machine), Arc::downgrade(&handle));
-        let mut handles = self.live.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handles = self.live.handles.lock();
         handles.insert(self.number, entry);
         handle
     }

@@ -4,10 +4,10 @@
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Parser;
+use parking_lot::Mutex;
 use sim::{Counts, Plan, Tier, Violation, run, shrink};
 use tokio::time::Instant;
 
@@ -178,7 +178,7 @@ fn mutants(arguments: &Arguments) -> Result<(), String> {
             let found = match verdict.found {
                 Some((seed, it)) => format!("{:?}, seed {seed}", it.promise),
                 None => {
-                    unseen.lock().unwrap_or_else(PoisonError::into_inner).push(bug.name);
+                    unseen.lock().push(bug.name);
                     "NOT FOUND".to_owned()
                 }
             };
@@ -191,7 +191,7 @@ fn mutants(arguments: &Arguments) -> Result<(), String> {
             scope.spawn(work);
         }
     });
-    let unseen = unseen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let unseen = unseen.into_inner();
     let (found, took) = (bugs.len() - unseen.len(), began.elapsed().as_secs());
     println!("{found} of {} bugs were found in {took} s", bugs.len());
     match &unseen[..] {
@@ -232,14 +232,14 @@ fn many(arguments: &Arguments) -> Result<(), String> {
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            let failures = sweep.lock().unwrap_or_else(PoisonError::into_inner).failed.len();
+            let failures = sweep.lock().failed.len();
             let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             if seed >= end || failures >= arguments.failures || is_late {
                 return;
             }
             let plan = arguments.plan(seed);
             let outcome = run(&plan, false);
-            let mut sweep = sweep.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut sweep = sweep.lock();
             sweep.seeds += 1;
             sweep.time += outcome.lasted;
             sweep.counts.add(&outcome.counts);
@@ -257,7 +257,7 @@ fn many(arguments: &Arguments) -> Result<(), String> {
             scope.spawn(work);
         }
     });
-    let sweep = sweep.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let sweep = sweep.into_inner();
     println!("{}\n{}", sweep.summary(began.elapsed()), sweep.counts);
     match sweep.failed.iter().min_by_key(|(seed, _)| *seed) {
         None => match &sweep.counts.never(tier)[..] {

@@ -354,7 +354,7 @@ impl Plan {
                 &[
                     FailurePolicy::Retry,
                     FailurePolicy::Retry,
-                    FailurePolicy::GiveBack { attempts: 3 },
+                    FailurePolicy::ReleaseShard { attempts: 3 },
                     FailurePolicy::DeadLetter { attempts: 2 },
                 ],
             ),

@@ -253,14 +253,14 @@ impl Shards {
     }
 
     /// When the stream was made that is not the first of its name.
-    pub(crate) fn made_again(&self) -> Option<Duration> {
+    pub(crate) fn recreated(&self) -> Option<Duration> {
         (self.streams.len() > 1).then(|| self.newest().made)
     }
 
     /// Whether a worker that started at `born` may be told that the stream does not exist: it was
     /// there before the last one, which is made or not.
     pub(crate) fn was_missing_since(&self, born: Duration) -> bool {
-        self.newest().deleted.is_some() || self.made_again().is_some_and(|made| born <= made)
+        self.newest().deleted.is_some() || self.recreated().is_some_and(|made| born <= made)
     }
 
     /// Whether a row is of a stream of which another one has taken the place.
@@ -409,8 +409,7 @@ impl Shards {
         };
         let is_early = matches!(self.start, Start::At(first) if now < first);
         // Who refuses a stream that was made again is not asked to read it.
-        let is_read =
-            self.made_again().is_none() || self.recreated != Some(StreamRecreated::Refuse);
+        let is_read = self.recreated().is_none() || self.recreated != Some(StreamRecreated::Refuse);
         self.all[shard].entries.push(Entry {
             record,
             key,

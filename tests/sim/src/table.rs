@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use kcl_lite::lease::store::{self, LeaseStore, WriteOutcome};
-use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, News};
+use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, LeaseUpdate, LeaseWrite};
 use kcl_lite::{ServiceError, ServiceErrorKind};
 use tokio::time::{sleep, timeout};
 
@@ -181,17 +181,17 @@ impl fmt::Display for Shown<'_> {
             LeaseChange::WithdrawHandoff { from, .. } => {
                 write!(f, "withdraw the request to {from} for {key}")
             }
-            LeaseChange::HandOver { counter, news, to } => {
-                write!(f, "hand {key} over to {to} at counter {counter}{}", Told(news))
+            LeaseChange::HandOver { counter, update, to } => {
+                write!(f, "hand {key} over to {to} at counter {counter}{}", Told(update))
             }
-            LeaseChange::Renew { counter, news, .. } => {
-                write!(f, "renew {key} at counter {counter}{}", Told(news))
+            LeaseChange::Renew { counter, update, .. } => {
+                write!(f, "renew {key} at counter {counter}{}", Told(update))
             }
             LeaseChange::Finish { counter, children } => {
                 write!(f, "finish {key} at counter {counter}, children {children:?}")
             }
-            LeaseChange::Release { counter, news } => {
-                write!(f, "release {key} at counter {counter}{}", Told(news))
+            LeaseChange::Release { counter, update } => {
+                write!(f, "release {key} at counter {counter}{}", Told(update))
             }
             LeaseChange::Delete { counter } => write!(f, "delete {key} at counter {counter}"),
             LeaseChange::Reset { counter, checkpoint, .. } => {
@@ -206,7 +206,7 @@ impl fmt::Display for Shown<'_> {
 }
 
 /// What a write stores, if it is new.
-struct Told<'a>(&'a News);
+struct Told<'a>(&'a LeaseUpdate);
 
 impl fmt::Display for Told<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -28,7 +28,7 @@ use aws_smithy_types::date_time::Format;
 use bytes::Bytes;
 use kcl_lite::ServiceErrorKind;
 use kcl_lite::clock::Clock;
-use kcl_lite::lease::{Lease, LeaseChange, News};
+use kcl_lite::lease::{Lease, LeaseChange, LeaseUpdate};
 use serde_json::{Value, json};
 
 use crate::checks::Promise;
@@ -342,12 +342,12 @@ fn change(
     let [set, removed] = request.touches();
     let counter = before.counter;
     let checkpoint = Some(after.checkpoint.clone()).filter(|it| *it != before.checkpoint);
-    let news = News { checkpoint, ..News::default() };
+    let update = LeaseUpdate { checkpoint, ..LeaseUpdate::default() };
     if removed.contains("leaseOwner") {
         if after.checkpoint.is_shard_end() {
             return LeaseChange::Finish { counter, children: after.children.clone() };
         }
-        return LeaseChange::Release { counter, news };
+        return LeaseChange::Release { counter, update };
     }
     match after.owner.clone().filter(|_| set.contains("leaseOwner")) {
         Some(to) if set.contains("checkpointOwner") => {
@@ -360,10 +360,10 @@ fn change(
         Some(owner) if owner == machine.id => {
             LeaseChange::Take { counter, from: before.owner.clone(), owner }
         }
-        Some(to) => LeaseChange::HandOver { counter, news, to },
+        Some(to) => LeaseChange::HandOver { counter, update, to },
         None => {
             let owner = before.actual_owner().cloned().unwrap_or_else(|| machine.id.clone());
-            LeaseChange::Renew { counter, owner, news }
+            LeaseChange::Renew { counter, owner, update }
         }
     }
 }

@@ -3,8 +3,8 @@
 //! More seeds, and the replay of one with its timeline: `cargo run -p sim -- --help`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use sim::{Counts, Plan, Tier, run};
 
 /// Runs all plans on two threads: what they reached, and the failures as commands that replay them.
@@ -14,7 +14,7 @@ fn sweep(plans: &[Plan]) -> (Counts, Vec<String>) {
     let work = || {
         while let Some(plan) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
             let outcome = run(plan, false);
-            let mut swept = swept.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut swept = swept.lock();
             swept.0.add(&outcome.counts);
             if let Some(violation) = outcome.violation {
                 swept.1.push(format!("{} --shrink: {violation}", plan.command()));
@@ -25,7 +25,7 @@ fn sweep(plans: &[Plan]) -> (Counts, Vec<String>) {
         let threads = [scope.spawn(work), scope.spawn(work)];
         threads.into_iter().for_each(|thread| thread.join().expect("a run does not panic"));
     });
-    swept.into_inner().unwrap_or_else(PoisonError::into_inner)
+    swept.into_inner()
 }
 
 /// Both tiers one after another, because both use all there is of the machine.

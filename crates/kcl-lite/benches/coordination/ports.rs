@@ -3,8 +3,8 @@
 //! Every call takes 5 to 10 ms of virtual time. A shard is read as the polling reader does: at once,
 //! then every second at the tip and five times a second behind it. Nothing ever fails here.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -15,6 +15,7 @@ use kcl_lite::lease::{Lease, LeaseKey, LeaseWrite};
 use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::stream::{ListFrom, Listing, Read, ShardReader, Stream};
 use kcl_lite::{Cursor, ServiceError, ShardId};
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// Milliseconds that a call takes, drawn evenly.
@@ -36,7 +37,7 @@ impl Latency {
     /// Half of a call: there, or back again.
     async fn half(&self) {
         let micros = {
-            let mut rng = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut rng = self.0.lock();
             rng.u64(LATENCY_MS.start() * 500..=LATENCY_MS.end() * 500)
         };
         sleep(Duration::from_micros(micros)).await;
@@ -44,7 +45,7 @@ impl Latency {
 
     /// A number from 0 to 1.
     fn draw(&self) -> f64 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).f64()
+        self.0.lock().f64()
     }
 }
 

@@ -3,7 +3,7 @@
 //! A delivery is a call of `process`. Killing a worker is dropping it: nothing more of it happens.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kcl_lite::stream::{ListFrom, Stream as _};
@@ -11,6 +11,7 @@ use kcl_lite::{
     Batch, BoxError, ControlPlane, Event, InitialPosition, RecordProcessor, SequenceNumber,
     Settings, ShardContext, ShardId, Worker, WorkerHandle,
 };
+use parking_lot::{Mutex, MutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -216,5 +217,5 @@ impl RecordProcessor for Recorder {
 }
 
 fn lock(log: &Mutex<Log>) -> MutexGuard<'_, Log> {
-    log.lock().unwrap_or_else(PoisonError::into_inner)
+    log.lock()
 }

@@ -5,14 +5,16 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use parking_lot::Mutex;
 
-use super::{Found, profile, variable};
-use crate::failed_call::chain;
+use super::environment::variable;
+use super::lookup::Found;
+use super::profile;
+use crate::error::chain;
 
 /// There are no credentials, and waiting does not bring any.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +72,7 @@ impl ProvideCredentials for First {
     where
         Self: 'a,
     {
-        let first = self.credentials.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let first = self.credentials.lock().take();
         match first {
             Some(credentials) => future::ProvideCredentials::ready(Ok(credentials)),
             None => self.then.provide_credentials(),

@@ -16,7 +16,9 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 
 use super::client::{Https, Network};
-use super::{profile, retries, variable};
+use super::environment::{retries, variable};
+use super::profile;
+use super::proxy::without_password;
 use crate::error::{Error, ErrorKind};
 
 /// How long the instance metadata service gets: it answers in milliseconds where there is one.
@@ -346,16 +348,4 @@ pub fn is_endpoint_url(text: &str) -> bool {
     let has_scheme = text.starts_with("http://") || text.starts_with("https://");
     let host = |uri: http::Uri| uri.host().is_some_and(|host| !host.is_empty());
     has_scheme && text.parse().is_ok_and(host)
-}
-
-/// Returns `url` without the name and password that may stand before its host.
-#[must_use]
-pub fn without_password(url: &str) -> String {
-    let (scheme, rest) = match url.split_once("://") {
-        Some((scheme, rest)) => (format!("{scheme}://"), rest),
-        None => (String::new(), url),
-    };
-    // A password may contain what ends a host elsewhere.
-    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
-    format!("{scheme}{rest}")
 }

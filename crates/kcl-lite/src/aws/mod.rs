@@ -5,7 +5,8 @@
 //! Makes no call to Kinesis or DynamoDB.
 
 mod client;
-mod credentials;
+pub(crate) mod credentials;
+mod environment;
 mod lookup;
 mod profile;
 mod proxy;
@@ -15,14 +16,14 @@ use std::sync::Arc;
 
 use aws_config::{BehaviorVersion, ConfigLoader};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
-use aws_smithy_types::retry::{RetryConfig, RetryMode};
 
 pub use crate::failed_call::{failed_call, in_plain_words, replied};
 use client::{Https, Network};
 pub use credentials::NoCredentials;
-pub(crate) use credentials::{missing, unfixed};
+use environment::{retries, variable};
 pub(crate) use lookup::check;
-pub use lookup::{Found, Lookup, RegionSource, is_endpoint_url, is_region, without_password};
+pub use lookup::{Found, Lookup, RegionSource, is_endpoint_url, is_region};
+pub use proxy::without_password;
 
 /// Returns a loader of the shared AWS configuration (environment, profiles, roles) with an HTTPS client.
 ///
@@ -58,39 +59,4 @@ pub fn config() -> ConfigLoader {
 #[must_use]
 pub fn https_client() -> SharedHttpClient {
     SharedHttpClient::new(Https::new(Arc::new(Network::new(variable))))
-}
-
-/// Returns an environment variable, unless it is blank.
-fn variable(name: &str) -> Option<String> {
-    let value = std::env::var_os(name)?.to_string_lossy().into_owned();
-    (!value.trim().is_empty()).then_some(value)
-}
-
-/// The SDK's own retries, where they are asked for in a way that it knows.
-fn retries(attempts: Option<String>, mode: Option<String>) -> RetryConfig {
-    let mut config = RetryConfig::standard();
-    let attempts = attempts.and_then(|attempts| attempts.trim().parse().ok());
-    if let Some(attempts @ 1..) = attempts {
-        config = config.with_max_attempts(attempts);
-    }
-    if mode.is_some_and(|mode| mode.trim().eq_ignore_ascii_case("adaptive")) {
-        config = config.with_retry_mode(RetryMode::Adaptive);
-    }
-    config
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retries_that_the_sdk_does_not_know_are_its_defaults() {
-        let of = |attempts: &str, mode: &str| retries(Some(attempts.into()), Some(mode.into()));
-        for (attempts, mode) in [("", "legacy"), ("0", ""), ("-1", "STANDARD"), ("many", "\u{0}")] {
-            assert_eq!(of(attempts, mode), RetryConfig::standard(), "{attempts} {mode}");
-        }
-        let adaptive =
-            RetryConfig::standard().with_max_attempts(7).with_retry_mode(RetryMode::Adaptive);
-        assert_eq!(of(" 7", "Adaptive"), adaptive);
-    }
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use aws_config::profile::ProfileSet;
 
-use super::variable;
+use super::environment::variable;
 
 /// The name of the profile that is used when none is named.
 pub(super) const DEFAULT: &str = "default";

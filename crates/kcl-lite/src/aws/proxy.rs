@@ -7,8 +7,6 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use aws_smithy_http_client::proxy::ProxyConfig;
 
-use super::lookup::without_password;
-
 /// Where EC2 answers over IPv6 and where EKS hands out credentials: on the machine itself.
 const INSTANCE: [Ipv6Addr; 2] = [
     Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
@@ -73,6 +71,18 @@ pub(super) fn is_local(host: &str) -> bool {
         }
         Err(_) => host == "localhost" || host.ends_with(".localhost"),
     }
+}
+
+/// Returns `url` without the name and password that may stand before its host.
+#[must_use]
+pub fn without_password(url: &str) -> String {
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), url),
+    };
+    // A password may contain what ends a host elsewhere.
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
+    format!("{scheme}{rest}")
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ pub(super) struct Ledger {
 struct Exempt {
     account: AccountId,
     /// It has given something back since it was granted something, or asks for nothing any more.
-    gets_on: bool,
+    made_progress: bool,
 }
 
 #[derive(Debug, Default)]
@@ -104,12 +104,12 @@ impl Ledger {
         let Some(place) = self.queue.iter().position(|it| it.ticket == ticket) else { return };
         let account = self.queue.remove(place).map(|request| request.account);
         if let Some(exempt) = account.and_then(|account| self.exempt(account)) {
-            exempt.gets_on = true;
+            exempt.made_progress = true;
         }
     }
 
     /// A request has waited for long.
-    pub(super) fn insist(&mut self, ticket: Ticket) {
+    pub(super) fn escalate(&mut self, ticket: Ticket) {
         for request in self.queue.iter_mut().filter(|request| request.ticket == ticket) {
             request.insists = true;
         }
@@ -129,13 +129,13 @@ impl Ledger {
             account.used = account.used - from + to;
         }
         if let Some(exempt) = self.exempt(account) {
-            exempt.gets_on |= to == 0;
+            exempt.made_progress |= to == 0;
         }
         self.tidy(account);
     }
 
     /// Whether others wait for what this shard holds: more than any other, while there is no room.
-    pub(super) fn is_in_the_way(&self, account: AccountId) -> bool {
+    pub(super) fn blocks_others(&self, account: AccountId) -> bool {
         let open = |account: &&Account| !account.is_closed;
         let Some(account) = self.accounts.get(&account).filter(open) else { return false };
         let holds_most = || self.accounts.values().filter(open).all(|it| it.used <= account.used);
@@ -170,7 +170,7 @@ impl Ledger {
                     let Request { ticket, account, bytes, .. } = request;
                     self.resize(account, 0, bytes);
                     if let Some(exempt) = self.exempt(account) {
-                        exempt.gets_on = false;
+                        exempt.made_progress = false;
                     }
                     granted.push(Grant { ticket, account, bytes });
                     continue;
@@ -187,7 +187,7 @@ impl Ledger {
     fn choose_exempt(&mut self) {
         // With some room: where the budget stays full, one exemption would follow the other.
         self.exempt.take_if(|_| self.used <= self.size / 8 * 7);
-        if self.exempt.as_ref().is_some_and(|exempt| !exempt.gets_on) {
+        if self.exempt.as_ref().is_some_and(|exempt| !exempt.made_progress) {
             return;
         }
         let present = self.exempt.as_ref().map(|exempt| exempt.account);
@@ -199,7 +199,7 @@ impl Ledger {
                 && account.is_some_and(|account| !account.has_work())
         };
         if let Some(account) = self.queue.iter().find(needs).map(|request| request.account) {
-            self.exempt = Some(Exempt { account, gets_on: false });
+            self.exempt = Some(Exempt { account, made_progress: false });
         }
     }
 
@@ -254,9 +254,9 @@ mod tests {
     }
 
     /// Asks, and has waited for long.
-    fn insisting(ledger: &mut Ledger, account: AccountId, bytes: u64) -> Ticket {
+    fn escalated(ledger: &mut Ledger, account: AccountId, bytes: u64) -> Ticket {
         let ticket = ledger.ask(account, bytes);
-        ledger.insist(ticket);
+        ledger.escalate(ticket);
         ticket
     }
 
@@ -332,7 +332,7 @@ mod tests {
         ledger.resize(ids[0], 0, 90);
         let waiting = [ledger.ask(ids[1], 50), ledger.ask(ids[2], 50)];
         assert_eq!(granted(&mut ledger), []);
-        waiting.iter().for_each(|ticket| ledger.insist(*ticket));
+        waiting.iter().for_each(|ticket| ledger.escalate(*ticket));
         assert_eq!(granted(&mut ledger), [(ids[1], 50)]);
         ledger.ask(ids[1], 50);
         assert_eq!(granted(&mut ledger), [(ids[1], 50)], "it needs more to finish what it has");
@@ -348,11 +348,11 @@ mod tests {
     fn what_a_shard_leaves_behind_is_in_use_until_it_is_given_back_but_holds_nobody_up() {
         let (mut ledger, ids) = ledger(2);
         ledger.resize(ids[0], 0, 100);
-        insisting(&mut ledger, ids[0], 10);
+        escalated(&mut ledger, ids[0], 10);
         assert_eq!(granted(&mut ledger), [(ids[0], 10)]);
-        insisting(&mut ledger, ids[0], 10);
+        escalated(&mut ledger, ids[0], 10);
         ledger.close(ids[0]);
-        insisting(&mut ledger, ids[1], 10);
+        escalated(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)], "the exemption does not stay with it");
         ledger.resize(ids[0], 110, 0);
         assert_eq!((ledger.used, ledger.accounts.len()), (10, 1));
@@ -363,16 +363,16 @@ mod tests {
         let (mut ledger, ids) = ledger(3);
         ledger.resize(ids[0], 0, 100);
         ledger.starved(ids[0], false);
-        insisting(&mut ledger, ids[1], 10);
+        escalated(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)]);
-        insisting(&mut ledger, ids[1], 10);
+        escalated(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)]);
-        insisting(&mut ledger, ids[2], 10);
-        insisting(&mut ledger, ids[1], 10);
+        escalated(&mut ledger, ids[2], 10);
+        escalated(&mut ledger, ids[1], 10);
         ledger.resize(ids[1], 10, 5);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)], "it has given nothing back yet");
         ledger.resize(ids[1], 10, 0);
-        insisting(&mut ledger, ids[1], 10);
+        escalated(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[2], 10)]);
     }
 
@@ -380,13 +380,13 @@ mod tests {
     fn a_shard_that_reads_nothing_does_not_keep_the_exemption() {
         let (mut ledger, ids) = ledger(3);
         ledger.resize(ids[0], 0, 100);
-        insisting(&mut ledger, ids[1], 10);
+        escalated(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)]);
         // A look at the tip of a subscription takes nothing.
         ledger.ask(ids[1], 0);
         assert_eq!(granted(&mut ledger), [(ids[1], 0)]);
         ledger.resize(ids[1], 0, 0);
-        insisting(&mut ledger, ids[2], 10);
+        escalated(&mut ledger, ids[2], 10);
         assert_eq!(granted(&mut ledger), [(ids[2], 10)]);
     }
 
@@ -394,18 +394,18 @@ mod tests {
     fn the_exemption_ends_when_the_budget_is_enough_and_not_before_what_was_granted_is_used() {
         let (mut ledger, ids) = ledger(3);
         ledger.resize(ids[0], 0, 105);
-        insisting(&mut ledger, ids[1], 10);
+        escalated(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)]);
         ledger.resize(ids[1], 10, 0);
-        insisting(&mut ledger, ids[1], 10);
+        escalated(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)], "nobody else waits");
-        let waits = insisting(&mut ledger, ids[2], 10);
+        let waits = escalated(&mut ledger, ids[2], 10);
         assert_eq!(granted(&mut ledger), []);
         ledger.withdraw(waits);
         ledger.resize(ids[0], 105, 74);
         assert_eq!(granted(&mut ledger), []);
         ledger.resize(ids[0], 74, 100);
-        insisting(&mut ledger, ids[2], 10);
+        escalated(&mut ledger, ids[2], 10);
         assert_eq!(granted(&mut ledger), [(ids[2], 10)], "beyond the budget again");
     }
 
@@ -414,12 +414,12 @@ mod tests {
         let (mut ledger, ids) = ledger(3);
         ledger.resize(ids[0], 0, 199);
         let first = ledger.ask(ids[1], 10);
-        ledger.insist(first);
+        ledger.escalate(first);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)]);
         let second = ledger.ask(ids[1], 10);
         assert_eq!(granted(&mut ledger), [], "twice the budget is in use");
         ledger.withdraw(second);
-        insisting(&mut ledger, ids[2], 10);
+        escalated(&mut ledger, ids[2], 10);
         ledger.resize(ids[0], 199, 150);
         assert_eq!(granted(&mut ledger), [(ids[2], 10)]);
     }
@@ -430,10 +430,10 @@ mod tests {
         ledger.resize(ids[0], 0, 100);
         for used in (100..200).step_by(40) {
             assert_eq!(ledger.used, used);
-            insisting(&mut ledger, ids[1], 40);
+            escalated(&mut ledger, ids[1], 40);
             assert_eq!(granted(&mut ledger), [(ids[1], 40)]);
         }
-        insisting(&mut ledger, ids[1], 40);
+        escalated(&mut ledger, ids[1], 40);
         assert_eq!(granted(&mut ledger), []);
     }
 
@@ -442,23 +442,23 @@ mod tests {
         let (mut ledger, ids) = ledger(4);
         ledger.resize(ids[0], 0, 70);
         ledger.resize(ids[1], 0, 24);
-        let in_the_way =
-            |ledger: &Ledger| ids.iter().map(|id| ledger.is_in_the_way(*id)).collect::<Vec<_>>();
+        let blocking =
+            |ledger: &Ledger| ids.iter().map(|id| ledger.blocks_others(*id)).collect::<Vec<_>>();
         assert_eq!(granted(&mut ledger), []);
-        assert_eq!(in_the_way(&ledger), [false; 4], "there is room");
+        assert_eq!(blocking(&ledger), [false; 4], "there is room");
         let ticket = ledger.ask(ids[2], 10);
         assert_eq!(granted(&mut ledger), []);
-        assert_eq!(in_the_way(&ledger), [true, false, false, false]);
-        ledger.insist(ticket);
+        assert_eq!(blocking(&ledger), [true, false, false, false]);
+        ledger.escalate(ticket);
         assert_eq!(granted(&mut ledger).len(), 1);
-        assert_eq!(in_the_way(&ledger), [true, false, false, false], "as long as one is exempt");
+        assert_eq!(blocking(&ledger), [true, false, false, false], "as long as one is exempt");
         ledger.resize(ids[1], 24, 80);
-        assert_eq!(in_the_way(&ledger), [false, true, false, false]);
+        assert_eq!(blocking(&ledger), [false, true, false, false]);
         ledger.close(ids[1]);
-        assert_eq!(in_the_way(&ledger), [true, false, false, false], "nobody can ask it any more");
+        assert_eq!(blocking(&ledger), [true, false, false, false], "nobody can ask it any more");
         ledger.resize(ids[1], 80, 0);
         assert_eq!(granted(&mut ledger), []);
-        assert_eq!(in_the_way(&ledger), [false; 4]);
+        assert_eq!(blocking(&ledger), [false; 4]);
     }
 
     /// What a shard of the model does with its batches.
@@ -519,7 +519,7 @@ mod tests {
         /// The reader: one batch waits, and one more is read meanwhile.
         fn read(&mut self, ledger: &mut Ledger) {
             if self.request.is_none() && self.ahead.len() < 2 {
-                self.request = Some(insisting(ledger, self.id, self.bytes));
+                self.request = Some(escalated(ledger, self.id, self.bytes));
             }
         }
 
@@ -584,7 +584,7 @@ mod tests {
                 let all_hang = kinds.iter().all(|(handler, _)| matches!(handler, Handler::Hangs));
                 prop_assert!(!all_hang || total <= 100 + most, "{} in use by who hangs", total);
                 shards.iter_mut().for_each(|shard| shard.process(&mut ledger));
-                let is_any = shards.iter().any(|shard| ledger.is_in_the_way(shard.id));
+                let is_any = shards.iter().any(|shard| ledger.blocks_others(shard.id));
                 let is_blocked = ledger.is_short && shards.iter().any(|shard| shard.used() > 0);
                 prop_assert_eq!(is_any, is_blocked, "who is to blame");
                 if round % DEADLINE == 0 {
@@ -595,8 +595,8 @@ mod tests {
                 }
             }
             for (place, shard) in shards.iter().enumerate() {
-                let is_well = shard.handler.is_judged() || shard.done >= 2;
-                prop_assert!(is_well, "{place} was done {} times: {kinds:?}", shard.done);
+                let is_healthy = shard.handler.is_judged() || shard.done >= 2;
+                prop_assert!(is_healthy, "{place} was done {} times: {kinds:?}", shard.done);
             }
         }
     }

@@ -15,9 +15,10 @@
 mod ledger;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::clock::{self, Clock};
@@ -63,7 +64,7 @@ impl Budget {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that is called while the lock is held can panic half-way.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Changes the books, and tells whoever may read now.
@@ -112,7 +113,7 @@ impl Account {
             biased;
             permit = &mut granted => permit,
             () = clock::sleep(clock, PATIENCE) => {
-                self.budget.update(|ledger| ledger.insist(place.ticket));
+                self.budget.update(|ledger| ledger.escalate(place.ticket));
                 granted.await
             }
         };
@@ -128,8 +129,8 @@ impl Account {
     }
 
     /// Whether other shards wait for memory while this one holds its share of it or more.
-    pub(crate) fn is_in_the_way(&self) -> bool {
-        self.budget.lock().ledger.is_in_the_way(self.id)
+    pub(crate) fn blocks_others(&self) -> bool {
+        self.budget.lock().ledger.blocks_others(self.id)
     }
 
     /// Ends the shard's claims, as dropping the account does: for a task that nobody can drop.
@@ -190,7 +191,7 @@ mod tests {
     use super::*;
 
     fn used(budget: &Budget) -> String {
-        format!("{:?}", budget.0.lock().unwrap().ledger)
+        format!("{:?}", budget.0.lock().ledger)
     }
 
     #[tokio::test(start_paused = true)]
@@ -208,7 +209,7 @@ mod tests {
         assert!(used(&budget).contains("used: 95"), "{}", used(&budget));
         drop((first, waits));
         assert!(used(&budget).contains("used: 0"), "{}", used(&budget));
-        assert!(budget.0.lock().unwrap().waiting.is_empty());
+        assert!(budget.0.lock().waiting.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,10 +5,10 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::{DeadLetter, DeadLetterRecord};
@@ -67,7 +67,7 @@ impl JsonLines {
         };
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = self.file.lock();
         if !ends_with_a_line(&mut file)? {
             text.insert(0, b'\n');
         }

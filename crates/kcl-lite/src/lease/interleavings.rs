@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::store::WriteOutcome;
 use super::tenure::{Goal, Tenure, Verdict, take_id, write_id};
-use super::{Lease, LeaseChange, LeaseWrite, News};
+use super::{Lease, LeaseChange, LeaseUpdate, LeaseWrite};
 use crate::position::Checkpoint;
 use crate::record::WorkerId;
 
@@ -59,8 +59,8 @@ fn incarnation(side: usize) -> String {
 }
 
 fn tenure(row: Lease, side: usize, now: Instant) -> Tenure {
-    let (lasts, margin) = (Duration::from_secs(10), Duration::from_secs(1));
-    Tenure::new(row, now, name(side), incarnation(side), lasts, margin)
+    let (lease_duration, margin) = (Duration::from_secs(10), Duration::from_secs(1));
+    Tenure::new(row, now, name(side), incarnation(side), lease_duration, margin)
 }
 
 impl World {
@@ -111,7 +111,7 @@ impl World {
             let goals = [(Goal::Keep, false), (Goal::Keep, true), (Goal::Release, true)];
             let goals =
                 goals.into_iter().filter(|(goal, _)| !this.is_leaving || *goal != Goal::Keep);
-            return goals.map(|(goal, news)| self.writes(side, goal, news, now)).collect();
+            return goals.map(|(goal, update)| self.writes(side, goal, update, now)).collect();
         }
         match &this.seen {
             None => {
@@ -124,15 +124,16 @@ impl World {
     }
 
     /// A holder writes; `news` tells whether another record was acknowledged before.
-    fn writes(&self, side: usize, goal: Goal, news: bool, now: Instant) -> Self {
+    fn writes(&self, side: usize, goal: Goal, update: bool, now: Instant) -> Self {
         let mut world = self.clone();
         let this = &mut world.sides[side];
-        this.acknowledged += usize::from(news);
+        this.acknowledged += usize::from(update);
         this.is_leaving |= goal == Goal::Release;
-        let news = News { checkpoint: Some(at(this.acknowledged)), ..News::default() };
+        let update =
+            LeaseUpdate { checkpoint: Some(at(this.acknowledged)), ..LeaseUpdate::default() };
         let tenure = this.tenure.as_mut().expect("a holder writes");
         tenure.sent(now);
-        let write = tenure.write(&goal, &news);
+        let write = tenure.write(&goal, &update);
         world.post(side, write, goal);
         world
     }

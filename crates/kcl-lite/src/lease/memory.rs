@@ -3,10 +3,11 @@
 //! Runs the pure rule of each write; adds nothing to it. Nothing outlives the process.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 
 use super::store::{LeaseStore, Table, WriteOutcome};
 use super::{Lease, LeaseKey, LeaseWrite};
@@ -31,16 +32,16 @@ impl MemoryStore {
     /// A copy of all leases in key order.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Lease> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.leases.lock().values().cloned().collect()
     }
 
     /// Removes a row as if someone had deleted it by hand: for tests of what a worker does then.
     pub fn forget(&self, key: &LeaseKey) {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.leases.lock().remove(key);
     }
 
     fn apply(&self, write: &LeaseWrite) -> WriteOutcome {
-        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut leases = self.leases.lock();
         match write.apply(leases.get(&write.key)) {
             Ok(Some(row)) => {
                 leases.insert(write.key.clone(), row.clone());
@@ -65,8 +66,7 @@ impl LeaseStore for MemoryStore {
     }
 
     fn get<'a>(&'a self, key: &'a LeaseKey) -> BoxFuture<'a, Result<Option<Lease>, ServiceError>> {
-        async { Ok(self.leases.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()) }
-            .boxed()
+        async { Ok(self.leases.lock().get(key).cloned()) }.boxed()
     }
 
     fn write<'a>(

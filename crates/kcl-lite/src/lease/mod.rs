@@ -75,7 +75,7 @@ pub struct PendingCheckpoint {
 
 /// What a write stores besides proving life or letting go.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct News {
+pub struct LeaseUpdate {
     /// What has been acknowledged since the last write, if anything.
     pub checkpoint: Option<Checkpoint>,
     /// What becomes of the prepared checkpoint.
@@ -318,7 +318,7 @@ pub enum LeaseChange {
         /// Our counter.
         counter: u64,
         /// What to store.
-        news: News,
+        update: LeaseUpdate,
         /// The worker that asked.
         to: WorkerId,
     },
@@ -331,7 +331,7 @@ pub enum LeaseChange {
         /// The worker that renews.
         owner: WorkerId,
         /// What to store.
-        news: News,
+        update: LeaseUpdate,
     },
     /// End the shard: `SHARD_END`, its children, no owner. Condition: the counter.
     Finish {
@@ -346,7 +346,7 @@ pub enum LeaseChange {
         /// Our counter.
         counter: u64,
         /// What to store.
-        news: News,
+        update: LeaseUpdate,
     },
     /// Remove a finished lease. Condition: the counter, and `SHARD_END`.
     Delete {
@@ -408,15 +408,15 @@ impl LeaseWrite {
                 Lease::clone(lease)
             }
             LeaseChange::Take { counter, from, owner } => at(*counter)?.taken(from.as_ref(), owner),
-            LeaseChange::Renew { counter, owner, news } => {
+            LeaseChange::Renew { counter, owner, update } => {
                 let lease = at(*counter)?;
                 if lease.actual_owner() != Some(owner) && !self.is_unfenced() {
                     return Err(refused());
                 }
-                lease.renewed(news)
+                lease.renewed(update)
             }
             LeaseChange::Finish { counter, children } => {
-                let mut lease = at(*counter)?.renewed(&News::shard_end());
+                let mut lease = at(*counter)?.renewed(&LeaseUpdate::shard_end());
                 lease.children.clone_from(children);
                 lease.freed()
             }
@@ -427,23 +427,23 @@ impl LeaseWrite {
                 let withdrawn = row.cloned().and_then(|row| row.withdrawn(from, to));
                 return withdrawn.map(Some).ok_or_else(refused);
             }
-            LeaseChange::HandOver { counter, news, to } => {
+            LeaseChange::HandOver { counter, update, to } => {
                 let lease = at(*counter)?;
                 let is_asked = lease.checkpoint_owner.is_some() && lease.owner.as_ref() == Some(to);
                 if !is_asked && !mutant::is("withdrawals-are-not-seen") {
                     return Err(refused());
                 }
-                let mut lease = lease.renewed(news);
+                let mut lease = lease.renewed(update);
                 lease.owner = Some(to.clone());
                 lease.checkpoint_owner = None;
                 lease
             }
-            LeaseChange::Release { counter, news } => {
+            LeaseChange::Release { counter, update } => {
                 let lease = at(*counter)?;
                 if lease.checkpoint_owner.is_some() {
                     return Err(refused());
                 }
-                lease.renewed(news).freed()
+                lease.renewed(update).freed()
             }
             LeaseChange::Delete { counter } => {
                 let lease = at(*counter)?;
@@ -541,9 +541,9 @@ impl Lease {
         self
     }
 
-    fn renewed(mut self, news: &News) -> Self {
+    fn renewed(mut self, update: &LeaseUpdate) -> Self {
         self.counter = counter_after(self.counter, u64::from(!mutant::is("renew-keeps-counter")));
-        if let Some(checkpoint) = &news.checkpoint {
+        if let Some(checkpoint) = &update.checkpoint {
             debug_assert!(
                 mutant::is_any() || *checkpoint >= self.checkpoint,
                 "a durable checkpoint never moves back"
@@ -551,19 +551,19 @@ impl Lease {
             self.checkpoint = checkpoint.clone();
             self.owner_switches = 0;
         }
-        match &news.pending {
+        match &update.pending {
             PendingChange::Keep => {}
             PendingChange::Prepare(pending) => self.pending = Some(pending.clone()),
             PendingChange::Clear => self.pending = None,
         }
-        self.read_until = news.read_until.or(self.read_until);
-        self.throughput = news.throughput.or(self.throughput);
+        self.read_until = update.read_until.or(self.read_until);
+        self.throughput = update.throughput.or(self.throughput);
         self
     }
 }
 
-impl News {
-    /// News of a checkpoint alone.
+impl LeaseUpdate {
+    /// LeaseUpdate of a checkpoint alone.
     #[must_use]
     pub fn of(checkpoint: Option<Checkpoint>) -> Self {
         Self { checkpoint, ..Self::default() }

@@ -11,7 +11,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    Lease, LeaseChange, LeaseWrite, News, PendingChange, WriteId, WriteOutcome, counter_after,
+    Lease, LeaseChange, LeaseUpdate, LeaseWrite, PendingChange, WriteId, WriteOutcome,
+    counter_after,
 };
 use crate::mutant;
 use crate::record::{ShardId, WorkerId};
@@ -30,6 +31,24 @@ pub(crate) fn take_id(incarnation: &str, counter: u64) -> WriteId {
     WriteId::new(format!("{incarnation}:take:{counter}"))
 }
 
+/// The write that makes a new row.
+pub(crate) fn create_write(lease: Lease, incarnation: &str) -> LeaseWrite {
+    LeaseWrite {
+        key: lease.key.clone(),
+        id: write_id(incarnation, lease.counter),
+        change: LeaseChange::Create(Box::new(lease)),
+    }
+}
+
+/// The write that removes a row of a stream that is gone.
+pub(crate) fn discard_write(row: &Lease, incarnation: &str) -> LeaseWrite {
+    LeaseWrite {
+        key: row.key.clone(),
+        id: write_id(incarnation, row.counter),
+        change: LeaseChange::Discard { counter: row.counter },
+    }
+}
+
 /// Whether `mark` was left by another life of the worker `me`: the same id, another start.
 pub(crate) fn is_by_other_life(mark: &WriteId, me: &WorkerId, incarnation: &str) -> bool {
     let starts = |with: &str, sign| {
@@ -45,7 +64,7 @@ pub(crate) struct Tenure {
     lease: Lease,
     me: WorkerId,
     incarnation: String,
-    lasts: Duration,
+    lease_duration: Duration,
     margin: Duration,
     /// When the write that proved our hold was sent.
     valid_from: Instant,
@@ -84,14 +103,22 @@ impl Tenure {
         sent: Instant,
         me: WorkerId,
         incarnation: String,
-        lasts: Duration,
+        lease_duration: Duration,
         margin: Duration,
     ) -> Self {
         debug_assert!(
             mutant::is_any() || lease.owner.as_ref() == Some(&me),
             "a tenure starts with our own row"
         );
-        Self { lease, me, incarnation, lasts, margin, valid_from: sent, unanswered_since: None }
+        Self {
+            lease,
+            me,
+            incarnation,
+            lease_duration,
+            margin,
+            valid_from: sent,
+            unanswered_since: None,
+        }
     }
 
     /// The row as last known.
@@ -114,24 +141,24 @@ impl Tenure {
     /// anyone may take the lease.
     pub(crate) fn fenced_at(&self) -> Instant {
         if mutant::is("owner-never-stops-itself") {
-            return self.valid_from + self.lasts * 100;
+            return self.valid_from + self.lease_duration * 100;
         }
         let margin = if mutant::is("fence-without-margin") { Duration::ZERO } else { self.margin };
-        self.valid_from + self.lasts - margin
+        self.valid_from + self.lease_duration - margin
     }
 
     /// The next write towards `goal`, storing what of `told` is news.
-    pub(crate) fn write(&self, goal: &Goal, told: &News) -> LeaseWrite {
+    pub(crate) fn write(&self, goal: &Goal, wanted: &LeaseUpdate) -> LeaseWrite {
         let counter = self.lease.counter;
-        let news = self.news(told);
+        let update = self.update(wanted);
         let change = match goal {
-            Goal::Keep => LeaseChange::Renew { counter, owner: self.me.clone(), news },
+            Goal::Keep => LeaseChange::Renew { counter, owner: self.me.clone(), update },
             Goal::Release if mutant::is("release-forgets-the-checkpoint") => {
-                LeaseChange::Release { counter, news: News::default() }
+                LeaseChange::Release { counter, update: LeaseUpdate::default() }
             }
             Goal::Release => match self.asked_by() {
-                Some(to) => LeaseChange::HandOver { counter, news, to: to.clone() },
-                None => LeaseChange::Release { counter, news },
+                Some(to) => LeaseChange::HandOver { counter, update, to: to.clone() },
+                None => LeaseChange::Release { counter, update },
             },
             Goal::Finish(children) => LeaseChange::Finish { counter, children: children.clone() },
         };
@@ -139,18 +166,18 @@ impl Tenure {
     }
 
     /// Nothing durable moves back, and a prepared checkpoint stays until the checkpoint has reached it.
-    fn news(&self, told: &News) -> News {
-        let checkpoint = told.checkpoint.clone().filter(|news| *news > self.lease.checkpoint);
+    fn update(&self, wanted: &LeaseUpdate) -> LeaseUpdate {
+        let checkpoint = wanted.checkpoint.clone().filter(|update| *update > self.lease.checkpoint);
         let newest = checkpoint.as_ref().unwrap_or(&self.lease.checkpoint);
         let reached = self.lease.pending.as_ref().is_some_and(|it| it.checkpoint <= *newest);
-        let pending = match &told.pending {
+        let pending = match &wanted.pending {
             PendingChange::Keep if reached => PendingChange::Clear,
             PendingChange::Keep => PendingChange::Keep,
             PendingChange::Prepare(pending) => PendingChange::Prepare(pending.clone()),
             PendingChange::Clear => PendingChange::Clear,
         };
-        let read_until = told.read_until.filter(|news| Some(*news) > self.lease.read_until);
-        News { checkpoint, pending, read_until, throughput: told.throughput }
+        let read_until = wanted.read_until.filter(|update| Some(*update) > self.lease.read_until);
+        LeaseUpdate { checkpoint, pending, read_until, throughput: wanted.throughput }
     }
 
     /// The worker that has asked for this lease, if the row says so.
@@ -159,11 +186,11 @@ impl Tenure {
     }
 
     /// The write that puts a vanished row back with its position.
-    pub(crate) fn write_again(&self, told: &News) -> LeaseWrite {
+    pub(crate) fn write_again(&self, wanted: &LeaseUpdate) -> LeaseWrite {
         let mut lease = self.lease.clone();
         lease.counter = counter_after(lease.counter, 1);
-        if let Some(news) = self.news(told).checkpoint {
-            lease.checkpoint = news;
+        if let Some(update) = self.update(wanted).checkpoint {
+            lease.checkpoint = update;
         }
         LeaseWrite {
             key: lease.key.clone(),
@@ -259,7 +286,7 @@ mod tests {
         let start = Instant::now();
         let mut tenure = tenure(start);
         assert_eq!(tenure.fenced_at(), start + 9 * SECOND);
-        let row = applied(&tenure, &tenure.write(&Goal::Keep, &News::default()));
+        let row = applied(&tenure, &tenure.write(&Goal::Keep, &LeaseUpdate::default()));
         tenure.sent(start + 3 * SECOND);
         let verdict =
             tenure.answered(start + 3 * SECOND, WriteOutcome::Done(Some(row)), &Goal::Keep);
@@ -271,7 +298,7 @@ mod tests {
     fn a_write_recognised_later_extends_validity_only_from_the_oldest_unanswered_one() {
         let start = Instant::now();
         let mut tenure = tenure(start);
-        let row = applied(&tenure, &tenure.write(&Goal::Keep, &News::default()));
+        let row = applied(&tenure, &tenure.write(&Goal::Keep, &LeaseUpdate::default()));
         tenure.sent(start + 3 * SECOND); // applied, reply lost
         tenure.sent(start + 6 * SECOND);
         let verdict =
@@ -284,7 +311,7 @@ mod tests {
     fn a_row_with_another_mark_is_lost_even_with_the_expected_counter() {
         let start = Instant::now();
         let mut tenure = tenure(start);
-        let mut row = applied(&tenure, &tenure.write(&Goal::Keep, &News::default()));
+        let mut row = applied(&tenure, &tenure.write(&Goal::Keep, &LeaseUpdate::default()));
         row.write_id = Some(WriteId::new("other#1:7"));
         row.owner = Some("other".into());
         tenure.sent(start);
@@ -296,7 +323,7 @@ mod tests {
     fn a_release_that_finds_its_own_lost_renewal_has_not_released_yet() {
         let start = Instant::now();
         let mut tenure = tenure(start);
-        let renewed = applied(&tenure, &tenure.write(&Goal::Keep, &News::default()));
+        let renewed = applied(&tenure, &tenure.write(&Goal::Keep, &LeaseUpdate::default()));
         tenure.sent(start);
         tenure.sent(start + SECOND);
         let outcome = WriteOutcome::Refused(Some(renewed));
@@ -314,9 +341,13 @@ mod tests {
             tenure.answered(start, WriteOutcome::Refused(None), &Goal::Keep),
             Verdict::Vanished
         );
-        let news = Checkpoint::parse("55", 0).unwrap();
-        let row = tenure.write_again(&News::of(Some(news.clone()))).apply(None).unwrap().unwrap();
-        assert_eq!((row.counter, &row.checkpoint, row.owner.is_some()), (8, &news, true));
+        let update = Checkpoint::parse("55", 0).unwrap();
+        let row = tenure
+            .write_again(&LeaseUpdate::of(Some(update.clone())))
+            .apply(None)
+            .unwrap()
+            .unwrap();
+        assert_eq!((row.counter, &row.checkpoint, row.owner.is_some()), (8, &update, true));
         let verdict = tenure.answered(start, WriteOutcome::Done(Some(row)), &Goal::Keep);
         assert_eq!(verdict, Verdict::Held { reached: true });
     }
@@ -331,13 +362,16 @@ mod tests {
             change: LeaseChange::AskHandoff { counter: 7, from: "me".into(), to: "next".into() },
         };
         let asked = applied(&tenure, &ask);
-        let renewed =
-            tenure.write(&Goal::Keep, &News::default()).apply(Some(&asked)).unwrap().unwrap();
+        let renewed = tenure
+            .write(&Goal::Keep, &LeaseUpdate::default())
+            .apply(Some(&asked))
+            .unwrap()
+            .unwrap();
         tenure.sent(start);
         tenure.answered(start, WriteOutcome::Done(Some(renewed)), &Goal::Keep);
         assert_eq!(tenure.asked_by(), Some(&"next".into()));
 
-        let row = applied(&tenure, &tenure.write(&Goal::Release, &News::default()));
+        let row = applied(&tenure, &tenure.write(&Goal::Release, &LeaseUpdate::default()));
         assert_eq!((row.actual_owner(), row.counter), (Some(&"next".into()), 9));
         tenure.sent(start);
         let verdict = tenure.answered(start, WriteOutcome::Done(Some(row)), &Goal::Release);
@@ -352,7 +386,7 @@ mod tests {
         let ask = LeaseWrite { key: "shardId-0".into(), id: WriteId::new("next#1:7"), change: ask };
         let asked = applied(&tenure, &ask);
         let refused =
-            tenure.write(&Goal::Release, &News::default()).apply(Some(&asked)).unwrap_err();
+            tenure.write(&Goal::Release, &LeaseUpdate::default()).apply(Some(&asked)).unwrap_err();
         tenure.sent(start + SECOND);
         let outcome = WriteOutcome::Refused(refused.current.map(|row| *row));
         assert_eq!(
@@ -360,7 +394,7 @@ mod tests {
             Verdict::OtherSuccessor
         );
         assert_eq!(tenure.fenced_at(), start + 9 * SECOND, "nothing was written");
-        let change = tenure.write(&Goal::Release, &News::default()).change;
+        let change = tenure.write(&Goal::Release, &LeaseUpdate::default()).change;
         assert!(matches!(change, LeaseChange::HandOver { counter: 7, .. }), "{change:?}");
     }
 
@@ -369,7 +403,7 @@ mod tests {
         let start = Instant::now();
         let mut tenure = tenure(start);
         tenure.lease.checkpoint_owner = tenure.lease.owner.replace("next".into());
-        let hand_over = tenure.write(&Goal::Release, &News::default());
+        let hand_over = tenure.write(&Goal::Release, &LeaseUpdate::default());
         assert!(matches!(hand_over.change, LeaseChange::HandOver { .. }), "{hand_over:?}");
         let change = LeaseChange::WithdrawHandoff { from: "me".into(), to: "next".into() };
         let withdrawal =
@@ -382,7 +416,7 @@ mod tests {
         let outcome = WriteOutcome::Refused(refused.current.map(|row| *row));
         let verdict = tenure.answered(start + SECOND, outcome, &Goal::Release);
         assert_eq!(verdict, Verdict::OtherSuccessor);
-        let change = tenure.write(&Goal::Release, &News::default()).change;
+        let change = tenure.write(&Goal::Release, &LeaseUpdate::default()).change;
         assert!(matches!(change, LeaseChange::Release { counter: 7, .. }), "{change:?}");
         assert!(withdrawal.apply(Some(&withdrawn)).is_err(), "there is nothing left to withdraw");
     }
@@ -391,7 +425,7 @@ mod tests {
     fn a_renewal_that_was_lost_is_recognised_although_another_worker_has_asked_since() {
         let start = Instant::now();
         let mut tenure = tenure(start);
-        let renewed = applied(&tenure, &tenure.write(&Goal::Keep, &News::default()));
+        let renewed = applied(&tenure, &tenure.write(&Goal::Keep, &LeaseUpdate::default()));
         let ask = LeaseChange::AskHandoff { counter: 8, from: "me".into(), to: "next".into() };
         let ask =
             LeaseWrite { key: renewed.key.clone(), id: WriteId::new("next#1:8"), change: ask };
@@ -406,10 +440,10 @@ mod tests {
     #[test]
     fn an_acknowledgement_that_is_no_news_is_not_written() {
         let tenure = tenure(Instant::now());
-        let write = tenure.write(&Goal::Keep, &News::of(Some(Checkpoint::TrimHorizon)));
+        let write = tenure.write(&Goal::Keep, &LeaseUpdate::of(Some(Checkpoint::TrimHorizon)));
         assert_eq!(
             write.change,
-            LeaseChange::Renew { counter: 7, owner: "me".into(), news: News::default() }
+            LeaseChange::Renew { counter: 7, owner: "me".into(), update: LeaseUpdate::default() }
         );
     }
 }

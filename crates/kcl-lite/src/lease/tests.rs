@@ -30,9 +30,9 @@ fn ask(counter: u64, from: &str, to: &str) -> LeaseChange {
 fn changes(counter: u64) -> [LeaseChange; 4] {
     [
         take(counter, None, "b"),
-        LeaseChange::Renew { counter, owner: "a".into(), news: News::default() },
+        LeaseChange::Renew { counter, owner: "a".into(), update: LeaseUpdate::default() },
         LeaseChange::Finish { counter, children: BTreeSet::new() },
-        LeaseChange::Release { counter, news: News::default() },
+        LeaseChange::Release { counter, update: LeaseUpdate::default() },
     ]
 }
 
@@ -123,8 +123,11 @@ fn asking_for_a_handoff_names_both_and_leaves_counter_and_mark_to_the_owner() {
 #[test]
 fn a_handover_stores_the_checkpoint_and_gives_the_lease_to_the_one_who_asked() {
     let asked = applied(ask(7, "a", "b"), &row("shard-0", 7, Some("a")));
-    let change =
-        LeaseChange::HandOver { counter: 7, news: News::of(Some(at("9"))), to: "b".into() };
+    let change = LeaseChange::HandOver {
+        counter: 7,
+        update: LeaseUpdate::of(Some(at("9"))),
+        to: "b".into(),
+    };
     let next = applied(change, &asked);
     assert_eq!((next.owner, next.checkpoint_owner), (Some("b".into()), None));
     assert_eq!((next.counter, next.checkpoint), (8, at("9")));
@@ -134,7 +137,8 @@ fn a_handover_stores_the_checkpoint_and_gives_the_lease_to_the_one_who_asked() {
 fn a_handover_goes_only_to_the_worker_that_asks() {
     let asked = applied(ask(7, "a", "b"), &row("shard-0", 7, Some("a")));
     let hand_over = |to: &str| {
-        let change = LeaseChange::HandOver { counter: 7, news: News::default(), to: to.into() };
+        let change =
+            LeaseChange::HandOver { counter: 7, update: LeaseUpdate::default(), to: to.into() };
         write(change).apply(Some(&asked))
     };
     assert!(hand_over("b").is_ok());
@@ -148,7 +152,8 @@ fn a_handover_goes_only_to_the_worker_that_asks() {
 #[test]
 fn a_withdrawal_holds_at_every_counter_but_only_for_its_own_request() {
     let asked = applied(ask(7, "a", "b"), &row("shard-0", 7, Some("a")));
-    let renew = LeaseChange::Renew { counter: 7, owner: "a".into(), news: News::default() };
+    let renew =
+        LeaseChange::Renew { counter: 7, owner: "a".into(), update: LeaseUpdate::default() };
     let renewed = applied(renew, &asked);
     let withdraw = |from: &str, to: &str| {
         let change = LeaseChange::WithdrawHandoff { from: from.into(), to: to.into() };
@@ -161,7 +166,8 @@ fn a_withdrawal_holds_at_every_counter_but_only_for_its_own_request() {
 
 #[test]
 fn a_row_that_was_created_afresh_at_the_same_counter_is_not_renewed_by_its_former_owner() {
-    let renew = LeaseChange::Renew { counter: 7, owner: "a".into(), news: News::default() };
+    let renew =
+        LeaseChange::Renew { counter: 7, owner: "a".into(), update: LeaseUpdate::default() };
     assert!(write(renew.clone()).apply(Some(&row("shard-0", 7, None))).is_err());
     assert!(write(renew).apply(Some(&row("shard-0", 7, Some("b")))).is_err());
 }
@@ -172,7 +178,7 @@ fn a_renewal_without_progress_keeps_checkpoint_switches_and_pending() {
     let current =
         Lease { checkpoint: at("5"), owner_switches: 2, pending, ..row("shard-0", 7, Some("a")) };
     let next = applied(
-        LeaseChange::Renew { counter: 7, owner: "a".into(), news: News::default() },
+        LeaseChange::Renew { counter: 7, owner: "a".into(), update: LeaseUpdate::default() },
         &current,
     );
     assert_eq!(next, Lease { counter: 8, write_id: Some(WriteId::new("me-1")), ..current });
@@ -182,8 +188,8 @@ fn a_renewal_without_progress_keeps_checkpoint_switches_and_pending() {
 fn a_checkpoint_forgets_switches_and_what_was_pending() {
     let pending = Some(PendingCheckpoint { checkpoint: at("9"), state: Some(vec![1]) });
     let current = Lease { owner_switches: 2, pending, ..row("shard-0", 7, Some("a")) };
-    let news = News { pending: PendingChange::Clear, ..News::of(Some(at("9"))) };
-    let next = applied(LeaseChange::Renew { counter: 7, owner: "a".into(), news }, &current);
+    let update = LeaseUpdate { pending: PendingChange::Clear, ..LeaseUpdate::of(Some(at("9"))) };
+    let next = applied(LeaseChange::Renew { counter: 7, owner: "a".into(), update }, &current);
     assert_eq!((next.checkpoint, next.owner_switches, next.pending), (at("9"), 0, None));
     assert_eq!(next.owner, Some("a".into()));
 }

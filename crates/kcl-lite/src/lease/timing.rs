@@ -21,6 +21,10 @@ pub(crate) const FINISH_LIMIT: Duration = Duration::from_secs(3);
 /// How long the shards of a worker that stops because of an error may take to be drained.
 pub(crate) const FAILURE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a stop may take that nobody has set a deadline for: when the handle is dropped, and in
+/// `run_until`. As long as Kubernetes waits before it kills a container.
+pub(crate) const STOP_DEADLINE: Duration = Duration::from_secs(30);
+
 /// How soon the table is read again while a lease is being handed over.
 pub(crate) const HANDOFF_SCAN: Duration = Duration::from_millis(250);
 
@@ -100,7 +104,7 @@ pub(crate) fn orphan_grace(rows: usize, lease_duration: Duration) -> Duration {
 
 /// Returns how long the older of two workers with one id may go on before the newer one yields: until
 /// the older has stopped, if it is the one that has to.
-pub(crate) fn double_grace(lease_duration: Duration) -> Duration {
+pub(crate) fn duplicate_grace(lease_duration: Duration) -> Duration {
     lease_duration * 2 + FAILURE_DEADLINE
 }
 

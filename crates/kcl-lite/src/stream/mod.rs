@@ -3,12 +3,8 @@
 //! A reader yields batches or the end of its shard; it retries what passes by itself and reports it.
 //! Implementations: [`kinesis`] (the service) and [`memory`] (vectors, for tests and examples).
 
-mod auto;
-mod fan_out;
 pub mod kinesis;
 pub mod memory;
-mod one_shard;
-mod polling;
 
 use std::fmt;
 use std::time::Duration;

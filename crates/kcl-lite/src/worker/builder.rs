@@ -10,9 +10,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::JoinMap;
 
+use super::context::ControlContext;
 use super::coordinator::{Command, Coordinator};
 use super::handle::{self, WorkerHandle};
-use super::lease_keeper::KeeperContext;
 use super::service_clock::ServiceClock;
 use super::shard_task::{PackingFaults, ShardTaskContext};
 use super::start::GivenStream;
@@ -26,6 +26,7 @@ use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Events, Sink};
 use crate::lease::dynamo::DynamoStore;
 use crate::lease::store::LeaseStore;
+use crate::lease::timing::STOP_DEADLINE;
 use crate::position::InitialPosition;
 use crate::processor::{ErasedProcessor, Factory, RecordProcessor, ShardContext};
 use crate::record::WorkerId;
@@ -385,7 +386,7 @@ impl Worker {
         let handle = handle::spawn(control, me, clock, stop, seen, commands, run)?;
         match is_ready.await {
             Ok(()) => Ok(handle),
-            Err(_) => Err(handle.stopped().await.err().unwrap_or_else(handle::runtime_gone)),
+            Err(_) => Err(handle.stopped().await.err().unwrap_or_else(Error::runtime_gone)),
         }
     }
 
@@ -414,7 +415,7 @@ impl Worker {
             stopped = handle.stopped() => return stopped,
             _ = shutdown => {}
         }
-        handle.shutdown(handle::STOP_DEADLINE).await
+        handle.shutdown(STOP_DEADLINE).await
     }
 
     /// The control plane from the first call to the last.
@@ -429,11 +430,12 @@ impl Worker {
     ) -> Result<Report, Error> {
         let incarnation = format!("{}#{:016x}", self.me, self.nonce);
         let lease_clock = LeaseClock::new(Arc::clone(&self.clock));
-        let keeper_context = KeeperContext {
+        let settings = Arc::new(self.settings);
+        let control_context = ControlContext {
             store: self.store,
             stream: Arc::clone(&self.streams[0].stream),
             clock: Arc::new(lease_clock.clone()),
-            settings: self.settings.clone(),
+            settings: Arc::clone(&settings),
             events: self.events.clone(),
             incarnation: incarnation.clone(),
             several_streams: self.streams.len() > 1,
@@ -443,7 +445,7 @@ impl Worker {
             biased;
             // Nothing is held yet, and nobody hears how it ends.
             () = ready.closed() => return Ok(Report::default()),
-            made = start::make_ready(&keeper_context, &self.streams, &mut self.rng) => made?,
+            made = start::make_ready(&control_context, &self.streams, &mut self.rng) => made?,
         };
         self.events.emit(&Event::Started { leases });
         // If nobody waits any more, the handle is gone, too: the coordinator stops.
@@ -452,7 +454,7 @@ impl Worker {
         let state = State::new(
             self.me.clone(),
             incarnation,
-            self.settings.clone(),
+            Arc::clone(&settings),
             sources,
             self.clock.now(),
         );
@@ -462,18 +464,18 @@ impl Worker {
             awake_since: self.clock.now(),
             me: self.me,
             shard_context: ShardTaskContext {
-                stream: Arc::clone(&keeper_context.stream),
+                stream: Arc::clone(&control_context.stream),
                 clock: self.clock,
-                budget: Budget::new(self.settings.memory_budget),
-                settings: self.settings,
+                budget: Budget::new(settings.memory_budget),
+                settings,
                 events: self.events,
                 factory,
                 dead_letter: self.dead_letter,
                 paused: is_paused,
                 packing_faults: PackingFaults::default(),
-                service_clock: ServiceClock::new(Arc::clone(&keeper_context.clock)),
+                service_clock: ServiceClock::new(Arc::clone(&control_context.clock)),
             },
-            keeper_context,
+            control_context,
             lease_clock,
             streams,
             commands,

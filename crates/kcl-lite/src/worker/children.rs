@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::lease_keeper::KeeperContext;
+use super::context::ControlContext;
 use crate::clock;
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
@@ -22,7 +22,7 @@ const PATIENCE: u32 = 30;
 
 /// Makes the leases of the children of `parent`; returns their ids, without those that were passed over.
 pub(crate) async fn make(
-    context: KeeperContext,
+    context: ControlContext,
     parent: Lease,
     named: Vec<ChildShard>,
 ) -> BTreeSet<ShardId> {
@@ -37,7 +37,7 @@ pub(crate) async fn make(
             Err(error) => context.events.emit(&Event::CoordinationFailed {
                 operation: "creating the leases of the children",
                 error: error.to_string(),
-                passing: error.is_passing(),
+                transient: error.is_transient(),
                 call: error.call.clone(),
             }),
         }
@@ -47,7 +47,7 @@ pub(crate) async fn make(
 }
 
 async fn try_make(
-    context: &KeeperContext,
+    context: &ControlContext,
     parent: &Lease,
     named: &[ChildShard],
     has_waited: bool,
@@ -76,7 +76,7 @@ async fn try_make(
 }
 
 async fn create(
-    context: &KeeperContext,
+    context: &ControlContext,
     parent: &Lease,
     child: &ChildShard,
 ) -> Result<(), ServiceError> {
@@ -86,7 +86,7 @@ async fn create(
 /// The children by a listing. One that is behind may show only some of them, or none: they have to
 /// continue all that the parent served, unless the parent itself has been history for a while.
 async fn listed_children(
-    context: &KeeperContext,
+    context: &ControlContext,
     parent: &Lease,
     has_waited: bool,
 ) -> Result<Vec<ChildShard>, ServiceError> {
@@ -111,7 +111,7 @@ async fn listed_children(
 }
 
 async fn other_parents_are_known(
-    context: &KeeperContext,
+    context: &ControlContext,
     parent: &Lease,
     child: &ChildShard,
 ) -> Result<(), ServiceError> {
@@ -124,7 +124,7 @@ async fn other_parents_are_known(
 }
 
 async fn missing_behind(
-    context: &KeeperContext,
+    context: &ControlContext,
     parent: &Lease,
     child: &ChildShard,
 ) -> Result<Option<Vec<ChildShard>>, ServiceError> {
@@ -141,7 +141,7 @@ async fn missing_behind(
 /// A parent counts if it has a lease, or if a listing that shows the child no longer shows it; and
 /// none has to be looked for if the child has a lease already.
 async fn other_parent_is_known(
-    context: &KeeperContext,
+    context: &ControlContext,
     parent: &Lease,
     child: &LeaseKey,
     other: &LeaseKey,
@@ -168,13 +168,13 @@ fn is_of_former(row: &Lease, parent: &Lease) -> bool {
     parent.other_stream(row) == Some(Other::Former)
 }
 
-async fn listed(context: &KeeperContext) -> Result<Vec<Shard>, ServiceError> {
+async fn listed(context: &ControlContext) -> Result<Vec<Shard>, ServiceError> {
     Ok(timely(context, context.stream.list(ListFrom::All)).await?.shards)
 }
 
 /// A call that hangs must not hold the end of a shard up for ever.
 async fn timely<T>(
-    context: &KeeperContext,
+    context: &ControlContext,
     call: impl Future<Output = Result<T, ServiceError>>,
 ) -> Result<T, ServiceError> {
     clock::timely(&context.clock, context.settings.lease_duration, "ending a shard", call).await
@@ -187,16 +187,15 @@ mod tests {
     use futures_util::FutureExt as _;
     use futures_util::future::BoxFuture;
 
-    use super::super::state::create_write;
     use super::*;
     use crate::clock::TokioClock;
     use crate::event::{Events, Sink};
     use crate::lease::StreamIdentity;
     use crate::lease::memory::MemoryStore;
     use crate::lease::store::LeaseStore;
+    use crate::lease::tenure::create_write;
     use crate::position::{Checkpoint, Cursor};
     use crate::record::Timestamp;
-    use crate::settings::Settings;
     use crate::shard::HashRange;
     use crate::stream::{Listing, ShardReader, Stream};
 
@@ -268,12 +267,12 @@ mod tests {
         Ok(store.snapshot().len() - before)
     }
 
-    fn context(store: &Arc<MemoryStore>, shards: Vec<Shard>, sink: Option<Sink>) -> KeeperContext {
-        KeeperContext {
+    fn context(store: &Arc<MemoryStore>, shards: Vec<Shard>, sink: Option<Sink>) -> ControlContext {
+        ControlContext {
             store: Arc::clone(store) as Arc<dyn LeaseStore>,
             stream: Arc::new(Listed(shards)),
             clock: Arc::new(TokioClock),
-            settings: Settings::default(),
+            settings: Arc::default(),
             events: Events::new("me".into(), sink),
             incarnation: "me#1".to_owned(),
             several_streams: false,
@@ -288,10 +287,10 @@ mod tests {
         let child = shard("2", &["0", "1"], 0, u128::MAX);
         let named = ChildShard::of(&"0".into(), vec![child.clone()]);
         let store = Arc::new(MemoryStore::new());
-        let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let told = Arc::new(parking_lot::Mutex::new(Vec::new()));
         let sink = {
             let told = Arc::clone(&told);
-            Arc::new(move |event: &Event| told.lock().unwrap().push(event.clone()))
+            Arc::new(move |event: &Event| told.lock().push(event.clone()))
         };
         let context = context(&store, vec![first, second, child], Some(sink));
         let parent = Lease::new("0", Checkpoint::TrimHorizon);
@@ -302,7 +301,7 @@ mod tests {
         };
         let (made, ()) = tokio::join!(make(context.clone(), parent, named), other);
         assert_eq!(made.len(), 1);
-        let told = told.lock().unwrap();
+        let told = told.lock();
         assert!(matches!(told[..], [Event::LeaseCreated { .. }]), "{told:?}");
     }
 

@@ -5,10 +5,11 @@
 //! Never decides anything: [`State::step`] does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -16,22 +17,22 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::JoinMap;
 
-use super::handle::{STOP_DEADLINE, runtime_gone};
-use super::lease_keeper::{KeeperContext, KeeperExit, LeaseKeeper};
+use super::context::ControlContext;
+use super::lease_keeper::{KeeperExit, LeaseKeeper};
 use super::liveness::{Liveness, Progress, judge, judge_open_record};
 use super::shard_task::{Known, ShardExit, ShardStart, ShardTask, ShardTaskContext};
 use super::start::ReadyStream;
 use super::state::{Action, Ending, Input, State, Why};
-use super::{Report, ShardReport, ShardStatus, Status, WorkerState};
+use super::status::{Report, ShardReport, ShardStatus, Status, WorkerState};
 use crate::budget::Account;
 use crate::clock::{self, Clock, LeaseClock, timely};
 use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::heartbeat::Heartbeat;
+use crate::lease::WriteOutcome;
 use crate::lease::balance::Explanation;
-use crate::lease::store::WriteOutcome;
 use crate::lease::tenure::Tenure;
-use crate::lease::timing::{self, FAILURE_DEADLINE};
+use crate::lease::timing::{self, FAILURE_DEADLINE, STOP_DEADLINE};
 use crate::lease::{Lease, LeaseKey, LeaseWrite, StreamKey};
 use crate::position::Checkpoint;
 use crate::processor::ShardContext;
@@ -48,7 +49,7 @@ const WRITE_ATTEMPTS: u32 = 3;
 /// The task.
 pub(crate) struct Coordinator {
     pub(crate) me: WorkerId,
-    pub(crate) keeper_context: KeeperContext,
+    pub(crate) control_context: ControlContext,
     pub(crate) lease_clock: LeaseClock,
     pub(crate) shard_context: ShardTaskContext,
     pub(crate) streams: BTreeMap<StreamKey, ReadyStream>,
@@ -187,9 +188,7 @@ impl Coordinator {
     }
 
     fn streams_that_readers_miss(&self) -> BTreeSet<StreamKey> {
-        let missing = self.held.iter().filter(|(_, held)| {
-            held.progress.lock().unwrap_or_else(PoisonError::into_inner).is_missing
-        });
+        let missing = self.held.iter().filter(|(_, held)| held.progress.lock().is_missing);
         missing.map(|(key, _)| key.stream()).collect()
     }
 
@@ -292,9 +291,9 @@ impl Coordinator {
         if held.shard.is_some() {
             return Liveness::Well;
         }
-        let progress = held.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = held.progress.lock();
         let (activity, since) = progress.current();
-        let settings = &self.keeper_context.settings;
+        let settings = &self.control_context.settings;
         match (judge(&activity, since.max(self.awake_since), now, settings), progress.open_since())
         {
             (Liveness::Well, Some(since)) => {
@@ -305,7 +304,7 @@ impl Coordinator {
     }
 
     fn given_back(&self, key: &LeaseKey, reason: String) {
-        self.shard_context.events.emit(&Event::ShardGivenBack { shard: key.clone(), reason });
+        self.shard_context.events.emit(&Event::ShardReleased { shard: key.clone(), reason });
     }
 
     fn perform(&mut self, action: Action) {
@@ -329,7 +328,7 @@ impl Coordinator {
     }
 
     fn scan(&mut self) {
-        let context = self.keeper_context.clone();
+        let context = self.control_context.clone();
         self.calls.spawn(async move {
             let (limit, what) = (context.write_limit(), "reading the lease table");
             Input::Scanned(timely(&context.clock, limit, what, context.store.list()).await)
@@ -337,7 +336,7 @@ impl Coordinator {
     }
 
     fn look(&mut self, key: LeaseKey) {
-        let context = self.keeper_context.clone();
+        let context = self.control_context.clone();
         self.calls.spawn(async move {
             let (limit, what) = (context.write_limit(), "reading a lease");
             let result = timely(&context.clock, limit, what, context.store.get(&key)).await;
@@ -347,7 +346,7 @@ impl Coordinator {
 
     fn list(&mut self, key: StreamKey) {
         let Some(stream) = self.streams.get(&key).cloned() else { return };
-        let context = self.keeper_context.clone();
+        let context = self.control_context.clone();
         self.calls.spawn(async move {
             let (limit, what) = (context.settings.lease_duration, "listing the shards");
             let call = listing(&stream, &context.clock, limit / 2);
@@ -357,7 +356,7 @@ impl Coordinator {
     }
 
     fn write(&mut self, write: LeaseWrite, why: Why) {
-        let context = self.keeper_context.clone();
+        let context = self.control_context.clone();
         self.calls.spawn(async move {
             let sent = context.clock.now();
             let result = write_until_answered(&context, &write).await;
@@ -368,11 +367,12 @@ impl Coordinator {
     fn start(&mut self, lease: &Lease, sent: Instant) {
         let Some(stream) = self.streams.get(&lease.key.stream()).cloned() else { return };
         let context =
-            KeeperContext { stream: Arc::clone(&stream.stream), ..self.keeper_context.clone() };
-        let lasts = context.settings.lease_duration;
-        let margin = timing::fence_margin(lasts);
+            ControlContext { stream: Arc::clone(&stream.stream), ..self.control_context.clone() };
+        let lease_duration = context.settings.lease_duration;
+        let margin = timing::fence_margin(lease_duration);
         let incarnation = context.incarnation.clone();
-        let tenure = Tenure::new(lease.clone(), sent, self.me.clone(), incarnation, lasts, margin);
+        let tenure =
+            Tenure::new(lease.clone(), sent, self.me.clone(), incarnation, lease_duration, margin);
         let now = self.now();
         let (keeper, link) = LeaseKeeper::new(context, tenure, self.rng.fork());
         let mut held = Held {
@@ -489,13 +489,13 @@ impl Coordinator {
 
     fn publish_status(&self) {
         let now = self.now();
-        let poll_interval = self.keeper_context.settings.poll_interval;
+        let poll_interval = self.control_context.settings.poll_interval;
         let shards = self.held.iter().map(|(key, held)| {
             let trouble = match self.liveness(held, now) {
                 Liveness::Well => None,
                 Liveness::Slow { cause } | Liveness::Stuck { cause } => Some(cause),
             };
-            let progress = held.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            let progress = held.progress.lock();
             let status = ShardStatus {
                 checkpoint: held.stored.borrow().clone(),
                 millis_behind_latest: progress.millis_behind(now, poll_interval),
@@ -516,7 +516,7 @@ impl Coordinator {
             leases: self.state.unfinished(),
             shards,
             health,
-            foreign_records: faults.foreign(),
+            misrouted_records: faults.misrouted(),
             corrupt_aggregates: faults.corrupt(),
         };
         self.status.send_replace(status);
@@ -528,7 +528,7 @@ impl Coordinator {
 fn broken_off(error: &JoinError) -> ShardExit {
     if error.is_cancelled() {
         // Nobody else cancels one: no shard can be processed any more.
-        return ShardExit::Stop(runtime_gone());
+        return ShardExit::Stop(Error::runtime_gone());
     }
     // A panic outside a callback.
     ShardExit::GivenBack { reason: format!("its task: {error}") }
@@ -537,7 +537,7 @@ fn broken_off(error: &JoinError) -> ShardExit {
 /// Sends the same condition again while the answer is unknown: if an earlier attempt was applied,
 /// the refusal shows our own mark.
 async fn write_until_answered(
-    context: &KeeperContext,
+    context: &ControlContext,
     write: &LeaseWrite,
 ) -> Result<WriteOutcome, ServiceError> {
     let mut attempt = 1;

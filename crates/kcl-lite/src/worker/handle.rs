@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::coordinator::Command;
-use super::{Health, Report, Status, WorkerState};
+use super::status::{Health, Report, Status, WorkerState};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::lease::balance::Explanation;
@@ -24,10 +24,6 @@ use crate::record::WorkerId;
 use crate::settings::ControlPlane;
 
 type Outcome = Result<Report, Error>;
-
-/// How long a stop may take that nobody has set a deadline for: when the handle is dropped, and in
-/// `run_until`. As long as Kubernetes waits before it kills a container.
-pub(super) const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A running worker: to look at it, and to stop it.
 ///
@@ -207,8 +203,8 @@ impl WorkerHandle {
     pub async fn stopped(&self) -> Outcome {
         let mut outcome = self.outcome.clone();
         match outcome.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(runtime_gone())),
-            Err(_) => Err(runtime_gone()),
+            Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(Error::runtime_gone())),
+            Err(_) => Err(Error::runtime_gone()),
         }
     }
 
@@ -220,17 +216,10 @@ impl WorkerHandle {
         match &*self.outcome.borrow() {
             Some(Ok(_)) => Some(WorkerState::Stopped),
             Some(Err(error)) => Some(failed(error)),
-            None if is_closed => Some(failed(&runtime_gone())),
+            None if is_closed => Some(failed(&Error::runtime_gone())),
             None => None,
         }
     }
-}
-
-/// The worker cannot go on without the runtime that it was started on.
-pub(super) fn runtime_gone() -> Error {
-    let context = "the runtime that the worker was started on has shut down: keep it until \
-                   `WorkerHandle::shutdown` has returned";
-    Error::new(ErrorKind::Stopped, context)
 }
 
 fn aborted() -> Error {

@@ -6,6 +6,7 @@
 
 mod builder;
 mod children;
+mod context;
 mod coordinator;
 mod handle;
 mod lease_keeper;
@@ -16,27 +17,6 @@ mod start;
 mod state;
 mod status;
 
-use std::collections::BTreeMap;
-
 pub use builder::{StreamSource, Worker, WorkerBuilder};
 pub use handle::WorkerHandle;
-pub use status::{Health, ShardStatus, Status, WorkerState};
-
-use crate::position::Checkpoint;
-use crate::record::LeaseKey;
-
-/// What a worker did with its shards when it stopped.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
-    /// The shards that were held when the stop was asked for.
-    pub shards: BTreeMap<LeaseKey, ShardReport>,
-}
-
-/// How one shard was left.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShardReport {
-    /// Whether everything delivered was acknowledged and stored, so that nothing will be repeated.
-    pub drained: bool,
-    /// The checkpoint last stored.
-    pub checkpoint: Checkpoint,
-}
+pub use status::{Health, Report, ShardReport, ShardStatus, Status, WorkerState};

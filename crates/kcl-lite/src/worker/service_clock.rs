@@ -2,9 +2,10 @@
 //!
 //! Decides nothing about leases: it dates what was read, so that a quiet shard can be told from a gap.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
@@ -26,7 +27,7 @@ impl ServiceClock {
     /// The service has just said that it is `at`.
     pub(crate) fn set(&self, at: Timestamp) {
         let seen = Some((at, self.clock.now()));
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+        *self.seen.lock() = seen;
     }
 
     /// The service's time now, once it has been heard.
@@ -36,7 +37,7 @@ impl ServiceClock {
 
     /// The service's time at `instant`, which may be before it was heard.
     pub(crate) fn at(&self, instant: Instant) -> Option<Timestamp> {
-        let (at, seen) = (*self.seen.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let (at, seen) = (*self.seen.lock())?;
         let millis = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
         let later = millis(instant.saturating_duration_since(seen));
         // Rounded up: too early repeats a record, too late loses one.

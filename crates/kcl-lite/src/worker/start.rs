@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::lease_keeper::KeeperContext;
+use super::context::ControlContext;
 use super::service_clock::ServiceClock;
 use crate::clock::{sleep, timely, within};
 use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
@@ -67,7 +67,7 @@ impl ReadyStream {
 
 /// Makes everything ready; returns the streams, and how many leases there are.
 pub(crate) async fn make_ready(
-    context: &KeeperContext,
+    context: &ControlContext,
     given: &[GivenStream],
     rng: &mut fastrand::Rng,
 ) -> Result<(BTreeMap<StreamKey, ReadyStream>, usize), Error> {
@@ -109,7 +109,7 @@ pub(crate) async fn make_ready(
         leases += match rows_to_go_on_with(&ready.source, &table, &others) {
             0 => create_first(context, &ready, (began, looked), rng).await?,
             rows => {
-                mend_times_to_come(context, &ready, &table, rng).await?;
+                repair_future_starts(context, &ready, &table, rng).await?;
                 rows
             }
         };
@@ -123,7 +123,7 @@ pub(crate) async fn make_ready(
 }
 
 /// The store bounds its own wait for a new table.
-async fn prepare(context: &KeeperContext, rng: &mut fastrand::Rng) -> Result<(), Error> {
+async fn prepare(context: &ControlContext, rng: &mut fastrand::Rng) -> Result<(), Error> {
     let mut retry = attempts();
     while let Err(error) = context.store.prepare().await {
         pause(context, &mut retry, rng, error).await?;
@@ -133,7 +133,7 @@ async fn prepare(context: &KeeperContext, rng: &mut fastrand::Rng) -> Result<(),
 
 /// Asks what the stream is. Permission to ask is not needed to read it.
 async fn describe(
-    context: &KeeperContext,
+    context: &ControlContext,
     given: &GivenStream,
     rng: &mut fastrand::Rng,
 ) -> Result<Description, Error> {
@@ -151,7 +151,7 @@ async fn describe(
 }
 
 fn ready(
-    context: &KeeperContext,
+    context: &ControlContext,
     given: &GivenStream,
     description: &Description,
     table: &Table,
@@ -262,7 +262,7 @@ fn settle_others<'a>(
 }
 
 async fn discard(
-    context: &KeeperContext,
+    context: &ControlContext,
     source: &Source,
     row: &Lease,
     rng: &mut fastrand::Rng,
@@ -274,7 +274,7 @@ async fn discard(
 /// Makes the first leases of a stream that had none when the table was last looked at, and the table
 /// before them.
 async fn create_first(
-    context: &KeeperContext,
+    context: &ControlContext,
     ready: &ReadyStream,
     (began, mut looked): (Instant, Instant),
     rng: &mut fastrand::Rng,
@@ -310,7 +310,7 @@ async fn create_first(
 
 /// Decides where the first leases start. Times count by the service's clock when it was first asked.
 async fn decide_start(
-    context: &KeeperContext,
+    context: &ControlContext,
     ready: &ReadyStream,
     began: Instant,
     rng: &mut fastrand::Rng,
@@ -340,8 +340,8 @@ fn is_to_come(time: Timestamp, now: Timestamp, asked: Duration) -> bool {
 /// Starts shards again from their oldest record whose rows say that they start at a time that is still
 /// to come. Such a row was made by a program whose clock was ahead; when it was meant to start is not
 /// known any more, and nothing has been read yet.
-async fn mend_times_to_come(
-    context: &KeeperContext,
+async fn repair_future_starts(
+    context: &ControlContext,
     ready: &ReadyStream,
     table: &Table,
     rng: &mut fastrand::Rng,
@@ -375,7 +375,7 @@ async fn mend_times_to_come(
 /// Rewrites a row as long as its `start` is wrong. Its owner, which cannot read anything, loses the lease
 /// by that and takes it again.
 async fn start_again(
-    context: &KeeperContext,
+    context: &ControlContext,
     mut row: Lease,
     start: impl Fn(&Lease) -> Option<Timestamp>,
     rng: &mut fastrand::Rng,
@@ -401,7 +401,7 @@ async fn start_again(
 
 /// How many rows the stream has, if others made any of them.
 async fn rows_made_by_others(
-    context: &KeeperContext,
+    context: &ControlContext,
     ready: &ReadyStream,
     rng: &mut fastrand::Rng,
 ) -> Result<Option<usize>, Error> {
@@ -413,7 +413,7 @@ async fn rows_made_by_others(
 }
 
 async fn wait_until_ready<T, F>(
-    context: &KeeperContext,
+    context: &ControlContext,
     rng: &mut fastrand::Rng,
     call: impl Fn() -> F,
 ) -> Result<T, ServiceError>
@@ -438,7 +438,7 @@ where
 
 /// The listing may be caught in the middle of a reshard: ask again until it covers everything.
 async fn first_leases(
-    context: &KeeperContext,
+    context: &ControlContext,
     ready: &ReadyStream,
     (start, mut listing): (Start, Listing),
     rng: &mut fastrand::Rng,
@@ -468,7 +468,11 @@ async fn first_leases(
 
 /// The shards that were open when "latest" was, rather than those that are open now: one that closed
 /// in between still has records to deliver, and its children come when it ends.
-async fn listing_as_of(context: &KeeperContext, stream: &Arc<dyn Stream>, now: Listing) -> Listing {
+async fn listing_as_of(
+    context: &ControlContext,
+    stream: &Arc<dyn Stream>,
+    now: Listing,
+) -> Listing {
     let then = stream.list(ListFrom::AtTimestamp(now.at));
     let listing = within(&context.clock, CALL_LIMIT, then).await;
     match listing {
@@ -482,7 +486,7 @@ async fn listing_as_of(context: &KeeperContext, stream: &Arc<dyn Stream>, now: L
 
 /// Tries a call again while its failure may pass and there is time.
 async fn retried<T, F>(
-    context: &KeeperContext,
+    context: &ControlContext,
     rng: &mut fastrand::Rng,
     call: impl Fn() -> F,
 ) -> Result<T, ServiceError>
@@ -505,19 +509,19 @@ fn attempts() -> Retry {
 }
 
 async fn pause(
-    context: &KeeperContext,
+    context: &ControlContext,
     retry: &mut Retry,
     rng: &mut fastrand::Rng,
     error: ServiceError,
 ) -> Result<(), ServiceError> {
     let delay = retry.delay(rng);
-    if !error.is_passing() || !may_wait(context, delay) {
+    if !error.is_transient() || !may_wait(context, delay) {
         return Err(error);
     }
     context.events.emit(&Event::CoordinationFailed {
         operation: "starting",
         error: error.to_string(),
-        passing: true,
+        transient: true,
         call: error.call.clone(),
     });
     sleep(&context.clock, delay).await;
@@ -525,12 +529,12 @@ async fn pause(
 }
 
 /// Whether the start may still take as long as this.
-fn may_wait(context: &KeeperContext, delay: Duration) -> bool {
+fn may_wait(context: &ControlContext, delay: Duration) -> bool {
     context.clock.now() - context.began + delay < context.settings.start_timeout
 }
 
 /// How long a call may take, so that it ends in time.
-fn call_limit(context: &KeeperContext) -> Duration {
+fn call_limit(context: &ControlContext) -> Duration {
     let elapsed = context.clock.now() - context.began;
     CALL_LIMIT.min(context.settings.start_timeout.saturating_sub(elapsed))
 }

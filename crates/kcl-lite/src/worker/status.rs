@@ -67,8 +67,8 @@ pub struct Status {
     /// The state of the worker, and what is wrong.
     pub health: Health,
     /// Records of aggregates since the start whose hash key belongs to another shard than the one
-    /// they were read from: [`Settings::on_foreign`](crate::Settings::on_foreign).
-    pub foreign_records: u64,
+    /// they were read from: [`Settings::on_misrouted`](crate::Settings::on_misrouted).
+    pub misrouted_records: u64,
     /// Kinesis records since the start that say they are aggregates and cannot be unpacked. Each was
     /// delivered as it was read: [`Packing::Corrupt`](crate::Packing::Corrupt).
     pub corrupt_aggregates: u64,
@@ -77,8 +77,8 @@ pub struct Status {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; holds {} of {} leases", self.health, self.shards.len(), self.leases)?;
-        if self.foreign_records > 0 {
-            write!(f, "; foreign records: {}", self.foreign_records)?;
+        if self.misrouted_records > 0 {
+            write!(f, "; misrouted records: {}", self.misrouted_records)?;
         }
         if self.corrupt_aggregates > 0 {
             write!(f, "; corrupt aggregates: {}", self.corrupt_aggregates)?;
@@ -111,14 +111,14 @@ impl Health {
     /// A worker that is starting, stopping or has ended is never well. A liveness probe that must not
     /// kill a worker in the middle of its shutdown looks at [`state`](Self::state) as well.
     #[must_use]
-    pub fn is_well(&self) -> bool {
+    pub fn is_healthy(&self) -> bool {
         self.state == WorkerState::Running && self.table.is_none() && self.shards.is_empty()
     }
 }
 
 impl fmt::Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_well() {
+        if self.is_healthy() {
             return f.write_str("running: healthy");
         }
         write!(f, "{}", self.state)?;
@@ -172,6 +172,22 @@ impl fmt::Display for ShardStatus {
     }
 }
 
+/// What a worker did with its shards when it stopped.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The shards that were held when the stop was asked for.
+    pub shards: BTreeMap<LeaseKey, ShardReport>,
+}
+
+/// How one shard was left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardReport {
+    /// Whether everything delivered was acknowledged and stored, so that nothing will be repeated.
+    pub drained: bool,
+    /// The checkpoint last stored.
+    pub checkpoint: Checkpoint,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,12 +200,12 @@ mod tests {
     fn only_a_running_worker_can_be_well() {
         let failed = WorkerState::Failed { reason: "the stream is gone".to_owned() };
         for state in [WorkerState::Starting, WorkerState::Stopping, WorkerState::Stopped, failed] {
-            assert!(!health(state.clone()).is_well(), "{state}");
+            assert!(!health(state.clone()).is_healthy(), "{state}");
         }
         let running = health(WorkerState::Running);
-        assert!(running.is_well());
+        assert!(running.is_healthy());
         let table = Some("not read for 12 s".to_owned());
-        assert!(!Health { table, ..running }.is_well());
+        assert!(!Health { table, ..running }.is_healthy());
     }
 
     #[test]

@@ -3,9 +3,10 @@
 //! Their only account stands for the other one: on the way to them the ARN is translated, and what
 //! each request named is noted.
 
+use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::SdkConfig;
@@ -52,7 +53,7 @@ impl HttpConnector for Border {
         let text = String::from_utf8_lossy(request.body().bytes().unwrap()).into_owned();
         let body: Value = serde_json::from_str(&text).unwrap();
         let is_theirs = body["StreamARN"] == THEIRS && body["StreamName"].is_null();
-        self.named.lock().unwrap().insert((operation, is_theirs));
+        self.named.lock().insert((operation, is_theirs));
         *request.body_mut() = SdkBody::from(text.replace(THEIRS, OURS));
         self.behind.call(request)
     }
@@ -122,7 +123,7 @@ async fn every_call_names_a_stream_of_another_account_by_its_arn() {
         let worker = worker.start(move |_| Told(Arc::clone(&seen))).await.unwrap();
         tokio::time::timeout(PATIENCE, told.notified()).await.unwrap();
         worker.shutdown(PATIENCE).await.unwrap();
-        let mut named = named.lock().unwrap().clone();
+        let mut named = named.lock().clone();
         // By the ARN of the consumer, which the services have given.
         named.remove(&("SubscribeToShard".to_owned(), false));
         let expected = calls.iter().map(|call| ((*call).to_owned(), true));

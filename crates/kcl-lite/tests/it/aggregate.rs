@@ -8,8 +8,9 @@ mod processor;
 #[path = "../../examples/aggregate/window.rs"]
 mod window;
 
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kcl_lite::lease::memory::MemoryStore;
@@ -42,12 +43,12 @@ struct RowsInner {
 
 impl RowSink for Rows {
     async fn put(&self, rows: &[Row], _: &Heartbeat) -> Result<(), BoxError> {
-        if *self.0.refusing.lock().unwrap() {
+        if *self.0.refusing.lock() {
             return Err("the table is away".into());
         }
         for row in rows {
             let key = (row.name.clone(), row.status_time.clone());
-            let before = self.0.rows.lock().unwrap().insert(key, row.clone());
+            let before = self.0.rows.lock().insert(key, row.clone());
             // A replay puts out the same row: anything else would replace a whole one by a part.
             assert!(before.is_none_or(|before| before == *row), "another row for {row:?}");
         }
@@ -58,11 +59,11 @@ impl RowSink for Rows {
 
 impl Rows {
     fn refuse(&self, refuse: bool) {
-        *self.0.refusing.lock().unwrap() = refuse;
+        *self.0.refusing.lock() = refuse;
     }
 
     fn sums(&self) -> Sums {
-        let rows = self.0.rows.lock().unwrap();
+        let rows = self.0.rows.lock();
         let minute = |row: &Row| {
             let time = row.status_time.replace(' ', "T") + "Z";
             time.parse::<jiff::Timestamp>().unwrap().as_millisecond()

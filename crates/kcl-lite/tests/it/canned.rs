@@ -1,9 +1,10 @@
 //! Replies that the services in this process cannot give: the next canned one for an operation, as
 //! often as it is asked for; everything else reaches the services. Never delays anything.
 
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use aws_config::SdkConfig;
 use aws_smithy_runtime_api::client::http::{
@@ -59,7 +60,7 @@ impl HttpConnector for Canned {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let target = request.headers().get("x-amz-target").unwrap_or_default();
         let operation = target.rsplit('.').next().unwrap_or_default();
-        let mut script = self.script.lock().unwrap();
+        let mut script = self.script.lock();
         let next = script.iter_mut().find(|it| it.times > 0 && it.operation == operation);
         let Some(next) = next else { return self.behind.call(request) };
         next.times -= 1;

@@ -10,7 +10,7 @@ use kcl_lite::lease::dynamo::DynamoStore;
 use kcl_lite::lease::memory::MemoryStore;
 use kcl_lite::lease::store::{LeaseStore, WriteOutcome};
 use kcl_lite::lease::{
-    Lease, LeaseChange, LeaseKey, LeaseWrite, News, PendingChange, PendingCheckpoint,
+    Lease, LeaseChange, LeaseKey, LeaseUpdate, LeaseWrite, PendingChange, PendingCheckpoint,
     StreamIdentity, WriteId,
 };
 use kcl_lite::{
@@ -87,7 +87,7 @@ fn take(counter: u64) -> LeaseChange {
 }
 
 fn renew(counter: u64) -> LeaseChange {
-    LeaseChange::Renew { counter, owner: "w1".into(), news: News::default() }
+    LeaseChange::Renew { counter, owner: "w1".into(), update: LeaseUpdate::default() }
 }
 
 /// The lower half of the hash keys, and what follows it.
@@ -294,11 +294,11 @@ async fn numbers_of_any_size_are_read_or_reported() {
                 assert!(fault.contains(&format!("`{column}`")), "{fault}");
                 continue;
             };
-            let (counter, news) = (lease.counter, News::of(Some(at("77", 0))));
+            let (counter, update) = (lease.counter, LeaseUpdate::of(Some(at("77", 0))));
             for change in [
                 take(counter),
                 renew(counter),
-                LeaseChange::Release { counter, news },
+                LeaseChange::Release { counter, update },
                 LeaseChange::Reset { counter, checkpoint: Checkpoint::TrimHorizon, anchor: None },
             ] {
                 let change = write(SHARD, change);
@@ -351,7 +351,7 @@ async fn a_checkpoint_leaves_nothing_of_what_was_pending() {
         .write(LeaseChange::Renew {
             counter: 33,
             owner: "w3".into(),
-            news: News { pending: PendingChange::Clear, ..News::of(checkpoint) },
+            update: LeaseUpdate { pending: PendingChange::Clear, ..LeaseUpdate::of(checkpoint) },
         })
         .await;
     let mut names: Vec<_> = bench.raw(SHARD).await.unwrap().into_keys().collect();
@@ -370,7 +370,7 @@ async fn a_write_whose_condition_fails_answers_with_the_row() {
         take(stale),
         renew(stale),
         LeaseChange::Finish { counter: stale, children: shards([2]) },
-        LeaseChange::Release { counter: stale, news: News::default() },
+        LeaseChange::Release { counter: stale, update: LeaseUpdate::default() },
         LeaseChange::Delete { counter: stale },
         // The counter is right, but the shard is not at its end.
         LeaseChange::Delete { counter: 33 },
@@ -388,7 +388,7 @@ async fn a_row_that_is_gone_is_not_made_by_a_change() {
         take(0),
         renew(0),
         LeaseChange::Finish { counter: 0, children: shards([2]) },
-        LeaseChange::Release { counter: 0, news: News::default() },
+        LeaseChange::Release { counter: 0, update: LeaseUpdate::default() },
         LeaseChange::Delete { counter: 0 },
     ] {
         assert_eq!(bench.write(change).await, WriteOutcome::Refused(None));
@@ -506,7 +506,7 @@ async fn a_partition_is_passing() {
     bench.local.faults().partition("worker");
     let list = tokio::time::timeout(Duration::from_secs(60), bench.store.list());
     let error = list.await.expect("the backstop is shorter").unwrap_err();
-    assert!(error.is_passing(), "{error}");
+    assert!(error.is_transient(), "{error}");
 }
 
 /// A provider chain that has looked everywhere.
@@ -619,7 +619,7 @@ enum Kind {
     Replace(Box<Lease>),
 }
 
-/// News to be made of how far the checkpoint moves.
+/// LeaseUpdate to be made of how far the checkpoint moves.
 #[derive(Debug, Clone)]
 struct Told {
     by: Option<u64>,
@@ -679,24 +679,24 @@ impl Aim {
             Some(Checkpoint::ShardEnd) => Checkpoint::ShardEnd,
             _ => at("49590338271490256608559692538361571095921575989136588898", by),
         };
-        let news = |told: Told| {
+        let update = |told: Told| {
             let Told { by, pending, read_until } = told;
             let throughput = by.map(|by| by * 1_536);
-            News { checkpoint: by.map(moved), pending, read_until, throughput }
+            LeaseUpdate { checkpoint: by.map(moved), pending, read_until, throughput }
         };
         let change = match self.kind {
             Kind::Create(lease) => LeaseChange::Create(lease),
             Kind::Take(from, owner) => LeaseChange::Take { counter, from, owner },
             Kind::Ask(from, to) => LeaseChange::AskHandoff { counter, from, to },
-            Kind::HandOver(told, to) => LeaseChange::HandOver { counter, news: news(told), to },
+            Kind::HandOver(told, to) => LeaseChange::HandOver { counter, update: update(told), to },
             Kind::Renew(told, stranger) => {
                 let actual = row.and_then(Lease::actual_owner).cloned();
                 let owner = actual.filter(|_| !self.stale).unwrap_or(stranger);
-                LeaseChange::Renew { counter, owner, news: news(told) }
+                LeaseChange::Renew { counter, owner, update: update(told) }
             }
             Kind::Withdraw(from, to) => LeaseChange::WithdrawHandoff { from, to },
             Kind::Finish(children) => LeaseChange::Finish { counter, children },
-            Kind::Release(told) => LeaseChange::Release { counter, news: news(told) },
+            Kind::Release(told) => LeaseChange::Release { counter, update: update(told) },
             Kind::Delete => LeaseChange::Delete { counter },
             Kind::Reset(checkpoint, anchor) => LeaseChange::Reset { counter, checkpoint, anchor },
             Kind::Discard => LeaseChange::Discard { counter },

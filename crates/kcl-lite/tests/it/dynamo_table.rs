@@ -1,8 +1,9 @@
 //! The lease table itself: made as asked, used as it is, never made without permission.
 
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::Region;
@@ -133,7 +134,7 @@ struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
     fn about(&self, text: &str) -> Vec<String> {
-        self.0.lock().unwrap().iter().filter(|line| line.contains(text)).cloned().collect()
+        self.0.lock().iter().filter(|line| line.contains(text)).cloned().collect()
     }
 }
 
@@ -163,7 +164,7 @@ impl tracing::Subscriber for Log {
     fn event(&self, event: &tracing::Event<'_>) {
         let mut line = format!("{} ", event.metadata().level());
         event.record(&mut Message(&mut line));
-        self.0.lock().unwrap().push(line);
+        self.0.lock().push(line);
     }
 
     fn enter(&self, _: &tracing::span::Id) {}
@@ -312,7 +313,7 @@ async fn recovery_is_not_forgotten_when_the_reply_to_the_creation_is_lost() {
     local.faults().add(lost);
     let worker = store(&local, "worker", everything());
     let error = worker.prepare().await.unwrap_err();
-    assert!(error.is_passing(), "{error}");
+    assert!(error.is_transient(), "{error}");
     worker.prepare().await.unwrap();
     assert_eq!(described(&local).await, everything());
 }

@@ -5,10 +5,11 @@
 //! time of all others goes on. The store underneath keeps the rule of every write, asserts that no
 //! checkpoint ever moves back, and keeps a list of all requests.
 
+use parking_lot::Mutex;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -234,7 +235,7 @@ pub(crate) struct FaultyStore {
 impl FaultyStore {
     /// Faults for all workers.
     pub(crate) fn set(&self, faults: Faults) {
-        *self.faults.lock().unwrap() = faults;
+        *self.faults.lock() = faults;
     }
 
     /// Asks `plan` about every write of every worker, before and after it is applied.
@@ -242,7 +243,7 @@ impl FaultyStore {
         &self,
         plan: impl FnMut(Moment, &str, &LeaseWrite) -> Fate + Send + 'static,
     ) {
-        *self.planned.0.lock().unwrap() = Some(Box::new(plan));
+        *self.planned.0.lock() = Some(Box::new(plan));
     }
 
     /// The same store, as `worker` reaches it.
@@ -252,17 +253,17 @@ impl FaultyStore {
 
     async fn read(&self) -> Result<(), ServiceError> {
         self.link.pass().await;
-        let all = self.faults.lock().unwrap().read();
+        let all = self.faults.lock().read();
         all.meet().await
     }
 
     fn log(&self, write: Option<&LeaseWrite>, rows: usize, is_applied: bool) {
         let (at, worker, write) = (Instant::now(), self.worker.clone(), write.cloned());
-        self.requests.lock().unwrap().push(Request { at, worker, write, rows, is_applied });
+        self.requests.lock().push(Request { at, worker, write, rows, is_applied });
     }
 
     fn planned(&self, moment: Moment, write: &LeaseWrite) -> Fate {
-        let mut plan = self.planned.0.lock().unwrap();
+        let mut plan = self.planned.0.lock();
         plan.as_mut().map_or(Fate::Pass, |plan| plan(moment, &self.worker, write))
     }
 
@@ -312,7 +313,7 @@ impl LeaseStore for FaultyStore {
         Box::pin(async move {
             self.link.pass().await;
             let now = Instant::now();
-            let all = self.faults.lock().unwrap().write_sent(now);
+            let all = self.faults.lock().write_sent(now);
             let planned = self.planned(Moment::Sent, write);
             let is_applied = [all, planned].iter().all(|fate| *fate == Fate::Pass);
             self.log(Some(write), 0, is_applied);
@@ -320,7 +321,7 @@ impl LeaseStore for FaultyStore {
             planned.meet().await?;
             self.link.pass().await;
             let outcome = self.apply(write).await?;
-            let all = self.faults.lock().unwrap().write_applied(&write.change);
+            let all = self.faults.lock().write_applied(&write.change);
             let planned = self.planned(Moment::Applied, write);
             all.meet().await?;
             planned.meet().await?;
@@ -343,7 +344,7 @@ impl<S: Stream> Stream for LinkStream<S> {
     fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
         Box::pin(async move {
             self.link.pass().await;
-            self.listings.lock().unwrap().push(Instant::now());
+            self.listings.lock().push(Instant::now());
             let listing = self.inner.list(from).await;
             self.link.pass().await;
             listing

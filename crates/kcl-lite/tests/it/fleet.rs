@@ -3,8 +3,9 @@
 //! Every delivery and every event goes into one log, in the order it happened; tests wait for what
 //! they need by looking at the log, never by sleeping a guessed time.
 
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kcl_lite::lease::Lease;
@@ -85,7 +86,7 @@ impl Fleet {
     }
 
     pub(crate) fn script(self, script: Script) -> Self {
-        *self.script.lock().unwrap() = script;
+        *self.script.lock() = script;
         self
     }
 
@@ -133,13 +134,13 @@ impl Fleet {
     /// What `worker` reaches the world through. A name of the form `a/2` is another process with
     /// the worker id `a`.
     pub(crate) fn link(&self, worker: &str) -> Arc<Link> {
-        Arc::clone(self.links.lock().unwrap().entry(worker.to_owned()).or_default())
+        Arc::clone(self.links.lock().entry(worker.to_owned()).or_default())
     }
 
     /// Gives `worker` a clock of its own, before it starts.
     pub(crate) fn clock(&self, worker: &str, skew: Duration, fast: u32) {
         let link = Arc::new(Link::with_clock(skew, fast));
-        self.links.lock().unwrap().insert(worker.to_owned(), link);
+        self.links.lock().insert(worker.to_owned(), link);
     }
 
     /// A worker of this fleet, to be given more.
@@ -162,9 +163,9 @@ impl Fleet {
     }
 
     pub(crate) fn note(&self, seen: Seen) {
-        let mut log = self.log.lock().unwrap();
+        let mut log = self.log.lock();
         log.push(seen);
-        self.moments.lock().unwrap().push(Instant::now());
+        self.moments.lock().push(Instant::now());
         drop(log);
         self.changed.notify_waiters();
     }
@@ -177,7 +178,7 @@ impl Fleet {
                 let changed = self.changed.notified();
                 tokio::pin!(changed);
                 changed.as_mut().enable();
-                log.extend_from_slice(&self.log.lock().unwrap()[log.len()..]);
+                log.extend_from_slice(&self.log.lock()[log.len()..]);
                 if condition(&log) {
                     return;
                 }
@@ -185,7 +186,7 @@ impl Fleet {
             }
         };
         if tokio::time::timeout(Duration::from_secs(3600), wait).await.is_err() {
-            panic!("never happened: {what}\n{:#?}", self.log.lock().unwrap());
+            panic!("never happened: {what}\n{:#?}", self.log.lock());
         }
     }
 
@@ -297,8 +298,8 @@ impl Fleet {
     /// For each shard, the moments at which something of it was delivered.
     pub(crate) fn deliveries(&self) -> BTreeMap<ShardId, Vec<Instant>> {
         let mut deliveries: BTreeMap<ShardId, Vec<Instant>> = BTreeMap::new();
-        let log = self.log.lock().unwrap();
-        for (seen, at) in log.iter().zip(self.moments.lock().unwrap().iter()) {
+        let log = self.log.lock();
+        for (seen, at) in log.iter().zip(self.moments.lock().iter()) {
             if let Seen::Record(_, shard, _) = seen {
                 deliveries.entry(shard.clone()).or_default().push(*at);
             }
@@ -315,11 +316,11 @@ impl Fleet {
 
     /// Payloads in the order of delivery.
     pub(crate) fn delivered(&self) -> Vec<String> {
-        records(&self.log.lock().unwrap())
+        records(&self.log.lock())
     }
 
     pub(crate) fn events(&self) -> Vec<(String, Event)> {
-        let log = self.log.lock().unwrap();
+        let log = self.log.lock();
         let events = log.iter().filter_map(|seen| match seen {
             Seen::Event(worker, event) => Some((worker.clone(), event.clone())),
             Seen::Record(..) | Seen::Callback(..) => None,
@@ -328,7 +329,7 @@ impl Fleet {
     }
 
     pub(crate) fn callbacks(&self) -> Vec<String> {
-        let log = self.log.lock().unwrap();
+        let log = self.log.lock();
         let callbacks = log.iter().filter_map(|seen| match seen {
             Seen::Callback(worker, shard, name) => Some(format!("{worker} {shard} {name}")),
             Seen::Record(..) | Seen::Event(..) => None,
@@ -391,11 +392,11 @@ impl Recorder {
 impl RecordProcessor for Recorder {
     async fn process(&mut self, mut batch: Batch) -> Result<(), BoxError> {
         let token = (self.worker.clone(), self.shard.clone(), batch.shard().fencing_token);
-        self.fleet.tokens.lock().unwrap().push(token);
+        self.fleet.tokens.lock().push(token);
         for record in batch.records() {
             let payload = String::from_utf8_lossy(&record.data).into_owned();
             let (fails, panics, hangs) = {
-                let mut script = self.fleet.script.lock().unwrap();
+                let mut script = self.fleet.script.lock();
                 let left = script.failures.get_mut(&payload).filter(|left| **left > 0);
                 let fails = left.is_some_and(|left| {
                     *left -= 1;
@@ -415,13 +416,13 @@ impl RecordProcessor for Recorder {
             let seen = Seen::Record(self.worker.clone(), self.shard.clone(), payload);
             self.fleet.note(seen);
         }
-        if self.fleet.script.lock().unwrap().defer {
+        if self.fleet.script.lock().defer {
             let acks = batch.split().into_iter();
             let acks =
                 acks.map(|(record, ack)| (String::from_utf8_lossy(&record.data).into_owned(), ack));
-            self.fleet.acks.lock().unwrap().extend(acks);
+            self.fleet.acks.lock().extend(acks);
         }
-        let takes = self.fleet.script.lock().unwrap().takes;
+        let takes = self.fleet.script.lock().takes;
         if !takes.is_zero() {
             tokio::time::sleep(takes).await;
         }

@@ -7,7 +7,9 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::AttributeValue;
 use kcl_lite::lease::dynamo::DynamoStore;
 use kcl_lite::lease::store::{LeaseStore, WriteOutcome};
-use kcl_lite::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite, News, PendingChange, WriteId};
+use kcl_lite::lease::{
+    Lease, LeaseChange, LeaseKey, LeaseUpdate, LeaseWrite, PendingChange, WriteId,
+};
 use kcl_lite::{Checkpoint, HashRange, Position, ShardId, TableOptions, Timestamp};
 use local_aws::LocalAws;
 use proptest::prelude::*;
@@ -169,15 +171,18 @@ async fn each_row_of_the_java_library_passes_through_every_write_and_back() {
         let switches = found.owner_switches + u64::from(from.is_some());
         assert_eq!((taken.counter, taken.owner_switches), (counter + 1, switches));
 
-        let renew =
-            LeaseChange::Renew { counter: counter + 1, owner: "us".into(), news: News::default() };
+        let renew = LeaseChange::Renew {
+            counter: counter + 1,
+            owner: "us".into(),
+            update: LeaseUpdate::default(),
+        };
         let renewed = bench.done(&key, renew).await;
         assert_eq!((&renewed.checkpoint, &renewed.pending), (&found.checkpoint, &pending));
 
         // Short of what is pending, which stays as it is.
-        let news = News::of((!end).then(|| at(LATER, 3)));
+        let update = LeaseUpdate::of((!end).then(|| at(LATER, 3)));
         let moved = bench
-            .done(&key, LeaseChange::Renew { counter: counter + 2, owner: "us".into(), news })
+            .done(&key, LeaseChange::Renew { counter: counter + 2, owner: "us".into(), update })
             .await;
         let expected = if end { Checkpoint::ShardEnd } else { at(LATER, 3) };
         assert_eq!((&moved.checkpoint, &moved.pending), (&expected, &pending));
@@ -189,13 +194,14 @@ async fn each_row_of_the_java_library_passes_through_every_write_and_back() {
         assert_eq!((asked.owner, asked.counter), (Some("next".into()), counter + 3));
 
         let read_until = Some(Timestamp::from_millis(1_700_000_000_123));
-        let news = News { pending: PendingChange::Clear, read_until, ..News::default() };
-        let over = LeaseChange::HandOver { counter: counter + 3, news, to: "next".into() };
+        let update =
+            LeaseUpdate { pending: PendingChange::Clear, read_until, ..LeaseUpdate::default() };
+        let over = LeaseChange::HandOver { counter: counter + 3, update, to: "next".into() };
         let handed = bench.done(&key, over).await;
         assert_eq!((handed.actual_owner(), &handed.pending), (Some(&"next".into()), &None));
         assert_eq!(handed.read_until, read_until);
 
-        let release = LeaseChange::Release { counter: counter + 4, news: News::default() };
+        let release = LeaseChange::Release { counter: counter + 4, update: LeaseUpdate::default() };
         let released = bench.done(&key, release).await;
         assert_eq!((released.actual_owner(), released.read_until), (None, read_until));
 
@@ -219,15 +225,15 @@ async fn what_is_not_ours_in_a_row_of_the_java_library_survives_every_write() {
         kept.extend(of_row.iter().filter_map(|it| Some(((*it).to_owned(), row.get(*it)?.clone()))));
         let seen = bench.lease(&key).await;
         let counter = seen.counter;
-        let news = || News::of((!seen.checkpoint.is_shard_end()).then(|| at(LATER, 0)));
+        let update = || LeaseUpdate::of((!seen.checkpoint.is_shard_end()).then(|| at(LATER, 0)));
         let children: BTreeSet<ShardId> = ["shardId-000000000009".into()].into();
         let anchor = Some(Timestamp::from_millis(7));
         for (nth, change) in [
             LeaseChange::Take { counter, from: seen.owner.clone(), owner: "us".into() },
-            LeaseChange::Renew { counter: counter + 1, owner: "us".into(), news: news() },
+            LeaseChange::Renew { counter: counter + 1, owner: "us".into(), update: update() },
             LeaseChange::AskHandoff { counter: counter + 2, from: "us".into(), to: "it".into() },
-            LeaseChange::HandOver { counter: counter + 2, news: news(), to: "it".into() },
-            LeaseChange::Release { counter: counter + 3, news: news() },
+            LeaseChange::HandOver { counter: counter + 2, update: update(), to: "it".into() },
+            LeaseChange::Release { counter: counter + 3, update: update() },
             LeaseChange::Finish { counter: counter + 4, children },
             LeaseChange::Reset {
                 counter: counter + 5,
@@ -324,15 +330,15 @@ async fn items_that_are_not_leases_are_neither_listed_nor_written() {
 }
 
 fn all_changes(key: &str, counter: u64) -> Vec<LeaseChange> {
-    let news = News::default;
+    let update = LeaseUpdate::default;
     vec![
         LeaseChange::Create(Box::new(Lease::new(key, Checkpoint::Latest))),
         LeaseChange::Take { counter, from: None, owner: "us".into() },
         LeaseChange::AskHandoff { counter, from: "w1".into(), to: "us".into() },
         LeaseChange::WithdrawHandoff { from: "w1".into(), to: "us".into() },
-        LeaseChange::HandOver { counter, news: news(), to: "us".into() },
-        LeaseChange::Renew { counter, owner: "us".into(), news: news() },
-        LeaseChange::Release { counter, news: news() },
+        LeaseChange::HandOver { counter, update: update(), to: "us".into() },
+        LeaseChange::Renew { counter, owner: "us".into(), update: update() },
+        LeaseChange::Release { counter, update: update() },
         LeaseChange::Finish { counter, children: BTreeSet::new() },
         LeaseChange::Reset { counter, checkpoint: Checkpoint::TrimHorizon, anchor: None },
         LeaseChange::Delete { counter },
@@ -391,11 +397,11 @@ async fn an_owner_here_is_fenced_by_every_java_writer_that_takes_the_lease() {
         assert_eq!(stolen.unwrap().counter, seen.counter + 1, "{theft}");
         let row = bench.lease(SHARD).await;
         let counter = ours.counter;
-        let news = News::of(Some(at(LATER, 0)));
+        let update = LeaseUpdate::of(Some(at(LATER, 0)));
         for change in [
-            LeaseChange::Renew { counter, owner: "us".into(), news: news.clone() },
-            LeaseChange::Release { counter, news: news.clone() },
-            LeaseChange::HandOver { counter, news, to: "w9".into() },
+            LeaseChange::Renew { counter, owner: "us".into(), update: update.clone() },
+            LeaseChange::Release { counter, update: update.clone() },
+            LeaseChange::HandOver { counter, update, to: "w9".into() },
             LeaseChange::Finish { counter, children: BTreeSet::new() },
         ] {
             let outcome = bench.write(SHARD, change).await;
@@ -416,18 +422,18 @@ async fn a_java_leader_gets_a_lease_from_an_owner_here_by_asking() {
     leader.start_handoff(&seen, "w2").await.unwrap();
 
     // The owner reads on: its renewals and checkpoints are applied and show it the request.
-    let news = News::of(Some(at(LATER, 0)));
+    let update = LeaseUpdate::of(Some(at(LATER, 0)));
     let renewed = bench
-        .done(SHARD, LeaseChange::Renew { counter: ours.counter, owner: "us".into(), news })
+        .done(SHARD, LeaseChange::Renew { counter: ours.counter, owner: "us".into(), update })
         .await;
     assert_eq!(renewed.actual_owner(), Some(&"us".into()));
     assert_eq!(renewed.owner, Some("w2".into()));
     // It may not let go to nobody in particular.
     let counter = renewed.counter;
-    let release = LeaseChange::Release { counter, news: News::default() };
+    let release = LeaseChange::Release { counter, update: LeaseUpdate::default() };
     assert_eq!(bench.write(SHARD, release).await, WriteOutcome::Refused(Some(renewed)));
-    let news = News::of(Some(at(LATER, 4)));
-    bench.done(SHARD, LeaseChange::HandOver { counter, news, to: "w2".into() }).await;
+    let update = LeaseUpdate::of(Some(at(LATER, 4)));
+    bench.done(SHARD, LeaseChange::HandOver { counter, update, to: "w2".into() }).await;
 
     // Which is what the discovery of the new owner waits for.
     let java = bench.java("w2", Version::V3);
@@ -508,8 +514,11 @@ async fn children_that_a_java_worker_notes_in_between_are_kept() {
     let ours = take_from(&bench.lease(SHARD).await);
     let ours = bench.done(SHARD, ours).await;
     assert!(java.note_children(SHARD, &["shardId-000000000003"]).await);
-    let renew =
-        LeaseChange::Renew { counter: ours.counter, owner: "us".into(), news: News::default() };
+    let renew = LeaseChange::Renew {
+        counter: ours.counter,
+        owner: "us".into(),
+        update: LeaseUpdate::default(),
+    };
     let renewed = bench.done(SHARD, renew).await;
     assert_eq!(renewed.children, ["shardId-000000000003".into()].into());
 }
@@ -619,16 +628,20 @@ impl Turns {
                 from: memory.owner.as_deref().map(Into::into),
                 owner: "us".into(),
             },
-            Act::Renew => LeaseChange::Renew { counter, owner: "us".into(), news: News::default() },
+            Act::Renew => {
+                LeaseChange::Renew { counter, owner: "us".into(), update: LeaseUpdate::default() }
+            }
             Act::Checkpoint => {
-                let news = News::of(Some(at(&next_position(memory), 0)));
-                LeaseChange::Renew { counter, owner: "us".into(), news }
+                let update = LeaseUpdate::of(Some(at(&next_position(memory), 0)));
+                LeaseChange::Renew { counter, owner: "us".into(), update }
             }
             Act::Ask => LeaseChange::AskHandoff { counter, from: owner().into(), to: "us".into() },
-            Act::LetGo if memory.checkpoint_owner.is_some() => {
-                LeaseChange::HandOver { counter, news: News::default(), to: owner().into() }
-            }
-            Act::LetGo => LeaseChange::Release { counter, news: News::default() },
+            Act::LetGo if memory.checkpoint_owner.is_some() => LeaseChange::HandOver {
+                counter,
+                update: LeaseUpdate::default(),
+                to: owner().into(),
+            },
+            Act::LetGo => LeaseChange::Release { counter, update: LeaseUpdate::default() },
         };
         // Refused exactly when the rule says so of the row as it is.
         let row = self.bench.lease(SHARD).await;

@@ -1,7 +1,8 @@
 //! What a handle says of its worker from the start to the end, and what becomes of the worker when the
 //! handle, or the runtime, goes first.
 
-use std::sync::{Arc, Mutex, mpsc};
+use parking_lot::Mutex;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use kcl_lite::lease::memory::MemoryStore;
@@ -49,14 +50,14 @@ async fn a_worker_is_starting_running_stopping_and_stopped_and_only_well_while_i
     fleet.stream.put("key", "0");
     let worker = fleet.start("a").await;
     fleet.until_delivered(1).await;
-    until(&worker, "it is well", |it| it.health().is_well()).await;
+    until(&worker, "it is well", |it| it.health().is_healthy()).await;
     assert_eq!(worker.health().state, WorkerState::Running);
 
     let look = async {
         // The drain waits for the acknowledgement that is outstanding.
         sleep(SECOND).await;
         let health = worker.health();
-        assert_eq!((health.state.clone(), health.is_well()), (WorkerState::Stopping, false));
+        assert_eq!((health.state.clone(), health.is_healthy()), (WorkerState::Stopping, false));
         let requests =
             [worker.pause().await, worker.resume().await, worker.explain().await.map(drop)];
         assert!(requests.into_iter().all(is_refused), "a stopping worker takes no requests");
@@ -65,7 +66,7 @@ async fn a_worker_is_starting_running_stopping_and_stopped_and_only_well_while_i
     report.unwrap();
     let status = worker.status();
     assert_eq!(status.health.state, WorkerState::Stopped);
-    assert!(!status.health.is_well());
+    assert!(!status.health.is_healthy());
     assert!(status.shards.is_empty(), "{status}");
     assert_eq!(worker.health().to_string(), "stopped");
 }
@@ -85,7 +86,7 @@ async fn a_worker_that_ended_by_itself_says_why_and_takes_no_requests() {
     assert_eq!(error.kind(), ErrorKind::Processor);
 
     let status = worker.status();
-    assert!(!status.health.is_well());
+    assert!(!status.health.is_healthy());
     assert_eq!(status.health.state, WorkerState::Failed { reason: error.to_string() });
     assert!(status.shards.is_empty(), "{status}");
     let text = worker.health().to_string();
@@ -110,9 +111,9 @@ async fn a_worker_that_cannot_read_the_table_is_starting_and_not_well() {
     let worker = builder.build().await.unwrap().start(|_| Accept).await.unwrap();
     sleep(LEASE / 2).await;
     assert_eq!(worker.health().to_string(), "starting");
-    assert!(!worker.health().is_well());
+    assert!(!worker.health().is_healthy());
     fleet.store.set(Faults::None);
-    until(&worker, "it is well", |it| it.health().is_well()).await;
+    until(&worker, "it is well", |it| it.health().is_healthy()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -295,7 +296,7 @@ impl Alone {
             .stream(stream)
             .lease_store(store.clone())
             .on_event(move |event| {
-                sender.lock().unwrap().try_send(event.clone()).ok();
+                sender.lock().try_send(event.clone()).ok();
             });
         let worker =
             runtime.block_on(async { builder.build().await?.start(|_| Accept).await }).unwrap();

@@ -4,8 +4,9 @@
 //! Against `local-aws` in process; where a reply has to be one that no service should give, a
 //! script answers in its place.
 
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -297,7 +298,7 @@ pub(crate) async fn shaped(bits: usize) -> (KinesisStream, usize) {
     let first = Mutex::new(true);
     let stream = scripted(&local, move |operation, body| {
         let is_read = operation == "GetRecords";
-        let is_first = is_read && std::mem::replace(&mut *first.lock().unwrap(), false);
+        let is_first = is_read && std::mem::replace(&mut *first.lock(), false);
         shape.answer(is_first, operation, body)
     });
     (stream, supplied)
@@ -333,7 +334,7 @@ async fn a_closed_shard_without_children_ends_only_when_a_fresh_iterator_finds_n
         if operation != "GetRecords" {
             return closed.answer(false, operation, body);
         }
-        let (replies, number) = &mut *told.lock().unwrap();
+        let (replies, number) = &mut *told.lock();
         let (count, behind) = replies.next().unwrap();
         let mut records = Vec::new();
         for _ in 0..count {

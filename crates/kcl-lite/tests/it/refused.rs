@@ -1,8 +1,9 @@
 //! Calls that are refused: by the policy, the credentials, or the key of the table. Each is named,
 //! with its call, its table and what to do; none ends a worker that is running.
 
+use parking_lot::Mutex;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_config::SdkConfig;
@@ -69,8 +70,8 @@ fn is_record(wanted: &str) -> impl Fn(&Seen) -> bool {
 /// A failure of the control plane that says all of this, and that it does not pass by itself.
 fn is_named<'a>(words: &'a [&'a str]) -> impl Fn(&Seen) -> bool + 'a {
     move |seen| match seen {
-        Seen::Event(Event::CoordinationFailed { error, passing, .. }) => {
-            !passing && words.iter().all(|word| error.contains(word))
+        Seen::Event(Event::CoordinationFailed { error, transient, .. }) => {
+            !transient && words.iter().all(|word| error.contains(word))
         }
         Seen::Event(_) | Seen::Record(_) => false,
     }
@@ -282,7 +283,7 @@ const DOWN: Duration = Duration::from_secs(30);
 
 impl Rotating {
     fn is_down(&self) -> bool {
-        let (now, mut from) = (Instant::now(), self.down_from.lock().unwrap());
+        let (now, mut from) = (Instant::now(), self.down_from.lock());
         if from.is_none() && now >= self.began + 4 * VALID {
             *from = Some(now + VALID - DOWN / 2);
         }

@@ -1,7 +1,8 @@
 //! Several streams in one worker, streams that are made again, and services in different places:
 //! on the local services in process, through the real clients, on paused time.
 
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -35,7 +36,7 @@ pub(crate) struct Log {
 
 impl Seen {
     pub(crate) fn all(&self) -> Vec<String> {
-        let mut all = self.0.records.lock().unwrap().clone();
+        let mut all = self.0.records.lock().clone();
         all.sort();
         all
     }
@@ -47,11 +48,7 @@ impl Seen {
             }
         };
         if tokio::time::timeout(PATIENCE, wait).await.is_err() {
-            panic!(
-                "never happened: {what}; seen {:?}, {:?}",
-                self.all(),
-                self.0.events.lock().unwrap()
-            );
+            panic!("never happened: {what}; seen {:?}, {:?}", self.all(), self.0.events.lock());
         }
     }
 
@@ -60,7 +57,7 @@ impl Seen {
     }
 
     pub(crate) fn events(&self, wanted: impl Fn(&Event) -> bool) -> usize {
-        self.0.events.lock().unwrap().iter().filter(|event| wanted(event)).count()
+        self.0.events.lock().iter().filter(|event| wanted(event)).count()
     }
 }
 
@@ -71,7 +68,7 @@ impl RecordProcessor for Print {
         for record in batch.records() {
             let payload = String::from_utf8_lossy(&record.data);
             let line = format!("{} {payload}", batch.shard().stream);
-            self.0.0.records.lock().unwrap().push(line);
+            self.0.0.records.lock().push(line);
         }
         self.0.0.changed.notify_one();
         Ok(())
@@ -111,7 +108,7 @@ async fn try_run(
 ) -> Result<WorkerHandle, kcl_lite::Error> {
     let (events, records) = (seen.clone(), seen.clone());
     let worker = builder.settings(settings).on_event(move |event| {
-        events.0.events.lock().unwrap().push(event.clone());
+        events.0.events.lock().push(event.clone());
         events.0.changed.notify_one();
     });
     worker.build().await?.start(move |_: &ShardContext| Print(records.clone())).await
@@ -355,7 +352,7 @@ async fn s20_of_two_streams_one_is_deleted_and_the_other_goes_on() {
     put(&aws, "north", "1").await;
     seen.count(1).await;
     delete(&aws, "north").await;
-    let is_gone = |event: &Event| matches!(event, Event::StreamGone { .. });
+    let is_gone = |event: &Event| matches!(event, Event::StreamDeleted { .. });
     seen.until("the stream is gone", |seen| seen.events(is_gone) > 0).await;
     let calls = || aws.requests().operations("a").len();
     let before = calls();

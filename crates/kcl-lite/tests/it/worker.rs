@@ -270,7 +270,7 @@ async fn deferred_acknowledgements_hold_the_checkpoint_back_and_a_dropped_one_re
     let worker = fleet.start("a").await;
     put(&fleet, 0..4);
     fleet.until_delivered(4).await;
-    let mut acks: Vec<_> = std::mem::take(&mut *fleet.acks.lock().unwrap());
+    let mut acks: Vec<_> = std::mem::take(&mut *fleet.acks.lock());
     let (first, dropped) = (acks.remove(0).1, acks.remove(0).1);
     acks.into_iter().for_each(|(_, ack)| ack.acknowledge());
     first.acknowledge();
@@ -280,7 +280,7 @@ async fn deferred_acknowledgements_hold_the_checkpoint_back_and_a_dropped_one_re
         })
         .await;
     assert!(matches!(fleet.lease(&shard).checkpoint, Checkpoint::At(_)));
-    fleet.script.lock().unwrap().defer = false;
+    fleet.script.lock().defer = false;
     drop(dropped);
     fleet
         .until("the others are stored", |log| {
@@ -449,13 +449,13 @@ async fn acknowledgements_that_come_during_a_drain_are_stored_though_one_never_c
         fleet
             .until("the stop", |_| fleet.callbacks().iter().any(|it| it.ends_with("requested")))
             .await;
-        for (_, ack) in fleet.acks.lock().unwrap().drain(..4) {
+        for (_, ack) in fleet.acks.lock().drain(..4) {
             ack.acknowledge();
         }
     };
     let (report, ()) = tokio::join!(worker.shutdown(Duration::from_secs(10)), acknowledge);
     assert!(report.unwrap().shards.values().all(|shard| !shard.drained));
-    fleet.script.lock().unwrap().defer = false;
+    fleet.script.lock().defer = false;
     let worker = fleet.start("b").await;
     fleet.until_delivered(6).await;
     worker.shutdown(DEADLINE).await.unwrap();
@@ -492,7 +492,7 @@ async fn of_two_workers_with_one_id_and_one_seed_only_the_newer_goes_on() {
     fleet
         .until("the newer one delivers the rest", |_| fleet.delivered().ends_with(&numbers(5..10)))
         .await;
-    assert!(newer.health().is_well(), "{}", newer.health());
+    assert!(newer.health().is_healthy(), "{}", newer.health());
     assert_eq!(newer.status().shards.len(), 1);
     newer.shutdown(DEADLINE).await.unwrap();
 }
@@ -650,7 +650,7 @@ async fn e14_a_paused_worker_keeps_its_leases_and_delivers_nothing() {
     fleet.feed(10..20);
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert_eq!((fleet.owners(), fleet.delivered().len()), before);
-    assert!(a.health().is_well(), "{:?}", a.health());
+    assert!(a.health().is_healthy(), "{:?}", a.health());
     a.resume().await.unwrap();
     b.resume().await.unwrap();
     fleet.until_delivered(20).await;

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use dynoxide::{Database, DynoxideError};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -106,8 +106,7 @@ impl Backups {
     }
 
     fn description(&self, table: &str, now_ms: i64) -> String {
-        let recovery =
-            self.enabled.lock().unwrap_or_else(PoisonError::into_inner).get(table).copied();
+        let recovery = self.enabled.lock().get(table).copied();
         let recovery = recovery.map_or(json!({ "PointInTimeRecoveryStatus": "DISABLED" }), |on| {
             let oldest_ms = now_ms.saturating_sub(i64::from(on.days) * 24 * 3_600_000);
             json!({
@@ -125,7 +124,7 @@ impl Backups {
     }
 
     fn change(&self, f: impl FnOnce(&mut BTreeMap<String, Recovery>)) -> Result<(), Refusal> {
-        let mut enabled = self.enabled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut enabled = self.enabled.lock();
         f(&mut enabled);
         match &self.file {
             Some(file) => replace(file, &json!(*enabled)).map_err(|error| {

@@ -6,9 +6,10 @@
 //! can pass a slower writer, and no record can land in a closed shard.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::kinesis::KinesisOptions;
@@ -53,7 +54,7 @@ impl Service {
     ) -> Result<T, ApiError> {
         // A panic cannot leave a change half made that later calls would trip over: metadata is
         // replaced as a whole, and a record is pushed in one step.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let now_ms = self.clock.now_ms();
         state.expire(now_ms)?;
         work(&mut state, now_ms)

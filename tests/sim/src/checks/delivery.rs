@@ -59,7 +59,7 @@ impl Ledger {
                 if shards.all[delivery.shard].parents.len() > 1 {
                     self.counts.note(Situation::DeliveredFromMerge);
                 }
-                if shards.made_again().is_some() && !shards.is_former(delivery.shard) {
+                if shards.recreated().is_some() && !shards.is_former(delivery.shard) {
                     self.counts.note(Situation::TakenUp);
                 }
                 // Beside its successor: neither undoes what the other one is given and acknowledges.
@@ -86,7 +86,7 @@ impl Ledger {
         let newest = shards.find(shards.all[delivery.shard].id.as_str());
         let Some((newest, first)) = newest.zip(delivery.records.first()) else { return false };
         let is_by_other = |facts: &Facts| !facts.tenures.contains_key(&delivery.tenure);
-        let is_unaware = shards.made_again().is_some()
+        let is_unaware = shards.recreated().is_some()
             && !self.knows(delivery.tenure.0, shards)
             && shards.index_of(newest, first).is_some()
             && self.leases.get(&newest).is_none_or(is_by_other);

@@ -75,7 +75,7 @@ impl Ledger {
     }
 
     /// Once all has settled nobody complains.
-    pub(crate) fn is_well(
+    pub(crate) fn is_healthy(
         &mut self,
         now: Duration,
         (shards, rows): (&mut Shards, &Rows),

@@ -23,7 +23,7 @@ impl Ledger {
     /// A write has been applied.
     #[expect(clippy::too_many_lines, reason = "an arm for each write")]
     pub(crate) fn changed(&mut self, change: &Change<'_>, shards: &mut Shards, rows: &Rows) {
-        let is_unaware = shards.made_again().is_some() && !self.knows(change.who, shards);
+        let is_unaware = shards.recreated().is_some() && !self.knows(change.who, shards);
         let row = change.after.or(change.before);
         let Some(shard) = row.and_then(|row| shards.of_row(row)) else {
             return self.written_of_no_shard(change, is_unaware, shards);
@@ -102,7 +102,7 @@ impl Ledger {
 
     /// A shard of the newest stream, by a worker that takes it for one of the former, or an error.
     fn written_of_no_shard(&mut self, change: &Change<'_>, is_unaware: bool, shards: &Shards) {
-        let is_again = shards.made_again().is_some();
+        let is_again = shards.recreated().is_some();
         if !(is_unaware || is_again && matches!(change.what, LeaseChange::Discard { .. })) {
             let text = "a lease of a shard that does not exist, or of a stream that is gone";
             self.broken(Promise::Rows, change.at, Some(change.key), text.to_owned());
@@ -112,7 +112,7 @@ impl Ledger {
     /// Whether a worker started after the stream was made again.
     pub(super) fn knows(&self, who: usize, shards: &Shards) -> bool {
         let born = self.born.get(&who).copied().unwrap_or_default();
-        shards.made_again().is_some_and(|made| born > made)
+        shards.recreated().is_some_and(|made| born > made)
     }
 
     /// Whether a worker may end by itself with such an error.

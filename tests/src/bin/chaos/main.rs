@@ -27,12 +27,13 @@ mod worker;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use e2e::binaries::Binaries;
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -223,8 +224,7 @@ async fn play(
         say(&format!("subscriptions that were accepted: {subscriptions}"));
     }
     services.stop().await?;
-    let mut samples: Vec<Sample> =
-        std::mem::take(&mut *samples.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut samples: Vec<Sample> = std::mem::take(&mut *samples.lock());
     samples.push(last);
     Evidence::gather(directory, settings, stored, samples, log)
 }

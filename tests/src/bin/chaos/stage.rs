@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -15,6 +15,7 @@ use aws_sdk_kinesis::config::{Credentials, SharedCredentialsProvider};
 use e2e::process::Process;
 use e2e::server::Clients;
 use e2e::workshop::point;
+use parking_lot::Mutex;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -47,23 +48,23 @@ impl Log {
     /// Something was done.
     pub(crate) fn note(&self, text: String) {
         crate::say(&format!("  {text}"));
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).entries.push(entry(text));
+        self.0.lock().entries.push(entry(text));
     }
 
     /// A process did what it must not.
     pub(crate) fn fail(&self, text: String) {
-        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logged = self.0.lock();
         logged.failures.push(entry(text.clone()));
         drop(logged);
         self.note(text);
     }
 
     pub(crate) fn entries(&self) -> Vec<Entry> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).entries.clone()
+        self.0.lock().entries.clone()
     }
 
     pub(crate) fn failures(&self) -> Vec<Entry> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).failures.clone()
+        self.0.lock().failures.clone()
     }
 }
 
@@ -378,7 +379,7 @@ pub(crate) async fn sample(clients: Clients, samples: Arc<Mutex<Vec<Sample>>>) {
     loop {
         // Before there is a table there is nothing to see.
         if let Ok(sample) = sample_once(&clients).await {
-            samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+            samples.lock().push(sample);
         }
         sleep(Duration::from_millis(200)).await;
     }

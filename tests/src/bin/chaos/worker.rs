@@ -102,7 +102,7 @@ fn tell(journal: &Journal, event: &Event) {
         Event::LeaseReleased { shard, checkpoint } => {
             told(Some(shard.as_str()), What::Released { checkpoint: checkpoint.to_string() })
         }
-        Event::HandoffAsked { shard, .. }
+        Event::HandoffRequested { shard, .. }
         | Event::LeaseLost { shard, .. }
         | Event::ShardEnded { shard, .. }
         | Event::ReadFailed { shard, .. } => told(Some(shard.as_str()), text()),

@@ -35,19 +35,19 @@ pub(crate) struct Snapshot<'a> {
     /// Leases that made no progress here, left to others for a while.
     pub(crate) avoided: &'a BTreeMap<LeaseKey, Instant>,
     /// Leases of another living worker that has our id.
-    pub(crate) doubles: &'a BTreeMap<LeaseKey, String>,
+    pub(crate) duplicates: &'a BTreeMap<LeaseKey, String>,
     /// Leases this worker holds or is taking.
     pub(crate) mine: &'a BTreeSet<LeaseKey>,
     /// What it has seen of the counters.
     pub(crate) observations: &'a Observations,
     /// Since when it has been able to see the table, without a failed read in between.
-    pub(crate) sighted: Instant,
+    pub(crate) readable_since: Instant,
     /// Now.
     pub(crate) now: Instant,
     /// The lease duration.
-    pub(crate) lasts: Duration,
+    pub(crate) lease_duration: Duration,
     /// How long an orphan is left to the worker it falls to before anyone else takes it.
-    pub(crate) patience: Duration,
+    pub(crate) orphan_grace: Duration,
     /// What is made even.
     pub(crate) balance: Balance,
     /// The most leases this worker may hold.
@@ -234,7 +234,7 @@ impl<'a> World<'a> {
                 .map(|(worker, _)| *worker)
                 .unwrap_or(snapshot.me);
             *loads.entry(least).or_default() += 1;
-            let waited = snapshot.free_for(lease, *reason) >= snapshot.patience;
+            let waited = snapshot.free_for(lease, *reason) >= snapshot.orphan_grace;
             let is_avoided = snapshot.avoided.contains_key(&lease.key);
             let is_for_me = least == snapshot.me || waited || *reason == TakeReason::Own;
             if is_for_me && !is_avoided {
@@ -300,7 +300,7 @@ impl Snapshot<'_> {
     fn why_free(&self, lease: &Lease) -> Option<TakeReason> {
         match lease.actual_owner() {
             None => Some(TakeReason::Unowned),
-            Some(owner) if owner == self.me && !self.doubles.contains_key(&lease.key) => {
+            Some(owner) if owner == self.me && !self.duplicates.contains_key(&lease.key) => {
                 Some(TakeReason::Own)
             }
             Some(_) if mutant::is("the-dead-own-for-ever") => None,
@@ -314,12 +314,12 @@ impl Snapshot<'_> {
     /// the one that may take it again, and all workers trying all leases would be a storm.
     fn is_alive(&self, lease: &Lease) -> bool {
         self.mine.contains(&lease.key)
-            || self.observations.unchanged_for(self.now, lease) < self.lasts
-            || self.sighted_for() < self.patience
+            || self.observations.unchanged_for(self.now, lease) < self.lease_duration
+            || self.readable_for() < self.orphan_grace
     }
 
-    fn sighted_for(&self) -> Duration {
-        self.now.saturating_duration_since(self.sighted)
+    fn readable_for(&self) -> Duration {
+        self.now.saturating_duration_since(self.readable_since)
     }
 
     fn free_for(&self, lease: &Lease, reason: TakeReason) -> Duration {
@@ -327,8 +327,8 @@ impl Snapshot<'_> {
         if reason != TakeReason::Expired {
             return unchanged;
         }
-        let expired = unchanged.saturating_sub(self.lasts);
-        expired.min(self.sighted_for().saturating_sub(self.patience))
+        let expired = unchanged.saturating_sub(self.lease_duration);
+        expired.min(self.readable_for().saturating_sub(self.orphan_grace))
     }
 }
 

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::position::Checkpoint;
 
-const LASTS: Duration = Duration::from_secs(10);
+const LEASE_DURATION: Duration = Duration::from_secs(10);
 
 /// A world of leases; one line each: `shard-2 owner=b idle=12s end`. With `load=9`, in KiB a second,
 /// loads are made even instead of numbers.
@@ -48,7 +48,7 @@ impl Fixture {
     }
 
     fn takes(&self, me: &str, mine: &str, limit: usize) -> Vec<Take> {
-        self.takes_sighted(me, mine, limit, 100)
+        self.takes_readable_for(me, mine, limit, 100)
     }
 
     /// The takes of a worker without leases, which knows that another one is full.
@@ -58,7 +58,7 @@ impl Fixture {
     }
 
     /// The takes of a worker that has seen the table for so many seconds.
-    fn takes_sighted(&self, me: &str, mine: &str, limit: usize, seconds: u64) -> Vec<Take> {
+    fn takes_readable_for(&self, me: &str, mine: &str, limit: usize, seconds: u64) -> Vec<Take> {
         self.takes_by(me, mine, limit, (seconds, &BTreeSet::new()))
     }
 
@@ -76,12 +76,12 @@ impl Fixture {
             mine: &mine.split(',').filter(|key| !key.is_empty()).map(Into::into).collect(),
             hidden: &BTreeSet::new(),
             avoided: &BTreeMap::new(),
-            doubles: &BTreeMap::new(),
+            duplicates: &BTreeMap::new(),
             observations: &self.observations,
-            sighted: self.now - Duration::from_secs(seconds),
+            readable_since: self.now - Duration::from_secs(seconds),
             now: self.now,
-            lasts: LASTS,
-            patience: LASTS / 5,
+            lease_duration: LEASE_DURATION,
+            orphan_grace: LEASE_DURATION / 5,
             balance: if is_measured { Balance::Throughput } else { Balance::Count },
             limit,
             full,
@@ -125,7 +125,7 @@ fn an_orphan_falls_to_the_worker_with_the_least_and_others_wait_for_a_while() {
 fn s18_after_an_outage_of_the_table_nobody_is_held_for_dead_at_once() {
     let fixture = Fixture::parse("0 owner=a idle=60s\n 1 owner=b idle=60s\n 2 owner=c idle=1s");
     let taken = |seconds| {
-        let takes = fixture.takes_sighted("a", "", usize::MAX, seconds).into_iter();
+        let takes = fixture.takes_readable_for("a", "", usize::MAX, seconds).into_iter();
         takes.map(|take| format!("{} {:?}", take.key, take.reason)).collect::<Vec<_>>().join(", ")
     };
     assert_eq!(taken(1), "0 Own");
@@ -189,7 +189,7 @@ fn a_worker_is_full_when_what_would_move_to_it_has_not_for_three_leases() {
     let (mut full, start) = (Full::default(), Instant::now());
     let mut at = |leases: u32, receivers: &[(&str, usize)]| {
         let receivers = receivers.iter().map(|(worker, held)| ((*worker).into(), *held)).collect();
-        full.learn(&receivers, start + LASTS * leases, LASTS);
+        full.learn(&receivers, start + LEASE_DURATION * leases, LEASE_DURATION);
         full.workers().iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     };
     assert_eq!(at(0, &[("a", 1), ("b", 1)]), "");
@@ -245,12 +245,12 @@ fn settle(owners: &[Option<u8>]) -> (BTreeMap<LeaseKey, Lease>, usize) {
                 mine: &mine.map(|lease| lease.key.clone()).collect(),
                 hidden: &BTreeSet::new(),
                 avoided: &BTreeMap::new(),
-                doubles: &BTreeMap::new(),
+                duplicates: &BTreeMap::new(),
                 observations: &Observations::default(),
-                sighted: now,
+                readable_since: now,
                 now,
-                lasts: LASTS,
-                patience: LASTS / 5,
+                lease_duration: LEASE_DURATION,
+                orphan_grace: LEASE_DURATION / 5,
                 balance: Balance::Count,
                 limit: usize::MAX,
                 full: &BTreeSet::new(),

@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_config::SdkConfig;
@@ -32,6 +31,7 @@ use aws_sdk_dynamodb::types::{ReturnValue, ReturnValuesOnConditionCheckFailure};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use self::row::{CHECKPOINT, Item, LEASE_COUNTER, LEASE_KEY, Row, WRITE_ID, item_of, number, text};
@@ -130,7 +130,7 @@ impl DynamoStore {
     }
 
     fn warn_once(&self, unreadable: &BTreeMap<LeaseKey, String>) {
-        let mut known = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.unreadable.lock();
         for (key, fault) in unreadable.iter().filter(|(key, _)| !known.contains(*key)) {
             tracing::warn!(%key, "row in {} cannot be read: {fault}", self.place);
         }
@@ -339,20 +339,20 @@ impl LeaseStore for DynamoStore {
                 let withdrawn = Update::withdraw(from, to);
                 self.update(write, withdrawn, Update::WITHDRAW_CONDITION).boxed()
             }
-            LeaseChange::HandOver { counter, news, to } => {
-                let handed = Update::hand_over(*counter, news, to);
+            LeaseChange::HandOver { counter, update, to } => {
+                let handed = Update::hand_over(*counter, update, to);
                 self.marked(write, handed, Update::HAND_OVER_CONDITION).boxed()
             }
-            LeaseChange::Renew { counter, owner, news } => {
-                let renewed = Update::renew(*counter, owner, news);
+            LeaseChange::Renew { counter, owner, update } => {
+                let renewed = Update::renew(*counter, owner, update);
                 self.marked(write, renewed, Update::RENEW_CONDITION).boxed()
             }
             LeaseChange::Finish { counter, children } => {
                 let finished = Update::finish(*counter, children);
                 self.marked(write, finished, Update::CONDITION).boxed()
             }
-            LeaseChange::Release { counter, news } => {
-                let released = Update::release(*counter, news);
+            LeaseChange::Release { counter, update } => {
+                let released = Update::release(*counter, update);
                 self.marked(write, released, Update::RELEASE_CONDITION).boxed()
             }
         };

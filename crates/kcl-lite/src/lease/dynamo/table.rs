@@ -44,7 +44,7 @@ impl DynamoStore {
         }
         let deadline = Instant::now() + PREPARE_LIMIT;
         loop {
-            let status = match self.come_closer().await? {
+            let status = match self.converge().await? {
                 Stage::Ready => return Ok(()),
                 Stage::Waiting(status) => status,
             };
@@ -56,7 +56,7 @@ impl DynamoStore {
         }
     }
 
-    async fn come_closer(&self) -> Result<Stage, ServiceError> {
+    async fn converge(&self) -> Result<Stage, ServiceError> {
         let table = match self.describe().await {
             Ok(Some(table)) => table,
             // Also right after a creation, or when a table that was being deleted is gone.
@@ -78,7 +78,7 @@ impl DynamoStore {
                 if self.made.load(Ordering::Relaxed) {
                     return self.protect().await;
                 }
-                self.tell_differences(&table).await;
+                self.log_differences(&table).await;
                 Ok(Stage::Ready)
             }
             // Neither passes by waiting, and an archived table has lost its items.
@@ -198,7 +198,7 @@ impl DynamoStore {
 
     /// A table that exists is left alone, but not in silence. Who may not create tables has said
     /// nothing about how they should be.
-    async fn tell_differences(&self, table: &TableDescription) {
+    async fn log_differences(&self, table: &TableDescription) {
         if self.is_given() {
             return;
         }

@@ -11,7 +11,7 @@ use super::row::{
     LEASE_OWNER, OWNER_SWITCHES, PENDING, PENDING_STATE, PENDING_SUB, READ_UNTIL, THROUGHPUT,
     bytes, number, rate, shard_set, text,
 };
-use crate::lease::{LeaseChange, News, PendingChange, counter_after};
+use crate::lease::{LeaseChange, LeaseUpdate, PendingChange, counter_after};
 use crate::mutant;
 use crate::position::Checkpoint;
 use crate::record::{ShardId, Timestamp, WorkerId};
@@ -73,13 +73,13 @@ impl Update {
         update.set(LEASE_OWNER, text(from.as_str())).remove(&[CHECKPOINT_OWNER])
     }
 
-    pub(super) fn hand_over(seen: u64, news: &News, to: &WorkerId) -> Self {
-        let renewed = Self::new(seen).news(news);
+    pub(super) fn hand_over(seen: u64, update: &LeaseUpdate, to: &WorkerId) -> Self {
+        let renewed = Self::new(seen).update(update);
         renewed.set(LEASE_OWNER, text(to.as_str())).remove(&[CHECKPOINT_OWNER])
     }
 
-    pub(super) fn renew(seen: u64, owner: &WorkerId, news: &News) -> Self {
-        let mut update = Self::new(seen).news(news);
+    pub(super) fn renew(seen: u64, owner: &WorkerId, update: &LeaseUpdate) -> Self {
+        let mut update = Self::new(seen).update(update);
         for attribute in [LEASE_OWNER, CHECKPOINT_OWNER] {
             update.names.insert(format!("#{attribute}"), attribute.to_owned());
         }
@@ -88,15 +88,15 @@ impl Update {
     }
 
     pub(super) fn finish(seen: u64, children: &BTreeSet<ShardId>) -> Self {
-        let finished = Self::new(seen).news(&News::shard_end()).freed();
+        let finished = Self::new(seen).update(&LeaseUpdate::shard_end()).freed();
         match shard_set(children) {
             Some(children) => finished.set(CHILDREN, children),
             None => finished.remove(&[CHILDREN]),
         }
     }
 
-    pub(super) fn release(seen: u64, news: &News) -> Self {
-        Self::new(seen).news(news).freed()
+    pub(super) fn release(seen: u64, update: &LeaseUpdate) -> Self {
+        Self::new(seen).update(update).freed()
     }
 
     pub(super) fn reset(seen: u64, checkpoint: &Checkpoint, anchor: Option<Timestamp>) -> Self {
@@ -157,11 +157,11 @@ impl Update {
             .set(OWNER_SWITCHES, number(0))
     }
 
-    fn news(mut self, news: &News) -> Self {
-        if let Some(checkpoint) = &news.checkpoint {
+    fn update(mut self, update: &LeaseUpdate) -> Self {
+        if let Some(checkpoint) = &update.checkpoint {
             self = self.checkpoint(checkpoint);
         }
-        self = match &news.pending {
+        self = match &update.pending {
             PendingChange::Keep => self,
             PendingChange::Clear => self.remove(&[PENDING, PENDING_SUB, PENDING_STATE]),
             PendingChange::Prepare(pending) => {
@@ -175,10 +175,10 @@ impl Update {
                 }
             }
         };
-        if let Some(time) = news.read_until {
+        if let Some(time) = update.read_until {
             self = self.set(READ_UNTIL, number(time.as_millis()));
         }
-        match news.throughput {
+        match update.throughput {
             Some(bytes) => self.set(THROUGHPUT, rate(bytes)),
             None => self,
         }

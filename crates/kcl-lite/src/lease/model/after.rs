@@ -9,7 +9,7 @@ use super::world::{
 };
 use crate::lease::store::WriteOutcome;
 use crate::lease::tenure::{Goal, Tenure, Verdict, take_id, write_id};
-use crate::lease::{Lease, LeaseChange, LeaseWrite, News};
+use crate::lease::{Lease, LeaseChange, LeaseUpdate, LeaseWrite};
 use crate::mutant;
 use crate::position::Checkpoint;
 
@@ -175,7 +175,7 @@ impl World {
         let write = match hold {
             Some(hold) => {
                 hold.tenure.sent(now);
-                hold.tenure.write(&hold.goal, &News::of(Some(at(hold.acknowledged))))
+                hold.tenure.write(&hold.goal, &LeaseUpdate::of(Some(at(hold.acknowledged))))
             }
             None => this.wish(lease, why),
         };
@@ -267,9 +267,9 @@ impl World {
             self.notes.push("a take was recognised");
         }
         let acknowledged = position(&row, self.bounds.records);
-        let Times { lease_duration: lasts, fence_margin: margin, .. } = self.times;
+        let Times { lease_duration, fence_margin: margin, .. } = self.times;
         let (id, incarnation) = (this.id.clone(), this.incarnation.clone());
-        let tenure = Tenure::new(row, since, id, incarnation, lasts, margin);
+        let tenure = Tenure::new(row, since, id, incarnation, lease_duration, margin);
         if now < tenure.fenced_at() {
             let hold = Hold { tenure, goal: Goal::Keep, acknowledged, fate: message.fate };
             this.slots[lease].hold = Some(hold);

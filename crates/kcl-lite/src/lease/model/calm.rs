@@ -41,7 +41,7 @@ impl World {
     }
 
     /// Whether a running worker holds every lease that is not finished.
-    pub(super) fn is_well(&self) -> bool {
+    pub(super) fn is_healthy(&self) -> bool {
         (0..self.shards.len()).all(|lease| {
             let shard = &self.shards[lease];
             let is_over = |row: &Lease| row.checkpoint.is_shard_end();
@@ -103,19 +103,19 @@ impl World {
         let leases = leases.map(|row| (row.key.clone(), row)).collect();
         let mine = slots.iter().enumerate().filter(|(_, slot)| slot.is_busy());
         let mine = mine.map(|(lease, _)| key(lease)).collect();
-        let lasts = self.times.lease_duration;
+        let lease_duration = self.times.lease_duration;
         let takes = leases_to_take(&Snapshot {
             me: id,
             leases: &leases,
             hidden: &BTreeSet::new(),
             mine: &mine,
             avoided: &BTreeMap::new(),
-            doubles: &BTreeMap::new(),
+            duplicates: &BTreeMap::new(),
             observations,
-            sighted: self.start - Duration::from_secs(500),
+            readable_since: self.start - Duration::from_secs(500),
             now: self.now(worker),
-            lasts,
-            patience: lasts / 5,
+            lease_duration,
+            orphan_grace: lease_duration / 5,
             balance: Balance::Count,
             limit: usize::MAX,
             full: &BTreeSet::new(),

@@ -127,11 +127,11 @@ impl Key {
         }
         if let Some((write, sent)) = &slot.waiting {
             self.change(&write.change);
-            self.ago(world, worker, Some(*sent), world.bounds.lasts + 1);
+            self.ago(world, worker, Some(*sent), world.bounds.lease_duration + 1);
         }
         self.push([255]);
         if let Some(Hold { tenure, goal, acknowledged, fate }) = &slot.hold {
-            let most = world.bounds.lasts + 1;
+            let most = world.bounds.lease_duration + 1;
             self.row(Some(tenure.lease()));
             self.ago(world, worker, Some(tenure.valid_from()), most);
             self.ago(world, worker, tenure.unanswered_since(), most);
@@ -149,15 +149,15 @@ impl Key {
     /// The row as a worker has seen it, since when, and its takes of it.
     fn seen(&mut self, world: &World, worker: usize, row: &Lease, shard: &Shard) {
         let this = &world.workers[worker];
-        let lasts = world.bounds.lasts;
+        let lease_duration = world.bounds.lease_duration;
         self.row(Some(row));
         let most = match row.actual_owner() {
-            _ if row.checkpoint.is_shard_end() => lasts * 7,
+            _ if row.checkpoint.is_shard_end() => lease_duration * 7,
             // Any other owner moves the counter.
             Some(owner) if *owner == this.id => 0,
             // Patience.
-            None => lasts.div_ceil(5) + 1,
-            Some(_) => lasts * 3 / 2,
+            None => lease_duration.div_ceil(5) + 1,
+            Some(_) => lease_duration * 3 / 2,
         };
         let since = this.observations.expires_at(row, Duration::ZERO);
         self.ago(world, worker, since, most);
@@ -171,7 +171,7 @@ impl Key {
         match this.takes.unanswered(&row.key) {
             Some((counter, since)) if is_open(counter) => {
                 self.counter(counter);
-                self.ago(world, worker, Some(since), lasts + 1);
+                self.ago(world, worker, Some(since), lease_duration + 1);
             }
             Some(_) | None => self.push([249]),
         }
@@ -199,7 +199,7 @@ impl Key {
         self.mark(&message.write.id);
         self.change(&message.write.change);
         if message.is_awaited {
-            self.ago(world, message.from, Some(message.sent), world.bounds.lasts + 1);
+            self.ago(world, message.from, Some(message.sent), world.bounds.lease_duration + 1);
         }
         match &message.reply {
             None => self.push([0]),
@@ -215,7 +215,7 @@ impl Key {
     }
 
     fn change(&mut self, change: &LeaseChange) {
-        let (kind, counter, news, names) = match change {
+        let (kind, counter, update, names) = match change {
             LeaseChange::Create(_) => (0, 0, None, [None, None]),
             LeaseChange::Take { counter, from, owner } => {
                 (1, *counter, None, [from.as_ref(), Some(owner)])
@@ -223,14 +223,14 @@ impl Key {
             LeaseChange::AskHandoff { counter, from, to } => {
                 (2, *counter, None, [Some(from), Some(to)])
             }
-            LeaseChange::HandOver { counter, news, to } => {
-                (3, *counter, Some(news), [Some(to), None])
+            LeaseChange::HandOver { counter, update, to } => {
+                (3, *counter, Some(update), [Some(to), None])
             }
-            LeaseChange::Renew { counter, owner, news } => {
-                (4, *counter, Some(news), [Some(owner), None])
+            LeaseChange::Renew { counter, owner, update } => {
+                (4, *counter, Some(update), [Some(owner), None])
             }
             LeaseChange::Finish { counter, .. } => (5, *counter, None, [None, None]),
-            LeaseChange::Release { counter, news } => (6, *counter, Some(news), [None, None]),
+            LeaseChange::Release { counter, update } => (6, *counter, Some(update), [None, None]),
             LeaseChange::Delete { counter } => (7, *counter, None, [None, None]),
             LeaseChange::WithdrawHandoff { from, to } => (8, 0, None, [Some(from), Some(to)]),
             LeaseChange::Reset { .. }
@@ -244,7 +244,7 @@ impl Key {
         for name in names.into_iter().flatten() {
             self.text(name.as_str());
         }
-        if let Some(checkpoint) = news.and_then(|news| news.checkpoint.as_ref()) {
+        if let Some(checkpoint) = update.and_then(|update| update.checkpoint.as_ref()) {
             self.checkpoint(checkpoint);
         }
         self.push([253]);

@@ -124,7 +124,7 @@ impl Calms {
             if let Some(promise) = world.broken {
                 return Err(promise);
             }
-            if world.is_well() {
+            if world.is_healthy() {
                 self.0.insert(key, 0);
                 break 0;
             }

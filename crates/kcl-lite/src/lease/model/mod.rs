@@ -47,7 +47,7 @@ use self::explore::explore;
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
     /// Ticks of a clock that runs right until a lease expires.
-    lasts: u32,
+    lease_duration: u32,
     /// What each worker's clock does in a tick, in milliseconds: as many workers.
     rates: &'static [u32],
     leases: usize,
@@ -63,7 +63,7 @@ struct Bounds {
 impl Bounds {
     /// How soon all must be well when nothing goes wrong any more.
     fn calm_ticks(&self) -> u8 {
-        u8::try_from(self.lasts * 2).expect("few ticks")
+        u8::try_from(self.lease_duration * 2).expect("few ticks")
     }
 }
 
@@ -78,7 +78,7 @@ enum Stopped {
 
 /// One fault, nobody asks for anything.
 const FAULT: Bounds = Bounds {
-    lasts: 10,
+    lease_duration: 10,
     rates: &[950, 1_050],
     leases: 1,
     records: 1,
@@ -91,7 +91,7 @@ const FAULTS: Bounds = Bounds { faults: 2, ..FAULT };
 /// A fault while a lease moves.
 const MOVE: Bounds = Bounds { moves: 1, ..FAULT };
 /// Rows that are made, ended and deleted.
-const LIFE: Bounds = Bounds { whole_life: true, lasts: 6, ..FAULT };
+const LIFE: Bounds = Bounds { whole_life: true, lease_duration: 6, ..FAULT };
 
 /// Visits all there is within `bounds`, and says how much that was.
 fn shown(bounds: Bounds) -> explore::Visited {
@@ -136,11 +136,11 @@ fn wider_bounds_break_no_promise_either() {
     const THREE: &[u32] = &[950, 1_050, 1_000];
     shown(Bounds { rates: THREE, ..FAULT });
     shown(Bounds { records: 2, ..FAULTS });
-    shown(Bounds { leases: 2, records: 0, lasts: 3, ..FAULT });
+    shown(Bounds { leases: 2, records: 0, lease_duration: 3, ..FAULT });
     shown(Bounds { moves: 1, ..LIFE });
     shown(Bounds { faults: 2, ..LIFE });
-    shown(Bounds { rates: THREE, moves: 1, lasts: 3, ..FAULT });
-    shown(Bounds { faults: 3, lasts: 6, ..FAULT });
+    shown(Bounds { rates: THREE, moves: 1, lease_duration: 3, ..FAULT });
+    shown(Bounds { faults: 3, lease_duration: 6, ..FAULT });
 }
 
 /// The model is checked itself: it finds the bugs that lie within it. Hooks that stand in the code of

@@ -244,7 +244,7 @@ impl World {
         let workers = workers.map(|of| Worker::new(of, 0, 1, bounds.leases));
         let mut world = Self {
             bounds,
-            times: Times::of(Duration::from_secs(u64::from(bounds.lasts))),
+            times: Times::of(Duration::from_secs(u64::from(bounds.lease_duration))),
             // Room for instants before the start.
             start: Instant::now() + Duration::from_secs(1_000),
             tick: 0,

@@ -23,22 +23,18 @@ use link::{Facts, KeeperEnd, Request};
 
 use self::rate::Rate;
 use super::children;
-use super::state::{create_write, discard_write};
-use crate::clock::{Clock, within};
+use super::context::ControlContext;
+use crate::clock::within;
 use crate::error::{ServiceError, ServiceErrorKind};
-use crate::event::{Event, Events};
-use crate::lease::store::{LeaseStore, WriteOutcome};
-use crate::lease::tenure::{Goal, Tenure, Verdict, write_id};
-use crate::lease::{
-    Lease, LeaseChange, LeaseWrite, News, PendingChange, PendingCheckpoint, counter_after, timing,
-};
+use crate::event::Event;
+use crate::lease::tenure::{Goal, Tenure, Verdict};
+use crate::lease::{Lease, LeaseUpdate, LeaseWrite, PendingChange, PendingCheckpoint};
 use crate::mutant;
 use crate::position::Checkpoint;
 use crate::processor::StoreRequest;
 use crate::record::ShardId;
 use crate::retry::Retry;
-use crate::settings::{Balance, CheckpointPolicy, Settings};
-use crate::stream::Stream;
+use crate::settings::{Balance, CheckpointPolicy};
 
 /// The pause after the first failed write.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -52,89 +48,9 @@ pub(crate) enum KeeperExit {
     Lost,
 }
 
-/// What all keepers of a worker share.
-#[derive(Debug, Clone)]
-pub(crate) struct KeeperContext {
-    pub(crate) store: Arc<dyn LeaseStore>,
-    pub(crate) stream: Arc<dyn Stream>,
-    /// The clock that leases are measured on by their owner: a [`LeaseClock`](crate::clock::LeaseClock).
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) settings: Settings,
-    pub(crate) events: Events,
-    pub(crate) incarnation: String,
-    /// Whether the worker reads more than one stream.
-    pub(crate) several_streams: bool,
-    /// When the worker was started.
-    pub(crate) began: Instant,
-}
-
-impl KeeperContext {
-    /// Returns how long a call to the lease table may hang.
-    pub(super) fn write_limit(&self) -> Duration {
-        timing::write_limit(self.settings.lease_duration)
-    }
-
-    fn renew_interval(&self) -> Duration {
-        timing::renew_interval(self.settings.lease_duration)
-    }
-
-    /// Makes a lease, unless it is there, and tells of it. A row of a former stream makes way, however
-    /// often an owner that does not know yet moves it meanwhile.
-    pub(super) async fn create(&self, lease: &Lease) -> Result<(), ServiceError> {
-        let mut write = create_write(lease.clone(), &self.incarnation);
-        loop {
-            match self.store.write(&write).await? {
-                WriteOutcome::Refused(Some(row)) if self.makes_way(&row, lease) => {
-                    let counter = row.counter;
-                    // The counter of a row that another library made may have begun anywhere.
-                    let with = Lease {
-                        counter: lease.counter.max(counter_after(counter, 2)),
-                        ..lease.clone()
-                    };
-                    let id = write_id(&self.incarnation, with.counter);
-                    let change = LeaseChange::Replace { counter, with: Box::new(with) };
-                    write = LeaseWrite { key: row.key, id, change };
-                }
-                WriteOutcome::Refused(None)
-                    if matches!(write.change, LeaseChange::Replace { .. }) =>
-                {
-                    // Nobody has made the new row yet, or it has come and gone: the caller has to look
-                    // and try again.
-                    let context = format!("{} was removed meanwhile", lease.key);
-                    return Err(ServiceError::new(ServiceErrorKind::NotReady, context));
-                }
-                WriteOutcome::Refused(_) => return Ok(()),
-                WriteOutcome::Done(_) => break,
-            }
-        }
-        let (shard, checkpoint) = (lease.key.clone(), lease.checkpoint.clone());
-        self.events.emit(&Event::LeaseCreated { shard, checkpoint });
-        Ok(())
-    }
-
-    fn makes_way(&self, row: &Lease, lease: &Lease) -> bool {
-        lease.other_stream(row).is_some_and(|it| self.settings.stream_recreated.removes(it))
-    }
-
-    /// Removes a row of a stream that is gone, as long as `is_other` says that it is one.
-    pub(super) async fn discard(
-        &self,
-        mut row: Lease,
-        is_other: impl Fn(&Lease) -> bool,
-    ) -> Result<(), ServiceError> {
-        loop {
-            match self.store.write(&discard_write(&row, &self.incarnation)).await? {
-                // Its owner, who does not know yet, has moved it.
-                WriteOutcome::Refused(Some(now)) if is_other(&now) => row = now,
-                WriteOutcome::Refused(_) | WriteOutcome::Done(_) => return Ok(()),
-            }
-        }
-    }
-}
-
 /// The keeper of one lease.
 pub(crate) struct LeaseKeeper {
-    context: KeeperContext,
+    context: ControlContext,
     tenure: Tenure,
     line: KeeperEnd,
     /// What the processor has asked to be stored.
@@ -175,7 +91,7 @@ enum Wake {
 impl LeaseKeeper {
     /// A keeper and the line to it.
     pub(crate) fn new(
-        context: KeeperContext,
+        context: ControlContext,
         tenure: Tenure,
         rng: fastrand::Rng,
     ) -> (Self, KeeperLink) {
@@ -278,24 +194,29 @@ impl LeaseKeeper {
     }
 
     /// What the next write is to store.
-    fn news(&mut self) -> News {
-        let told = self.line.facts.borrow_and_update().clone();
+    fn update(&mut self) -> LeaseUpdate {
+        let latest = self.line.facts.borrow_and_update().clone();
         let is_asked = self.context.settings.balance == Balance::Throughput;
         let now = self.context.clock.now();
-        let throughput = is_asked.then(|| self.rate.measure(now, told.bytes)).flatten();
+        let throughput = is_asked.then(|| self.rate.measure(now, latest.bytes)).flatten();
         let mut facts = self.asked.facts.clone();
         let row = self.tenure.lease();
         let newest = facts.checkpoint.as_ref().max(Some(&row.checkpoint));
         // A time goes with the checkpoint it belongs to: by itself it would hide a gap.
-        let nothing_held_back = told.checkpoint.as_ref() <= newest;
+        let nothing_held_back = latest.checkpoint.as_ref() <= newest;
         let is_manual = self.context.settings.checkpoints == CheckpointPolicy::Manual;
         if !is_manual || self.goal != Goal::Keep || nothing_held_back {
-            facts.merge(told);
+            facts.merge(latest);
         }
         let newest = facts.checkpoint.as_ref().max(Some(&row.checkpoint));
         let pending = self.asked.pending.clone().filter(|it| Some(&it.checkpoint) > newest);
         let pending = pending.map_or(PendingChange::Keep, PendingChange::Prepare);
-        News { checkpoint: facts.checkpoint, pending, read_until: facts.read_until, throughput }
+        LeaseUpdate {
+            checkpoint: facts.checkpoint,
+            pending,
+            read_until: facts.read_until,
+            throughput,
+        }
     }
 
     /// Answers those whose wish the row fulfils. A write that was recognised by its mark may be an
@@ -345,15 +266,15 @@ impl LeaseKeeper {
     }
 
     async fn write(&mut self) -> Option<KeeperExit> {
-        let news = self.news();
+        let update = self.update();
         if mutant::is("quiet-shards-are-not-renewed")
-            && news.checkpoint.is_none()
+            && update.checkpoint.is_none()
             && self.goal == Goal::Keep
         {
             self.next_write = self.context.clock.now() + self.context.renew_interval();
             return None;
         }
-        let write = self.tenure.write(&self.goal, &news);
+        let write = self.tenure.write(&self.goal, &update);
         match self.send(&write).await {
             Sent::Answered(Verdict::Held { reached }) => self.held(reached),
             Sent::Answered(Verdict::OtherSuccessor) => {
@@ -362,7 +283,7 @@ impl LeaseKeeper {
             }
             Sent::Answered(Verdict::Lost { to }) => Some(self.lose(to)),
             Sent::Answered(Verdict::Vanished) => {
-                let again = self.tenure.write_again(&news);
+                let again = self.tenure.write_again(&update);
                 if let Sent::Answered(Verdict::Lost { to }) = self.send(&again).await {
                     return Some(self.lose(to));
                 }
@@ -456,7 +377,7 @@ impl LeaseKeeper {
         self.context.events.emit(&Event::CoordinationFailed {
             operation: "renewing a lease",
             error: error.to_string(),
-            passing: error.is_passing(),
+            transient: error.is_transient(),
             call: error.call.clone(),
         });
     }

@@ -7,13 +7,17 @@ use futures_util::FutureExt as _;
 use super::*;
 use crate::checkpoint::Mark;
 use crate::clock::tests::SuspendableClock;
-use crate::clock::{LeaseClock, TokioClock};
+use crate::clock::{Clock, LeaseClock, TokioClock};
+use crate::event::Events;
 use crate::lease::memory::MemoryStore;
-use crate::lease::store::Table;
-use crate::lease::{LeaseChange, LeaseKey, LeaseWrite, StreamIdentity, WriteId};
+use crate::lease::store::LeaseStore;
+use crate::lease::tenure::create_write;
+use crate::lease::{
+    LeaseChange, LeaseKey, LeaseWrite, StreamIdentity, Table, WriteId, WriteOutcome, timing,
+};
 use crate::position::Position;
 use crate::record::Timestamp;
-use crate::settings::StreamRecreated;
+use crate::settings::{Settings, StreamRecreated};
 use crate::stream::memory::MemoryStream;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -25,12 +29,13 @@ fn keeper(before: Duration) -> (LeaseKeeper, KeeperLink) {
 
 fn keeper_on(clock: Arc<dyn Clock>, before: Duration) -> (LeaseKeeper, KeeperLink) {
     let settings = Settings::default();
-    let (lasts, margin) = (settings.lease_duration, timing::fence_margin(settings.lease_duration));
-    let context = KeeperContext {
+    let (lease_duration, margin) =
+        (settings.lease_duration, timing::fence_margin(settings.lease_duration));
+    let context = ControlContext {
         store: Arc::new(MemoryStore::new()),
         stream: Arc::new(MemoryStream::new(1)),
         clock,
-        settings,
+        settings: settings.into(),
         events: Events::new("me".into(), None),
         incarnation: "me#1".to_owned(),
         several_streams: false,
@@ -39,7 +44,7 @@ fn keeper_on(clock: Arc<dyn Clock>, before: Duration) -> (LeaseKeeper, KeeperLin
     let mut lease = Lease::new("shardId-0", Checkpoint::TrimHorizon);
     lease.owner = Some("me".into());
     let sent = Instant::now() - before;
-    let tenure = Tenure::new(lease, sent, "me".into(), "me#1".to_owned(), lasts, margin);
+    let tenure = Tenure::new(lease, sent, "me".into(), "me#1".to_owned(), lease_duration, margin);
     LeaseKeeper::new(context, tenure, fastrand::Rng::with_seed(7))
 }
 
@@ -127,25 +132,25 @@ async fn a_wish_is_not_fulfilled_by_a_write_that_does_not_carry_it() {
 #[tokio::test(start_paused = true)]
 async fn a_time_that_was_read_is_no_reason_for_a_write_and_rides_on_the_next_one() {
     let (mut keeper, link) = keeper(Duration::ZERO);
-    keeper.context.settings.checkpoints = CheckpointPolicy::EveryBatch;
+    Arc::make_mut(&mut keeper.context.settings).checkpoints = CheckpointPolicy::EveryBatch;
     link.read_until(Timestamp::from_millis(9));
     assert!(!keeper.line.facts.has_changed().unwrap());
-    assert_eq!(keeper.news().read_until, Some(Timestamp::from_millis(9)));
+    assert_eq!(keeper.update().read_until, Some(Timestamp::from_millis(9)));
     link.acknowledged(&mark(5, 3));
     assert!(keeper.line.facts.has_changed().unwrap());
-    let news = keeper.news();
-    assert_eq!(news.checkpoint.map(|it| it.to_string()).as_deref(), Some("5"));
-    assert_eq!(news.read_until, Some(Timestamp::from_millis(9)), "never back");
+    let update = keeper.update();
+    assert_eq!(update.checkpoint.map(|it| it.to_string()).as_deref(), Some("5"));
+    assert_eq!(update.read_until, Some(Timestamp::from_millis(9)), "never back");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_manual_checkpoint_holds_the_time_back_that_belongs_to_a_later_one() {
     let (mut keeper, link) = keeper(Duration::ZERO);
-    keeper.context.settings.checkpoints = CheckpointPolicy::Manual;
+    Arc::make_mut(&mut keeper.context.settings).checkpoints = CheckpointPolicy::Manual;
     link.acknowledged(&mark(5, 3));
-    assert_eq!(keeper.news(), News::default());
+    assert_eq!(keeper.update(), LeaseUpdate::default());
     keeper.goal = Goal::Release;
-    assert_eq!(keeper.news().read_until, Some(Timestamp::from_millis(3)));
+    assert_eq!(keeper.update().read_until, Some(Timestamp::from_millis(3)));
 }
 
 /// A table in which somebody was faster just before a row would be replaced or discarded.
@@ -187,8 +192,11 @@ impl LeaseStore for Raced {
             let left = self.renewals.load(Ordering::SeqCst);
             if left > 0 {
                 self.renewals.store(left - 1, Ordering::SeqCst);
-                let change =
-                    LeaseChange::Renew { counter, owner: "me".into(), news: News::default() };
+                let change = LeaseChange::Renew {
+                    counter,
+                    owner: "me".into(),
+                    update: LeaseUpdate::default(),
+                };
                 let id = WriteId::new(format!("its owner:{counter}"));
                 self.rows.write(&LeaseWrite { key: write.key.clone(), id, change }).await?;
             }
@@ -199,7 +207,7 @@ impl LeaseStore for Raced {
 }
 
 /// A table with one row, of the first stream of a name; and a row of the second one.
-async fn made_again() -> (KeeperContext, Arc<Raced>, [Lease; 2]) {
+async fn recreated() -> (ControlContext, Arc<Raced>, [Lease; 2]) {
     let [former, new] = [1_000, 2_000].map(|created| {
         let created = Timestamp::from_millis(created);
         let stream = StreamIdentity { arn: "arn".to_owned(), created };
@@ -208,13 +216,13 @@ async fn made_again() -> (KeeperContext, Arc<Raced>, [Lease; 2]) {
     let store = Arc::new(Raced { renewals: AtomicU32::new(3), ..Raced::default() });
     store.write(&create_write(former.clone(), "old#1")).await.unwrap();
     let (keeper, _) = keeper(Duration::ZERO);
-    let context = KeeperContext { store: Arc::<Raced>::clone(&store), ..keeper.context };
+    let context = ControlContext { store: Arc::<Raced>::clone(&store), ..keeper.context };
     (context, store, [former, new])
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_row_of_a_former_stream_makes_way_however_often_its_owner_renews_it() {
-    let (context, store, [_, new]) = made_again().await;
+    let (context, store, [_, new]) = recreated().await;
     context.create(&new).await.unwrap();
     let rows = store.rows.snapshot();
     assert_eq!((rows.len(), rows[0].counter, &rows[0].stream), (1, 2_000, &new.stream));
@@ -227,15 +235,15 @@ async fn a_row_of_a_former_stream_makes_way_however_often_its_owner_renews_it() 
 /// arrive when the row of the new stream is as old as that one was.
 #[tokio::test(start_paused = true)]
 async fn a_write_that_was_meant_for_a_row_of_a_former_stream_changes_no_row_of_the_new_one() {
-    let (context, store, [former, new]) = made_again().await;
+    let (context, store, [former, new]) = recreated().await;
     let take = |counter| LeaseChange::Take { counter, from: None, owner: "other".into() };
     let late = (0..10).map(|age| former.counter + age).flat_map(|counter| {
-        let news = News { checkpoint: Some(Checkpoint::Latest), ..News::default() };
+        let update = LeaseUpdate { checkpoint: Some(Checkpoint::Latest), ..LeaseUpdate::default() };
         [
             take(counter),
-            LeaseChange::Renew { counter, owner: "me".into(), news: news.clone() },
+            LeaseChange::Renew { counter, owner: "me".into(), update: update.clone() },
             LeaseChange::Finish { counter, children: BTreeSet::new() },
-            LeaseChange::Release { counter, news },
+            LeaseChange::Release { counter, update },
             LeaseChange::Delete { counter },
             LeaseChange::Discard { counter },
         ]
@@ -256,7 +264,7 @@ async fn a_write_that_was_meant_for_a_row_of_a_former_stream_changes_no_row_of_t
             _ => LeaseChange::Renew {
                 counter: row.counter,
                 owner: "me".into(),
-                news: News::default(),
+                update: LeaseUpdate::default(),
             },
         };
         let id = WriteId::new(format!("new:{}", row.counter + 1));
@@ -269,7 +277,7 @@ async fn a_write_that_was_meant_for_a_row_of_a_former_stream_changes_no_row_of_t
 /// there is a row now, and the end of a parent must not be stored by it.
 #[tokio::test(start_paused = true)]
 async fn a_row_that_is_removed_before_it_is_replaced_is_no_row_that_was_made() {
-    let (context, store, [_, new]) = made_again().await;
+    let (context, store, [_, new]) = recreated().await;
     store.is_removed.store(true, Ordering::SeqCst);
     let error = context.create(&new).await.unwrap_err();
     assert_eq!((error.kind, store.rows.snapshot()), (ServiceErrorKind::NotReady, vec![]));
@@ -280,19 +288,19 @@ async fn a_row_that_is_removed_before_it_is_replaced_is_no_row_that_was_made() {
 /// Only where the user says so, since it may be the table of another application.
 #[tokio::test(start_paused = true)]
 async fn a_row_of_an_unrelated_stream_makes_way_only_where_that_is_said() {
-    let (mut context, store, [former, new]) = made_again().await;
+    let (mut context, store, [former, new]) = recreated().await;
     let stream = StreamIdentity { arn: "other".to_owned(), created: Timestamp::from_millis(3_000) };
     let new = Lease { stream: Some(stream), ..new };
     context.create(&new).await.unwrap();
     assert_eq!(store.rows.snapshot()[0].stream, former.stream);
-    context.settings.stream_recreated = StreamRecreated::Adopt;
+    Arc::make_mut(&mut context.settings).stream_recreated = StreamRecreated::Adopt;
     context.create(&new).await.unwrap();
     assert_eq!(store.rows.snapshot()[0].stream, new.stream);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_row_of_a_newer_stream_is_left_alone() {
-    let (context, store, [former, new]) = made_again().await;
+    let (context, store, [former, new]) = recreated().await;
     context.create(&new).await.unwrap();
     let rows = store.rows.snapshot();
     context.create(&former).await.unwrap();
@@ -302,7 +310,7 @@ async fn a_row_of_a_newer_stream_is_left_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_row_is_discarded_however_often_its_owner_renews_it() {
-    let (context, store, [former, _]) = made_again().await;
+    let (context, store, [former, _]) = recreated().await;
     context.discard(former, |_| true).await.unwrap();
     assert_eq!(store.rows.snapshot(), []);
 }

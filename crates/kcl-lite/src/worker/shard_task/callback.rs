@@ -2,19 +2,19 @@
 //!
 //! The only place where a user's future is polled. What an outcome leads to is decided elsewhere.
 
+use std::any::Any;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, future};
 use tokio::time::Instant;
 
-use super::{Pass, ShardTask, panic_message};
+use super::task::ShardTask;
 use crate::clock::Clock;
-use crate::error::{BoxError, Error, ErrorKind, Failure};
+use crate::error::{BoxError, Failure};
 use crate::event::Event;
-use crate::settings::FailurePolicy;
 use crate::worker::liveness::Activity;
 
 /// How a callback failed.
@@ -40,7 +40,7 @@ impl ShardTask {
             Some(Ok(Ok(value))) => Ok(value),
             Some(Ok(Err(error))) => Err(Fault::Failed(Failure::from(error))),
             Some(Err(panic)) => {
-                self.is_dead = true;
+                self.failures.is_dead = true;
                 Err(Fault::Failed(Failure::new(panic_message(&*panic))))
             }
             None => Err(Fault::TooLong(self.took_too_long(callback))),
@@ -48,7 +48,11 @@ impl ShardTask {
     }
 
     /// Runs a last callback; one that fails changes nothing any more.
-    pub(super) async fn farewell(&self, callback: &'static str, future: impl Future<Output = ()>) {
+    pub(super) async fn final_callback(
+        &self,
+        callback: &'static str,
+        future: impl Future<Output = ()>,
+    ) {
         self.doing(Activity::Processing { callback });
         let future = AssertUnwindSafe(future).catch_unwind();
         match self.in_time(callback, future).await {
@@ -98,42 +102,15 @@ impl ShardTask {
     }
 
     fn heard_since(&self, begun: Instant) -> Instant {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).heard_since(begun)
+        self.progress.lock().heard_since(begun)
     }
+}
 
-    /// What follows from a failure that no batch is to blame for.
-    pub(super) fn after_fault(&mut self, callback: &str, fault: Fault) -> Pass {
-        let failure = match fault {
-            Fault::TooLong(reason) => return Pass::TooLong(reason),
-            Fault::Failed(failure) => {
-                let text = format!("{callback}: {}", failure.text);
-                failure.reworded(text)
-            }
-        };
-        self.failed_passes = self.failed_passes.saturating_add(1);
-        let failures = self.failed_passes;
-        if failures >= self.context.settings.failures.attempts()
-            && let Some(pass) = self.give_up(failures, &failure)
-        {
-            return pass;
-        }
-        Pass::Again { failures, error: failure.text, at_once: false }
-    }
-
-    /// The end of all attempts, unless the policy is to go on without the record.
-    pub(super) fn give_up(&self, failures: u32, failure: &Failure) -> Option<Pass> {
-        let shard = &self.shard.lease_key;
-        let what = format!("the processor failed {failures} times: {}", failure.text);
-        match self.context.settings.failures {
-            FailurePolicy::GiveBack { .. } => Some(Pass::GiveBack(what)),
-            FailurePolicy::Stop { .. } => Some(Pass::Stop(Error::caused(
-                ErrorKind::Processor,
-                format!("shard `{shard}`: {what}"),
-                failure.source.clone(),
-            ))),
-            FailurePolicy::Retry | FailurePolicy::DeadLetter { .. } => None,
-        }
-    }
+/// The message of a panic.
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("panicked: {}", text.unwrap_or_else(|| "no message".to_owned()))
 }
 
 /// Completes so long after `start`; never when that is off the clock.

@@ -2,17 +2,18 @@
 //!
 //! Order is kept: nothing behind a part is delivered before the part is done.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
+use super::bisect::Next;
 use super::callback::Fault;
+use super::dead_letters::no_place;
+use super::done::drop_done;
 use super::fetch::FetchedRecords;
-use super::letters::no_place;
-use super::suspects::Next;
-use super::{Pass, ShardTask, drop_done};
+use super::task::{Pass, ShardTask};
 use crate::budget::Permit;
 use crate::error::{Failure, PoisonRecord};
 use crate::position::{Checkpoint, Position};
-use crate::processor::{Batch, ErasedProcessor, ShardContext, StoreLine};
+use crate::processor::{Batch, ErasedProcessor, ShardContext, StoreChannel};
 use crate::record::Record;
 use crate::worker::liveness::Activity;
 
@@ -22,7 +23,7 @@ impl ShardTask {
         &mut self,
         processor: &mut dyn ErasedProcessor,
         shard: &Arc<ShardContext>,
-        line: &StoreLine,
+        line: &StoreChannel,
         fetched: FetchedRecords,
     ) -> Option<Pass> {
         let FetchedRecords { mut records, bytes, millis_behind_latest, memory } = fetched;
@@ -41,7 +42,7 @@ impl ShardTask {
             if records.is_empty() {
                 return None;
             }
-            let count = match self.suspects.next(&records) {
+            let count = match self.failures.bisection.next(&records) {
                 Next::Deliver(count) => count,
                 Next::Exhausted { records: count, attempts, failure } => {
                     if let Some(pass) = self.give_up(attempts, &failure) {
@@ -50,7 +51,7 @@ impl ShardTask {
                     let open = line.window.open(&records[..count]);
                     if open.len() > 1 {
                         let attempts = self.context.settings.failures.attempts();
-                        self.suspects.halve(&open, attempts);
+                        self.failures.bisection.halve(&open, attempts);
                     } else if !self.dead_letter(&line.window, &records[0], attempts, &failure).await
                     {
                         return Some(Pass::Drained { clean: false });
@@ -79,7 +80,7 @@ impl ShardTask {
         &mut self,
         processor: &mut dyn ErasedProcessor,
         shard: &Arc<ShardContext>,
-        line: &StoreLine,
+        line: &StoreChannel,
         (part, millis_behind_latest, memory): (Arc<Vec<Record>>, u64, &Arc<Permit>),
     ) -> Result<(), Option<Pass>> {
         self.doing(Activity::Storing);
@@ -97,9 +98,9 @@ impl ShardTask {
         let failure = match self.call("process", processor.process(batch)).await {
             Ok(()) => {
                 line.window.succeeded(delivered);
-                self.succeeded();
+                self.failures.succeeded();
                 let now = self.context.clock.now();
-                self.progress.lock().unwrap_or_else(PoisonError::into_inner).at = now;
+                self.progress.lock().at = now;
                 return Ok(());
             }
             Err(Fault::Failed(_)) if crate::mutant::is("a-failed-batch-is-done") => {
@@ -115,7 +116,7 @@ impl ShardTask {
                 line.window.rejected(open[index].clone(), failure);
                 if index > 0 {
                     // It got as far as this one.
-                    self.dead_letters_in_a_row = 0;
+                    self.failures.dead_letters_in_a_row = 0;
                 }
                 return Err(None);
             }
@@ -125,9 +126,9 @@ impl ShardTask {
         let attempts = self.context.settings.failures.attempts();
         let last = part.last().map(Position::of).expect("a part is never empty");
         let error = failure.text.clone();
-        let failures = self.suspects.failed(last, attempts, failure);
-        let at_once = matches!(self.suspects.next(&part), Next::Exhausted { .. });
-        if self.is_dead {
+        let failures = self.failures.bisection.failed(last, attempts, failure);
+        let at_once = matches!(self.failures.bisection.next(&part), Next::Exhausted { .. });
+        if self.failures.is_dead {
             return Err(Some(Pass::Again { failures, error, at_once }));
         }
         // Until the next attempt tokens of this one may still acknowledge.

@@ -5,14 +5,17 @@
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, future};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::callback::panic_message;
+use super::context::ShardTaskContext;
+use super::done::drop_done;
 use super::unpack::Unpacker;
-use super::{ShardTaskContext, drop_done, panic_message};
 use crate::budget::{self, Account, Permit};
 use crate::clock::{self, within};
 use crate::error::{ServiceError, ServiceErrorKind};
@@ -200,13 +203,13 @@ impl Fetch {
 
     fn waits_for_memory(&self, waits: bool) {
         let now = self.context.clock.now();
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut progress = self.progress.lock();
         progress.waits_for_memory(now, waits);
     }
 
     fn replied(&self, is_at_tip: bool, behind: Option<u64>) {
         let now = self.context.clock.now();
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut progress = self.progress.lock();
         progress.replied(now, is_at_tip, behind);
     }
 
@@ -215,13 +218,13 @@ impl Fetch {
         {
             use ServiceErrorKind::{Invalid, Missing};
             let is_missing = matches!(error.kind, Missing | Invalid);
-            let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut progress = self.progress.lock();
             progress.read_failed(now, error.to_string(), is_missing);
         }
         self.context.events.emit(&Event::ReadFailed {
             shard: self.key.clone(),
             error: error.to_string(),
-            passing: error.is_passing(),
+            transient: error.is_transient(),
             call: error.call.clone(),
         });
         // Readers wait longer and longer by themselves; one that does not must not spin.

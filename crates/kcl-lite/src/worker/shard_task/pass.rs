@@ -3,23 +3,21 @@
 //! Decides the order of callbacks. Spawns nothing: the reader is polled beside the processor.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::callback::{Fault, panic_message};
 use super::fetch::{Fetch, Fetched};
-use super::{GapCheck, Pass, ShardTask, panic_message};
+use super::task::{Pass, ShardTask};
 use crate::checkpoint::{AckWindow, Mark};
-use crate::error::{Error, ErrorKind, Failure};
-use crate::event::Event;
+use crate::error::Failure;
 use crate::heartbeat::Heartbeat;
 use crate::position::{Checkpoint, Cursor};
-use crate::processor::{ErasedProcessor, Resume, ShardContext, StoreLine};
-use crate::record::Record;
-use crate::settings::GapPolicy;
+use crate::processor::{ErasedProcessor, Resume, ShardContext, StoreChannel};
 use crate::shard::ChildShard;
 use crate::worker::liveness::Activity;
 
@@ -33,22 +31,22 @@ struct Standstill {
     since: Instant,
     /// How much of that time other shards waited for what is delivered here and not acknowledged. It
     /// comes in pieces, because one of them at a time may go on.
-    in_the_way: Duration,
+    blocking: Duration,
     looked_at: Instant,
 }
 
 impl Standstill {
     fn begin(now: Instant) -> Self {
-        Self { since: now, in_the_way: Duration::ZERO, looked_at: now }
+        Self { since: now, blocking: Duration::ZERO, looked_at: now }
     }
 
     /// Since when, or as if since when, other shards wait, if they do now.
-    fn in_the_way(&mut self, now: Instant, is_in_the_way: bool) -> Option<Instant> {
+    fn blocking(&mut self, now: Instant, blocks_others: bool) -> Option<Instant> {
         let passed = now.duration_since(std::mem::replace(&mut self.looked_at, now));
-        if is_in_the_way {
-            self.in_the_way += passed;
+        if blocks_others {
+            self.blocking += passed;
         }
-        is_in_the_way.then(|| now.checked_sub(self.in_the_way).unwrap_or(now))
+        blocks_others.then(|| now.checked_sub(self.blocking).unwrap_or(now))
     }
 }
 
@@ -67,15 +65,15 @@ impl ShardTask {
         let processor = match made {
             Ok(made) => slot.insert(made),
             Err(panic) => {
-                let panic = super::callback::Fault::Failed(Failure::new(panic_message(&*panic)));
+                let panic = Fault::Failed(Failure::new(panic_message(&*panic)));
                 return self.after_fault("making a processor", panic);
             }
         };
         if let Err(fault) = self.call("initialize", processor.initialize(&shard)).await {
-            self.is_dead = true;
+            self.failures.is_dead = true;
             return self.after_fault("initialize", fault);
         }
-        let line = StoreLine { window: window.clone(), requests: self.keeper.stores() };
+        let line = StoreChannel { window: window.clone(), requests: self.keeper.stores() };
         if let Some(pass) = self.settle_pending(processor.as_mut(), &shard, &line).await {
             return pass;
         }
@@ -92,7 +90,7 @@ impl ShardTask {
         tokio::select! {
             biased;
             pass = self.process_all(processor.as_mut(), &shard, &line, fetched) => pass,
-            reason = fetch.run(batches) => Pass::GiveBack(reason),
+            reason = fetch.run(batches) => Pass::ReleaseShard(reason),
         }
     }
 
@@ -109,7 +107,7 @@ impl ShardTask {
         &mut self,
         processor: &mut dyn ErasedProcessor,
         shard: &ShardContext,
-        line: &StoreLine,
+        line: &StoreChannel,
     ) -> Option<Pass> {
         let pending = shard.pending.as_ref()?;
         let Checkpoint::At(position) = &pending.checkpoint else { return None };
@@ -140,7 +138,7 @@ impl ShardTask {
         &mut self,
         processor: &mut dyn ErasedProcessor,
         shard: &Arc<ShardContext>,
-        line: &StoreLine,
+        line: &StoreChannel,
         mut fetched: mpsc::Receiver<Fetched>,
     ) -> Pass {
         let window = &line.window;
@@ -165,8 +163,8 @@ impl ShardTask {
             {
                 return Pass::Ended(children);
             }
-            let holds = in_flight > 0 && self.memory.is_in_the_way();
-            let holds_since = standstill.in_the_way(clock.now(), holds);
+            let holds = in_flight > 0 && self.memory.blocks_others();
+            let holds_since = standstill.blocking(clock.now(), holds);
             let is_paused = *paused.borrow_and_update();
             if is_paused {
                 standstill = Standstill::begin(clock.now());
@@ -216,7 +214,7 @@ impl ShardTask {
             self.moved_at = self.context.clock.now();
         }
         let since = (in_flight > 0).then_some(self.moved_at);
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).holds_checkpoint(since);
+        self.progress.lock().holds_checkpoint(since);
     }
 
     /// What a reader found; the children, if that was the end. `Err` ends the pass.
@@ -224,7 +222,7 @@ impl ShardTask {
         &mut self,
         processor: &mut dyn ErasedProcessor,
         shard: &Arc<ShardContext>,
-        line: &StoreLine,
+        line: &StoreChannel,
         fetched: Fetched,
     ) -> Result<Option<Vec<ChildShard>>, Pass> {
         let (pass, children) = match fetched {
@@ -240,46 +238,5 @@ impl ShardTask {
             Fetched::End(named) => (self.look_for_gap(processor, None).await, Some(named)),
         };
         pass.map_or(Ok(children), Err)
-    }
-
-    /// What follows if a deferred acknowledgement will never come.
-    fn after_dropped_token(&mut self, window: &AckWindow) -> Option<Pass> {
-        let position = window.failed_at()?;
-        let error = "a deferred acknowledgement was dropped".to_owned();
-        let attempts = self.context.settings.failures.attempts();
-        let failures = self.suspects.failed(position, attempts, Failure::new(error.clone()));
-        Some(Pass::Again { failures, error, at_once: false })
-    }
-
-    /// Before anything is delivered: whether records aged out unread. `Some` ends the pass.
-    pub(super) async fn look_for_gap(
-        &mut self,
-        processor: &mut dyn ErasedProcessor,
-        first: Option<&Record>,
-    ) -> Option<Pass> {
-        if self.gap == GapCheck::Settled {
-            return None;
-        }
-        if let Some(gap) = self.known.gap(first) {
-            let shard = self.shard.lease_key.clone();
-            if self.gap == GapCheck::Open {
-                self.gap = GapCheck::Announced;
-                let (from, to) = (gap.from.clone(), gap.to.clone());
-                self.context.events.emit(&Event::GapDetected { shard: shard.clone(), from, to });
-            }
-            if let Err(fault) = self.call("gap", processor.gap(&gap)).await {
-                return Some(self.after_fault("gap", fault));
-            }
-            if self.context.settings.on_gap == GapPolicy::Stop {
-                let text = format!(
-                    "records of shard `{shard}` behind checkpoint `{}` aged out before they were \
-                     read; set `on_gap` to `Resume` to go on without them",
-                    gap.from
-                );
-                return Some(Pass::Stop(Error::new(ErrorKind::Gap, text)));
-            }
-        }
-        self.gap = GapCheck::Settled;
-        None
     }
 }

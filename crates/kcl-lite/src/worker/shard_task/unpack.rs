@@ -5,18 +5,18 @@
 //! record pays a comparison of four bytes. What cannot be unpacked is delivered as it was read and
 //! marked. Decides nothing about positions: a part has its index, and that is all.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kpl_format::{Aggregate, UserRecord, hash_key, is_aggregate};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::ShardTaskContext;
+use super::context::ShardTaskContext;
 use crate::event::Event;
 use crate::position::{Checkpoint, Position};
 use crate::record::{HashKey, LeaseKey, Packing, Record};
-use crate::settings::ForeignPolicy;
+use crate::settings::MisroutedPolicy;
 use crate::shard::HashRange;
 
 /// The least time between two events of one kind about one shard: a producer that does something
@@ -28,42 +28,20 @@ const MOST_BYTES: u64 = 128 << 20;
 /// What a record takes beside its data and its key: itself and its sequence number.
 const RECORD_BYTES: u64 = 200;
 
-/// What was wrong with aggregates since the worker started. Clones share it.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct PackingFaults(Arc<Counts>);
-
-#[derive(Debug, Default)]
-struct Counts {
-    foreign: AtomicU64,
-    corrupt: AtomicU64,
-}
-
-impl PackingFaults {
-    /// Records whose hash key belongs to another shard.
-    pub(crate) fn foreign(&self) -> u64 {
-        self.0.foreign.load(Ordering::Relaxed)
-    }
-
-    /// Aggregates that could not be unpacked.
-    pub(crate) fn corrupt(&self) -> u64 {
-        self.0.corrupt.load(Ordering::Relaxed)
-    }
-}
-
 /// Unpacks the records of one shard. Clones share what was counted and told.
 #[derive(Debug, Clone)]
 pub(super) struct Unpacker {
     key: LeaseKey,
     /// What the shard serves; `None` if that is not known or everything, and nothing is foreign.
     range: Option<HashRange>,
-    told: Arc<Mutex<Told>>,
+    reported: Arc<Mutex<Reported>>,
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct Reported {
     /// What was counted up to here is not counted again when it is read again.
     up_to: Option<Position>,
-    foreign: Series,
+    misrouted: Series,
     corrupt: Series,
 }
 
@@ -71,7 +49,7 @@ struct Told {
 #[derive(Debug, Default)]
 struct Series {
     next_at: Option<Instant>,
-    untold: u64,
+    unreported: u64,
 }
 
 impl Unpacker {
@@ -84,8 +62,8 @@ impl Unpacker {
             | Checkpoint::Latest
             | Checkpoint::ShardEnd => None,
         };
-        let told = Arc::new(Mutex::new(Told { up_to, ..Told::default() }));
-        Self { key, range: range.filter(|range| *range != HashRange::ALL), told }
+        let reported = Arc::new(Mutex::new(Reported { up_to, ..Reported::default() }));
+        Self { key, range: range.filter(|range| *range != HashRange::ALL), reported }
     }
 
     /// `records` with each aggregate replaced by what is in it.
@@ -122,8 +100,8 @@ impl Unpacker {
         let hashes: Vec<u128> = self
             .range
             .map_or_else(Vec::new, |_| aggregate.partition_keys().map(hash_key).collect());
-        let drops = context.settings.on_foreign == ForeignPolicy::Drop;
-        let mut foreign = Vec::new();
+        let drops = context.settings.on_misrouted == MisroutedPolicy::Drop;
+        let mut misrouted = Vec::new();
         unpacked.reserve(aggregate.len());
         for (index, part) in (0_u64..).zip(aggregate.records()) {
             let is_foreign = self.range.is_some_and(|range| {
@@ -131,51 +109,51 @@ impl Unpacker {
                 !(range.start..=range.end).contains(&hash)
             });
             if is_foreign {
-                foreign.push(index);
+                misrouted.push(index);
                 if drops {
                     continue;
                 }
             }
             unpacked.push(part_of(whole, index, part, is_foreign));
         }
-        if !foreign.is_empty() {
-            self.foreign(whole, &foreign, drops, context);
+        if !misrouted.is_empty() {
+            self.misrouted(whole, &misrouted, drops, context);
         }
     }
 
     fn corrupt(&self, record: &Record, error: String, context: &ShardTaskContext) {
-        let mut told = self.told();
-        if !told.is_new(record, 0) {
+        let mut reported = self.reported();
+        if !reported.is_new(record, 0) {
             return;
         }
-        told.up_to = Some(Position::of(record));
-        context.packing_faults.0.corrupt.fetch_add(1, Ordering::Relaxed);
-        let Some(records) = told.corrupt.due(1, context.clock.now()) else { return };
+        reported.up_to = Some(Position::of(record));
+        context.packing_faults.count_corrupt();
+        let Some(records) = reported.corrupt.due(1, context.clock.now()) else { return };
         let (shard, position) = (self.key.clone(), Position::of(record));
-        drop(told);
+        drop(reported);
         context.events.emit(&Event::CorruptAggregate { shard, position, error, records });
     }
 
     /// `parts` of `whole` belong to other shards.
-    fn foreign(&self, whole: &Record, parts: &[u64], dropped: bool, context: &ShardTaskContext) {
-        let mut told = self.told();
-        let new = parts.iter().filter(|part| told.is_new(whole, **part)).count() as u64;
+    fn misrouted(&self, whole: &Record, parts: &[u64], dropped: bool, context: &ShardTaskContext) {
+        let mut reported = self.reported();
+        let new = parts.iter().filter(|part| reported.is_new(whole, **part)).count() as u64;
         let Some(last) = parts.last().filter(|_| new > 0) else { return };
         let sequence_number = whole.sequence_number.clone();
-        told.up_to = Some(Position { sequence_number, sub_sequence_number: *last });
-        context.packing_faults.0.foreign.fetch_add(new, Ordering::Relaxed);
-        let Some(records) = told.foreign.due(new, context.clock.now()) else { return };
-        drop(told);
+        reported.up_to = Some(Position { sequence_number, sub_sequence_number: *last });
+        context.packing_faults.count_misrouted(new);
+        let Some(records) = reported.misrouted.due(new, context.clock.now()) else { return };
+        drop(reported);
         let shard = self.key.clone();
-        context.events.emit(&Event::ForeignRecords { shard, records, dropped });
+        context.events.emit(&Event::MisroutedRecords { shard, records, dropped });
     }
 
-    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn reported(&self) -> parking_lot::MutexGuard<'_, Reported> {
+        self.reported.lock()
     }
 }
 
-impl Told {
+impl Reported {
     fn is_new(&self, record: &Record, part: u64) -> bool {
         self.up_to.as_ref().is_none_or(|up_to| {
             let of_number = record.sequence_number.cmp(&up_to.sequence_number);
@@ -187,12 +165,12 @@ impl Told {
 impl Series {
     /// Counts; `Some` of what has not been told if it is time for an event.
     fn due(&mut self, count: u64, now: Instant) -> Option<u64> {
-        self.untold += count;
+        self.unreported += count;
         if self.next_at.is_some_and(|at| now < at) {
             return None;
         }
         self.next_at = Some(now + EVENT_INTERVAL);
-        Some(std::mem::take(&mut self.untold))
+        Some(std::mem::take(&mut self.unreported))
     }
 }
 
@@ -212,7 +190,7 @@ fn checked(record: &Record) -> Result<Aggregate, String> {
     Ok(aggregate)
 }
 
-fn part_of(whole: &Record, index: u64, part: UserRecord<'_>, foreign: bool) -> Record {
+fn part_of(whole: &Record, index: u64, part: UserRecord<'_>, misrouted: bool) -> Record {
     Record {
         sequence_number: whole.sequence_number.clone(),
         sub_sequence_number: index,
@@ -221,7 +199,7 @@ fn part_of(whole: &Record, index: u64, part: UserRecord<'_>, foreign: bool) -> R
         arrived: whole.arrived,
         packing: Packing::Part {
             explicit_hash_key: part.explicit_hash_key.map(HashKey::from),
-            foreign,
+            misrouted,
         },
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Action, Sight, State, Why};
+use super::data::{Action, Freshness, HandoffRequest, State, Why};
 use crate::event::{Event, TakeReason};
 use crate::lease::balance::Take;
 use crate::lease::tenure::write_id;
@@ -24,26 +24,6 @@ const LOOKS: usize = 64;
 /// How many takes of one overdue lease follow each other at once, each by the row that came with the
 /// refusal of the one before. An owner that wins all these races loses one soon after the next look.
 const TAKES_IN_A_ROW: u32 = 8;
-
-/// A request for a lease that has been answered with yes.
-#[derive(Debug)]
-pub(super) struct Asked {
-    /// When it was first asked for. A take that is refused does not change it.
-    pub(super) since: Instant,
-    from: WorkerId,
-    /// The owner's counter at that time.
-    pub(super) counter: u64,
-    /// When its row was last looked at by itself.
-    pub(super) looked: Instant,
-    /// Takes that were refused since then.
-    refused: u32,
-}
-
-impl Asked {
-    pub(super) fn new(now: Instant, from: WorkerId, counter: u64) -> Self {
-        Self { since: now, from, counter, looked: now, refused: 0 }
-    }
-}
 
 impl State {
     /// While stopping or draining: withdraws what is asked for, without waiting for the owners. What
@@ -131,7 +111,7 @@ impl State {
         for lease in self.leases.values().filter(|lease| lease.owner.as_ref() == Some(me)) {
             let from = lease.checkpoint_owner.as_ref().filter(|owner| *owner != me);
             if let Some(from) = from.filter(|_| !mine.contains(&lease.key)) {
-                let asked = || Asked::new(now, from.clone(), lease.counter);
+                let asked = || HandoffRequest::new(now, from.clone(), lease.counter);
                 self.asked.entry(lease.key.clone()).or_insert_with(asked);
             }
         }
@@ -182,7 +162,7 @@ impl State {
             return Vec::new();
         }
         self.remember(now, key, row);
-        self.take(now, Sight::Old)
+        self.take(now, Freshness::Stale)
     }
 
     /// Leases whose owners were asked and have not let go in time.
@@ -219,9 +199,9 @@ impl State {
             lease.owner.as_ref() == Some(&self.me) && lease.checkpoint_owner.as_ref() == Some(&from)
         });
         let Some(counter) = asked.map(|lease| lease.counter) else { return Vec::new() };
-        self.asked.insert(key.clone(), Asked::new(now, from.clone(), counter));
+        self.asked.insert(key.clone(), HandoffRequest::new(now, from.clone(), counter));
         self.look_again_soon(now);
-        let mut actions = vec![Action::Emit(Event::HandoffAsked { shard: key, from })];
+        let mut actions = vec![Action::Emit(Event::HandoffRequested { shard: key, from })];
         if self.stopping || self.draining {
             actions.extend(self.abandon_requests());
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::State;
+use super::data::State;
 use crate::error::ServiceError;
 use crate::lease::balance;
 use crate::lease::{Lease, LeaseKey};
@@ -28,17 +28,21 @@ impl State {
         let unreadable = self.unreadable.iter().map(|(key, fault)| {
             (key.clone(), format!("its row cannot be read: {fault}; mend or remove it"))
         });
-        let lasts = self.settings.lease_duration;
-        let unheld = self.leases.values().filter(|lease| self.is_unheld(now, lease)).map(|lease| {
-            let since = self.unheld_for(now, lease).as_secs();
-            (lease.key.clone(), format!("nobody has held it for {since} s: {}", self.why_not_us()))
-        });
+        let lease_duration = self.settings.lease_duration;
+        let unheld =
+            self.leases.values().filter(|lease| self.is_unowned(now, lease)).map(|lease| {
+                let since = self.unowned_for(now, lease).as_secs();
+                (
+                    lease.key.clone(),
+                    format!("nobody has held it for {since} s: {}", self.why_not_us()),
+                )
+            });
         // It may be held again at this moment, and well as far as its task can tell.
         let stuck = self.stuck.iter().map(|(key, stuck)| {
             (key.clone(), format!("given back and nothing done since: {}", stuck.reason))
         });
         let unseen = now.saturating_duration_since(self.scanned_at);
-        let table = self.table_trouble.as_ref().filter(|_| unseen >= lasts);
+        let table = self.table_trouble.as_ref().filter(|_| unseen >= lease_duration);
         Health {
             state: self.phase(),
             table: table.map(|error| format!("not read for {} s: {error}", unseen.as_secs())),
@@ -51,15 +55,15 @@ impl State {
     }
 
     /// Free, or its owner silent, for so long that somebody should have taken it.
-    fn is_unheld(&self, now: Instant, lease: &Lease) -> bool {
+    fn is_unowned(&self, now: Instant, lease: &Lease) -> bool {
         !self.mine.contains(&lease.key)
             && balance::is_runnable(lease, &self.leases, &self.hidden)
-            && self.unheld_for(now, lease) >= self.settings.lease_duration * 2
+            && self.unowned_for(now, lease) >= self.settings.lease_duration * 2
     }
 
     /// For how long nobody has written the lease although it may be read. The time for which it waited
     /// for its parents does not count.
-    fn unheld_for(&self, now: Instant, lease: &Lease) -> Duration {
+    fn unowned_for(&self, now: Instant, lease: &Lease) -> Duration {
         let runnable = self.runnable.get(&lease.key);
         let runnable_for =
             runnable.map_or(Duration::ZERO, |since| now.saturating_duration_since(*since));

@@ -8,19 +8,21 @@
 //! (free) ──▶ taking ──▶ held ─────────────────────▶ (free)
 //! ```
 
-mod double;
+mod data;
+mod duplicate;
 mod handoff;
 mod health;
 mod streams;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::double::Double;
-use self::handoff::{Asked, understands_handoff};
-use self::streams::{StreamState, Vanished};
+pub(crate) use self::data::{Action, Ending, Input, State, Why};
+use self::data::{Duplicates, Freshness, StreamState, Stuck, Vanished, failure};
+use self::handoff::understands_handoff;
 use crate::error::{Error, ErrorKind, ServiceError, ServiceErrorKind};
 use crate::event::{Event, TakeReason};
 use crate::lease::balance::{self, Explanation, Full, Snapshot, Take};
@@ -28,174 +30,12 @@ use crate::lease::expiry::Observations;
 use crate::lease::taking::Takes;
 use crate::lease::tenure::{take_id, write_id};
 use crate::lease::{
-    Lease, LeaseChange, LeaseKey, LeaseWrite, News, StreamKey, Table, WriteOutcome, timing,
+    Lease, LeaseChange, LeaseKey, LeaseUpdate, LeaseWrite, Table, WriteOutcome, timing,
 };
 use crate::mutant;
-use crate::position::Checkpoint;
-use crate::record::{Timestamp, WorkerId};
+use crate::record::WorkerId;
 use crate::settings::Settings;
-use crate::shard::Listing;
 use crate::shard::plan::{self, Source};
-
-/// Everything that can happen to a coordinator.
-#[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one at a time, and most are answers to writes")]
-pub(crate) enum Input {
-    /// A timer of [`State::next_due`] is due.
-    TimeDue,
-    /// The scan came back.
-    Scanned(Result<Table, ServiceError>),
-    /// One row came back.
-    Looked { key: LeaseKey, result: Result<Option<Lease>, ServiceError> },
-    /// The listing of a stream came back.
-    Listed { stream: StreamKey, result: Result<Listing, ServiceError> },
-    /// A create, take or delete came back; its first attempt was sent at `sent`.
-    Wrote { write: LeaseWrite, why: Why, sent: Instant, result: Result<WriteOutcome, ServiceError> },
-    /// Keeper and shard task of a lease are both gone; the row as the keeper last knew it.
-    TenureEnded { key: LeaseKey, row: Option<Lease>, how: Ending },
-    /// A reader was told that its shard or stream does not exist.
-    ReaderMissesShard(StreamKey),
-    /// The user wants this worker to hold nothing (`true`), or to take its part again.
-    DrainRequested(bool),
-    /// The user wants to stop.
-    StopRequested,
-}
-
-/// How a tenure ended, as far as it matters for the next one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// The shard was finished, handed over or released in good order.
-    Usual,
-    /// The shard was given back because it made no progress here: let another worker try first.
-    GivenBack { reason: String },
-}
-
-/// A lease that was given back here.
-#[derive(Debug, Clone)]
-struct Stuck {
-    reason: String,
-    checkpoint: Checkpoint,
-    read_until: Option<Timestamp>,
-}
-
-impl Stuck {
-    fn at(row: &Lease, reason: String) -> Self {
-        Self { reason, checkpoint: row.checkpoint.clone(), read_until: row.read_until }
-    }
-
-    /// Whether nothing has been done since, and nobody else has it.
-    fn is_still(&self, row: &Lease, me: &WorkerId) -> bool {
-        let has_moved = row.checkpoint != self.checkpoint || row.read_until > self.read_until;
-        !has_moved && row.actual_owner().is_none_or(|owner| owner == me)
-    }
-}
-
-/// What a write was for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Why {
-    Create,
-    Take { reason: TakeReason, from: Option<WorkerId> },
-    Ask { from: WorkerId },
-    Withdraw,
-    Release,
-    Delete,
-    Discard,
-}
-
-/// What the coordinator is to do.
-#[derive(Debug)]
-pub(crate) enum Action {
-    /// Read all leases.
-    Scan,
-    /// Read the row of one lease.
-    Look(LeaseKey),
-    /// List the shards of a stream, and see whether it is still the same stream.
-    List(StreamKey),
-    /// Write, trying again while the answer is unknown.
-    Write(LeaseWrite, Why),
-    /// Start keeper and shard task for a lease that is ours since `sent`.
-    Start { lease: Box<Lease>, sent: Instant },
-    /// Let one held shard go in good order: another worker has asked for it.
-    Drain(LeaseKey),
-    /// Let every held shard go in good order.
-    DrainAll,
-    /// Tell the world.
-    Emit(Event),
-    /// Stop in good order, because of this.
-    Fail(Error),
-}
-
-/// How old the picture is that takes are decided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sight {
-    /// The table has just been read.
-    New,
-    /// It was read some time ago.
-    Old,
-}
-
-/// What a worker knows and has under way.
-#[derive(Debug)]
-pub(crate) struct State {
-    me: WorkerId,
-    incarnation: String,
-    settings: Settings,
-    leases: BTreeMap<LeaseKey, Lease>,
-    /// Rows that cannot be read.
-    unreadable: BTreeMap<LeaseKey, String>,
-    /// Rows that are, or ought to be, in the table, and of which nothing is known now.
-    hidden: BTreeSet<LeaseKey>,
-    streams: BTreeMap<StreamKey, StreamState>,
-    observations: Observations,
-    /// Held or being taken.
-    mine: BTreeSet<LeaseKey>,
-    taking: BTreeSet<LeaseKey>,
-    /// Takes that were never answered.
-    takes: Takes,
-    /// Rows that were there and are not: deleted by hand, or finished and removed.
-    vanished: BTreeMap<LeaseKey, Vanished>,
-    /// Leases that other workers were asked for.
-    asked: BTreeMap<LeaseKey, Asked>,
-    /// Rows being created or deleted.
-    writing: BTreeSet<LeaseKey>,
-    /// Leases that made no progress here, and until when they are left to others.
-    given_back: BTreeMap<LeaseKey, Instant>,
-    /// The other workers that take no more leases.
-    full: Full,
-    /// Leases that made no progress here, and have made none since.
-    stuck: BTreeMap<LeaseKey, Stuck>,
-    /// Since when the table has shown the leases that may be read, and that this worker does not hold.
-    runnable: BTreeMap<LeaseKey, Instant>,
-    double: Double,
-    /// Leases that were lost, as far as we have not had them since.
-    lost: BTreeSet<LeaseKey>,
-    scanning: bool,
-    /// When the scan that is under way, or the last one, was asked for.
-    scan_asked_at: Instant,
-    /// Rows that an answer of their own has shown since then: a scan that is older knows less.
-    learned: BTreeMap<LeaseKey, Instant>,
-    /// When the newest scan that was answered had been asked for.
-    table_asked_at: Instant,
-    /// Whether the table has been read since the start.
-    has_read_table: bool,
-    /// When the table was last read.
-    scanned_at: Instant,
-    /// Why it could not be read since.
-    table_trouble: Option<String>,
-    next_scan: Instant,
-    /// When rows that are being handed over are looked at by themselves.
-    next_look: Option<Instant>,
-    /// When takes were last decided.
-    decided_at: Instant,
-    failed_scans: u32,
-    /// Scans in a row that said that the table does not exist.
-    missing_scans: u32,
-    /// Since when no scan has failed.
-    sighted: Instant,
-    standing_by: bool,
-    draining: bool,
-    stopping: bool,
-}
 
 /// How many scans in a row have to say that the table does not exist. One may be wrong.
 const MISSING_SCANS: u32 = 2;
@@ -204,7 +44,7 @@ impl State {
     pub(crate) fn new(
         me: WorkerId,
         incarnation: String,
-        settings: Settings,
+        settings: Arc<Settings>,
         sources: Vec<Source>,
         now: Instant,
     ) -> Self {
@@ -219,7 +59,7 @@ impl State {
             full: Full::default(),
             stuck: BTreeMap::new(),
             runnable: BTreeMap::new(),
-            double: Double::default(),
+            duplicates: Duplicates::default(),
             lost: BTreeSet::new(),
             has_read_table: false,
             scanned_at: now,
@@ -244,7 +84,7 @@ impl State {
             decided_at: now,
             failed_scans: 0,
             missing_scans: 0,
-            sighted: now,
+            readable_since: now,
             standing_by: false,
             stopping: false,
             settings,
@@ -310,7 +150,7 @@ impl State {
         // A lease that expires between two scans is taken at that instant: the take is conditional
         // on the counter, so no newer scan is needed. An owner that is only to be asked for a lease has
         // renewed it since the scan: a request by the old counter would be refused.
-        actions.extend(self.take(now, Sight::Old));
+        actions.extend(self.take(now, Freshness::Stale));
         actions
     }
 
@@ -332,7 +172,7 @@ impl State {
         self.missing_scans = 0;
         // Only an outage in which nobody could renew excuses owners that did not.
         if has_failed && unseen >= self.settings.lease_duration / 2 {
-            self.sighted = now;
+            self.readable_since = now;
         }
         self.next_scan = now + timing::scan_interval(leases.len(), self.settings.lease_duration);
         self.observations.scanned(now, &leases);
@@ -340,15 +180,15 @@ impl State {
         self.leases = leases.into_iter().map(|lease| (lease.key.clone(), lease)).collect();
         self.note_runnable(now);
         self.note_legacy();
-        self.note_doubles(now);
-        if let Some(stop) = self.stop_if_double(now) {
+        self.note_duplicates(now);
+        if let Some(stop) = self.stop_if_duplicate(now) {
             return vec![stop];
         }
         self.look_into_holes(now);
         let mut actions = self.let_go();
         actions.extend(self.restore_vanished(now));
         self.follow_handoffs(now);
-        actions.extend(self.take(now, Sight::New));
+        actions.extend(self.take(now, Freshness::Fresh));
         actions.extend(self.delete(now));
         actions.extend(self.discard(removed));
         actions.extend(self.stand_by());
@@ -381,7 +221,7 @@ impl State {
         vec![Action::Fail(table_deleted(error))]
     }
 
-    fn take(&mut self, now: Instant, sight: Sight) -> Vec<Action> {
+    fn take(&mut self, now: Instant, freshness: Freshness) -> Vec<Action> {
         self.decided_at = now;
         if self.stopping || self.draining {
             return self.abandon_requests();
@@ -389,13 +229,13 @@ impl State {
         self.given_back.retain(|_, until| now < *until);
         let (leases, me) = (&self.leases, &self.me);
         self.stuck.retain(|key, stuck| leases.get(key).is_some_and(|row| stuck.is_still(row, me)));
-        self.note_doubles(now);
-        if sight == Sight::New {
+        self.note_duplicates(now);
+        if freshness == Freshness::Fresh {
             let receivers = balance::receivers(&self.snapshot(now));
             self.full.learn(&receivers, now, self.settings.lease_duration);
         }
         let mut takes = balance::leases_to_take(&self.snapshot(now));
-        takes.retain(|take| sight == Sight::New || take.reason != TakeReason::Balance);
+        takes.retain(|take| freshness == Freshness::Fresh || take.reason != TakeReason::Balance);
         takes.extend(self.overdue(now));
         takes.into_iter().filter_map(|take| self.begin_take(take)).collect()
     }
@@ -407,12 +247,12 @@ impl State {
             hidden: &self.hidden,
             mine: &self.mine,
             avoided: &self.given_back,
-            doubles: &self.double.leases,
+            duplicates: &self.duplicates.leases,
             observations: &self.observations,
-            sighted: if self.failed_scans > 0 { now } else { self.sighted },
+            readable_since: if self.failed_scans > 0 { now } else { self.readable_since },
             now,
-            lasts: self.settings.lease_duration,
-            patience: timing::orphan_grace(self.leases.len(), self.settings.lease_duration),
+            lease_duration: self.settings.lease_duration,
+            orphan_grace: timing::orphan_grace(self.leases.len(), self.settings.lease_duration),
             balance: self.settings.balance,
             limit: self.settings.max_leases,
             full: self.full.workers(),
@@ -569,7 +409,8 @@ impl State {
         self.lost.remove(&row.key);
         if self.stopping || self.draining {
             // Taken while we were asked to let go: give it back at once.
-            let change = LeaseChange::Release { counter: row.counter, news: News::default() };
+            let change =
+                LeaseChange::Release { counter: row.counter, update: LeaseUpdate::default() };
             let id = write_id(&self.incarnation, row.counter);
             return vec![Action::Write(LeaseWrite { key: row.key, id, change }, Why::Release)];
         }
@@ -668,38 +509,6 @@ impl State {
     }
 }
 
-impl Why {
-    fn describe(&self) -> &'static str {
-        match self {
-            Self::Create => "creating a lease",
-            Self::Take { .. } => "taking a lease",
-            Self::Ask { .. } => "requesting a handoff",
-            Self::Withdraw => "withdrawing a request for a handoff",
-            Self::Release => "releasing a lease",
-            Self::Delete => "deleting a finished lease",
-            Self::Discard => "removing a lease of a stream that is gone",
-        }
-    }
-}
-
-/// The write that makes a new row.
-pub(crate) fn create_write(lease: Lease, incarnation: &str) -> LeaseWrite {
-    LeaseWrite {
-        key: lease.key.clone(),
-        id: write_id(incarnation, lease.counter),
-        change: LeaseChange::Create(Box::new(lease)),
-    }
-}
-
-/// The write that removes a row of a stream that is gone.
-pub(crate) fn discard_write(row: &Lease, incarnation: &str) -> LeaseWrite {
-    LeaseWrite {
-        key: row.key.clone(),
-        id: write_id(incarnation, row.counter),
-        change: LeaseChange::Discard { counter: row.counter },
-    }
-}
-
 /// A table that one of several workers re-created, or each of them, would mix positions that are known
 /// here with those of a first start: what becomes of the application is for its operator to decide.
 fn table_deleted(error: &ServiceError) -> Error {
@@ -710,15 +519,6 @@ fn table_deleted(error: &ServiceError) -> Error {
          is then re-created"
     );
     Error::new(ErrorKind::Missing, context)
-}
-
-fn failure(operation: &'static str, error: &ServiceError) -> Action {
-    Action::Emit(Event::CoordinationFailed {
-        operation,
-        error: error.to_string(),
-        passing: error.is_passing(),
-        call: error.call.clone(),
-    })
 }
 
 #[cfg(test)]

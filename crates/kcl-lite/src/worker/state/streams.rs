@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
-use super::{Action, State, Why, create_write, discard_write, failure};
+use super::data::{Action, State, StreamState, Vanished, Why, failure};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
+use crate::lease::tenure::{create_write, discard_write};
 use crate::lease::timing::HOLE_PAUSE;
 use crate::lease::{Lease, LeaseKey, Other, StreamKey, counter_after};
 use crate::mutant;
@@ -19,31 +20,6 @@ use crate::position::Checkpoint;
 use crate::settings::Settings;
 use crate::shard::plan::{self, Source};
 use crate::shard::{self, Listing};
-
-/// One stream, as the coordinator follows it.
-#[derive(Debug)]
-pub(super) struct StreamState {
-    source: Source,
-    listing: bool,
-    next_audit: Instant,
-    /// Audits that were due so far.
-    turns: usize,
-    /// Something looks wrong: list at the next occasion, whoever's turn it is.
-    is_wanted: bool,
-    /// When the shards were last listed.
-    listed_at: Instant,
-    /// Listings in a row that said that the stream does not exist.
-    missing_listings: u32,
-    /// It does not exist any more; nothing is asked about it again.
-    is_gone: bool,
-}
-
-/// A row that is no longer in the table, as it was last seen.
-#[derive(Debug)]
-pub(super) struct Vanished {
-    pub(super) since: Instant,
-    pub(super) row: Lease,
-}
 
 impl Vanished {
     /// The row as it was last seen, but free.
@@ -141,9 +117,10 @@ impl State {
     /// How many live workers hold leases, and our place among them. They audit in turn, so that a
     /// stream is listed about once per interval, however many workers there are.
     fn live_owners(&self, now: Instant) -> (usize, Option<usize>) {
-        let lasts = self.settings.lease_duration;
+        let lease_duration = self.settings.lease_duration;
         let live = self.leases.values().filter(|lease| {
-            self.mine.contains(&lease.key) || self.observations.unchanged_for(now, lease) < lasts
+            self.mine.contains(&lease.key)
+                || self.observations.unchanged_for(now, lease) < lease_duration
         });
         let owners: BTreeSet<_> = live.filter_map(Lease::actual_owner).collect();
         (owners.len(), owners.iter().position(|owner| **owner == self.me))
@@ -232,7 +209,7 @@ impl State {
         if self.streams.values().all(|stream| stream.is_gone) {
             return vec![Action::Fail(error.into())];
         }
-        let gone = Event::StreamGone { error: error.to_string() };
+        let gone = Event::StreamDeleted { error: error.to_string() };
         let drains = self.mine.iter().filter(|lease| lease.stream() == *key);
         let drains = drains.cloned().map(Action::Drain);
         std::iter::once(Action::Emit(gone)).chain(drains).collect()
@@ -267,10 +244,10 @@ impl State {
         if self.stopping {
             return Vec::new();
         }
-        let lasts = self.settings.lease_duration;
+        let lease_duration = self.settings.lease_duration;
         let due = self.vanished.iter().filter(|(key, gone)| {
             let is_free = !self.mine.contains(*key) && !self.writing.contains(*key);
-            is_free && self.hidden.contains(*key) && now >= gone.since + lasts
+            is_free && self.hidden.contains(*key) && now >= gone.since + lease_duration
         });
         let rows: Vec<_> = due.map(|(_, gone)| gone.again()).collect();
         self.writing.extend(rows.iter().map(|lease| lease.key.clone()));

@@ -1,18 +1,20 @@
 //! The coordinator's decisions, one input at a time, without a runtime.
 
+use super::data::HandoffRequest;
 use super::*;
 use crate::error::ServiceErrorKind;
-use crate::lease::StreamIdentity;
+use crate::lease::tenure::create_write;
 use crate::lease::timing::{HANDOFF_SCAN, HOLE_PAUSE};
+use crate::lease::{StreamIdentity, StreamKey};
 use crate::position::{Checkpoint, InitialPosition};
 use crate::record::Timestamp;
 use crate::settings::StreamRecreated;
-use crate::shard::{HashRange, Shard};
+use crate::shard::{HashRange, Listing, Shard};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn state(start: Instant) -> State {
-    State::new("me".into(), "me#1".into(), Settings::default(), vec![Source::default()], start)
+    State::new("me".into(), "me#1".into(), Arc::default(), vec![Source::default()], start)
 }
 
 fn lease(key: &str, owner: Option<&str>, counter: u64) -> Lease {
@@ -313,7 +315,7 @@ fn a_lease_that_is_expired_and_overdue_at_once_is_taken_once() {
     let start = Instant::now();
     let mut state = state(start);
     let row = Lease { checkpoint_owner: Some("w".into()), ..lease("0", Some("me"), 7) };
-    state.asked.insert("0".into(), Asked::new(start, "other".into(), 7));
+    state.asked.insert("0".into(), HandoffRequest::new(start, "other".into(), 7));
     state.step(start, scanned(vec![row.clone()]));
     let actions = state.step(start + 40 * SECOND, scanned(vec![row]));
     assert_eq!(names(&actions), "taking a lease 0");
@@ -326,9 +328,9 @@ fn a_late_write_of_an_earlier_tenure_is_not_taken_for_a_take() {
     let mine = lease("0", Some("me"), 7);
     let takes = taken(&state.step(start, scanned(vec![mine.clone()])));
     for change in [
-        LeaseChange::Release { counter: 7, news: News::default() },
+        LeaseChange::Release { counter: 7, update: LeaseUpdate::default() },
         LeaseChange::Finish { counter: 7, children: BTreeSet::new() },
-        LeaseChange::Renew { counter: 7, owner: "me".into(), news: News::default() },
+        LeaseChange::Renew { counter: 7, owner: "me".into(), update: LeaseUpdate::default() },
     ] {
         let late = LeaseWrite { key: "0".into(), id: write_id("me#1", 7), change };
         let input = Input::Wrote {
@@ -523,11 +525,11 @@ fn s14_a_shard_that_nobody_may_hold_is_named_with_the_reason() {
     let start = Instant::now();
     let settings = Settings { max_leases: 1, ..Settings::default() };
     let mut state =
-        State::new("me".into(), "me#1".into(), settings, vec![Source::default()], start);
+        State::new("me".into(), "me#1".into(), settings.into(), vec![Source::default()], start);
     let rows = || vec![lease("0", None, 0), lease("1", None, 0)];
     let takes = taken(&state.step(start, scanned(rows())));
     assert_eq!(takes.len(), 1);
-    assert!(state.health(start + 10 * SECOND).is_well(), "not yet");
+    assert!(state.health(start + 10 * SECOND).is_healthy(), "not yet");
     let health = state.health(start + 20 * SECOND);
     let told: Vec<_> = health.shards.iter().map(|(key, cause)| format!("{key} {cause}")).collect();
     let cause = "1 nobody has held it for 20 s: this worker holds as many leases as it may (1); \
@@ -546,7 +548,7 @@ fn a_child_that_waited_long_for_its_parents_is_not_unheld_when_the_last_one_ends
     let ended = start + 3600 * SECOND;
     let parent = Lease { checkpoint: Checkpoint::ShardEnd, ..lease("0", None, 8) };
     state.step(ended, scanned(vec![parent.clone(), child.clone()]));
-    assert!(state.health(ended).is_well(), "it waited for its parent");
+    assert!(state.health(ended).is_healthy(), "it waited for its parent");
     state.step(ended + SECOND, scanned(vec![parent, child]));
     let health = state.health(ended + 20 * SECOND);
     assert!(health.shards[&LeaseKey::from("1")].starts_with("nobody has held it for 20 s"));
@@ -574,7 +576,7 @@ fn a_table_that_cannot_be_read_is_told_after_a_lease_duration() {
     state.step(start, scanned(vec![]));
     let error = ServiceError::new(ServiceErrorKind::Denied, "Scan on table `t`: no");
     state.step(start + SECOND, Input::Scanned(Err(error)));
-    assert!(state.health(start + 9 * SECOND).is_well());
+    assert!(state.health(start + 9 * SECOND).is_healthy());
     let told = state.health(start + 10 * SECOND).table;
     assert_eq!(told.as_deref(), Some("not read for 10 s: Scan on table `t`: no"));
 }
@@ -622,7 +624,7 @@ fn c05_workers_audit_in_turn_and_who_holds_nothing_leaves_it_to_them() {
         let new = State::new(
             me.into(),
             format!("{me}#1"),
-            Settings::default(),
+            Arc::default(),
             vec![Source::default()],
             start,
         );
@@ -876,8 +878,7 @@ fn l14_a_row_that_was_deleted_by_hand_holds_its_children_back_and_comes_back() {
 fn a_row_that_will_be_restored_keeps_its_ancestors_from_being_made_again() {
     let start = Instant::now();
     let source = Source { position: InitialPosition::TrimHorizon, ..Source::default() };
-    let mut state =
-        State::new("me".into(), "me#1".into(), Settings::default(), vec![source], start);
+    let mut state = State::new("me".into(), "me#1".into(), Arc::default(), vec![source], start);
     let half = u128::MAX / 2;
     let ranges = [("1", 0, half), ("2", half + 1, u128::MAX)];
     let rows = || {
@@ -916,7 +917,7 @@ fn streams_of_a_name() -> [StreamIdentity; 3] {
 
 fn state_of(own: &StreamIdentity, settings: Settings, start: Instant) -> State {
     let source = Source { identity: Some(own.clone()), ..Source::default() };
-    State::new("me".into(), "me#1".into(), settings, vec![source], start)
+    State::new("me".into(), "me#1".into(), settings.into(), vec![source], start)
 }
 
 fn of_stream(key: &str, stream: &StreamIdentity) -> Lease {

@@ -7,8 +7,9 @@ mod readers;
 mod sockets;
 mod workers;
 
+use parking_lot::Mutex;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::SdkConfig;
@@ -44,7 +45,7 @@ fn noted_stream(local: &LocalAws, calls: &Moments) -> KinesisStream {
     let calls = Arc::clone(calls);
     let config = scripted_config(local, move |operation, _| {
         if operation == "SubscribeToShard" {
-            calls.lock().unwrap().push(Instant::now());
+            calls.lock().push(Instant::now());
         }
         None
     });
@@ -77,7 +78,7 @@ impl Subscribed {
     }
 
     fn calls(&self) -> Vec<Instant> {
-        self.calls.lock().unwrap().clone()
+        self.calls.lock().clone()
     }
 
     /// Reads until these many records are there; errors of `allowed` kinds may come in between.
@@ -118,7 +119,7 @@ impl World {
     }
 
     fn takes(self, time: Duration) -> Self {
-        *self.fleet.script.lock().unwrap() = Script { takes: time, ..Script::default() };
+        *self.fleet.script.lock() = Script { takes: time, ..Script::default() };
         self
     }
 

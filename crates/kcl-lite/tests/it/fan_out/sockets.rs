@@ -127,9 +127,9 @@ async fn s05_a_reader_over_a_socket_delivers_live_and_closes_its_connection_when
     let (closed, mut closings) = mpsc::channel(16);
     let mut connections = JoinSet::new();
     connections.spawn(async move {
-        let mut passing = JoinSet::new();
+        let mut forwarding = JoinSet::new();
         while let Ok((client, _)) = listener.accept().await {
-            passing.spawn(pass_on(client, upstream.clone(), closed.clone()));
+            forwarding.spawn(pass_on(client, upstream.clone(), closed.clone()));
         }
     });
     let stream = fan_out_stream(&through_socket(&local, format!("http://{address}")));

@@ -12,7 +12,7 @@ fn is_trouble(event: &Event) -> bool {
             | Event::ProcessorFailed { .. }
             | Event::ReaderRestarted { .. }
             | Event::GapDetected { .. }
-            | Event::ShardGivenBack { .. }
+            | Event::ShardReleased { .. }
     )
 }
 
@@ -20,7 +20,7 @@ fn is_trouble(event: &Event) -> bool {
 fn warnings(world: &World) -> Vec<(String, Event)> {
     let is_warning = |event: &Event| {
         is_trouble(event)
-            || matches!(event, Event::ReadFailed { passing: false, .. })
+            || matches!(event, Event::ReadFailed { transient: false, .. })
             || matches!(event, Event::ProcessorSlow { .. })
     };
     world.fleet.events().into_iter().filter(|(_, event)| is_warning(event)).collect()

@@ -1,10 +1,11 @@
 //! A processor that notes the payloads of every batch and then does what a test tells it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use kcl_lite::dead_letter::DeadLetter;
 use kcl_lite::stream::Stream;
 use kcl_lite::{Ack, Batch, BoxError, Record, RecordProcessor, Settings, WorkerHandle};
+use parking_lot::Mutex;
 
 use super::failures::Shelf;
 use crate::fleet::Fleet;
@@ -49,7 +50,7 @@ impl Actor {
 
     /// The payloads of the batches so far.
     pub(super) fn given(&self) -> Vec<Vec<String>> {
-        self.given.lock().unwrap().clone()
+        self.given.lock().clone()
     }
 
     /// Starts worker `a` with it, and with a place for dead letters.
@@ -81,9 +82,9 @@ impl Actor {
 
 impl RecordProcessor for Actor {
     async fn process(&mut self, batch: Batch) -> Result<(), BoxError> {
-        self.given.lock().unwrap().push(batch.records().iter().map(payload).collect());
+        self.given.lock().push(batch.records().iter().map(payload).collect());
         let act = Arc::clone(&self.act);
-        let mut act = act.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut act = act.lock();
         act(batch)
     }
 }

@@ -4,8 +4,9 @@
 //! the shard is split, the table goes down, the worker is stopped. What each value was called with
 //! is checked against the contract.
 
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -38,7 +39,7 @@ struct Witness {
 
 impl Witness {
     fn note(&self, what: &'static str) {
-        self.log.lock().unwrap().push((self.shard.clone(), self.value, what));
+        self.log.lock().push((self.shard.clone(), self.value, what));
     }
 
     /// One callback: how it goes is up to chance. Its end is noted also when it is dropped.
@@ -76,7 +77,7 @@ struct Ended {
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.log.lock().unwrap().push((self.shard.clone(), self.value, "end"));
+        self.log.lock().push((self.shard.clone(), self.value, "end"));
     }
 }
 
@@ -171,7 +172,7 @@ async fn run(seed: u64) -> (Vec<(ShardId, u32, &'static str)>, Vec<(String, Even
     let failures = match rng.u8(..3) {
         0 => FailurePolicy::Retry,
         1 => FailurePolicy::DeadLetter { attempts: 2 },
-        _ => FailurePolicy::GiveBack { attempts: 2 },
+        _ => FailurePolicy::ReleaseShard { attempts: 2 },
     };
     let settings = Settings {
         failures,
@@ -182,7 +183,7 @@ async fn run(seed: u64) -> (Vec<(ShardId, u32, &'static str)>, Vec<(String, Even
     let builder = fleet.builder("a").settings(settings).dead_letter(Bin);
     let worker = builder.build().await.unwrap();
     let make = move |shard: &ShardContext| {
-        let mut made = made.lock().unwrap();
+        let mut made = made.lock();
         made.0 += 1;
         let (value, rng) = (made.0, made.1.fork());
         let log = Arc::clone(&noted);
@@ -208,7 +209,7 @@ async fn run(seed: u64) -> (Vec<(ShardId, u32, &'static str)>, Vec<(String, Even
         }
     }
     worker.shutdown(DEADLINE).await.unwrap();
-    let log = log.lock().unwrap().clone();
+    let log = log.lock().clone();
     (log, fleet.events())
 }
 

@@ -1,6 +1,7 @@
 //! When positions are stored: policies, two phases, quiet shards, and records that aged out.
 
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -39,7 +40,7 @@ impl RecordProcessor for Probe {
     }
 
     async fn initialize(&mut self, shard: &ShardContext) -> Result<(), BoxError> {
-        self.contexts.lock().unwrap().push(shard.clone());
+        self.contexts.lock().push(shard.clone());
         Ok(())
     }
 
@@ -121,7 +122,7 @@ async fn a_manual_checkpoint_is_durable_when_it_returns_and_renewals_carry_none(
                 let checkpointer = batch.checkpointer();
                 batch.defer().acknowledge();
                 checkpointer.checkpoint().await?;
-                *stored.lock().unwrap() = Some(fleet.lease(&shard()).checkpoint);
+                *stored.lock() = Some(fleet.lease(&shard()).checkpoint);
             }
             Ok(())
         }
@@ -137,7 +138,7 @@ async fn a_manual_checkpoint_is_durable_when_it_returns_and_renewals_carry_none(
     put(&fleet, 6..=6);
     fleet.until_delivered(6).await;
     tokio::time::sleep(2 * LEASE).await;
-    assert_eq!(*stored.lock().unwrap(), Some(at(5)));
+    assert_eq!(*stored.lock(), Some(at(5)));
     assert_eq!(fleet.lease(&shard()).checkpoint, at(5));
     worker.abort();
     let _next = start(&fleet, "b", eager()).await;
@@ -160,7 +161,7 @@ async fn a_prepared_checkpoint_is_durable_and_the_next_owner_decides_what_became
             let (fleet, prepared) = (of_fleet.clone(), Arc::clone(&told));
             async move {
                 batch.checkpointer().prepare(Some(b"payment".to_vec())).await?;
-                *prepared.lock().unwrap() = fleet.lease(&shard()).pending;
+                *prepared.lock() = fleet.lease(&shard()).pending;
                 std::future::pending().await
             }
         })
@@ -169,8 +170,8 @@ async fn a_prepared_checkpoint_is_durable_and_the_next_owner_decides_what_became
         fleet.until("it is prepared", |_| fleet.lease(&shard()).pending.is_some()).await;
         tokio::time::sleep(LEASE).await;
         let pending = PendingCheckpoint { checkpoint: at(1), state: Some(b"payment".to_vec()) };
-        assert_eq!(*prepared.lock().unwrap(), Some(pending.clone()), "before the side effect");
-        assert_eq!(contexts.lock().unwrap()[0].pending, None);
+        assert_eq!(*prepared.lock(), Some(pending.clone()), "before the side effect");
+        assert_eq!(contexts.lock()[0].pending, None);
         assert_eq!(fleet.lease(&shard()).checkpoint, Checkpoint::TrimHorizon);
         killed.abort();
         fleet.store.set(Faults::None);
@@ -179,7 +180,7 @@ async fn a_prepared_checkpoint_is_durable_and_the_next_owner_decides_what_became
         let (worker, contexts) = probe(&fleet, "b", eager(), resume, |_| async { Ok(()) }).await;
         until_stored(&fleet, &at(2)).await;
         worker.shutdown(DEADLINE).await.unwrap();
-        assert_eq!(contexts.lock().unwrap()[0].pending, Some(pending));
+        assert_eq!(contexts.lock()[0].pending, Some(pending));
         assert_eq!(fleet.callbacks(), [format!("b {} resume", shard())]);
         assert_eq!(fleet.lease(&shard()).pending, None, "the checkpoint has passed it");
         let again = match resume {
@@ -214,7 +215,7 @@ async fn a_processor_that_panicked_between_the_phases_is_followed_by_one_that_is
     .await;
     put(&fleet, 1..=1);
     until_stored(&fleet, &at(1)).await;
-    let pending = contexts.lock().unwrap()[1].pending.clone();
+    let pending = contexts.lock()[1].pending.clone();
     assert_eq!(pending, Some(PendingCheckpoint { checkpoint: at(1), state: None }));
     assert_eq!(fleet.delivered(), ["1"]);
 }
@@ -250,7 +251,7 @@ async fn a_checkpointer_of_a_shard_that_was_lost_stores_nothing_and_says_so() {
     let kept: Arc<Mutex<Option<Checkpointer>>> = Arc::default();
     let keep = Arc::clone(&kept);
     let (_worker, _) = probe(&fleet, "a", manual(), Resume::Repeat, move |batch| {
-        *keep.lock().unwrap() = Some(batch.checkpointer());
+        *keep.lock() = Some(batch.checkpointer());
         async { Ok(()) }
     })
     .await;
@@ -260,7 +261,7 @@ async fn a_checkpointer_of_a_shard_that_was_lost_stores_nothing_and_says_so() {
     let lost = |_: &str, event: &Event| matches!(event, Event::LeaseLost { .. });
     fleet.until_event("it is lost", lost).await;
     fleet.store.set(Faults::None);
-    let checkpointer = kept.lock().unwrap().take().unwrap();
+    let checkpointer = kept.lock().take().unwrap();
     assert_eq!(checkpointer.checkpoint().await, Err(LeaseLost));
     assert_eq!(checkpointer.prepare(None).await, Err(LeaseLost));
     assert_eq!(fleet.lease(&shard()).checkpoint, Checkpoint::TrimHorizon);
@@ -271,7 +272,7 @@ async fn a_checkpointer_of_a_shard_that_was_lost_stores_nothing_and_says_so() {
 #[tokio::test(start_paused = true)]
 async fn d11_a_quiet_shard_stays_fresh_and_an_unacknowledged_record_holds_it_back() {
     let shelf = Shelf { limit: 1, ..Shelf::new(2, 1) };
-    let last = shelf.records.lock().unwrap()[1].arrived;
+    let last = shelf.records.lock()[1].arrived;
     let fleet = Fleet::new(1);
     let from_start = Settings { checkpoints: CheckpointPolicy::OnRenewal, ..eager() };
     let _worker = fleet.start_on("a", shelf.clone(), from_start.clone()).await;
@@ -287,7 +288,7 @@ async fn d11_a_quiet_shard_stays_fresh_and_an_unacknowledged_record_holds_it_bac
     let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
     let _worker = fleet.start_on("a", shelf.clone(), from_start).await;
     fleet.until_delivered(2).await;
-    let acks = std::mem::take(&mut *fleet.acks.lock().unwrap());
+    let acks = std::mem::take(&mut *fleet.acks.lock());
     let mut acks = acks.into_iter();
     acks.next().unwrap().1.acknowledge();
     tokio::time::sleep(Duration::from_secs(600)).await;

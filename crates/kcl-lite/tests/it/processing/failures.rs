@@ -1,8 +1,9 @@
 //! Records that cannot be processed: tried again, put aside, given back, or the end of the worker.
 
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_sdk_kinesis::types::ShardIteratorType;
@@ -30,7 +31,7 @@ impl DeadLetter for Shelf {
             if self.refuses.load(Ordering::SeqCst) {
                 return Err("the shelf is full".into());
             }
-            self.stored.lock().unwrap().push(letter.clone());
+            self.stored.lock().push(letter.clone());
             Ok(())
         })
     }
@@ -78,7 +79,7 @@ async fn l01_a_failing_batch_is_passed_by_no_checkpoint_and_by_no_restart() {
     worker.shutdown(DEADLINE).await.unwrap();
 
     assert_eq!(once(fleet.delivered()), numbers(1..=100));
-    no_checkpoint_ran_ahead(&fleet.log.lock().unwrap());
+    no_checkpoint_ran_ahead(&fleet.log.lock());
     let panicked = fleet.events().iter().any(|(_, event)| {
         matches!(event, Event::ProcessorFailed { error, .. } if error.contains("panicked"))
     });
@@ -121,7 +122,7 @@ async fn s21_a_record_that_panics_is_found_over_restarts_of_the_processor() {
     let worker = start_with_sink(&fleet, 2, sink.clone()).await;
     until_stored(&fleet, &at(20)).await;
     worker.shutdown(DEADLINE).await.unwrap();
-    let stored = sink.stored.lock().unwrap();
+    let stored = sink.stored.lock();
     let payloads: Vec<_> = stored.iter().map(|letter| &letter.data[..]).collect();
     assert_eq!(payloads, [b"7"]);
     assert!(stored[0].error.starts_with("panicked"), "{:?}", stored[0]);
@@ -139,7 +140,7 @@ async fn s21_a_record_whose_token_is_dropped_every_time_is_put_aside_too() {
         if fleet.lease(&shard()).checkpoint == at(4) {
             break;
         }
-        let acks: Vec<_> = fleet.acks.lock().unwrap().drain(..).collect();
+        let acks: Vec<_> = fleet.acks.lock().drain(..).collect();
         for (payload, ack) in acks {
             if payload != "3" {
                 ack.acknowledge();
@@ -149,8 +150,8 @@ async fn s21_a_record_whose_token_is_dropped_every_time_is_put_aside_too() {
         tokio::time::advance(Duration::from_millis(10)).await;
     }
     assert_eq!(fleet.lease(&shard()).checkpoint, at(4));
-    assert_eq!(sink.stored.lock().unwrap().len(), 1);
-    assert_eq!(sink.stored.lock().unwrap()[0].position.sequence_number.as_str(), "3");
+    assert_eq!(sink.stored.lock().len(), 1);
+    assert_eq!(sink.stored.lock()[0].position.sequence_number.as_str(), "3");
     worker.shutdown(DEADLINE).await.unwrap();
 }
 
@@ -172,7 +173,7 @@ async fn s21_no_checkpoint_passes_a_record_that_could_not_be_put_aside() {
     assert!(trouble.starts_with("storing a dead letter fails (the shelf is full)"), "{trouble}");
     sink.refuses.store(false, Ordering::SeqCst);
     until_stored(&fleet, &at(10)).await;
-    assert_eq!(sink.stored.lock().unwrap().len(), 1);
+    assert_eq!(sink.stored.lock().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -202,12 +203,12 @@ async fn s21_dead_letters_can_go_to_another_kinesis_stream() {
 #[tokio::test(start_paused = true)]
 async fn s21_a_shard_that_fails_can_be_given_back_with_what_is_done() {
     let fleet = Fleet::new(1).script(always("5"));
-    let failures = FailurePolicy::GiveBack { attempts: 3 };
+    let failures = FailurePolicy::ReleaseShard { attempts: 3 };
     put(&fleet, 1..=4);
     let _worker = start(&fleet, "a", Settings { failures, ..eager() }).await;
     until_stored(&fleet, &at(4)).await;
     put(&fleet, 5..=5);
-    let given_back = |_: &str, event: &Event| matches!(event, Event::ShardGivenBack { .. });
+    let given_back = |_: &str, event: &Event| matches!(event, Event::ShardReleased { .. });
     fleet.until_event("it is given back", given_back).await;
     let events = fleet.events();
     let released = |(_, event): &(String, Event)| matches!(event, Event::LeaseReleased { checkpoint, .. } if *checkpoint == at(4));
@@ -223,10 +224,10 @@ async fn s21_a_shard_that_fails_can_be_given_back_with_what_is_done() {
 #[tokio::test(start_paused = true)]
 async fn s21_a_shard_that_is_given_back_again_and_again_is_never_called_well() {
     let fleet = Fleet::new(1).script(always("1"));
-    let failures = FailurePolicy::GiveBack { attempts: 2 };
+    let failures = FailurePolicy::ReleaseShard { attempts: 2 };
     put(&fleet, 1..=1);
     let worker = start(&fleet, "a", Settings { failures, ..eager() }).await;
-    let given_back = |_: &str, event: &Event| matches!(event, Event::ShardGivenBack { .. });
+    let given_back = |_: &str, event: &Event| matches!(event, Event::ShardReleased { .. });
     fleet.until_event("it is given back", given_back).await;
     // The status is as old as a second.
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -236,10 +237,10 @@ async fn s21_a_shard_that_is_given_back_again_and_again_is_never_called_well() {
         let trouble = status.health.shards.values().next();
         assert!(trouble.is_some_and(|it| it.contains("cannot process 1")), "{trouble:?}");
     }
-    *fleet.script.lock().unwrap() = Script::default();
+    *fleet.script.lock() = Script::default();
     until_stored(&fleet, &at(1)).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(worker.status().health.is_well(), "{:?}", worker.status().health);
+    assert!(worker.status().health.is_healthy(), "{:?}", worker.status().health);
 }
 
 #[tokio::test(start_paused = true)]

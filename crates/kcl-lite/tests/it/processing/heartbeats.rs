@@ -1,7 +1,8 @@
 //! Processors that wait for something slow but alive, and say so.
 
+use parking_lot::Mutex;
 use std::future::pending;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kcl_lite::{
@@ -50,9 +51,7 @@ impl RecordProcessor for Patient {
                 batch.heartbeat().during(sleep(beats)).await;
                 pending().await
             }
-            Manner::Defers | Manner::DefersSilently => {
-                self.tokens.lock().unwrap().push(batch.defer())
-            }
+            Manner::Defers | Manner::DefersSilently => self.tokens.lock().push(batch.defer()),
         }
         Ok(())
     }
@@ -93,7 +92,7 @@ fn is_slow(_: &str, event: &Event) -> bool {
 }
 
 fn is_released(_: &str, event: &Event) -> bool {
-    matches!(event, Event::ShardGivenBack { .. })
+    matches!(event, Event::ShardReleased { .. })
 }
 
 /// Nothing was said, and `worker` is well.
@@ -141,7 +140,7 @@ async fn records_that_are_acknowledged_late_stay_with_a_processor_that_sends_hea
     fleet.until_delivered(1).await;
     sleep(LONG).await;
     all_is_well(&fleet, &worker);
-    let token = tokens.lock().unwrap().pop().unwrap();
+    let token = tokens.lock().pop().unwrap();
     assert!(!token.is_void());
     token.acknowledge();
     until_stored(&fleet, &at(1)).await;
@@ -159,7 +158,7 @@ async fn a_stop_waits_for_late_acknowledgements_and_then_leaves_them_to_the_next
     fleet.until_delivered(1).await;
     let report = worker.shutdown(Duration::from_secs(25)).await.unwrap();
     assert!(report.shards.values().all(|left| !left.drained));
-    let token = tokens.lock().unwrap().pop().unwrap();
+    let token = tokens.lock().pop().unwrap();
     assert!(token.is_void(), "what is still queued must not be written");
     let lease = fleet.lease(&shard());
     assert_eq!((lease.owner, lease.checkpoint.to_string()), (None, "TRIM_HORIZON".to_owned()));
@@ -172,7 +171,7 @@ async fn a_token_is_void_once_the_shard_is_lost_however_alive_the_processor_is()
     put(&fleet, 1..=1);
     let (_worker, tokens) = start(&fleet, Manner::Defers).await;
     fleet.until_delivered(1).await;
-    let is_void = || tokens.lock().unwrap()[0].is_void();
+    let is_void = || tokens.lock()[0].is_void();
     assert!(!is_void());
     fleet.store.set(Faults::Down);
     let is_lost = |_: &str, event: &Event| matches!(event, Event::LeaseLost { .. });
@@ -189,11 +188,11 @@ async fn a_record_that_is_not_acknowledged_is_named_though_later_ones_are() {
         put(&fleet, 1..=1);
         let (worker, tokens) = start_with(&fleet, manner, 100).await;
         fleet.until_delivered(1).await;
-        let oldest = tokens.lock().unwrap().pop().unwrap();
+        let oldest = tokens.lock().pop().unwrap();
         for minute in 2..=25 {
             put(&fleet, minute..=minute);
             sleep(MINUTE).await;
-            tokens.lock().unwrap().drain(..).for_each(Ack::acknowledge);
+            tokens.lock().drain(..).for_each(Ack::acknowledge);
             let health = worker.health();
             let cause = health.shards.get(&LeaseKey::from(shard()));
             // It was delivered a minute after the loop began to count.

@@ -1,6 +1,7 @@
 //! Batches of which a part is done: what comes again, and what does not.
 
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kcl_lite::{Ack, Event, FailurePolicy, Settings};
@@ -62,7 +63,7 @@ fn keeper() -> (Actor, Arc<Mutex<Vec<Ack>>>) {
         let is_first = records.len() == 3;
         for (payload, ack) in records {
             if payload == "2" {
-                keeps.lock().unwrap().push(ack);
+                keeps.lock().push(ack);
             } else if payload == "1" || !is_first {
                 ack.acknowledge();
             }
@@ -79,7 +80,7 @@ async fn what_is_acknowledged_while_an_error_is_waited_out_does_not_come_again()
     let (processor, kept) = keeper();
     let _worker = processor.start(&fleet, fleet.stream.clone(), eager()).await;
     fleet.until_event("the failure", failed(1)).await;
-    kept.lock().unwrap().drain(..).for_each(Ack::acknowledge);
+    kept.lock().drain(..).for_each(Ack::acknowledge);
     until_stored(&fleet, &at(3)).await;
     assert_eq!(processor.given(), texts(&[&[1, 2, 3], &[3]]));
 }
@@ -90,12 +91,12 @@ async fn once_a_record_comes_again_its_earlier_token_has_no_effect() {
     put(&fleet, 1..=3);
     let (processor, kept) = keeper();
     let _worker = processor.start(&fleet, fleet.stream.clone(), eager()).await;
-    fleet.within(DEADLINE, "it comes again", |_| kept.lock().unwrap().len() == 2).await;
+    fleet.within(DEADLINE, "it comes again", |_| kept.lock().len() == 2).await;
     assert_eq!(processor.given(), texts(&[&[1, 2, 3], &[2, 3]]));
-    kept.lock().unwrap().remove(0).acknowledge();
+    kept.lock().remove(0).acknowledge();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(fleet.lease(&shard()).checkpoint, at(1));
-    kept.lock().unwrap().remove(0).acknowledge();
+    kept.lock().remove(0).acknowledge();
     until_stored(&fleet, &at(3)).await;
     assert_eq!(processor.given().len(), 2);
 }

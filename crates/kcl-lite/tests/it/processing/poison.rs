@@ -1,10 +1,11 @@
 //! Records that can never be processed, told apart from what fails for another reason; and what is
 //! told of either.
 
+use parking_lot::Mutex;
 use std::error::Error as _;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kcl_lite::{Ack, BoxError, ErrorKind, Event, FailurePolicy, PoisonRecord, Settings};
@@ -49,7 +50,7 @@ fn service_error() -> BoxError {
 
 /// The payloads, attempts and errors of the dead letters.
 fn letters(shelf: &Shelf) -> Vec<(String, u32, String)> {
-    let stored = shelf.stored.lock().unwrap();
+    let stored = shelf.stored.lock();
     let letter = |it: &kcl_lite::dead_letter::DeadLetterRecord| {
         (String::from_utf8_lossy(&it.data).into_owned(), it.attempts, it.error.clone())
     };
@@ -208,14 +209,14 @@ async fn a_batch_can_be_rejected_after_process_has_returned() {
     let kept: Arc<Mutex<Vec<Ack>>> = Arc::default();
     let keeps = Arc::clone(&kept);
     let processor = Actor::new(move |mut batch| {
-        keeps.lock().unwrap().push(batch.defer());
+        keeps.lock().push(batch.defer());
         Ok(())
     });
     let shelf = Shelf::default();
     let (settings, sink) = (eager(), Some(shelf.clone()));
     let _worker = processor.start_with(&fleet, fleet.stream.clone(), settings, sink).await;
-    fleet.within(DEADLINE, "it is delivered", |_| kept.lock().unwrap().len() == 1).await;
-    kept.lock().unwrap().remove(0).reject("no order in it");
+    fleet.within(DEADLINE, "it is delivered", |_| kept.lock().len() == 1).await;
+    kept.lock().remove(0).reject("no order in it");
     until_stored(&fleet, &at(3)).await;
     let payloads: Vec<_> = letters(&shelf).into_iter().map(|(payload, ..)| payload).collect();
     assert_eq!(payloads, ["1", "2", "3"]);
@@ -232,7 +233,7 @@ async fn a_rejected_record_that_cannot_be_stored_is_left_to_the_next_owner() {
     let processor = Actor::splitting(move |records| {
         for (payload, ack) in records {
             match payload.as_str() {
-                "1" => keeps.lock().unwrap().push(ack),
+                "1" => keeps.lock().push(ack),
                 "2" => ack.reject("no order"),
                 _ => ack.acknowledge(),
             }
@@ -245,7 +246,7 @@ async fn a_rejected_record_that_cannot_be_stored_is_left_to_the_next_owner() {
     let worker = processor.start_with(&fleet, fleet.stream.clone(), eager(), sink).await;
     let refused = |_: &str, event: &Event| matches!(event, Event::DeadLetterFailed { .. });
     fleet.until_event("the place refuses it", refused).await;
-    kept.lock().unwrap().remove(0).acknowledge();
+    kept.lock().remove(0).acknowledge();
     until_stored(&fleet, &at(1)).await;
     let asked = Instant::now();
     worker.shutdown(DEADLINE).await.unwrap();
@@ -267,18 +268,18 @@ async fn what_is_rejected_while_the_worker_stops_is_stored() {
     let kept: Arc<Mutex<Vec<Ack>>> = Arc::default();
     let keeps = Arc::clone(&kept);
     let processor = Actor::splitting(move |records| {
-        keeps.lock().unwrap().extend(records.into_iter().map(|(_, ack)| ack));
+        keeps.lock().extend(records.into_iter().map(|(_, ack)| ack));
         Ok(())
     });
     let shelf = Shelf::default();
     let sink = Some(shelf.clone());
     let worker = processor.start_with(&fleet, fleet.stream.clone(), eager(), sink).await;
-    fleet.within(DEADLINE, "they are delivered", |_| kept.lock().unwrap().len() == 2).await;
+    fleet.within(DEADLINE, "they are delivered", |_| kept.lock().len() == 2).await;
     let rejects = async {
         tokio::time::sleep(Duration::from_secs(3)).await;
-        kept.lock().unwrap().remove(0).reject("no order");
+        kept.lock().remove(0).reject("no order");
         tokio::time::sleep(Duration::from_secs(3)).await;
-        kept.lock().unwrap().remove(0).acknowledge();
+        kept.lock().remove(0).acknowledge();
     };
     let (report, ()) = tokio::join!(worker.shutdown(DEADLINE), rejects);
     assert!(report.unwrap().shards.values().all(|shard| shard.drained));

@@ -22,12 +22,10 @@ async fn l02_no_checkpoint_runs_ahead_of_asynchronous_work_whenever_the_worker_i
         acknowledged[0] = true;
         let kill_at = rng.usize(1..100);
         for done in 0..kill_at {
-            fleet
-                .until("something to acknowledge", |_| !fleet.acks.lock().unwrap().is_empty())
-                .await;
-            let open = fleet.acks.lock().unwrap().len();
+            fleet.until("something to acknowledge", |_| !fleet.acks.lock().is_empty()).await;
+            let open = fleet.acks.lock().len();
             assert!(open < 30 + 7, "seed {seed}: {open} in flight after {done}");
-            let (payload, ack) = fleet.acks.lock().unwrap().swap_remove(rng.usize(..open));
+            let (payload, ack) = fleet.acks.lock().swap_remove(rng.usize(..open));
             ack.acknowledge();
             acknowledged[payload.parse::<usize>().unwrap()] = true;
             if rng.u8(..4) == 0 {
@@ -53,7 +51,7 @@ async fn l11_a_restart_goes_on_inside_an_aggregate_at_each_of_200_places() {
         let shelf = Shelf { limit: 10, ..Shelf::new(10, 20) };
         let worker = fleet.start_on("a", shelf.clone(), eager()).await;
         fleet.until_delivered(200).await;
-        let acks = std::mem::take(&mut *fleet.acks.lock().unwrap());
+        let acks = std::mem::take(&mut *fleet.acks.lock());
         let mut acks = acks.into_iter();
         acks.by_ref().take(usize::try_from(done).unwrap()).for_each(|(_, ack)| ack.acknowledge());
         if let Some(last) = done.checked_sub(1) {
@@ -70,7 +68,7 @@ async fn l11_a_restart_goes_on_inside_an_aggregate_at_each_of_200_places() {
             })
         };
         fleet.until("b goes on", |log| first_of_b(log).is_some()).await;
-        let first = first_of_b(&fleet.log.lock().unwrap()).unwrap();
+        let first = first_of_b(&fleet.log.lock()).unwrap();
         assert_eq!(first, format!("{}:{}", done / 20 + 1, done % 20), "after {done}");
     }
 }
@@ -105,7 +103,7 @@ async fn l11_a_pass_that_starts_again_goes_on_inside_an_aggregate() {
         let shelf = Shelf { limit: 10, ..Shelf::new(10, 20) };
         let _worker = fleet.start_on("a", shelf, eager()).await;
         fleet.until_delivered(200).await;
-        let acks = std::mem::take(&mut *fleet.acks.lock().unwrap());
+        let acks = std::mem::take(&mut *fleet.acks.lock());
         let mut acks = acks.into_iter().map(|(_, ack)| ack);
         acks.by_ref().take(done).for_each(kcl_lite::Ack::acknowledge);
         drop(acks);
@@ -120,8 +118,8 @@ async fn l11_a_pass_that_starts_again_goes_on_inside_an_aggregate() {
 async fn a_source_that_unpacks_by_itself_is_not_unpacked_again() {
     let shelf = Shelf::new(1, 20);
     let whole = {
-        let mut records = shelf.records.lock().unwrap();
-        records[0].packing = Packing::Part { explicit_hash_key: None, foreign: false };
+        let mut records = shelf.records.lock();
+        records[0].packing = Packing::Part { explicit_hash_key: None, misrouted: false };
         String::from_utf8_lossy(&records[0].data).into_owned()
     };
     let fleet = Fleet::new(1);
@@ -146,7 +144,7 @@ async fn l17_a_reader_restarts_from_what_was_handed_over_and_neither_skips_nor_r
         let worker = fleet.start_on("a", Shelf::new(60, 1).fails(faults), eager()).await;
         fleet.until_delivered(60).await;
         tokio::time::sleep(DEADLINE).await;
-        let acks = std::mem::take(&mut *fleet.acks.lock().unwrap());
+        let acks = std::mem::take(&mut *fleet.acks.lock());
         acks.into_iter().for_each(|(_, ack)| ack.acknowledge());
         until_stored(&fleet, &at(60)).await;
         worker.shutdown(DEADLINE).await.unwrap();
@@ -172,7 +170,7 @@ async fn d12_a_restart_repeats_nothing_that_is_stored_and_all_that_is_not() {
     put(&fleet, 1..=5);
     let worker = start(&fleet, "a", eager()).await;
     fleet.until_delivered(5).await;
-    let acks: Vec<_> = fleet.acks.lock().unwrap().drain(..).collect();
+    let acks: Vec<_> = fleet.acks.lock().drain(..).collect();
     let mut acks = acks.into_iter().map(|(_, ack)| ack);
     acks.by_ref().take(3).for_each(kcl_lite::Ack::acknowledge);
     let report = {
@@ -182,7 +180,7 @@ async fn d12_a_restart_repeats_nothing_that_is_stored_and_all_that_is_not() {
     };
     assert!(report.shards.values().all(|shard| !shard.drained));
     assert_eq!(fleet.lease(&shard()).checkpoint, at(3));
-    fleet.script.lock().unwrap().defer = false;
+    fleet.script.lock().defer = false;
     let worker = start(&fleet, "b", eager()).await;
     until_stored(&fleet, &at(5)).await;
     worker.shutdown(DEADLINE).await.unwrap();

@@ -14,7 +14,7 @@ use super::{DEADLINE, at, eager, numbers, put, shard, until_stored};
 use crate::fleet::{Fleet, Script, Seen};
 
 fn given_back(_: &str, event: &Event) -> bool {
-    matches!(event, Event::ShardGivenBack { .. })
+    matches!(event, Event::ShardReleased { .. })
 }
 
 fn count(fleet: &Fleet, wanted: impl Fn(&Event) -> bool) -> usize {

@@ -3,8 +3,9 @@
 //! Yields what no in-memory stream does: readers that hang, panic or fail, and records that have aged
 //! out.
 
+use parking_lot::Mutex;
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -76,18 +77,18 @@ impl Shelf {
     /// The records before `first` have aged out.
     pub(super) fn trim(&self, first: u64) {
         let first: kcl_lite::SequenceNumber = first.to_string().parse().unwrap();
-        self.records.lock().unwrap().retain(|record| record.sequence_number >= first);
+        self.records.lock().retain(|record| record.sequence_number >= first);
     }
 
     /// A record arrives now.
     pub(super) fn put(&self, number: u64) {
-        let mut record = Self::new(number, 1).records.lock().unwrap().pop().unwrap();
+        let mut record = Self::new(number, 1).records.lock().pop().unwrap();
         record.arrived = self.now();
-        self.records.lock().unwrap().push(record);
+        self.records.lock().push(record);
     }
 
     pub(super) fn fails(self, faults: impl IntoIterator<Item = Fault>) -> Self {
-        self.faults.lock().unwrap().extend(faults);
+        self.faults.lock().extend(faults);
         self
     }
 
@@ -124,7 +125,7 @@ impl Stream for Shelf {
 
     fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
         assert_eq!(*shard, Self::shard());
-        let mut faults = self.faults.lock().unwrap();
+        let mut faults = self.faults.lock();
         if faults.pop_front_if(|fault| *fault == Fault::PanicAtOpen).is_some() {
             drop(faults);
             panic!("no reader can be made");
@@ -142,7 +143,7 @@ struct Reader {
 
 impl Reader {
     fn read(&mut self) -> Vec<Record> {
-        let records = self.shelf.records.lock().unwrap();
+        let records = self.shelf.records.lock();
         let start = records.partition_point(|record| match &self.cursor {
             Cursor::Horizon => false,
             Cursor::Timestamp(time) => record.arrived < *time,
@@ -165,7 +166,7 @@ impl Reader {
 
 impl ShardReader for Reader {
     fn ready(&mut self) -> BoxFuture<'_, ()> {
-        let mut faults = self.shelf.faults.lock().unwrap();
+        let mut faults = self.shelf.faults.lock();
         let hangs = faults.pop_front_if(|fault| *fault == Fault::HangBefore).is_some();
         Box::pin(async move {
             if hangs {
@@ -176,7 +177,7 @@ impl ShardReader for Reader {
 
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
         Box::pin(async move {
-            let fault = self.shelf.faults.lock().unwrap().pop_front().unwrap_or(Fault::None);
+            let fault = self.shelf.faults.lock().pop_front().unwrap_or(Fault::None);
             match fault {
                 Fault::None | Fault::HangBefore | Fault::PanicAtOpen => {}
                 Fault::Hang => std::future::pending().await,

@@ -1,6 +1,7 @@
 //! KPL aggregates, whole and broken, through a worker that polls: nothing is lost, nothing is silent.
 
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::primitives::Blob;
@@ -8,8 +9,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use kcl_lite::dead_letter::{DeadLetter, DeadLetterRecord};
 use kcl_lite::{
-    Batch, BoxError, Checkpoint, CheckpointPolicy, Event, FailurePolicy, ForeignPolicy, HashKey,
-    LeaseKey, Packing, Record, RecordProcessor, Settings, ShardContext, Status, WorkerHandle,
+    Batch, BoxError, Checkpoint, CheckpointPolicy, Event, FailurePolicy, HashKey, LeaseKey,
+    MisroutedPolicy, Packing, Record, RecordProcessor, Settings, ShardContext, Status,
+    WorkerHandle,
 };
 use kpl_format::{MAGIC, Packer, hash_key};
 use local_aws::{Effect, LocalAws, Rule};
@@ -65,14 +67,14 @@ impl RecordProcessor for Notes {
         if self.refuses_corrupt && batch.records().iter().any(is_corrupt) {
             return Err("an aggregate that cannot be unpacked".into());
         }
-        self.delivered.lock().unwrap().extend_from_slice(batch.records());
+        self.delivered.lock().extend_from_slice(batch.records());
         Ok(())
     }
 }
 
 impl DeadLetter for Notes {
     fn store<'a>(&'a self, letter: &'a DeadLetterRecord) -> BoxFuture<'a, Result<(), BoxError>> {
-        self.aside.lock().unwrap().push(letter.clone());
+        self.aside.lock().push(letter.clone());
         Box::pin(async { Ok(()) })
     }
 }
@@ -88,7 +90,7 @@ impl Notes {
 
     /// Waits until so many records were delivered or put aside, and then for what should not come.
     async fn settled(&self, fleet: &Fleet, count: usize) {
-        let seen = || self.delivered.lock().unwrap().len() + self.aside.lock().unwrap().len();
+        let seen = || self.delivered.lock().len() + self.aside.lock().len();
         fleet.within(MINUTE, "all records", |_| seen() >= count).await;
         tokio::time::sleep(DEADLINE).await;
         assert_eq!(seen(), count);
@@ -115,16 +117,16 @@ async fn five_times(data: &Bytes, parts: usize, settings: Settings, refuses: boo
     notes.settled(&fleet, 5 * parts + 2).await;
     let status = worker.status();
     worker.shutdown(DEADLINE).await.unwrap();
-    let mut delivered = notes.delivered.lock().unwrap().clone();
+    let mut delivered = notes.delivered.lock().clone();
     assert_eq!(delivered.remove(0).data, "before");
     assert_eq!(delivered.pop().unwrap().data, "after");
     let events = fleet.events().into_iter().map(|(_, event)| event);
-    let aside = notes.aside.lock().unwrap().clone();
+    let aside = notes.aside.lock().clone();
     Outcome { delivered, aside, status, events: events.collect() }
 }
 
 fn counts(status: &Status) -> (u64, u64) {
-    (status.foreign_records, status.corrupt_aggregates)
+    (status.misrouted_records, status.corrupt_aggregates)
 }
 
 #[tokio::test(start_paused = true)]
@@ -146,13 +148,13 @@ async fn l10_a_records_of_a_sibling_shard_are_delivered_and_counted() {
         assert_eq!(record.partition_key, ["here", "there", "here", "Bucephalus"][index]);
         let explicit = [Some(HERE), Some(THERE), Some(HERE), None][index];
         let explicit_hash_key = explicit.map(HashKey::from);
-        let foreign = index % 2 == 1;
-        assert_eq!(record.packing, Packing::Part { explicit_hash_key, foreign });
+        let misrouted = index % 2 == 1;
+        assert_eq!(record.packing, Packing::Part { explicit_hash_key, misrouted });
     }
-    let told = |event: &&Event| matches!(event, Event::ForeignRecords { .. });
+    let told = |event: &&Event| matches!(event, Event::MisroutedRecords { .. });
     let told: Vec<_> = outcome.events.iter().filter(told).collect();
     let shard = LeaseKey::from("shardId-000000000000");
-    let first = Event::ForeignRecords { shard, records: 2, dropped: false };
+    let first = Event::MisroutedRecords { shard, records: 2, dropped: false };
     assert_eq!(told, [&first], "one event a minute, the count in the status");
 }
 
@@ -164,12 +166,12 @@ async fn l10_a_only_records_of_a_sibling_shard_are_dropped_and_only_when_asked_f
         ("here", None, b"3"),
         ("there", Some(THERE), b"4"),
     ]);
-    let foreign = usize::from(hash_key("here") > u128::MAX / 2);
-    let settings = Settings { on_foreign: ForeignPolicy::Drop, ..horizon() };
-    let outcome = five_times(&data, 2 - foreign, settings, false).await;
-    assert_eq!(counts(&outcome.status), (10 + 5 * foreign as u64, 0));
+    let misrouted = usize::from(hash_key("here") > u128::MAX / 2);
+    let settings = Settings { on_misrouted: MisroutedPolicy::Drop, ..horizon() };
+    let outcome = five_times(&data, 2 - misrouted, settings, false).await;
+    assert_eq!(counts(&outcome.status), (10 + 5 * misrouted as u64, 0));
     assert!(outcome.delivered.iter().all(|record| record.partition_key == "here"));
-    let dropped = |event: &Event| matches!(event, Event::ForeignRecords { dropped: true, .. });
+    let dropped = |event: &Event| matches!(event, Event::MisroutedRecords { dropped: true, .. });
     assert!(outcome.events.iter().any(dropped));
 }
 
@@ -305,7 +307,7 @@ async fn l11_a_reader_that_fails_before_its_first_batch_skips_no_rest_of_an_aggr
         let settings = Settings { checkpoints: CheckpointPolicy::EveryBatch, ..horizon() };
         let worker = fleet.start_on("a", polling::stream(&local), settings.clone()).await;
         fleet.until_delivered(200).await;
-        let acks = std::mem::take(&mut *fleet.acks.lock().unwrap());
+        let acks = std::mem::take(&mut *fleet.acks.lock());
         let mut acks = acks.into_iter();
         acks.by_ref().take(done).for_each(|(_, ack)| ack.acknowledge());
         let sub = (done as u64 - 1) % 20;
@@ -328,6 +330,6 @@ async fn l11_a_reader_that_fails_before_its_first_batch_skips_no_rest_of_an_aggr
         };
         fleet.until("b reads to the end", |log| of_b(log).len() >= 200 - done).await;
         let expected: Vec<_> = (done..200).map(|number| number.to_string()).collect();
-        assert_eq!(of_b(&fleet.log.lock().unwrap()), expected, "after {done}, {effect:?}");
+        assert_eq!(of_b(&fleet.log.lock()), expected, "after {done}, {effect:?}");
     }
 }

@@ -4,8 +4,9 @@
 //! all of them share one payload. What a real process takes is measured by `memory` of the end-to-end
 //! tests.
 
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -61,13 +62,13 @@ impl Heavy {
     }
 
     fn change(&self, change: impl FnOnce(&mut Load)) {
-        let mut load = self.load.lock().unwrap();
+        let mut load = self.load.lock();
         change(&mut load);
         load.weighed();
     }
 
     fn peak(&self) -> u64 {
-        self.load.lock().unwrap().peak
+        self.load.lock().peak
     }
 }
 
@@ -154,7 +155,6 @@ impl RecordProcessor for Processor {
         let shard = batch.shard_id().clone();
         self.seen
             .lock()
-            .unwrap()
             .entry(shard.clone())
             .and_modify(|(at, count)| (*at, *count) = (Instant::now(), *count + 1))
             .or_insert((Instant::now(), 1));
@@ -220,7 +220,7 @@ async fn c08_stalled_processors_hold_no_more_than_the_budget_and_starve_nobody()
     // One reply beyond it, for one shard at a time.
     let most = settings.memory_budget + PARSED;
     assert!(stream.peak() <= most, "{} MiB", stream.peak() / MIB);
-    let (seen, now) = (seen.lock().unwrap().clone(), Instant::now());
+    let (seen, now) = (seen.lock().clone(), Instant::now());
     assert_eq!(seen.len(), 200);
     for (shard, (at, count)) in seen {
         let is_stuck = shard < polling::shard(10);
@@ -235,7 +235,7 @@ async fn c08_a_shard_that_needs_more_records_to_finish_gets_them() {
     let settings = Settings { memory_budget: 32 * MIB, ..horizon() };
     let (_worker, seen) = start(&stream, Manner::Collects(3), settings).await;
     sleep(10 * MINUTE).await;
-    let seen = seen.lock().unwrap();
+    let seen = seen.lock();
     assert_eq!(seen.len(), 8);
     assert!(seen.values().all(|(_, count)| *count >= 6), "{seen:?}");
 }
@@ -249,7 +249,7 @@ async fn c08_what_is_not_acknowledged_stays_in_the_books() {
     let most = settings.memory_budget / REPLY;
     let (_worker, seen) = start(&stream, Manner::Collects(usize::MAX), settings).await;
     sleep(5 * MINUTE).await;
-    let mut counts: Vec<_> = seen.lock().unwrap().values().map(|(_, count)| *count).collect();
+    let mut counts: Vec<_> = seen.lock().values().map(|(_, count)| *count).collect();
     assert!(counts.iter().sum::<u64>() <= 2 * most + 1, "{counts:?}");
     counts.sort_unstable();
     counts.pop();
@@ -278,7 +278,7 @@ async fn others_get_on(stream: Heavy) {
         let status = worker.status();
         let is_holding = |trouble: &String| trouble.starts_with(cause);
         is_named |= status.shards.values().any(|it| it.trouble.as_ref().is_some_and(is_holding));
-        let (at, _) = seen.lock().unwrap()[&polling::shard(2)];
+        let (at, _) = seen.lock()[&polling::shard(2)];
         longest = longest.max(Instant::now() - at);
     }
     assert!(is_named, "health says which shards others wait for");
@@ -294,7 +294,7 @@ async fn c08_what_a_stuck_shard_held_is_given_back_with_it() {
     let manner = Manner::Stalls { takes: SECOND, stuck: 3 };
     let (_worker, seen) = start(&stream, manner, settings).await;
     sleep(20 * MINUTE).await;
-    let seen = seen.lock().unwrap();
+    let seen = seen.lock();
     assert_eq!(seen.len(), 4, "{seen:?}");
     assert!(seen[&polling::shard(3)].1 >= 5, "{seen:?}");
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kcl_lite::lease::memory::MemoryStore;
 use kcl_lite::lease::store::LeaseStore as _;
-use kcl_lite::lease::{LeaseChange, LeaseWrite, News, WriteId};
+use kcl_lite::lease::{LeaseChange, LeaseUpdate, LeaseWrite, WriteId};
 use kcl_lite::stream::memory::MemoryStream;
 use kcl_lite::{
     Batch, BoxError, ControlPlane, Event, RecordProcessor, Settings, ShardContext, Worker,
@@ -36,7 +36,7 @@ async fn workers(fleet: &Fleet, numbers: std::ops::Range<u64>) -> Vec<WorkerHand
 async fn requests_of_a_minute(fleet: &Fleet) -> (usize, usize, usize) {
     let since = Instant::now();
     sleep(MINUTE).await;
-    let requests = fleet.store.requests.lock().unwrap();
+    let requests = fleet.store.requests.lock();
     let ours: Vec<_> = requests.iter().filter(|it| it.at >= since).collect();
     let writes = ours.iter().filter(|it| it.write.is_some()).count();
     (ours.len() - writes, ours.iter().map(|it| it.rows).sum(), writes)
@@ -87,9 +87,9 @@ async fn c01_a_worker_among_a_hundred_keeps_to_its_read_budget() {
             for row in fleet.store.inner.snapshot() {
                 if row.owner.as_ref().is_some_and(|owner| owner.as_str() != "w00") {
                     let id = WriteId::new(format!("others#1:{}", row.counter));
-                    let (counter, news) = (row.counter, News::default());
+                    let (counter, update) = (row.counter, LeaseUpdate::default());
                     let owner = row.owner.clone().unwrap();
-                    let change = LeaseChange::Renew { counter, owner, news };
+                    let change = LeaseChange::Renew { counter, owner, update };
                     let write = LeaseWrite { key: row.key, id, change };
                     fleet.store.inner.write(&write).await.unwrap();
                 }
@@ -118,7 +118,7 @@ async fn c05_two_hundred_workers_that_start_at_once_list_the_shards_a_few_times(
     let fleet = Fleet::new(20);
     let _first = workers(&fleet, 0..1).await;
     sleep(SECOND).await;
-    fleet.listings.lock().unwrap().clear();
+    fleet.listings.lock().clear();
     let began = Instant::now();
     let mut all = Vec::new();
     for number in 1..200 {
@@ -126,9 +126,9 @@ async fn c05_two_hundred_workers_that_start_at_once_list_the_shards_a_few_times(
         sleep(SECOND / 200).await;
     }
     sleep(10 * SECOND - began.elapsed()).await;
-    let early = fleet.listings.lock().unwrap().len();
+    let early = fleet.listings.lock().len();
     sleep(5 * MINUTE).await;
-    let later = fleet.listings.lock().unwrap().len() - early;
+    let later = fleet.listings.lock().len() - early;
     assert!(early <= 10, "{early} listings in the first ten seconds");
     assert!(later <= 5 * 2, "{later} listings in five minutes");
 }

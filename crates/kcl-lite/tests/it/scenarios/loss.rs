@@ -1,7 +1,8 @@
 //! Records that must not be lost: the scenarios whose numbers begin with L.
 
+use parking_lot::Mutex;
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -159,7 +160,7 @@ impl Behind {
     /// To be called after every change.
     async fn note(&self) {
         let shards = self.inner.list(ListFrom::All).await.unwrap().shards;
-        self.history.lock().unwrap().push((Instant::now(), shards));
+        self.history.lock().push((Instant::now(), shards));
     }
 }
 
@@ -167,7 +168,7 @@ impl Stream for Behind {
     fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
         Box::pin(async move {
             let listing = self.inner.list(from).await?;
-            let history = self.history.lock().unwrap();
+            let history = self.history.lock();
             let old = history.iter().rev().find(|(at, _)| at.elapsed() >= self.behind);
             let shards = old.filter(|_| from == ListFrom::All).map(|(_, shards)| shards.clone());
             Ok(Listing { shards: shards.unwrap_or(listing.shards), at: listing.at })
@@ -269,7 +270,7 @@ async fn l07_a_stream_of_2500_shards_is_listed_in_full_also_when_a_token_expires
     let stream = polling::scripted(&local, move |operation, body| {
         let both = body.get("NextToken").is_some()
             && (body.get("StreamName").is_some() || body.get("ShardFilter").is_some());
-        *counted.lock().unwrap() += u32::from(operation == "ListShards" && both);
+        *counted.lock() += u32::from(operation == "ListShards" && both);
         None
     });
     let fleet = Fleet::new(1);
@@ -279,7 +280,7 @@ async fn l07_a_stream_of_2500_shards_is_listed_in_full_also_when_a_token_expires
     let known: BTreeSet<ShardId> = leases.iter().map(|lease| lease.key.as_str().into()).collect();
     let missing: Vec<_> = (0..2450).map(polling::shard).filter(|id| !known.contains(id)).collect();
     assert!(missing.is_empty(), "the shards that hold the oldest records: {missing:?}");
-    assert_eq!((local.faults().fired(rule), *mixed.lock().unwrap()), (1, 0));
+    assert_eq!((local.faults().fired(rule), *mixed.lock()), (1, 0));
     worker.shutdown(DEADLINE).await.unwrap();
 }
 
@@ -294,7 +295,7 @@ async fn l08_malformed_replies_and_missing_shards_never_finish_an_open_shard() {
     local.faults().add(rule.probability(1.0 / 11.0));
     let reads = Mutex::new(0);
     let stream = polling::scripted(&local, move |operation, _| {
-        let mut reads = reads.lock().unwrap();
+        let mut reads = reads.lock();
         *reads += u32::from(operation == "GetRecords");
         let is_malformed = operation == "GetRecords" && *reads % 7 == 3;
         is_malformed.then(|| json!({"Records": [], "MillisBehindLatest": 0}))
@@ -327,7 +328,7 @@ async fn l09_whatever_the_last_reply_looks_like_the_shard_ends_once_and_after_it
             })
             .await;
         let parent = polling::shard(0);
-        let log = fleet.log.lock().unwrap().clone();
+        let log = fleet.log.lock().clone();
         let delivered = log
             .iter()
             .filter(|seen| matches!(seen, Seen::Record(_, shard, _) if *shard == parent))
@@ -388,21 +389,21 @@ async fn l18_d07_a_paused_owner_starts_nothing_after_it_was_deposed_and_its_writ
     fleet.feed_for(0, 10, 5).await;
     fleet.link("a").pause();
     let mut fed = fleet.feed_for(50, 10, 15).await;
-    let by_b = |fleet: &Fleet| fleet.tokens.lock().unwrap().iter().any(|(who, ..)| who == "b");
+    let by_b = |fleet: &Fleet| fleet.tokens.lock().iter().any(|(who, ..)| who == "b");
     fleet.within(LEASE, "b delivers", by_b).await;
     let deposed = Instant::now();
-    let batches = fleet.tokens.lock().unwrap().len();
+    let batches = fleet.tokens.lock().len();
     fleet.link("a").resume();
     fed = fleet.feed_for(fed, 10, 30).await;
     fleet.all_of(fed, DEADLINE).await;
-    let tokens = fleet.tokens.lock().unwrap().clone();
+    let tokens = fleet.tokens.lock().clone();
     assert!(tokens[batches..].iter().all(|(who, ..)| who == "b"), "a starts nothing");
     let of = |worker: &str| -> Vec<u64> {
         let batches = tokens.iter().filter(|(who, ..)| who == worker);
         batches.map(|(.., token)| *token).collect()
     };
     assert!(of("b").iter().min() > of("a").iter().max(), "a sink can tell them apart");
-    let requests = fleet.store.requests.lock().unwrap();
+    let requests = fleet.store.requests.lock();
     let late = requests.iter().filter(|it| it.worker == "a" && it.at >= deposed);
     assert!(late.filter(|it| it.write.is_some()).count() <= 2, "a learns that it is deposed");
     assert_eq!(fleet.lease(&"shardId-000000000000".into()).owner, Some("b".into()));

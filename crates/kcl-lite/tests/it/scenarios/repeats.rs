@@ -32,10 +32,10 @@ fn are_even(fleet: &Fleet, workers: usize) -> bool {
 
 /// For how long shards were nobody's, in order: from the event that `ends` picks to the next start.
 fn pauses(fleet: &Fleet, ends: impl Fn(&Event) -> Option<ShardId>) -> Vec<Duration> {
-    let log = fleet.log.lock().unwrap();
+    let log = fleet.log.lock();
     let mut since: BTreeMap<ShardId, Instant> = BTreeMap::new();
     let mut pauses = Vec::new();
-    for (seen, at) in log.iter().zip(fleet.moments.lock().unwrap().iter()) {
+    for (seen, at) in log.iter().zip(fleet.moments.lock().iter()) {
         let Seen::Event(_, event) = seen else { continue };
         if let Some(shard) = ends(event) {
             since.insert(shard, *at);
@@ -268,7 +268,7 @@ async fn d05_a_table_too_small_for_a_checkpoint_per_batch_moves_no_lease() {
     assert_eq!((fleet.moves() - moves, fleet.losses()), (0, 0));
     assert!(worst <= lease_duration, "a checkpoint of {worst:?} ago");
     {
-        let requests = fleet.store.requests.lock().unwrap();
+        let requests = fleet.store.requests.lock();
         let sent = requests.iter().filter(|it| it.write.is_some() && it.at >= began);
         let (applied, refused): (Vec<_>, Vec<_>) = sent.partition(|request| request.is_applied);
         assert!(refused.len() <= 3 * applied.len(), "{} refused", refused.len());
@@ -297,8 +297,8 @@ async fn life(clocks: [(Duration, u32); 3]) -> (Fleet, Vec<(Duration, Seen)>) {
     for worker in all {
         worker.shutdown(DEADLINE).await.unwrap();
     }
-    let log = fleet.log.lock().unwrap().clone();
-    let moments = fleet.moments.lock().unwrap().clone();
+    let log = fleet.log.lock().clone();
+    let moments = fleet.moments.lock().clone();
     let trace = moments.into_iter().map(|at| at - began).zip(log).collect();
     (fleet, trace)
 }

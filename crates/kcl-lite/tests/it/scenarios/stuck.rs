@@ -1,7 +1,8 @@
 //! Shards that must not stand still: the scenarios whose numbers begin with S.
 
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -54,7 +55,7 @@ async fn s07_the_end_of_a_shard_is_stored_by_the_library_although_acknowledgemen
             fleet.stream.split(&"shardId-000000000001".into());
         }
         sleep(SECOND).await;
-        let acks = std::mem::take(&mut *fleet.acks.lock().unwrap());
+        let acks = std::mem::take(&mut *fleet.acks.lock());
         waiting.extend(acks.into_iter().map(|(payload, ack)| (Instant::now(), payload, ack)));
         while waiting.first().is_some_and(|(at, ..)| at.elapsed() >= late) {
             let (_, payload, ack) = waiting.remove(0);
@@ -120,7 +121,7 @@ impl Mixed {
     /// To be called before every reshard.
     async fn about_to_change(&self) {
         let shards = self.inner.list(ListFrom::All).await.unwrap().shards;
-        *self.before.lock().unwrap() = (Some(Instant::now()), shards);
+        *self.before.lock() = (Some(Instant::now()), shards);
     }
 }
 
@@ -128,9 +129,9 @@ impl Stream for Mixed {
     fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
         Box::pin(async move {
             let mut listing = self.inner.list(from).await?;
-            let before = self.before.lock().unwrap();
+            let before = self.before.lock();
             if from == ListFrom::All && before.0.is_some_and(|at| at.elapsed() < MINUTE) {
-                let mut chance = self.chance.lock().unwrap();
+                let mut chance = self.chance.lock();
                 let mut is_old = || draw(&mut chance).is_multiple_of(2);
                 let old: BTreeMap<_, _> = before.1.iter().map(|it| (&it.id, it)).collect();
                 let drawn = listing.shards.into_iter().filter_map(|now| {
@@ -282,7 +283,7 @@ async fn break_handoff(step: usize, blow: Blow) {
     let struck = Arc::new(Mutex::new(None));
     let (strike, links) = (Arc::clone(&struck), fleet.clone());
     fleet.store.plan(move |moment, _, write| {
-        let mut struck = strike.lock().unwrap();
+        let mut struck = strike.lock();
         if struck.is_some() || step_of(moment, &write.change) != Some(step) {
             return Fate::Pass;
         }
@@ -300,7 +301,7 @@ async fn break_handoff(step: usize, blow: Blow) {
     let mut workers: BTreeMap<&str, WorkerHandle> = [("a", a), ("b", b)].into();
     let mut fed = 0;
     for tick in 0..900_u32 {
-        let since = struck.lock().unwrap().map(|at| at.elapsed());
+        let since = struck.lock().map(|at| at.elapsed());
         match blow {
             Blow::Kill(who) if since.is_some() => {
                 if let Some(killed) = workers.remove(who) {
@@ -318,7 +319,7 @@ async fn break_handoff(step: usize, blow: Blow) {
         }
         sleep(SECOND / 10).await;
     }
-    assert!(struck.lock().unwrap().is_some(), "step {step} was reached");
+    assert!(struck.lock().is_some(), "step {step} was reached");
     let label = format!("step {step}, {blow:?}");
     fleet.all_of(fed, SECOND).await;
     for row in fleet.store.inner.snapshot() {
@@ -381,17 +382,17 @@ struct Ordered(Arc<Mutex<Vec<&'static str>>>);
 
 impl RecordProcessor for Ordered {
     async fn process(&mut self, _batch: Batch) -> Result<(), BoxError> {
-        self.0.lock().unwrap().push("process");
+        self.0.lock().push("process");
         Ok(())
     }
 
     async fn initialize(&mut self, _shard: &ShardContext) -> Result<(), BoxError> {
-        self.0.lock().unwrap().push("initialize");
+        self.0.lock().push("initialize");
         Ok(())
     }
 
     async fn shutdown_requested(&mut self) {
-        self.0.lock().unwrap().push("shutdown");
+        self.0.lock().push("shutdown");
     }
 }
 
@@ -432,19 +433,19 @@ async fn s13_a_start_is_ready_or_tells_why_whichever_of_its_requests_fails() {
             match started {
                 Ok(worker) => {
                     ready += 1;
-                    while !calls.lock().unwrap().contains(&"process") {
+                    while !calls.lock().contains(&"process") {
                         assert!(began.elapsed() <= MINUTE, "{label}: nothing is processed");
                         sleep(SECOND / 10).await;
                     }
                     worker.shutdown(DEADLINE).await.unwrap();
-                    let calls = calls.lock().unwrap();
+                    let calls = calls.lock();
                     assert_eq!(calls[0], "initialize", "{label}");
                     let ends = calls.iter().filter(|call| **call == "shutdown").count();
                     assert_eq!((ends, calls.last()), (1, Some(&"shutdown")), "{label}");
                 }
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::Unavailable, "{label}: {error}");
-                    assert!(calls.lock().unwrap().is_empty(), "{label}: no callback");
+                    assert!(calls.lock().is_empty(), "{label}: no callback");
                 }
             }
             local.faults().remove(rule);
@@ -523,7 +524,7 @@ async fn s17_a_lost_lease_is_no_crash_and_a_fleet_that_changes_settles_each_time
 
 /// Requests in the busiest second between two moments.
 fn peak(fleet: &Fleet, from: Instant, to: Instant) -> usize {
-    let requests = fleet.store.requests.lock().unwrap();
+    let requests = fleet.store.requests.lock();
     let mut seconds: BTreeMap<u64, usize> = BTreeMap::new();
     for request in requests.iter().filter(|it| (from..to).contains(&it.at)) {
         *seconds.entry((request.at - from).as_secs()).or_default() += 1;
@@ -591,12 +592,12 @@ async fn s22_a_backlog_of_the_parent_is_finished_before_its_grandchildren_begin(
     let grandchildren: Vec<ShardId> =
         [left, right].iter().flat_map(|child| fleet.stream.split(child)).collect();
     fleet.feed(2200..2400);
-    fleet.script.lock().unwrap().takes = SECOND;
+    fleet.script.lock().takes = SECOND;
     let stream = fleet.stream.clone().with_read_limit(20);
     let _a = fleet.start_on("a", stream.clone(), horizon()).await;
     let _b = fleet.start_on("b", stream, horizon()).await;
     fleet.all_of(2400, 10 * MINUTE).await;
-    let log = fleet.log.lock().unwrap();
+    let log = fleet.log.lock();
     let place = |wanted: &dyn Fn(&ShardId) -> bool| {
         log.iter()
             .enumerate()

@@ -5,18 +5,18 @@
 //! whether others still read with it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_kinesis::types::ConsumerStatus;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::super::Notice;
-use super::super::kinesis::KinesisStream;
+use super::super::client::KinesisClient;
 use crate::clock;
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::retry::Retry;
 use crate::settings::StreamConsumer;
+use crate::stream::Notice;
 
 /// How long a consumer may take to be found or made. The service takes seconds.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -30,7 +30,8 @@ const LOOK_MOST: Duration = Duration::from_secs(4);
 const MOST_LIMITED: u32 = 4;
 
 /// The consumer of one stream.
-pub(in crate::stream) struct Registration {
+#[derive(Debug)]
+pub(in crate::stream::kinesis) struct Registration {
     wanted: StreamConsumer,
     arn: Mutex<Option<String>>,
     /// It was registered here, and nobody was told: who did it may have been dropped before it could.
@@ -47,23 +48,23 @@ enum Found {
 }
 
 impl Registration {
-    pub(in crate::stream) fn new(wanted: StreamConsumer) -> Self {
+    pub(in crate::stream::kinesis) fn new(wanted: StreamConsumer) -> Self {
         let (arn, is_untold) = (Mutex::new(None), AtomicBool::new(false));
         Self { wanted, arn, is_untold, looking: Semaphore::new(1) }
     }
 
     fn known(&self) -> Option<String> {
-        self.arn.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.arn.lock().clone()
     }
 
     fn know(&self, arn: Option<String>) {
-        *self.arn.lock().unwrap_or_else(PoisonError::into_inner) = arn;
+        *self.arn.lock() = arn;
     }
 
     /// The consumer's ARN; found or made if it is not known yet.
-    pub(in crate::stream) async fn arn(
+    pub(in crate::stream::kinesis) async fn arn(
         &self,
-        stream: &KinesisStream,
+        stream: &KinesisClient,
         is_start: bool,
     ) -> Result<(String, Option<Notice>), ServiceError> {
         let limit = if is_start { LIMIT } else { LIMIT_WHILE_READING };
@@ -79,9 +80,9 @@ impl Registration {
     }
 
     /// The service does not know the consumer `arn`, or says so: looks again, and registers again.
-    pub(in crate::stream) async fn missing(
+    pub(in crate::stream::kinesis) async fn missing(
         &self,
-        stream: &KinesisStream,
+        stream: &KinesisClient,
         arn: &str,
     ) -> Option<Notice> {
         let _alone = self.looking.try_acquire().ok()?;
@@ -100,7 +101,7 @@ impl Registration {
         }
     }
 
-    async fn look(&self, stream: &KinesisStream) -> Result<String, ServiceError> {
+    async fn look(&self, stream: &KinesisClient) -> Result<String, ServiceError> {
         // Boxed, because it is large and every reader's future would carry it.
         let arn = Box::pin(self.find(stream)).await?;
         self.know(Some(arn.clone()));
@@ -113,7 +114,7 @@ impl Registration {
         is_untold.then_some(Notice::ConsumerRegistered { consumer })
     }
 
-    async fn find(&self, stream: &KinesisStream) -> Result<String, ServiceError> {
+    async fn find(&self, stream: &KinesisClient) -> Result<String, ServiceError> {
         let name = match &self.wanted {
             StreamConsumer::Named(name) => name,
             StreamConsumer::Arn(arn) => return Ok(arn.clone()),
@@ -145,7 +146,7 @@ impl Registration {
             };
             if let Err(error) = step {
                 // `NotReady` means that another worker has just registered it.
-                if !error.is_passing() || limited >= MOST_LIMITED {
+                if !error.is_transient() || limited >= MOST_LIMITED {
                     return Err(error);
                 }
             }
@@ -155,7 +156,7 @@ impl Registration {
 }
 
 async fn describe(
-    stream: &KinesisStream,
+    stream: &KinesisClient,
     stream_arn: &str,
     name: &str,
 ) -> Result<Found, ServiceError> {
@@ -175,7 +176,7 @@ async fn describe(
 }
 
 async fn register(
-    stream: &KinesisStream,
+    stream: &KinesisClient,
     stream_arn: &str,
     name: &str,
 ) -> Result<(), ServiceError> {

@@ -6,11 +6,12 @@
 //! a shard because of an error or an end of a subscription: either the service names the children, or a
 //! listing shows the shard closed, and then the rest is polled.
 
-mod course;
 pub(super) mod registration;
+mod schedule;
 
 use std::fmt;
 use std::future::pending;
+use std::sync::Arc;
 
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::primitives::event_stream::EventReceiver;
@@ -21,13 +22,14 @@ use aws_sdk_kinesis::types::{
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::one_shard::OneShard;
 use super::polling::PollingReader;
-use super::{Notice, Read, ShardReader};
+use super::shard_client::ShardClient;
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::position::Cursor;
 use crate::shard::ChildShard;
-use course::{Course, Death};
+use crate::stream::{Notice, Read, ShardReader};
+use registration::Registration;
+use schedule::{End, SubscriptionSchedule};
 
 const OPERATION: &str = "SubscribeToShard";
 
@@ -47,8 +49,9 @@ struct Subscription {
 
 /// Reads one shard.
 pub(super) struct FanOutReader {
-    of: OneShard,
-    course: Course,
+    of: ShardClient,
+    registration: Arc<Registration>,
+    schedule: SubscriptionSchedule,
     call: Option<Call>,
     subscription: Option<Subscription>,
     /// What has come and was not handed over yet.
@@ -72,11 +75,17 @@ enum Woken {
 }
 
 impl FanOutReader {
-    pub(super) fn new(of: OneShard, cursor: Cursor, mut rng: fastrand::Rng) -> Self {
-        let course = Course::new(cursor, rng.fork());
+    pub(super) fn new(
+        of: ShardClient,
+        registration: Arc<Registration>,
+        cursor: Cursor,
+        mut rng: fastrand::Rng,
+    ) -> Self {
+        let schedule = SubscriptionSchedule::new(cursor, rng.fork());
         Self {
             of,
-            course,
+            registration,
+            schedule,
             call: None,
             subscription: None,
             arrived: None,
@@ -90,7 +99,7 @@ impl FanOutReader {
 
     /// Where the next record is read from.
     pub(super) fn cursor(&self) -> &Cursor {
-        self.rest.as_ref().map_or_else(|| self.course.cursor(), PollingReader::cursor)
+        self.rest.as_ref().map_or_else(|| self.schedule.cursor(), PollingReader::cursor)
     }
 
     fn now(&self) -> Instant {
@@ -100,7 +109,7 @@ impl FanOutReader {
     /// Waits until there is something to hand over, and keeps it; or until the rest is to be polled.
     async fn arrive(&mut self) {
         if self.arrived.is_none() {
-            self.course.parked(self.now());
+            self.schedule.parked(self.now());
         }
         while self.arrived.is_none() && self.rest.is_none() {
             self.arrived = match self.step().await {
@@ -123,37 +132,37 @@ impl FanOutReader {
             Woken::CallIsDue => self.subscribe().await?,
             Woken::Called(Ok(events)) => {
                 let call = self.call.take().expect("it has just answered");
-                self.course.accepted(self.now());
+                self.schedule.accepted(self.now());
                 // The old one is dropped with what it has not delivered: the new one sends that too.
                 self.subscription = Some(Subscription { consumer: call.consumer, events });
             }
             Woken::Called(Err(error)) => {
                 let call = self.call.take().expect("it has just answered");
-                self.course.refused(error.kind, self.now());
+                self.schedule.refused(error.kind, self.now());
                 return self.after(error, &call.consumer).await;
             }
             Woken::CallTookTooLong => {
                 self.call = None;
-                self.course.refused(ServiceErrorKind::Unavailable, self.now());
+                self.schedule.refused(ServiceErrorKind::Unavailable, self.now());
                 return Err(self.failure("the call was not answered in time"));
             }
             Woken::Heard(Ok(Some(event))) => {
-                self.course.spoke(self.now());
+                self.schedule.spoke(self.now());
                 return self.heard(event);
             }
             Woken::Heard(Ok(None)) => {
-                if self.ended(true) == Death::Failure {
+                if self.ended(true) == End::Failure {
                     return Err(self.failure("the subscription ended at once"));
                 }
             }
             Woken::Heard(Err(error)) => {
                 let consumer = self.subscription.as_ref().map(|it| it.consumer.clone());
-                let death = self.ended(false);
+                let end = self.ended(false);
                 if error.kind == ServiceErrorKind::Missing {
                     return self.after(error, &consumer.unwrap_or_default()).await;
                 }
                 // The one that is being made may be what ended it.
-                if death == Death::Failure && self.call.is_none() {
+                if end == End::Failure && self.call.is_none() {
                     return Err(error);
                 }
                 tracing::debug!("a subscription has ended, and is followed: {error}");
@@ -190,31 +199,31 @@ impl FanOutReader {
             // First, because it takes several polls, and a busy shard always has something to say.
             reply = called => Woken::Called(reply),
             // Then this, for the same reason.
-            () = at(self.course.call_at(clock.now())) => Woken::CallIsDue,
+            () = at(self.schedule.call_at(clock.now())) => Woken::CallIsDue,
             event = heard => Woken::Heard(event.map_err(|error| {
                 self.of.stream.broken_events(OPERATION, &self.of.object(), error)
             })),
-            () = at(self.course.call_limit()) => Woken::CallTookTooLong,
-            () = at(self.course.silence_limit()) => Woken::Silent,
+            () = at(self.schedule.call_limit()) => Woken::CallTookTooLong,
+            () = at(self.schedule.silence_limit()) => Woken::Silent,
         }
     }
 
     /// Makes the call; its answer is waited for beside the subscription that there is.
     async fn subscribe(&mut self) -> Result<(), ServiceError> {
-        let consumer = match self.of.stream.consumer_arn().await {
+        let consumer = match self.registration.arn(&self.of.stream, false).await {
             Ok((consumer, notice)) => {
                 self.notice = notice.or(self.notice.take());
                 consumer
             }
             Err(error) => {
-                self.course.refused(error.kind, self.now());
+                self.schedule.refused(error.kind, self.now());
                 return Err(error);
             }
         };
-        self.course.calling(self.now());
+        self.schedule.calling(self.now());
         let call = self.of.stream.subscriptions.subscribe_to_shard();
         let call = call.consumer_arn(&consumer).shard_id(self.of.id.as_str());
-        let call = call.starting_position(starting_position(self.course.cursor()));
+        let call = call.starting_position(starting_position(self.schedule.cursor()));
         let (stream, object) = (self.of.stream.clone(), self.of.object());
         let reply = Box::pin(async move {
             let reply = call.send().await;
@@ -233,7 +242,7 @@ impl FanOutReader {
         let read = self.accept(event);
         if read.is_err() {
             self.subscription = None;
-            self.course.failed(self.now());
+            self.schedule.failed(self.now());
         }
         read.map(Some)
     }
@@ -243,11 +252,11 @@ impl FanOutReader {
         let continuation = continuation.map(|digits| self.of.number(digits)).transpose()?;
         let children = self.of.children(&event.child_shards.unwrap_or_default());
         let mut records = self.of.records(event.records)?;
-        self.course.drop_delivered(&mut records);
+        self.schedule.drop_delivered(&mut records);
 
         let is_last = continuation.is_none();
         let last = records.last().map(|record| record.sequence_number.clone());
-        self.course.hand_over(last, continuation);
+        self.schedule.hand_over(last, continuation);
         if is_last {
             (self.call, self.subscription) = (None, None);
             self.is_end_suspected = children.is_empty();
@@ -262,11 +271,11 @@ impl FanOutReader {
         Ok(Read::Records { records, millis_behind_latest })
     }
 
-    fn ended(&mut self, is_clean: bool) -> Death {
+    fn ended(&mut self, is_clean: bool) -> End {
         self.subscription = None;
-        let death = self.course.ended(is_clean, self.now());
-        self.is_end_suspected |= self.course.is_mute();
-        death
+        let end = self.schedule.ended(is_clean, self.now());
+        self.is_end_suspected |= self.schedule.is_silent();
+        end
     }
 
     /// Something does not exist: the shard, the consumer, or the stream. Anything else is just told.
@@ -278,14 +287,14 @@ impl FanOutReader {
         if error.kind != ServiceErrorKind::Missing {
             return Err(error);
         }
-        self.course.failed(self.now());
+        self.schedule.failed(self.now());
         self.subscription = None;
         // The service may have forgotten the shard, with everything in it.
         if let Some(children) = self.of.look_up_forgotten().await {
             self.end = Some(children);
             return Ok(None);
         }
-        if let Some(notice) = self.of.stream.consumer_missing(consumer).await {
+        if let Some(notice) = self.registration.missing(&self.of.stream, consumer).await {
             self.notice = Some(notice);
         }
         Err(error)
@@ -294,18 +303,18 @@ impl FanOutReader {
     /// Asks a listing. A closed shard may still have records: polling finds them, and the end.
     async fn look_for_end(&mut self) -> Result<(), ServiceError> {
         // As late as the next subscription would be, after a listing that failed.
-        if let Some(due) = self.course.due() {
+        if let Some(due) = self.schedule.due() {
             self.of.stream.options.clock.sleep_until(due).await;
         }
         let end = self.of.look_up_end().await;
         if !matches!(end, Ok(Some(_))) {
-            self.course.failed(self.now());
+            self.schedule.failed(self.now());
         }
         let is_closed = end?.is_some();
         self.is_end_suspected = false;
         if is_closed {
             (self.call, self.subscription) = (None, None);
-            let cursor = self.course.cursor().clone();
+            let cursor = self.schedule.cursor().clone();
             self.rest = Some(PollingReader::new(self.of.clone(), cursor, self.rng.fork()));
         }
         Ok(())
@@ -371,7 +380,7 @@ impl ShardReader for FanOutReader {
     fn asked(&self) -> Option<Instant> {
         match &self.rest {
             Some(rest) => rest.asked(),
-            None => self.course.subscribed_at(),
+            None => self.schedule.subscribed_at(),
         }
     }
 
@@ -384,7 +393,7 @@ impl fmt::Debug for FanOutReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FanOutReader")
             .field("shard", &self.of.id)
-            .field("course", &self.course)
+            .field("course", &self.schedule)
             .finish_non_exhaustive()
     }
 }

@@ -10,7 +10,7 @@ use crate::record::Record;
 
 /// The parts of a shard that have failed and are not acknowledged yet.
 #[derive(Debug, Default)]
-pub(super) struct Suspects {
+pub(super) struct Bisection {
     /// In order. A part begins where the one before it ends, or with the batch.
     parts: Vec<Part>,
 }
@@ -34,7 +34,7 @@ pub(super) enum Next {
     Exhausted { records: usize, attempts: u32, failure: Failure },
 }
 
-impl Suspects {
+impl Bisection {
     /// What to do with the first of `records`, which are in order and not empty.
     pub(super) fn next(&self, records: &[Record]) -> Next {
         let Some(part) = records.first().and_then(|first| self.part_of(&Position::of(first)))
@@ -122,17 +122,17 @@ mod tests {
         bad: &BTreeSet<usize>,
         attempts: u32,
     ) -> (Vec<usize>, Vec<usize>, u32) {
-        let mut suspects = Suspects::default();
+        let mut bisection = Bisection::default();
         let (mut good, mut aside, mut failures) = (Vec::new(), Vec::new(), 0);
         let mut start = 1;
         while start <= count {
             let records = records(start..=count.min(start + batch - 1));
-            match suspects.next(&records) {
+            match bisection.next(&records) {
                 Next::Deliver(len) => {
                     let part: Vec<usize> = (start..start + len).collect();
                     if part.iter().any(|number| bad.contains(number)) {
                         failures += 1;
-                        suspects.failed(at(start + len - 1), attempts, Failure::new("bad"));
+                        bisection.failed(at(start + len - 1), attempts, Failure::new("bad"));
                         continue;
                     }
                     start += len;
@@ -143,13 +143,13 @@ mod tests {
                     start += 1;
                 }
                 Next::Exhausted { records: len, .. } => {
-                    suspects.halve(&records[..len], attempts);
+                    bisection.halve(&records[..len], attempts);
                     continue;
                 }
             }
-            suspects.acknowledged(&at(start - 1));
+            bisection.acknowledged(&at(start - 1));
         }
-        assert!(suspects.parts.is_empty());
+        assert!(bisection.parts.is_empty());
         (good, aside, failures)
     }
 
@@ -170,14 +170,14 @@ mod tests {
 
     #[test]
     fn a_part_keeps_its_failures_when_batches_begin_and_end_elsewhere() {
-        let mut suspects = Suspects::default();
-        suspects.failed(at(10), 2, Failure::new("first"));
-        assert_eq!(suspects.next(&records(4..=20)), Next::Deliver(7));
-        assert_eq!(suspects.failed(at(10), 2, Failure::new("second")), 2);
+        let mut bisection = Bisection::default();
+        bisection.failed(at(10), 2, Failure::new("first"));
+        assert_eq!(bisection.next(&records(4..=20)), Next::Deliver(7));
+        assert_eq!(bisection.failed(at(10), 2, Failure::new("second")), 2);
         let failure = Failure::new("second");
         let exhausted = Next::Exhausted { records: 3, attempts: 2, failure };
-        assert_eq!(suspects.next(&records(8..=20)), exhausted);
-        assert_eq!(suspects.next(&records(11..=20)), Next::Deliver(10));
+        assert_eq!(bisection.next(&records(8..=20)), exhausted);
+        assert_eq!(bisection.next(&records(11..=20)), Next::Deliver(10));
     }
 
     proptest! {

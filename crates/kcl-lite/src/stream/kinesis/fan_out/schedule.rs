@@ -21,9 +21,9 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(4);
 /// Delays after a subscription that was accepted and died at once: two readers that take the place
 /// from one another.
-const FLAP_MOST: Duration = Duration::from_secs(10);
+const LONGEST_FLAP_DELAY: Duration = Duration::from_secs(10);
 /// A subscription that lived shorter than this died at once. The service protects it for five seconds.
-const FLAP: Duration = Duration::from_secs(8);
+const MIN_LIFETIME: Duration = Duration::from_secs(8);
 /// The service ends a subscription after five minutes. A new one takes its place before, while the old
 /// one still delivers; the last seconds are for calls that fail.
 const RENEW_AFTER: Duration = Duration::from_secs(4 * 60 + 30);
@@ -38,7 +38,7 @@ const CALL_LIMIT: Duration = Duration::from_secs(10);
 /// by the service: its death is no news.
 const UNREAD: Duration = Duration::from_secs(5);
 /// After so many subscriptions in a row without one event, a listing is asked whether the shard ended.
-const MUTE: u32 = 3;
+const SILENT_SUBSCRIPTIONS: u32 = 3;
 
 /// A subscription that the service has accepted.
 #[derive(Debug)]
@@ -54,16 +54,16 @@ struct Session {
 
 /// What the end of a subscription is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Death {
+pub(super) enum End {
     /// What was to be expected: its time was over, or nobody had read it for long.
-    Natural,
+    Expected,
     /// A failure that should be told of.
     Failure,
 }
 
 /// The way of one shard's reader through its subscriptions.
 #[derive(Debug)]
-pub(super) struct Course {
+pub(super) struct SubscriptionSchedule {
     cursor: Cursor,
     session: Option<Session>,
     /// When the call was made that is not answered yet.
@@ -75,11 +75,11 @@ pub(super) struct Course {
     parked: Option<Instant>,
     retry: Retry,
     flaps: Retry,
-    mute: u32,
+    silent: u32,
     rng: fastrand::Rng,
 }
 
-impl Course {
+impl SubscriptionSchedule {
     pub(super) fn new(cursor: Cursor, rng: fastrand::Rng) -> Self {
         Self {
             cursor,
@@ -89,8 +89,8 @@ impl Course {
             due: None,
             parked: None,
             retry: Retry::new(RETRY_FIRST, RETRY_MOST),
-            flaps: Retry::new(RETRY_FIRST, FLAP_MOST),
-            mute: 0,
+            flaps: Retry::new(RETRY_FIRST, LONGEST_FLAP_DELAY),
+            silent: 0,
             rng,
         }
     }
@@ -178,11 +178,11 @@ impl Course {
 
     /// The subscription has said something.
     pub(super) fn spoke(&mut self, now: Instant) {
-        self.mute = 0;
+        self.silent = 0;
         self.parked = Some(now);
         if let Some(session) = &mut self.session {
             (session.read_at, session.has_spoken) = (now, true);
-            if now.saturating_duration_since(session.sent) >= FLAP {
+            if now.saturating_duration_since(session.sent) >= MIN_LIFETIME {
                 self.flaps.succeeded();
             }
         }
@@ -214,36 +214,36 @@ impl Course {
     }
 
     /// The subscription has ended, or broken, or is dropped because it is silent.
-    pub(super) fn ended(&mut self, is_clean: bool, now: Instant) -> Death {
-        let Some(session) = self.session.take() else { return Death::Natural };
+    pub(super) fn ended(&mut self, is_clean: bool, now: Instant) -> End {
+        let Some(session) = self.session.take() else { return End::Expected };
         if !session.has_spoken {
-            self.mute += 1;
+            self.silent += 1;
         }
         let lived = now.saturating_duration_since(session.sent);
         if session.was_left_waiting {
-            return Death::Natural;
+            return End::Expected;
         }
-        if lived < FLAP {
+        if lived < MIN_LIFETIME {
             let delay = self.flaps.delay(&mut self.rng);
             self.due = self.due.max(Some(now + delay));
-            return Death::Failure;
+            return End::Failure;
         }
         if is_clean {
-            return Death::Natural;
+            return End::Expected;
         }
         // Whatever broke it may have broken all others of a fleet.
         let spread = FLOOR.mul_f64(self.rng.f64());
         self.due = self.due.max(Some(now + spread));
-        Death::Failure
+        End::Failure
     }
 
     /// Whether subscriptions come to nothing, so that a listing has to tell what there is to read.
-    pub(super) fn is_mute(&mut self) -> bool {
-        let is_mute = self.mute >= MUTE;
-        if is_mute {
-            self.mute = 0;
+    pub(super) fn is_silent(&mut self) -> bool {
+        let is_silent = self.silent >= SILENT_SUBSCRIPTIONS;
+        if is_silent {
+            self.silent = 0;
         }
-        is_mute
+        is_silent
     }
 }
 
@@ -255,8 +255,8 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn course() -> Course {
-        Course::new(Cursor::Horizon, fastrand::Rng::with_seed(7))
+    fn schedule() -> SubscriptionSchedule {
+        SubscriptionSchedule::new(Cursor::Horizon, fastrand::Rng::with_seed(7))
     }
 
     fn number(number: u64) -> SequenceNumber {
@@ -275,46 +275,46 @@ mod tests {
     }
 
     /// A course whose subscription was accepted at `now`.
-    fn subscribed(now: Instant) -> Course {
-        let mut course = course();
-        course.parked(now);
-        course.calling(now);
-        course.accepted(now);
-        course
+    fn subscribed(now: Instant) -> SubscriptionSchedule {
+        let mut schedule = schedule();
+        schedule.parked(now);
+        schedule.calling(now);
+        schedule.accepted(now);
+        schedule
     }
 
     #[test]
     fn the_first_call_is_made_at_once() {
         let now = Instant::now();
-        assert_eq!(course().call_at(now), Some(now));
+        assert_eq!(schedule().call_at(now), Some(now));
     }
 
     #[test]
     fn no_two_calls_are_made_within_a_second_whatever_they_came_to() {
         use ServiceErrorKind::{Denied, Missing, NotReady, Throttled, Unavailable};
-        let (mut course, mut now) = (course(), Instant::now());
+        let (mut schedule, mut now) = (schedule(), Instant::now());
         for kind in [NotReady, Throttled, Unavailable, Denied, Missing].repeat(10) {
-            course.calling(now);
+            schedule.calling(now);
             let later = now + Duration::from_millis(50);
-            course.refused(kind, later);
-            let next = course.call_at(later).unwrap();
+            schedule.refused(kind, later);
+            let next = schedule.call_at(later).unwrap();
             assert!(next >= now + FLOOR, "{kind:?}");
             assert!(next <= later + RETRY_MOST, "{kind:?}: {:?}", next - later);
-            course.calling(next);
-            course.accepted(next);
-            course.ended(true, next);
-            assert!(course.call_at(next).unwrap() >= next + FLOOR, "accepted and dead");
-            now = course.call_at(next).unwrap();
+            schedule.calling(next);
+            schedule.accepted(next);
+            schedule.ended(true, next);
+            assert!(schedule.call_at(next).unwrap() >= next + FLOOR, "accepted and dead");
+            now = schedule.call_at(next).unwrap();
         }
     }
 
     #[test]
     fn a_place_that_is_taken_is_asked_for_every_second_however_often() {
-        let (mut course, mut now) = (course(), Instant::now());
+        let (mut schedule, mut now) = (schedule(), Instant::now());
         for _ in 0..60 {
-            course.calling(now);
-            course.refused(ServiceErrorKind::NotReady, now);
-            let next = course.call_at(now).unwrap();
+            schedule.calling(now);
+            schedule.refused(ServiceErrorKind::NotReady, now);
+            let next = schedule.call_at(now).unwrap();
             assert!(next - now <= FLOOR.mul_f64(1.2), "{:?}", next - now);
             now = next;
         }
@@ -322,24 +322,24 @@ mod tests {
 
     #[test]
     fn two_that_take_the_place_from_one_another_do_it_less_and_less_often() {
-        let (mut course, mut now) = (course(), Instant::now());
+        let (mut schedule, mut now) = (schedule(), Instant::now());
         let mut waits = Vec::new();
         for _ in 0..8 {
-            course.calling(now);
-            course.accepted(now);
-            course.spoke(now);
+            schedule.calling(now);
+            schedule.accepted(now);
+            schedule.spoke(now);
             let dead = now + 6 * SECOND;
-            assert_eq!(course.ended(false, dead), Death::Failure);
-            now = course.call_at(dead).unwrap();
+            assert_eq!(schedule.ended(false, dead), End::Failure);
+            now = schedule.call_at(dead).unwrap();
             waits.push(now - dead);
         }
-        assert!(waits[0] <= SECOND && waits[7] >= FLAP_MOST / 2, "{waits:?}");
-        course.calling(now);
-        course.accepted(now);
-        course.spoke(now + MINUTE);
-        course.ended(false, now + MINUTE);
+        assert!(waits[0] <= SECOND && waits[7] >= LONGEST_FLAP_DELAY / 2, "{waits:?}");
+        schedule.calling(now);
+        schedule.accepted(now);
+        schedule.spoke(now + MINUTE);
+        schedule.ended(false, now + MINUTE);
         assert!(
-            course.call_at(now + MINUTE).unwrap() <= now + MINUTE + SECOND,
+            schedule.call_at(now + MINUTE).unwrap() <= now + MINUTE + SECOND,
             "that was a long life"
         );
     }
@@ -347,11 +347,12 @@ mod tests {
     #[test]
     fn a_new_subscription_takes_the_place_of_the_old_one_before_the_service_ends_it() {
         for seed in 0..50 {
-            let mut course = Course::new(Cursor::Horizon, fastrand::Rng::with_seed(seed));
+            let mut schedule =
+                SubscriptionSchedule::new(Cursor::Horizon, fastrand::Rng::with_seed(seed));
             let start = Instant::now();
-            course.calling(start);
-            course.accepted(start);
-            let due = course.call_at(start).unwrap() - start;
+            schedule.calling(start);
+            schedule.accepted(start);
+            let due = schedule.call_at(start).unwrap() - start;
             assert!(due >= RENEW_AFTER && due <= 5 * MINUTE - CALL_LIMIT * 2, "{due:?}");
         }
     }
@@ -359,42 +360,43 @@ mod tests {
     #[test]
     fn the_end_after_five_minutes_is_natural_and_followed_at_once() {
         let start = Instant::now();
-        let mut course = subscribed(start);
-        course.spoke(start + 4 * MINUTE);
+        let mut schedule = subscribed(start);
+        schedule.spoke(start + 4 * MINUTE);
         let end = start + 5 * MINUTE;
-        assert_eq!(course.ended(true, end), Death::Natural);
-        assert_eq!(course.call_at(end), Some(end));
+        assert_eq!(schedule.ended(true, end), End::Expected);
+        assert_eq!(schedule.call_at(end), Some(end));
     }
 
     #[test]
     fn only_the_time_on_the_socket_is_silence() {
         let start = Instant::now();
-        let mut course = subscribed(start);
-        assert_eq!(course.silence_limit(), Some(start + SILENCE));
-        course.spoke(start + SECOND);
+        let mut schedule = subscribed(start);
+        assert_eq!(schedule.silence_limit(), Some(start + SILENCE));
+        schedule.spoke(start + SECOND);
         // The processor was busy for ten minutes.
         let back = start + 10 * MINUTE;
-        course.parked(back);
-        assert_eq!(course.silence_limit(), Some(back + SILENCE));
+        schedule.parked(back);
+        assert_eq!(schedule.silence_limit(), Some(back + SILENCE));
     }
 
     #[test]
     fn the_death_of_a_subscription_that_nobody_read_is_natural_however_it_died() {
         let start = Instant::now();
-        for (unread, death) in [(UNREAD, Death::Natural), (SECOND, Death::Failure)] {
-            let mut course = subscribed(start);
-            course.spoke(start + MINUTE);
+        for (unread, end) in [(UNREAD, End::Expected), (SECOND, End::Failure)] {
+            let mut schedule = subscribed(start);
+            schedule.spoke(start + MINUTE);
             let back = start + MINUTE + unread;
-            course.parked(back);
-            assert_eq!(course.ended(false, back), death);
+            schedule.parked(back);
+            assert_eq!(schedule.ended(false, back), end);
         }
     }
 
     #[test]
     fn reading_goes_on_behind_what_was_handed_over_and_never_before_it() {
-        let mut course = Course::new(Cursor::At(number(5)), fastrand::Rng::with_seed(7));
-        course.hand_over(None, None);
-        assert_eq!(course.cursor, Cursor::At(number(5)));
+        let mut schedule =
+            SubscriptionSchedule::new(Cursor::At(number(5)), fastrand::Rng::with_seed(7));
+        schedule.hand_over(None, None);
+        assert_eq!(schedule.cursor, Cursor::At(number(5)));
         for (last, continuation, expected) in [
             (Some(5), Some(5), 5),
             (None, Some(9), 9),
@@ -402,33 +404,33 @@ mod tests {
             (Some(20), Some(14), 20),
             (None, Some(3), 20),
         ] {
-            course.hand_over(last.map(number), continuation.map(number));
-            assert_eq!(course.cursor, Cursor::After(number(expected)));
+            schedule.hand_over(last.map(number), continuation.map(number));
+            assert_eq!(schedule.cursor, Cursor::After(number(expected)));
         }
     }
 
     #[test]
     fn what_the_old_subscription_delivered_meanwhile_is_not_delivered_again() {
-        let mut course = course();
+        let mut schedule = schedule();
         let all: Vec<_> = (1..5).map(record).collect();
-        let left = |course: &Course| {
+        let left = |schedule: &SubscriptionSchedule| {
             let mut records = all.clone();
-            course.drop_delivered(&mut records);
+            schedule.drop_delivered(&mut records);
             records.len()
         };
-        assert_eq!(left(&course), 4);
-        course.hand_over(Some(number(2)), None);
-        assert_eq!(left(&course), 2);
+        assert_eq!(left(&schedule), 4);
+        schedule.hand_over(Some(number(2)), None);
+        assert_eq!(left(&schedule), 2);
     }
 
     #[test]
     fn subscriptions_without_a_word_ask_for_a_listing() {
-        let (mut course, now) = (course(), Instant::now());
+        let (mut schedule, now) = (schedule(), Instant::now());
         for expected in [false, false, true, false] {
-            course.calling(now);
-            course.accepted(now);
-            course.ended(true, now);
-            assert_eq!(course.is_mute(), expected);
+            schedule.calling(now);
+            schedule.accepted(now);
+            schedule.ended(true, now);
+            assert_eq!(schedule.is_silent(), expected);
         }
     }
 }

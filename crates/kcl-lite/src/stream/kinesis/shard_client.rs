@@ -5,20 +5,20 @@
 
 use aws_sdk_kinesis::types;
 
-use super::kinesis::{self, KinesisStream};
-use super::{ListFrom, Stream as _};
+use super::client::{KinesisClient, hash_range};
+use super::date::timestamp;
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::record::{Packing, Record, SequenceNumber, ShardId, Timestamp};
-use crate::shard::ChildShard;
+use crate::shard::{ChildShard, ListFrom};
 
 /// A shard, and the stream that it belongs to.
 #[derive(Debug, Clone)]
-pub(super) struct OneShard {
-    pub(super) stream: KinesisStream,
+pub(super) struct ShardClient {
+    pub(super) stream: KinesisClient,
     pub(super) id: ShardId,
 }
 
-impl OneShard {
+impl ShardClient {
     /// Asks a complete listing whether the shard is closed: its children then, or none if the listing
     /// is behind and shows a part of them.
     pub(super) async fn look_up_end(&self) -> Result<Option<Vec<ChildShard>>, ServiceError> {
@@ -55,7 +55,7 @@ impl OneShard {
             sub_sequence_number: 0,
             partition_key: record.partition_key.unwrap_or_default(),
             data: record.data.into_bytes(),
-            arrived: arrived.as_ref().map_or(Timestamp::from_millis(0), kinesis::timestamp),
+            arrived: arrived.as_ref().map_or(Timestamp::from_millis(0), timestamp),
             packing: Packing::Plain,
         })
     }
@@ -72,7 +72,7 @@ impl OneShard {
         let children = children.iter().map(|child| ChildShard {
             id: ShardId::from(child.shard_id.as_str()),
             parents: child.parent_shards.iter().map(|id| ShardId::from(id.as_str())).collect(),
-            hash_range: child.hash_key_range.as_ref().and_then(kinesis::hash_range),
+            hash_range: child.hash_key_range.as_ref().and_then(hash_range),
         });
         let children: Vec<_> = children.collect();
         if children.iter().all(|child| child.parents.contains(&self.id)) {
@@ -82,7 +82,7 @@ impl OneShard {
         }
     }
 
-    /// The shard, as messages of [`KinesisStream::failure`] name it.
+    /// The shard, as messages of [`KinesisClient::failure`] name it.
     pub(super) fn object(&self) -> String {
         format!(", shard `{}`", self.id)
     }

@@ -5,17 +5,19 @@
 //! subscribes because the processor is slow: that would not make it faster.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::fan_out::FanOutReader;
-use super::one_shard::OneShard;
+use super::fan_out::registration::Registration;
 use super::polling::PollingReader;
-use super::{Fetching, Notice, Read, ShardReader};
+use super::shard_client::ShardClient;
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::position::Cursor;
+use crate::stream::{Fetching, Notice, Read, ShardReader};
 
 /// So far behind the tip, for so long, and polling is not enough.
 const BEHIND_MILLIS: u64 = 10_000;
@@ -171,7 +173,8 @@ enum Reader {
 /// Reads one shard.
 #[derive(Debug)]
 pub(super) struct AutoReader {
-    of: OneShard,
+    of: ShardClient,
+    registration: Arc<Registration>,
     choice: Choice,
     reader: Reader,
     /// Since when the last reply holds that another reader has given.
@@ -181,9 +184,22 @@ pub(super) struct AutoReader {
 }
 
 impl AutoReader {
-    pub(super) fn new(of: OneShard, cursor: Cursor, mut rng: fastrand::Rng) -> Self {
+    pub(super) fn new(
+        of: ShardClient,
+        registration: Arc<Registration>,
+        cursor: Cursor,
+        mut rng: fastrand::Rng,
+    ) -> Self {
         let reader = Reader::Polling(Box::new(PollingReader::new(of.clone(), cursor, rng.fork())));
-        Self { of, choice: Choice::new(), reader, asked: None, notices: VecDeque::new(), rng }
+        Self {
+            of,
+            registration,
+            choice: Choice::new(),
+            reader,
+            asked: None,
+            notices: VecDeque::new(),
+            rng,
+        }
     }
 
     fn reader(&mut self) -> &mut dyn ShardReader {
@@ -222,13 +238,16 @@ impl AutoReader {
             Reader::Polling(reader) => reader.cursor().clone(),
             Reader::FanOut(reader) => reader.cursor().clone(),
         };
-        let untold = self.reader().notice();
+        let pending = self.reader().notice();
         let (of, rng, to) = (self.of.clone(), self.rng.fork(), self.choice.now);
         self.reader = match to {
             Fetching::Polling => Reader::Polling(Box::new(PollingReader::new(of, cursor, rng))),
-            Fetching::FanOut => Reader::FanOut(Box::new(FanOutReader::new(of, cursor, rng))),
+            Fetching::FanOut => {
+                let registration = Arc::clone(&self.registration);
+                Reader::FanOut(Box::new(FanOutReader::new(of, registration, cursor, rng)))
+            }
         };
-        self.notices.extend(untold);
+        self.notices.extend(pending);
         self.notices.push_back(Notice::RetrievalChanged { to, reason });
     }
 }

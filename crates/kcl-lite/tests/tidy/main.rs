@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a file that cannot be read fails the test")]
 
+mod imports;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +25,7 @@ const DECISIONS: [&str; 15] = [
     "lease/timing.rs",
     "worker/liveness.rs",
     "worker/shard_task/gap.rs",
-    "worker/shard_task/suspects.rs",
+    "worker/shard_task/bisect.rs",
     "worker/state",
 ];
 
@@ -167,7 +169,7 @@ fn decisions_are_pure() {
 fn each_sdk_is_named_where_it_is_called() {
     for (sdk, places) in [
         ("aws_sdk_dynamodb", &["lease/dynamo/"][..]),
-        ("aws_sdk_kinesis", &["stream/", "dead_letter/kinesis.rs"]),
+        ("aws_sdk_kinesis", &["stream/kinesis/", "dead_letter/kinesis.rs"]),
         ("aws_smithy_http_client", &["aws/"]),
     ] {
         let elsewhere =
@@ -303,7 +305,7 @@ fn every_local_link_of_a_document_leads_somewhere() {
 #[test]
 fn the_map_is_short_enough_to_be_read() {
     let map = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    assert!(map.lines().count() <= 250);
+    assert!(map.lines().count() <= 320);
 }
 
 #[test]

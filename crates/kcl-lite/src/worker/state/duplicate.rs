@@ -6,64 +6,52 @@
 //! once. Of two living workers with one id exactly one goes on: the one that was there first finds
 //! that a lease was taken from it by its own name, and stops.
 
-use std::collections::BTreeMap;
-
 use tokio::time::Instant;
 
-use super::{Action, State};
+use super::data::{Action, State};
 use crate::error::{Error, ErrorKind};
 use crate::lease::tenure::is_by_other_life;
 use crate::lease::{Lease, LeaseKey, timing};
-
-/// What is known of other workers with our id.
-#[derive(Debug, Default)]
-pub(super) struct Double {
-    /// What the first scan showed as ours, with the counter.
-    legacy: Option<BTreeMap<LeaseKey, u64>>,
-    /// Leases of another living worker with our id, by its mark.
-    pub(super) leases: BTreeMap<LeaseKey, String>,
-    since: Option<Instant>,
-}
 
 impl State {
     /// Before the first scan nothing is known; what it shows as ours is a legacy.
     pub(super) fn note_legacy(&mut self) {
         let ours = self.leases.values().filter(|lease| lease.owner.as_ref() == Some(&self.me));
         let legacy = || ours.map(|lease| (lease.key.clone(), lease.counter)).collect();
-        self.double.legacy.get_or_insert_with(legacy);
+        self.duplicates.legacy.get_or_insert_with(legacy);
     }
 
     /// Looks for leases that another living worker holds under our id.
-    pub(super) fn note_doubles(&mut self, now: Instant) {
-        let doubles = self.leases.values().filter(|lease| {
+    pub(super) fn note_duplicates(&mut self, now: Instant) {
+        let duplicates = self.leases.values().filter(|lease| {
             lease.actual_owner() == Some(&self.me) && !self.mine.contains(&lease.key)
         });
-        let doubles = doubles.filter(|lease| !self.is_legacy(lease)).filter_map(|lease| {
+        let duplicates = duplicates.filter(|lease| !self.is_legacy(lease)).filter_map(|lease| {
             let mark = lease.write_id.as_ref()?;
             is_by_other_life(mark, &self.me, &self.incarnation)
                 .then(|| (lease.key.clone(), mark.as_str().to_owned()))
         });
-        self.double.leases = doubles.collect();
-        let first = self.double.since.unwrap_or(now);
-        self.double.since = (!self.double.leases.is_empty()).then_some(first);
+        self.duplicates.leases = duplicates.collect();
+        let first = self.duplicates.since.unwrap_or(now);
+        self.duplicates.since = (!self.duplicates.leases.is_empty()).then_some(first);
     }
 
     fn is_legacy(&self, lease: &Lease) -> bool {
-        let legacy = self.double.legacy.as_ref();
+        let legacy = self.duplicates.legacy.as_ref();
         legacy.is_some_and(|legacy| legacy.get(&lease.key) == Some(&lease.counter))
     }
 
     /// Whether this worker is the one of two with the same id that has to stop.
-    pub(super) fn stop_if_double(&self, now: Instant) -> Option<Action> {
+    pub(super) fn stop_if_duplicate(&self, now: Instant) -> Option<Action> {
         let is_alive = |key: &LeaseKey| {
             self.leases.get(key).is_some_and(|lease| {
                 self.observations.unchanged_for(now, lease) < self.settings.lease_duration
             })
         };
-        let patience = timing::double_grace(self.settings.lease_duration);
-        let has_lasted = self.double.since.is_some_and(|since| now >= since + patience);
-        let mut doubles = self.double.leases.iter();
-        let (key, _) = doubles.find(|(key, mark)| {
+        let grace = timing::duplicate_grace(self.settings.lease_duration);
+        let has_lasted = self.duplicates.since.is_some_and(|since| now >= since + grace);
+        let mut duplicates = self.duplicates.leases.iter();
+        let (key, _) = duplicates.find(|(key, mark)| {
             let yields = has_lasted && self.incarnation < **mark;
             self.lost.contains(*key) || (yields && is_alive(key))
         })?;

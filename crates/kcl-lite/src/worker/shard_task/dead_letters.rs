@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Pass, ShardTask};
-use crate::checkpoint::{AckWindow, Rejected};
+use super::task::{Pass, ShardTask};
+use crate::checkpoint::AckWindow;
 use crate::clock::within;
 use crate::dead_letter::{DeadLetter, DeadLetterRecord};
 use crate::error::{Failure, words};
@@ -61,15 +61,6 @@ impl ShardTask {
         true
     }
 
-    fn cannot_reject(&mut self, rejected: &Rejected) -> Pass {
-        let failure = no_place(rejected.failure.clone());
-        let last = rejected.records.last().map(Position::of).expect("a token is for some record");
-        let attempts = self.context.settings.failures.attempts();
-        let error = failure.text.clone();
-        let failures = self.suspects.failed(last, attempts, failure);
-        Pass::Again { failures, error, at_once: false }
-    }
-
     /// Stores one record, however long that takes, and settles it; false if asked to stop meanwhile.
     pub(super) async fn dead_letter(
         &mut self,
@@ -86,7 +77,7 @@ impl ShardTask {
         loop {
             self.doing_since(Activity::DeadLettering { error: failure }, begun);
             let Err(error) = self.store(&sink, &letter).await else { break };
-            let retry_in = self.retry.delay(&mut self.rng);
+            let retry_in = self.failures.retry.delay(&mut self.rng);
             self.context.events.emit(&Event::DeadLetterFailed {
                 shard: self.shard.lease_key.clone(),
                 position: letter.position.clone(),
@@ -139,10 +130,10 @@ impl ShardTask {
         let last = error.clone();
         self.context.events.emit(&Event::DeadLettered { shard, position, attempts, error });
         if window.take_progress() {
-            self.dead_letters_in_a_row = 0;
+            self.failures.dead_letters_in_a_row = 0;
         }
-        self.dead_letters_in_a_row = self.dead_letters_in_a_row.saturating_add(1);
-        let records = self.dead_letters_in_a_row;
+        self.failures.dead_letters_in_a_row = self.failures.dead_letters_in_a_row.saturating_add(1);
+        let records = self.failures.dead_letters_in_a_row;
         // Again whenever the number has doubled.
         if records.is_multiple_of(MANY_IN_A_ROW) && (records / MANY_IN_A_ROW).is_power_of_two() {
             let shard = self.shard.lease_key.clone();

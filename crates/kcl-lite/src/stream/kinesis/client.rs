@@ -1,47 +1,38 @@
-//! The stream of the service: listing its shards, and opening readers.
+//! The stream of the service, as calls see it: its clients, its names, and what their replies mean.
 //!
-//! Owns the Kinesis clients. Only this folder names the Kinesis SDK. The SDK never retries here: what
-//! is tried again, and how often, is decided where it is known what the call was for. Never reads the wall
-//! clock for a listing's time: that is the service's own, from the `Date` header of its replies.
+//! The SDK never retries here: what is tried again, and how often, is decided where it is known what the
+//! call was for.
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::SdkConfig;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::timeout::{self, TimeoutConfig};
-use aws_sdk_kinesis::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::operation::list_shards::ListShardsOutput;
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types::error::SubscribeToShardEventStreamError;
 use aws_sdk_kinesis::types::{self, ShardFilter, ShardFilterType, StreamStatus};
-use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextRef;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use aws_smithy_types::date_time::Format;
 use aws_smithy_types::event_stream::RawMessage;
-use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::auto::AutoReader;
-use super::fan_out::FanOutReader;
-use super::fan_out::registration::Registration;
-use super::one_shard::OneShard;
-use super::polling::PollingReader;
-use super::{Description, ListFrom, Listing, Notice, ShardReader, Stream};
+use super::date::{SeenDate, ServiceDate, timestamp};
 use crate::clock::{self, Clock, TokioClock};
-use crate::error::{BoxError, FailedCall, ServiceError, ServiceErrorKind};
+use crate::error::{FailedCall, ServiceError, ServiceErrorKind};
 use crate::failed_call::{broken_events, failed_call};
-use crate::lease::StreamIdentity;
+use crate::identity::StreamIdentity;
 use crate::mutant;
-use crate::position::Cursor;
-use crate::record::{ShardId, Timestamp};
+use crate::record::ShardId;
 use crate::retry::Retry;
 use crate::settings::Retrieval;
-use crate::shard::{HashRange, Shard};
+use crate::shard::{HashRange, ListFrom, Listing, Shard};
+use crate::stream::Description;
 
 /// Longer than any healthy reply of the control plane.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,15 +48,6 @@ const RETRY_MOST: Duration = Duration::from_secs(2);
 /// How often a listing may start again because its token expired (after five minutes, so once is
 /// already strange).
 const MOST_RESTARTS: u32 = 3;
-
-/// How far the clocks of the service's own machines may be apart. The header is written by the one
-/// that answers, arrival times by the ones that store.
-const CLOCK_MARGIN: Duration = Duration::from_secs(1);
-
-/// The service's time when a reply has no `Date`: earlier than every record, so that a start reads
-/// too much rather than too little. No known endpoint omits the header. This machine's clock would be
-/// no help: where it is ahead, records would be lost.
-const UNKNOWN_TIME_MS: i64 = 0;
 
 /// How a [`KinesisStream`] reads.
 #[derive(Debug, Clone)]
@@ -95,11 +77,14 @@ impl Default for KinesisOptions {
     }
 }
 
-/// A stream of Amazon Kinesis Data Streams. Cheap to clone.
+/// The clients of one stream, and what they share. Cheap to clone.
 #[derive(Clone)]
-pub struct KinesisStream {
+pub(super) struct KinesisClient {
+    /// Calls of the control plane.
     pub(super) calls: Client,
+    /// GetRecords, whose replies are large.
     pub(super) reads: Client,
+    /// SubscribeToShard, whose replies last for minutes.
     pub(super) subscriptions: Client,
     name_or_arn: Arc<str>,
     pub(super) options: KinesisOptions,
@@ -110,20 +95,10 @@ struct Shared {
     rng: Mutex<fastrand::Rng>,
     /// When the stream was first asked for, as long as it has not answered.
     waiting_since: Mutex<Option<Instant>>,
-    registration: Option<Registration>,
 }
 
-impl KinesisStream {
-    /// The stream called `name_or_arn`, in the region and with the credentials of `config`.
-    ///
-    /// Calls nothing. Retries and time limits per attempt are this library's, whatever `config`
-    /// says of them.
-    #[must_use]
-    pub fn new(
-        config: &SdkConfig,
-        name_or_arn: impl Into<String>,
-        options: KinesisOptions,
-    ) -> Self {
+impl KinesisClient {
+    pub(super) fn new(config: &SdkConfig, name_or_arn: String, options: KinesisOptions) -> Self {
         let timeouts = config.timeout_config();
         let client = |timeouts: timeout::TimeoutConfigBuilder| {
             let config = aws_sdk_kinesis::config::Builder::from(config)
@@ -145,15 +120,14 @@ impl KinesisStream {
             .disable_operation_timeout()
             .disable_operation_attempt_timeout();
         unlimited.set_connect_timeout(connecting);
-        let registration = options.retrieval.consumer().cloned().map(Registration::new);
         let rng = Mutex::new(fastrand::Rng::with_seed(options.seed));
         Self {
             calls: limited(CALL_TIMEOUT),
             reads: limited(READ_TIMEOUT),
             subscriptions: client(unlimited),
-            name_or_arn: name_or_arn.into().into(),
+            name_or_arn: name_or_arn.into(),
             options,
-            shared: Arc::new(Shared { rng, waiting_since: Mutex::new(None), registration }),
+            shared: Arc::new(Shared { rng, waiting_since: Mutex::new(None) }),
         }
     }
 
@@ -168,7 +142,7 @@ impl KinesisStream {
     }
 
     pub(super) fn fork_rng(&self) -> fastrand::Rng {
-        self.shared.rng.lock().unwrap_or_else(PoisonError::into_inner).fork()
+        self.shared.rng.lock().fork()
     }
 
     /// Gives a failed call its meaning. `operation` is the API's name, `object` what it was
@@ -229,21 +203,6 @@ impl KinesisStream {
             }
         };
         ServiceError::of_call(context, call)
-    }
-
-    /// The consumer that subscribes, and news of it.
-    pub(super) async fn consumer_arn(&self) -> Result<(String, Option<Notice>), ServiceError> {
-        self.consumer(false).await
-    }
-
-    async fn consumer(&self, is_start: bool) -> Result<(String, Option<Notice>), ServiceError> {
-        let registration = self.shared.registration.as_ref();
-        registration.expect("only who has a consumer subscribes").arn(self, is_start).await
-    }
-
-    /// A consumer that the service does not know is made again, if it may be.
-    pub(super) async fn consumer_missing(&self, arn: &str) -> Option<Notice> {
-        self.shared.registration.as_ref()?.missing(self, arn).await
     }
 
     pub(super) async fn stream_arn(&self) -> Result<String, ServiceError> {
@@ -338,7 +297,7 @@ impl KinesisStream {
         }
     }
 
-    async fn complete_listing(&self, from: ListFrom) -> Result<Listing, ServiceError> {
+    pub(super) async fn list(&self, from: ListFrom) -> Result<Listing, ServiceError> {
         let asked = self.options.clock.now();
         let result = self.pages(from).await.and_then(|(shards, seen)| {
             if shards.is_empty() {
@@ -350,14 +309,14 @@ impl KinesisStream {
             shards.sort_by(|a, b| a.id.cmp(&b.id));
             Ok((shards, seen))
         });
-        let mut waiting = self.shared.waiting_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.shared.waiting_since.lock();
         match result {
             Ok((shards, seen)) => {
                 let asked = waiting.take().unwrap_or(asked);
                 Ok(Listing { shards, at: seen.when(asked) })
             }
             Err(error) => {
-                if error.is_passing() {
+                if error.is_transient() {
                     waiting.get_or_insert(asked);
                 }
                 Err(error)
@@ -384,23 +343,14 @@ impl KinesisStream {
         let context = format!("ListShards on stream `{}`: {what}", self.name_or_arn);
         ServiceError::new(ServiceErrorKind::Invalid, context)
     }
-}
 
-impl fmt::Debug for KinesisStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("KinesisStream").field(&self.name_or_arn).finish()
-    }
-}
-
-impl KinesisStream {
     /// Asks what the stream is; while it is being created, "latest" counts from the first question.
-    async fn description(&self) -> Result<Description, ServiceError> {
+    pub(super) async fn description(&self) -> Result<Description, ServiceError> {
         let asked = self.options.clock.now();
         let date = ServiceDate::new(self.options.clock.clone());
         let summary = self.summary(&date).await?;
         if matches!(summary.stream_status, StreamStatus::Creating | StreamStatus::Deleting) {
-            let mut waiting =
-                self.shared.waiting_since.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut waiting = self.shared.waiting_since.lock();
             waiting.get_or_insert(asked);
             let context =
                 format!("stream `{}` is {}", self.name_or_arn, summary.stream_status.as_str());
@@ -418,33 +368,9 @@ impl KinesisStream {
     }
 }
 
-impl Stream for KinesisStream {
-    fn describe(&self) -> BoxFuture<'_, Result<Description, ServiceError>> {
-        Box::pin(self.description())
-    }
-
-    fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
-        Box::pin(self.complete_listing(from))
-    }
-
-    fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader> {
-        let of = OneShard { stream: self.clone(), id: shard.clone() };
-        let rng = self.fork_rng();
-        match self.options.retrieval {
-            Retrieval::Polling => Box::new(PollingReader::new(of, cursor, rng)),
-            Retrieval::FanOut { .. } => Box::new(FanOutReader::new(of, cursor, rng)),
-            Retrieval::Auto { .. } => Box::new(AutoReader::new(of, cursor, rng)),
-        }
-    }
-
-    fn prepare(&self) -> BoxFuture<'_, Result<Option<Notice>, ServiceError>> {
-        Box::pin(async {
-            match self.options.retrieval {
-                Retrieval::FanOut { .. } => Ok(self.consumer(true).await?.1),
-                // It costs by the hour, so it is made when it is needed.
-                Retrieval::Auto { .. } | Retrieval::Polling => Ok(None),
-            }
-        })
+impl fmt::Debug for KinesisClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name_or_arn)
     }
 }
 
@@ -472,72 +398,6 @@ fn may_pass_soon(error: &ServiceError) -> bool {
     matches!(error.kind, Throttled | Unavailable | WrongClock | FileLimit)
 }
 
-/// The time of the service, as a reply says it, and our instant when it came.
-#[derive(Debug, Clone, Copy)]
-struct SeenDate {
-    millis: i64,
-    received: Instant,
-}
-
-impl SeenDate {
-    /// A time of the service that is not later than our instant `asked`.
-    ///
-    /// The reply was written at or before `received`, and the header is cut to whole seconds, so
-    /// it is not later than the service's time at `received`. What passed on our clock since
-    /// `asked` is taken off, so the result is not later than the service's time at `asked`; and
-    /// one second more, because the service's machines do not agree to the millisecond.
-    fn when(self, asked: Instant) -> Timestamp {
-        let back = self.received.duration_since(asked) + CLOCK_MARGIN;
-        // Rounded up: too early repeats a record, too late loses one.
-        let back = i64::try_from(back.as_micros().div_ceil(1_000)).unwrap_or(i64::MAX);
-        Timestamp::from_millis(self.millis.saturating_sub(back).max(UNKNOWN_TIME_MS))
-    }
-}
-
-/// Reads the `Date` header of the replies to one call.
-#[derive(Debug, Clone)]
-struct ServiceDate {
-    seen: Arc<Mutex<Option<SeenDate>>>,
-    clock: Arc<dyn Clock>,
-}
-
-impl ServiceDate {
-    fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { seen: Arc::default(), clock }
-    }
-
-    fn take(&self) -> Option<SeenDate> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-impl Intercept for ServiceDate {
-    fn name(&self) -> &'static str {
-        "ServiceDate"
-    }
-
-    fn read_after_transmit(
-        &self,
-        context: &BeforeDeserializationInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let header = context.response().headers().get("date");
-        let date = header.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
-        let millis = date.and_then(|date| date.to_millis().ok()).unwrap_or(UNKNOWN_TIME_MS);
-        let seen = SeenDate { millis, received: self.clock.now() };
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
-        Ok(())
-    }
-}
-
-/// A time of a reply. Replies give seconds as a floating-point number, which may be a hair less than
-/// the millisecond that was meant.
-pub(super) fn timestamp(time: &DateTime) -> Timestamp {
-    let millis = (time.as_nanos() + 500_000).div_euclid(1_000_000);
-    Timestamp::from_millis(i64::try_from(millis).unwrap_or(0))
-}
-
 /// The code of an exception in a subscription: its type is known where its code is not.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the service may add exceptions")]
 fn code_of_event(error: &SubscribeToShardEventStreamError) -> String {
@@ -555,24 +415,4 @@ fn code_of_event(error: &SubscribeToShardEventStreamError) -> String {
         _ => error.code().unwrap_or("InternalFailure"),
     };
     code.to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_date_becomes_a_time_before_the_question() {
-        let asked = Instant::now();
-        let seen = SeenDate { millis: 100_000, received: asked + Duration::from_micros(2_500_001) };
-        assert_eq!(seen.when(asked), Timestamp::from_millis(100_000 - 2_501 - 1_000));
-    }
-
-    #[test]
-    fn a_time_is_the_millisecond_that_was_meant() {
-        for millis in (0..1_000).map(|it| 1_700_000_085_000 + it).chain([0, 1, 999]) {
-            let seconds = millis as f64 / 1_000.0;
-            assert_eq!(timestamp(&DateTime::from_secs_f64(seconds)).as_millis(), millis);
-        }
-    }
 }

@@ -15,14 +15,14 @@ use aws_sdk_kinesis::types::ShardIteratorType;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::one_shard::OneShard;
-use super::{Read, ShardReader};
+use super::shard_client::ShardClient;
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::mutant;
 use crate::position::Cursor;
 use crate::record::Record;
 use crate::retry::Retry;
 use crate::shard::ChildShard;
+use crate::stream::{Read, ShardReader};
 
 /// The service lets an iterator live for five minutes; one minute is for the call and for clocks
 /// that differ.
@@ -134,7 +134,7 @@ enum Ending {
 /// Reads one shard.
 #[derive(Debug)]
 pub(super) struct PollingReader {
-    of: OneShard,
+    of: ShardClient,
     /// Where the next record is read from.
     cursor: Cursor,
     iterator: Option<ShardIterator>,
@@ -145,7 +145,7 @@ pub(super) struct PollingReader {
 }
 
 impl PollingReader {
-    pub(super) fn new(of: OneShard, cursor: Cursor, rng: fastrand::Rng) -> Self {
+    pub(super) fn new(of: ShardClient, cursor: Cursor, rng: fastrand::Rng) -> Self {
         let options = &of.stream.options;
         let pace = Pace::new(options.poll_interval, options.reads_per_second, rng);
         Self { of, cursor, iterator: None, ending: Ending::Open, pace, at_tip: None }

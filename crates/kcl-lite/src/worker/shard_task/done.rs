@@ -1,0 +1,67 @@
+//! What need not be delivered again, where reading starts *at* the checkpoint. Pure.
+
+use crate::position::Position;
+use crate::record::Record;
+
+/// Drops the records at or before `done`, where reading starts again.
+pub(super) fn drop_done(records: &mut Vec<Record>, done: &Position) {
+    if crate::mutant::is("the-checkpoint-is-repeated") {
+        return;
+    }
+    if crate::mutant::is("the-rest-of-an-aggregate-is-dropped") {
+        return records.retain(|record| record.sequence_number > done.sequence_number);
+    }
+    let place = |record: &Record| {
+        let of_number = record.sequence_number.cmp(&done.sequence_number);
+        of_number.then(record.sub_sequence_number.cmp(&done.sub_sequence_number))
+    };
+    if records.first().is_none_or(|first| place(first).is_gt()) {
+        return;
+    }
+    let is_same = |record: &Record| record.sequence_number == done.sequence_number;
+    // Another library stopped inside an aggregate, which is delivered whole here: repeat its
+    // beginning rather than lose its end.
+    let is_packed = done.sub_sequence_number > 0
+        && !records.iter().any(|record| is_same(record) && record.sub_sequence_number > 0);
+    records.retain(|record| (is_packed && is_same(record)) || place(record).is_gt());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Packing, Timestamp};
+
+    fn record(number: u64, sub: u64) -> Record {
+        Record {
+            sequence_number: number.to_string().parse().unwrap(),
+            sub_sequence_number: sub,
+            partition_key: String::new(),
+            data: Default::default(),
+            arrived: Timestamp::from_millis(0),
+            packing: Packing::Plain,
+        }
+    }
+
+    fn left(records: &[(u64, u64)], done: (u64, u64)) -> Vec<(String, u64)> {
+        let mut records: Vec<_> =
+            records.iter().map(|(number, sub)| record(*number, *sub)).collect();
+        drop_done(&mut records, &Position::of(&record(done.0, done.1)));
+        let place = |it: Record| (it.sequence_number.to_string(), it.sub_sequence_number);
+        records.into_iter().map(place).collect()
+    }
+
+    #[test]
+    fn reading_again_drops_what_is_done_also_inside_an_aggregate() {
+        assert_eq!(left(&[(1, 0), (2, 0), (3, 0)], (2, 0)), [("3".to_owned(), 0)]);
+        let inside = left(&[(2, 0), (2, 1), (2, 2), (3, 0)], (2, 1));
+        assert_eq!(inside, [("2".to_owned(), 2), ("3".to_owned(), 0)]);
+        assert_eq!(left(&[(2, 0), (2, 1), (2, 2)], (2, 0)).len(), 2);
+        assert_eq!(left(&[(2, 0), (2, 1)], (2, 1)), []);
+    }
+
+    #[test]
+    fn an_aggregate_that_cannot_be_unpacked_is_repeated_rather_than_lost() {
+        let whole = left(&[(2, 0), (3, 0)], (2, 5));
+        assert_eq!(whole, [("2".to_owned(), 0), ("3".to_owned(), 0)]);
+    }
+}
