@@ -15,7 +15,6 @@ use tokio::sync::Notify;
 
 use crate::budget::Permit;
 use crate::error::{BoxError, Failure};
-use crate::mutant;
 use crate::position::Position;
 use crate::record::{Record, Timestamp};
 
@@ -75,8 +74,7 @@ impl Ack {
 impl Drop for Ack {
     fn drop(&mut self) {
         if self.armed {
-            let acknowledged = mutant::is("dropped-tokens-acknowledge");
-            self.window.settle(self.delivered, self.range.start, acknowledged);
+            self.window.settle(self.delivered, self.range.start, false);
         }
     }
 }
@@ -434,8 +432,7 @@ impl State {
     /// The batch, if this attempt at it is the present one.
     fn entry(&mut self, delivered: Delivered) -> Option<&mut Entry> {
         let index = usize::try_from(delivered.entry.checked_sub(self.first)?).ok()?;
-        let any = mutant::is("tokens-of-earlier-attempts-count");
-        self.entries.get_mut(index).filter(|entry| entry.attempt == delivered.attempt || any)
+        self.entries.get_mut(index).filter(|entry| entry.attempt == delivered.attempt)
     }
 
     /// Adds a batch, which is never empty.
@@ -462,15 +459,11 @@ impl State {
     fn is_done(&self, record: &Record) -> bool {
         let position = Position::of(record);
         let index = self.done.partition_point(|span| span.last < position);
-        let any = mutant::is("holes-are-left-out");
-        self.done.get(index).is_some_and(|span| span.first <= position || any)
+        self.done.get(index).is_some_and(|span| span.first <= position)
     }
 
     /// Remembers what is acknowledged of these parts, which are not in the window any more.
     fn keep(&mut self, parts: &[Part]) {
-        if mutant::is("acknowledged-records-come-again") {
-            return;
-        }
         let done = parts.iter().filter(|part| part.acknowledged);
         self.done.extend(
             done.map(|part| Span { first: part.first.clone(), last: part.mark.position.clone() }),
@@ -507,9 +500,6 @@ impl State {
     fn advance(&mut self) {
         while let Some(entry) = self.entries.front() {
             let done = entry.parts.iter().take_while(|part| part.acknowledged).count();
-            let last = entry.parts.iter().rposition(|part| part.acknowledged);
-            let jumps = mutant::is("mark-jumps-over-holes");
-            let done = last.filter(|_| jumps).map_or(done, |last| last + 1);
             if let Some(part) = done.checked_sub(1).and_then(|last| entry.parts.get(last)) {
                 self.mark = Some(part.mark.clone());
             }

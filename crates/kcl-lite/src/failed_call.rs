@@ -14,7 +14,6 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use crate::aws::credentials;
 use crate::error::{FailedCall, ServiceErrorKind, chain};
-use crate::mutant;
 
 /// Reads the failure of a call of `action`, such as `kinesis:PutRecord`, on `resource`.
 #[must_use]
@@ -123,7 +122,6 @@ fn kind_of_reply(action: &str, code: &str, message: &str, status: u16) -> Servic
         WrongClock,
     };
     match code {
-        "ProvisionedThroughputExceededException" if mutant::is("throttled-is-fatal") => Invalid,
         // The quota of shards or streams is used up, which waiting does not change.
         "LimitExceededException" if action.ends_with(":CreateStream") => Invalid,
         "ProvisionedThroughputExceededException"
@@ -173,7 +171,6 @@ fn kind_of_reply(action: &str, code: &str, message: &str, status: u16) -> Servic
 
 fn kind_of_status(status: u16) -> ServiceErrorKind {
     match status {
-        200..300 if mutant::is("an-unreadable-reply-is-fatal") => ServiceErrorKind::Invalid,
         // A reply that should be good but cannot be read broke off, or came from elsewhere.
         200..300 | 408 | 500.. => ServiceErrorKind::Unavailable,
         429 => ServiceErrorKind::Throttled,

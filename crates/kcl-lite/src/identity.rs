@@ -4,7 +4,6 @@
 use std::cmp::Ordering;
 use std::fmt;
 
-use crate::mutant;
 use crate::record::Timestamp;
 
 /// Tells a stream from every other one. A stream that is deleted and re-created under its old name is
@@ -26,7 +25,6 @@ impl StreamIdentity {
         match stream.created.cmp(&self.created) {
             Ordering::Less => Some(Other::Former),
             Ordering::Equal => None,
-            Ordering::Greater if mutant::is("newer-rows-count-as-former") => Some(Other::Former),
             Ordering::Greater => Some(Other::Newer),
         }
     }

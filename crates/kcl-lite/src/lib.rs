@@ -14,11 +14,6 @@ mod failed_call;
 mod heartbeat;
 mod identity;
 pub mod lease;
-#[cfg(feature = "mutants")]
-#[doc(hidden)]
-pub mod mutant;
-#[cfg(not(feature = "mutants"))]
-mod mutant;
 mod position;
 mod processor;
 mod record;

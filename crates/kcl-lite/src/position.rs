@@ -25,11 +25,7 @@ impl Position {
     pub fn of(record: &Record) -> Self {
         Self {
             sequence_number: record.sequence_number.clone(),
-            sub_sequence_number: if crate::mutant::is("sub-sequence-is-forgotten") {
-                0
-            } else {
-                record.sub_sequence_number
-            },
+            sub_sequence_number: record.sub_sequence_number,
         }
     }
 }

@@ -15,12 +15,12 @@ mod clock;
 mod driver;
 mod fleet;
 mod machine;
-#[cfg(feature = "mutants")]
 pub mod mutants;
 mod network;
 mod plan;
 mod processor;
 mod reached;
+pub mod seeded;
 mod services;
 pub mod shrink;
 mod stream;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use parking_lot::Mutex;
-use sim::{Counts, Plan, Tier, Violation, run, shrink};
+use sim::mutants::{self, Mutant};
+use sim::{Counts, Plan, Tier, Violation, run, seeded, shrink};
 use tokio::time::Instant;
 
 /// Runs a fleet of workers on virtual time, with seeded faults, and checks every promise.
@@ -54,10 +55,10 @@ struct Arguments {
     /// With `--seed`: print the whole timeline, also when nothing fails.
     #[arg(long)]
     timeline: bool,
-    /// Run every seeded bug of the library until it is found; needs the feature `mutants`.
+    /// Run every seeded bug until it is found, in a copy of the library that is built first.
     #[arg(long)]
     mutants: bool,
-    /// With `--mutants`, or with `--seed`: this bug only.
+    /// Run this seeded bug only; with `--seed`, run that seed with it.
     #[arg(long)]
     mutant: Option<String>,
     /// Stop after so many failures.
@@ -68,6 +69,13 @@ struct Arguments {
 impl Arguments {
     fn plan(&self, seed: u64) -> Plan {
         self.plan_of_any_tier(seed).on(self.tier)
+    }
+
+    /// The seeded bug that was asked for.
+    fn bug(&self) -> Result<Option<Mutant>, String> {
+        let Some(name) = &self.mutant else { return Ok(None) };
+        let bug = mutants::named(name);
+        bug.map(Some).ok_or_else(|| format!("there is no seeded bug `{name}`"))
     }
 
     fn plan_of_any_tier(&self, seed: u64) -> Plan {
@@ -90,13 +98,15 @@ const ENOUGH: u64 = 1000;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let result = match arguments.seed {
-        _ if arguments.mutants => mutants(&arguments),
-        Some(seed) => one(&arguments, seed),
-        None => many(&arguments),
+    let result = match arguments.bug() {
+        Ok(bug) if (bug.is_some() || arguments.mutants) && !mutants::ARE_BUILT_IN => {
+            seeded::run(std::env::args_os().skip(1).collect(), bug.is_none())
+        }
+        Ok(bug) => run_here(&arguments, bug).map(|()| ExitCode::SUCCESS),
+        Err(failure) => Err(failure),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             println!("{failure}");
             ExitCode::FAILURE
@@ -104,8 +114,19 @@ fn main() -> ExitCode {
     }
 }
 
+fn run_here(arguments: &Arguments, bug: Option<Mutant>) -> Result<(), String> {
+    match arguments.seed {
+        _ if arguments.mutants => hunt(arguments, bug),
+        Some(seed) => {
+            mutants::choose(bug);
+            one(arguments, seed)
+        }
+        None if bug.is_some() => hunt(arguments, bug),
+        None => many(arguments),
+    }
+}
+
 fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
-    choose(arguments.mutant.as_deref());
     let mut plan = arguments.plan(seed);
     let mut kept = arguments.keep.clone();
     if let Some(kept) = &kept {
@@ -154,16 +175,10 @@ fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
     }
 }
 
-#[cfg(not(feature = "mutants"))]
-fn mutants(_: &Arguments) -> Result<(), String> {
-    Err("build with the feature: cargo run -p sim --features mutants -- --mutants".to_owned())
-}
-
-#[cfg(feature = "mutants")]
-fn mutants(arguments: &Arguments) -> Result<(), String> {
-    let (began, wanted) = (Instant::now(), arguments.mutant.as_deref());
-    let mut bugs = sim::mutants::all();
-    bugs.retain(|it| wanted.is_none_or(|wanted| wanted == it.name));
+/// Runs one seeded bug, or all, until each is found.
+fn hunt(arguments: &Arguments, bug: Option<Mutant>) -> Result<(), String> {
+    let began = Instant::now();
+    let bugs = bug.map_or_else(mutants::all, |bug| vec![bug]);
     let next = std::sync::atomic::AtomicUsize::new(0);
     let unseen: Mutex<Vec<&str>> = Mutex::default();
     let work = || {
@@ -172,9 +187,8 @@ fn mutants(arguments: &Arguments) -> Result<(), String> {
                 Tier::Protocol => arguments.seeds,
                 Tier::Full => arguments.seeds.div_ceil(PROGRESS_OF_FULL),
             };
-            let verdict = sim::mutants::hunt(*bug, arguments.from, most, |seed| {
-                arguments.plan_of_any_tier(seed)
-            });
+            let verdict =
+                mutants::hunt(*bug, arguments.from, most, |seed| arguments.plan_of_any_tier(seed));
             let found = match verdict.found {
                 Some((seed, it)) => format!("{:?}, seed {seed}", it.promise),
                 None => {
@@ -195,19 +209,9 @@ fn mutants(arguments: &Arguments) -> Result<(), String> {
     let (found, took) = (bugs.len() - unseen.len(), began.elapsed().as_secs());
     println!("{found} of {} bugs were found in {took} s", bugs.len());
     match &unseen[..] {
-        _ if bugs.is_empty() => Err("there is no such bug".to_owned()),
         [] => Ok(()),
         _ => Err(format!("not found: {}", unseen.join(", "))),
     }
-}
-
-#[cfg(not(feature = "mutants"))]
-fn choose(_: Option<&str>) {}
-
-/// For a replay: one of the library's seeded bugs.
-#[cfg(feature = "mutants")]
-fn choose(name: Option<&str>) {
-    sim::mutants::choose(name);
 }
 
 /// What a sweep has come to.

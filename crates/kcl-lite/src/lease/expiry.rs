@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Lease, LeaseKey};
-use crate::mutant;
 
 /// What this worker has seen of the counters.
 #[derive(Debug, Default)]
@@ -35,8 +34,6 @@ impl Observations {
         for lease in leases {
             let since = match self.seen.get(&lease.key) {
                 Some(before) if before.counter == lease.counter => before.since,
-                Some(before) if mutant::is("renewals-are-not-seen") => before.since,
-                None if mutant::is("new-leases-are-expired") => now - Duration::from_secs(400),
                 Some(_) | None => now,
             };
             seen.insert(lease.key.clone(), Seen { counter: lease.counter, since });
@@ -59,8 +56,7 @@ impl Observations {
     pub(crate) fn unchanged_for(&self, now: Instant, lease: &Lease) -> Duration {
         match self.seen.get(&lease.key) {
             Some(seen) if seen.counter == lease.counter => {
-                let early = if mutant::is("expires-early") { 2 } else { 1 };
-                now.saturating_duration_since(seen.since) * early
+                now.saturating_duration_since(seen.since)
             }
             Some(_) | None => Duration::ZERO,
         }

@@ -21,7 +21,6 @@ use std::fmt;
 pub use self::key::{LeaseKey, StreamKey};
 pub(crate) use crate::identity::Other;
 pub use crate::identity::StreamIdentity;
-use crate::mutant;
 use crate::position::{Checkpoint, Cursor};
 use crate::record::{ShardId, Timestamp, WorkerId};
 use crate::shard::HashRange;
@@ -175,8 +174,7 @@ impl Lease {
         key: impl Into<LeaseKey>,
         checkpoint: Checkpoint,
     ) -> Self {
-        let stream_says = stream.as_ref().filter(|_| !mutant::is("new-rows-start-at-zero"));
-        let created = stream_says.map_or(0, |stream| stream.created.as_millis());
+        let created = stream.as_ref().map_or(0, |stream| stream.created.as_millis());
         let counter = u64::try_from(created).unwrap_or(0);
         Self { counter, stream, ..Self::new(key, checkpoint) }
     }
@@ -224,9 +222,6 @@ impl Lease {
         match &self.checkpoint {
             Checkpoint::ShardEnd => None,
             Checkpoint::At(position) => Some(Cursor::At(position.sequence_number.clone())),
-            Checkpoint::Latest if mutant::is("latest-is-resolved-again") => {
-                Some(Cursor::Timestamp(Timestamp::from_millis(i64::MAX)))
-            }
             Checkpoint::TrimHorizon | Checkpoint::Latest | Checkpoint::AtTimestamp => {
                 // No record is older than 1970, and no service takes such a time.
                 let since = self.anchor.filter(|time| time.as_millis() >= 0);
@@ -395,14 +390,11 @@ impl LeaseWrite {
     /// [`Refused`] when the condition does not hold.
     pub fn apply(&self, row: Option<&Lease>) -> Result<Option<Lease>, Refused> {
         let refused = || Refused { current: row.cloned().map(Box::new) };
-        let at = |counter: u64| {
-            row.filter(|row| row.counter == counter || self.is_unfenced())
-                .cloned()
-                .ok_or_else(refused)
-        };
+        let at =
+            |counter: u64| row.filter(|row| row.counter == counter).cloned().ok_or_else(refused);
         let mut next = match &self.change {
             LeaseChange::Create(lease) => {
-                if row.is_some() && !mutant::is("create-overwrites") {
+                if row.is_some() {
                     return Err(refused());
                 }
                 Lease::clone(lease)
@@ -410,7 +402,7 @@ impl LeaseWrite {
             LeaseChange::Take { counter, from, owner } => at(*counter)?.taken(from.as_ref(), owner),
             LeaseChange::Renew { counter, owner, update } => {
                 let lease = at(*counter)?;
-                if lease.actual_owner() != Some(owner) && !self.is_unfenced() {
+                if lease.actual_owner() != Some(owner) {
                     return Err(refused());
                 }
                 lease.renewed(update)
@@ -430,7 +422,7 @@ impl LeaseWrite {
             LeaseChange::HandOver { counter, update, to } => {
                 let lease = at(*counter)?;
                 let is_asked = lease.checkpoint_owner.is_some() && lease.owner.as_ref() == Some(to);
-                if !is_asked && !mutant::is("withdrawals-are-not-seen") {
+                if !is_asked {
                     return Err(refused());
                 }
                 let mut lease = lease.renewed(update);
@@ -461,25 +453,6 @@ impl LeaseWrite {
         next.write_id = Some(self.id.clone());
         Ok(Some(next))
     }
-
-    /// Bugs that drop the condition of a write.
-    fn is_unfenced(&self) -> bool {
-        match self.change {
-            LeaseChange::Take { .. } => mutant::is("take-without-counter"),
-            LeaseChange::Renew { .. } => mutant::is("renew-without-counter"),
-            LeaseChange::Finish { .. } => mutant::is("finish-without-counter"),
-            LeaseChange::Release { .. } | LeaseChange::HandOver { .. } => {
-                mutant::is("release-without-counter")
-            }
-            LeaseChange::Create(_)
-            | LeaseChange::AskHandoff { .. }
-            | LeaseChange::WithdrawHandoff { .. }
-            | LeaseChange::Delete { .. }
-            | LeaseChange::Reset { .. }
-            | LeaseChange::Discard { .. }
-            | LeaseChange::Replace { .. } => false,
-        }
-    }
 }
 
 impl LeaseChange {
@@ -500,10 +473,7 @@ impl Lease {
     }
 
     fn taken(mut self, from: Option<&WorkerId>, owner: &WorkerId) -> Self {
-        self.counter = counter_after(self.counter, u64::from(!mutant::is("take-keeps-counter")));
-        if mutant::is("take-wipes-checkpoint") {
-            self.checkpoint = Checkpoint::TrimHorizon;
-        }
+        self.counter = counter_after(self.counter, 1);
         let switch = u64::from(LeaseChange::is_switch(from, owner));
         self.owner_switches = self.owner_switches.saturating_add(switch);
         self.owner = Some(owner.clone());
@@ -517,7 +487,6 @@ impl Lease {
             return None;
         }
         self.checkpoint_owner = self.owner.replace(to.clone());
-        self.checkpoint_owner.take_if(|_| mutant::is("asking-is-taking"));
         Some(self)
     }
 
@@ -542,12 +511,9 @@ impl Lease {
     }
 
     fn renewed(mut self, update: &LeaseUpdate) -> Self {
-        self.counter = counter_after(self.counter, u64::from(!mutant::is("renew-keeps-counter")));
+        self.counter = counter_after(self.counter, 1);
         if let Some(checkpoint) = &update.checkpoint {
-            debug_assert!(
-                mutant::is_any() || *checkpoint >= self.checkpoint,
-                "a durable checkpoint never moves back"
-            );
+            debug_assert!(*checkpoint >= self.checkpoint, "a durable checkpoint never moves back");
             self.checkpoint = checkpoint.clone();
             self.owner_switches = 0;
         }

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use super::{LeaseChange, LeaseKey, LeaseWrite, WriteOutcome};
-use crate::mutant;
 
 /// The takes of one worker that were never answered.
 #[derive(Debug, Default)]
@@ -57,9 +56,6 @@ impl Takes {
     /// When the oldest take at `counter` was sent, counting one sent at `sent`.
     fn oldest(&mut self, key: &LeaseKey, counter: u64, sent: Instant) -> Instant {
         let oldest = self.unanswered.entry(key.clone()).or_insert((counter, sent));
-        if mutant::is("a-recognised-take-counts-from-now") {
-            return sent;
-        }
         if oldest.0 != counter {
             *oldest = (counter, sent);
         }

@@ -14,14 +14,12 @@ use super::{
     Lease, LeaseChange, LeaseUpdate, LeaseWrite, PendingChange, WriteId, WriteOutcome,
     counter_after,
 };
-use crate::mutant;
 use crate::record::{ShardId, WorkerId};
 
 /// The mark of this worker's write at `counter`.
 ///
 /// All attempts at one counter share it: whichever was applied, the row then carries the mark.
 pub(crate) fn write_id(incarnation: &str, counter: u64) -> WriteId {
-    let incarnation = if mutant::is("marks-are-not-unique") { "" } else { incarnation };
     WriteId::new(format!("{incarnation}:{counter}"))
 }
 
@@ -106,10 +104,7 @@ impl Tenure {
         lease_duration: Duration,
         margin: Duration,
     ) -> Self {
-        debug_assert!(
-            mutant::is_any() || lease.owner.as_ref() == Some(&me),
-            "a tenure starts with our own row"
-        );
+        debug_assert!(lease.owner.as_ref() == Some(&me), "a tenure starts with our own row");
         Self {
             lease,
             me,
@@ -140,11 +135,7 @@ impl Tenure {
     /// When this worker must have stopped, unless a write is confirmed before: a margin earlier than
     /// anyone may take the lease.
     pub(crate) fn fenced_at(&self) -> Instant {
-        if mutant::is("owner-never-stops-itself") {
-            return self.valid_from + self.lease_duration * 100;
-        }
-        let margin = if mutant::is("fence-without-margin") { Duration::ZERO } else { self.margin };
-        self.valid_from + self.lease_duration - margin
+        self.valid_from + self.lease_duration - self.margin
     }
 
     /// The next write towards `goal`, storing what of `told` is news.
@@ -153,9 +144,6 @@ impl Tenure {
         let update = self.update(wanted);
         let change = match goal {
             Goal::Keep => LeaseChange::Renew { counter, owner: self.me.clone(), update },
-            Goal::Release if mutant::is("release-forgets-the-checkpoint") => {
-                LeaseChange::Release { counter, update: LeaseUpdate::default() }
-            }
             Goal::Release => match self.asked_by() {
                 Some(to) => LeaseChange::HandOver { counter, update, to: to.clone() },
                 None => LeaseChange::Release { counter, update },
@@ -215,7 +203,6 @@ impl Tenure {
             WriteOutcome::Done(Some(row)) => self.hold(row, sent, goal),
             WriteOutcome::Refused(Some(row)) if self.is_ours(&row) => {
                 let since = self.unanswered_since.unwrap_or(self.valid_from);
-                let since = if mutant::is("recovered-counts-from-now") { sent } else { since };
                 self.hold(row, since, goal)
             }
             WriteOutcome::Refused(Some(row)) if self.has_other_successor(&row) => {
@@ -223,9 +210,6 @@ impl Tenure {
                 Verdict::OtherSuccessor
             }
             WriteOutcome::Refused(Some(row)) => Verdict::Lost { to: row.owner },
-            WriteOutcome::Refused(None) if mutant::is("absent-is-stolen") => {
-                Verdict::Lost { to: None }
-            }
             WriteOutcome::Refused(None) => Verdict::Vanished,
             WriteOutcome::Done(None) => Verdict::Lost { to: None },
         }
@@ -239,10 +223,7 @@ impl Tenure {
             Goal::Release => row.actual_owner() != Some(&self.me),
             Goal::Finish(_) => row.checkpoint.is_shard_end(),
         };
-        debug_assert!(
-            mutant::is_any() || reached || row.actual_owner() == Some(&self.me),
-            "a held row is ours"
-        );
+        debug_assert!(reached || row.actual_owner() == Some(&self.me), "a held row is ours");
         self.lease = row;
         Verdict::Held { reached }
     }
@@ -250,13 +231,11 @@ impl Tenure {
     /// A request and its withdrawal leave the counter alone, so a row at our counter, of which we are
     /// the actual owner, is still ours.
     fn has_other_successor(&self, row: &Lease) -> bool {
-        let is_ours = row.actual_owner() == Some(&self.me);
-        row.counter == self.lease.counter && is_ours && !mutant::is("asked-for-is-lost")
+        row.counter == self.lease.counter && row.actual_owner() == Some(&self.me)
     }
 
     fn is_ours(&self, row: &Lease) -> bool {
-        !mutant::is("lost-reply-is-lost-lease")
-            && row.counter == counter_after(self.lease.counter, 1)
+        row.counter == counter_after(self.lease.counter, 1)
             && row.write_id.as_ref() == Some(&write_id(&self.incarnation, self.lease.counter))
     }
 }

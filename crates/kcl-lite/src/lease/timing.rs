@@ -6,8 +6,6 @@
 
 use std::time::Duration;
 
-use crate::mutant;
-
 /// How long the owner of a lease has to hand it over after another worker has requested it; then that
 /// worker takes the lease over. The same as in the KCL.
 pub const HANDOFF_DEADLINE: Duration = Duration::from_secs(30);
@@ -92,8 +90,7 @@ pub(crate) fn finished_stays(lease_duration: Duration) -> Duration {
 pub(crate) fn scan_interval(rows: usize, lease_duration: Duration) -> Duration {
     let affordable =
         Duration::from_millis((rows * ROW_BYTES * 1_000 / SCAN_BYTES_PER_SECOND) as u64);
-    let often = if mutant::is("scans-too-often") { 10 } else { 1 };
-    affordable.max(Duration::from_secs(1) / often).min(lease_duration / 2)
+    affordable.max(Duration::from_secs(1)).min(lease_duration / 2)
 }
 
 /// Returns how long a free lease of a table of `rows` leases is left to the worker that it falls to:

@@ -99,9 +99,8 @@ async fn listed_children(
         !is_listed && parent.hash_range.is_none_or(|whole| shard::covers(later, whole));
     let children = ChildShard::of(&id, shards);
     let is_whole = parent.hash_range.is_none_or(|whole| ChildShard::cover(&children, whole));
-    let is_trusting = crate::mutant::is("some-children-are-all");
     let may_be_behind = !is_history || !has_waited;
-    if may_be_behind && (children.is_empty() || !is_whole) && !is_trusting {
+    if may_be_behind && (children.is_empty() || !is_whole) {
         return Err(ServiceError::new(
             ServiceErrorKind::NotReady,
             format!("the shard listing does not show all children of {} yet", parent.key),
@@ -115,8 +114,7 @@ async fn other_parents_are_known(
     parent: &Lease,
     child: &ChildShard,
 ) -> Result<(), ServiceError> {
-    let looks = !crate::mutant::is("other-parents-are-not-looked-for");
-    for other in child.parents.iter().filter(|id| parent.shard() != **id && looks) {
+    for other in child.parents.iter().filter(|id| parent.shard() != **id) {
         let (child, other) = (parent.key.sibling(&child.id), parent.key.sibling(other));
         other_parent_is_known(context, parent, &child, &other).await?;
     }

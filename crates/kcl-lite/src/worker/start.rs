@@ -18,7 +18,6 @@ use crate::event::Event;
 use crate::lease::store::{Table, WriteOutcome};
 use crate::lease::tenure::write_id;
 use crate::lease::{Lease, LeaseChange, LeaseWrite, Other, StreamIdentity, StreamKey};
-use crate::mutant;
 use crate::position::{Checkpoint, InitialPosition};
 use crate::record::Timestamp;
 use crate::retry::Retry;
@@ -232,7 +231,7 @@ fn settle_others<'a>(
         // of the former one back.
         return Ok(rows);
     }
-    if recreated == StreamRecreated::Refuse && !mutant::is("refusing-is-adopting") {
+    if recreated == StreamRecreated::Refuse {
         let was = row.made_for();
         let is = source.identity.as_ref().map_or_else(String::new, ToString::to_string);
         return Err(Error::new(
@@ -254,10 +253,8 @@ fn settle_others<'a>(
         ));
     }
     // Nothing of the new stream has been read.
-    if !mutant::is("a-new-stream-starts-at-the-tip") {
-        source.position = InitialPosition::TrimHorizon;
-        source.since = source.identity.as_ref().map(|stream| stream.created);
-    }
+    source.position = InitialPosition::TrimHorizon;
+    source.since = source.identity.as_ref().map(|stream| stream.created);
     Ok(rows)
 }
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::lease::timing;
-use crate::mutant;
 use crate::record::WorkerId;
 
 /// The other workers that are full.
@@ -34,9 +33,7 @@ impl Full {
             self.waiting.entry(worker.clone()).or_insert((*held, now));
         }
         let after = timing::full_after(lease_duration);
-        let is_full = |since: Instant| {
-            now.saturating_duration_since(since) >= after && !mutant::is("nobody-is-ever-full")
-        };
+        let is_full = |since: Instant| now.saturating_duration_since(since) >= after;
         let full = self.waiting.iter().filter(|(_, (_, since))| is_full(*since));
         self.full = full.map(|(worker, _)| worker.clone()).collect();
     }

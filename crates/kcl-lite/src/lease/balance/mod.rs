@@ -19,7 +19,6 @@ pub(crate) use full::Full;
 use super::expiry::Observations;
 use super::{Lease, LeaseKey};
 use crate::event::TakeReason;
-use crate::mutant;
 use crate::record::WorkerId;
 use crate::settings::Balance;
 
@@ -70,19 +69,10 @@ pub(crate) fn is_runnable(
     hidden: &BTreeSet<LeaseKey>,
 ) -> bool {
     !lease.checkpoint.is_shard_end()
-        && lease.parent_keys().take(mutant_parents()).all(|parent| {
+        && lease.parent_keys().all(|parent| {
             let is_done = |parent: &Lease| parent.checkpoint.is_shard_end();
             leases.get(&parent).is_none_or(is_done) && !hidden.contains(&parent)
         })
-}
-
-/// How many parents count.
-fn mutant_parents() -> usize {
-    match () {
-        () if mutant::is("parents-are-not-waited-for") => 0,
-        () if mutant::is("second-parent-is-ignored") => 1,
-        () => usize::MAX,
-    }
 }
 
 /// The leases that this worker should take now.
@@ -220,13 +210,6 @@ impl<'a> World<'a> {
         let mut loads: BTreeMap<&WorkerId, usize> =
             self.held.iter().map(|(worker, leases)| (*worker, leases.len())).collect();
         let mut takes = Vec::new();
-        if mutant::is("free-leases-of-an-even-fleet-are-ignored")
-            && let (Some(least), Some(most)) = (loads.values().min(), loads.values().max())
-            && most - least <= 1
-            && loads.len() > 1
-        {
-            return takes;
-        }
         for (lease, reason) in &self.orphans {
             let least = loads
                 .iter()
@@ -255,9 +238,6 @@ impl<'a> World<'a> {
     /// has more already keeps the larger share), and the workers that get them. Workers that are full
     /// neither get nor lose any: the others share the rest.
     fn moves(&self, balance: Balance, full: &BTreeSet<WorkerId>) -> Vec<(LeaseKey, &'a WorkerId)> {
-        if mutant::is("leases-never-move") {
-            return Vec::new();
-        }
         let mut held = self.held.clone();
         held.retain(|worker, _| !full.contains(*worker));
         let by_load = match balance {
@@ -276,10 +256,7 @@ fn moves_by_number<'a>(
     let (floor, larger) = (total / workers, total % workers);
     let mut ranked: Vec<_> = held.iter().collect();
     ranked.sort_by_key(|(worker, leases)| (usize::MAX - leases.len(), **worker));
-    let share = |rank: usize| {
-        let rank = if rank_is_reversed() { workers - 1 - rank } else { rank };
-        floor + usize::from(rank < larger)
-    };
+    let share = |rank: usize| floor + usize::from(rank < larger);
     let surplus = ranked.iter().enumerate();
     let surplus = surplus.flat_map(|(rank, (_, leases))| leases.iter().skip(share(rank)));
     let mut surplus = surplus.filter(|lease| lease.checkpoint_owner.is_none());
@@ -291,11 +268,6 @@ fn moves_by_number<'a>(
     moves
 }
 
-/// Whether whoever has less gets the larger share.
-fn rank_is_reversed() -> bool {
-    mutant::is("leases-move-for-ever")
-}
-
 impl Snapshot<'_> {
     fn why_free(&self, lease: &Lease) -> Option<TakeReason> {
         match lease.actual_owner() {
@@ -303,7 +275,6 @@ impl Snapshot<'_> {
             Some(owner) if owner == self.me && !self.duplicates.contains_key(&lease.key) => {
                 Some(TakeReason::Own)
             }
-            Some(_) if mutant::is("the-dead-own-for-ever") => None,
             Some(_) if !self.is_alive(lease) => Some(TakeReason::Expired),
             Some(_) => None,
         }

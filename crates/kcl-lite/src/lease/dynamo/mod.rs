@@ -40,7 +40,6 @@ use super::store::{LeaseStore, Table, WriteOutcome};
 use super::{Lease, LeaseChange, LeaseKey, LeaseWrite};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::failed_call::failed_call;
-use crate::mutant;
 use crate::position::Checkpoint;
 use crate::settings::TableOptions;
 
@@ -110,12 +109,7 @@ impl DynamoStore {
         let scan = self.client.scan().table_name(&self.table).consistent_read(true);
         let mut items = scan.into_paginator().items().send();
         let mut table = Table::default();
-        let mut seen = 0;
         while let Some(item) = items.next().await {
-            seen += 1;
-            if mutant::is("scans-see-one-page") && seen > 3 {
-                break;
-            }
             let item = item.map_err(|error| self.failed("Scan", error))?;
             match Row(&item).lease() {
                 Ok(lease) => table.leases.extend(lease),
@@ -152,12 +146,7 @@ impl DynamoStore {
     async fn create(&self, write: &LeaseWrite) -> Result<WriteOutcome, ServiceError> {
         let lease = write.apply(None).ok().flatten().expect("creating a row gives the row");
         let put = self.client.put_item().expression_attribute_names("#key", LEASE_KEY);
-        let put = put.condition_expression(if mutant::is("creates-have-no-condition") {
-            "attribute_not_exists(#key) OR attribute_exists(#key)"
-        } else {
-            "attribute_not_exists(#key)"
-        });
-        self.put(put, lease).await
+        self.put(put.condition_expression("attribute_not_exists(#key)"), lease).await
     }
 
     /// Puts a row over one at this counter, whole: no attribute of the old one stays.
@@ -199,11 +188,6 @@ impl DynamoStore {
         condition: &str,
     ) -> Result<WriteOutcome, ServiceError> {
         let update = update.set(WRITE_ID, text(write.id.as_str()));
-        let any_counter = "(#leaseCounter >= :seen OR #leaseCounter < :seen)";
-        if mutant::is("updates-have-no-condition") {
-            let condition = condition.replace("#leaseCounter = :seen", any_counter);
-            return self.update(write, update, &condition).await;
-        }
         self.update(write, update, condition).await
     }
 
@@ -283,8 +267,7 @@ impl DynamoStore {
         &self,
         cause: &ConditionalCheckFailedException,
     ) -> Result<WriteOutcome, ServiceError> {
-        let row = cause.item().filter(|_| !mutant::is("a-refusal-shows-no-row"));
-        Ok(WriteOutcome::Refused(self.lease(row)?))
+        Ok(WriteOutcome::Refused(self.lease(cause.item())?))
     }
 
     fn invalid(&self, fault: impl fmt::Display) -> ServiceError {

@@ -10,7 +10,6 @@ use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 
 use crate::lease::{Lease, PendingCheckpoint, StreamIdentity, WriteId};
-use crate::mutant;
 use crate::position::Checkpoint;
 use crate::record::{ShardId, Timestamp};
 use crate::shard::HashRange;
@@ -184,7 +183,6 @@ pub(super) fn item_of(lease: &Lease) -> Item {
     let state = pending.and_then(|pending| pending.state.clone());
     let several = lease.key.stream();
     let several = several.as_str();
-    let anchor = lease.anchor.filter(|_| !mutant::is("anchors-are-not-written"));
     let stream = lease.stream.as_ref();
     // The Java library throws at a range of one key, also when it lists the table.
     let range = lease.hash_range.filter(|range| range.start < range.end);
@@ -198,13 +196,13 @@ pub(super) fn item_of(lease: &Lease) -> Item {
         (PENDING, pending.map(|pending| text(pending.checkpoint.as_str()))),
         (PENDING_SUB, pending_sub),
         (PENDING_STATE, state.map(bytes)),
-        (PARENTS, shard_set(&lease.parents).filter(|_| !mutant::is("parents-are-not-written"))),
+        (PARENTS, shard_set(&lease.parents)),
         (CHILDREN, shard_set(&lease.children)),
         (HASH_START, range.map(|range| text(range.start.to_string()))),
         (HASH_END, range.map(|range| text(range.end.to_string()))),
         (CHECKPOINT_OWNER, lease.checkpoint_owner.as_ref().map(|owner| text(owner.as_str()))),
         (WRITE_ID, lease.write_id.as_ref().map(|id| text(id.as_str()))),
-        (ANCHOR, anchor.map(|anchor| number(anchor.as_millis()))),
+        (ANCHOR, lease.anchor.map(|anchor| number(anchor.as_millis()))),
         (READ_UNTIL, lease.read_until.map(|time| number(time.as_millis()))),
         (THROUGHPUT, lease.throughput.map(rate)),
         (STREAM_ARN, stream.map(|stream| text(stream.arn.as_str()))),

@@ -12,7 +12,6 @@ use super::row::{
     bytes, number, rate, shard_set, text,
 };
 use crate::lease::{LeaseChange, LeaseUpdate, PendingChange, counter_after};
-use crate::mutant;
 use crate::position::Checkpoint;
 use crate::record::{ShardId, Timestamp, WorkerId};
 
@@ -59,11 +58,7 @@ impl Update {
         update.values.insert(":seen".to_owned(), number(seen));
         update.names.insert("#leaseCounter".to_owned(), LEASE_COUNTER.to_owned());
         update.values.insert(":from".to_owned(), text(from.as_str()));
-        let update = update.set(LEASE_OWNER, text(to.as_str()));
-        if mutant::is("asking-forgets-the-owner") {
-            return update;
-        }
-        update.set(CHECKPOINT_OWNER, text(from.as_str()))
+        update.set(LEASE_OWNER, text(to.as_str())).set(CHECKPOINT_OWNER, text(from.as_str()))
     }
 
     /// Leaves counter and mark to the owner.

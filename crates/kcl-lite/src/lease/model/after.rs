@@ -10,7 +10,6 @@ use super::world::{
 use crate::lease::store::WriteOutcome;
 use crate::lease::tenure::{Goal, Tenure, Verdict, take_id, write_id};
 use crate::lease::{Lease, LeaseChange, LeaseUpdate, LeaseWrite};
-use crate::mutant;
 use crate::position::Checkpoint;
 
 impl World {
@@ -93,8 +92,6 @@ impl World {
         let Some((write, sent)) = this.slots[lease].waiting.take() else { return };
         if this.slots[lease].hold.is_none() {
             this.takes.gave_up(&write, sent);
-        } else if mutant::is("one-error-loses-the-lease") {
-            self.lost(worker, lease);
         }
         self.wait_no_more(worker, lease);
     }
@@ -281,8 +278,7 @@ impl World {
         let this = &mut self.workers[worker];
         let hold = this.slots[lease].hold.as_mut().expect("only a holder is answered so");
         let is_refused = matches!(outcome, WriteOutcome::Refused(_));
-        let sent = if mutant::is("validity-from-the-reply") { now } else { message.sent };
-        match hold.tenure.answered(sent, outcome, &hold.goal) {
+        match hold.tenure.answered(message.sent, outcome, &hold.goal) {
             Verdict::Held { reached } => {
                 self.notes.push(if is_refused { "a write was recognised" } else { "written" });
                 if reached && hold.goal != Goal::Keep {

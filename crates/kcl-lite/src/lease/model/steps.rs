@@ -1,11 +1,8 @@
 //! What may happen next: everything that a worker may do, and what the network does to it.
 
-use std::time::Duration;
-
 use super::world::{Life, Network, Shard, Slot, Step, Why, Worker, World, at};
 use crate::lease::Lease;
 use crate::lease::tenure::Goal;
-use crate::mutant;
 
 impl World {
     /// All that may happen now.
@@ -118,9 +115,8 @@ impl World {
         };
         let unchanged = observations.unchanged_for(self.now(worker), row);
         if row.checkpoint.is_shard_end() {
-            let at_once = mutant::is("finished-rows-go-at-once");
-            let stays = if at_once { Duration::ZERO } else { self.times.finished_stays };
-            return if unchanged >= stays { vec![Why::Delete] } else { Vec::new() };
+            let is_due = unchanged >= self.times.finished_stays;
+            return if is_due { vec![Why::Delete] } else { Vec::new() };
         }
         match row.actual_owner() {
             None => vec![Why::Take],
@@ -128,7 +124,6 @@ impl World {
             Some(_) if unchanged >= self.times.lease_duration => vec![Why::Take],
             Some(_) if row.owner.as_ref() == Some(id) => vec![Why::TakeOverdue, Why::Withdraw],
             Some(_) if self.moves == 0 || row.checkpoint_owner.is_some() => Vec::new(),
-            Some(_) if mutant::is("steals-without-a-drain") => vec![Why::Take],
             Some(_) => vec![Why::Ask],
         }
     }

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{ChildShard, HashRange, ListFrom, Listing, Shard, cover, covers_everything};
 use crate::identity::{Other, StreamIdentity};
 use crate::lease::{Lease, LeaseKey, StreamKey};
-use crate::mutant;
 use crate::position::{Checkpoint, InitialPosition};
 use crate::record::{ShardId, Timestamp};
 
@@ -42,11 +41,7 @@ impl Start {
         match position {
             InitialPosition::Latest => Self::Latest,
             InitialPosition::TrimHorizon => Self::TrimHorizon,
-            InitialPosition::AtTimestamp(time) if mutant::is("a-time-to-come-is-stored") => {
-                Self::At(time)
-            }
             InitialPosition::AtTimestamp(time) => Self::at(time, now),
-            InitialPosition::Ago(_) if mutant::is("how-long-ago-is-forgotten") => Self::At(now),
             InitialPosition::Ago(ago) => {
                 let ago = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
                 Self::at(Timestamp::from_millis(now.as_millis().saturating_sub(ago)), now)
@@ -103,9 +98,7 @@ pub(crate) fn leases_of<'a>(
 pub(crate) fn first_leases(listing: &Listing, source: &Source, start: Start) -> Option<Vec<Lease>> {
     let ranges = listing.shards.iter().map(|shard| shard.hash_range);
     let first = |shard| source.new_lease(shard, start.checkpoint(), start, listing.at);
-    let skips = mutant::is("closed-shards-are-skipped");
-    let shards = listing.shards.iter().filter(|shard| shard.is_open || !skips);
-    covers_everything(ranges).then(|| shards.map(first).collect())
+    covers_everything(ranges).then(|| listing.shards.iter().map(first).collect())
 }
 
 /// The leases that are missing in a table that has some, oldest shards first.
@@ -120,9 +113,6 @@ pub(crate) fn leases_to_create(
     leases: &BTreeMap<LeaseKey, Lease>,
     source: &Source,
 ) -> Vec<Lease> {
-    if mutant::is("holes-are-not-filled") {
-        return Vec::new();
-    }
     let leases = leases_of(source, leases);
     let shards: BTreeMap<&ShardId, &Shard> =
         listing.shards.iter().map(|shard| (&shard.id, shard)).collect();
@@ -160,7 +150,7 @@ pub(crate) fn leases_to_create(
     for shard in &listing.shards {
         if shard.is_open
             && !leases.contains_key(&shard.id)
-            && (!is_covered(shard) || mutant::is("old-listings-are-believed"))
+            && !is_covered(shard)
             && planner.is_consistent(shard)
             && !planner.visit(shard)
         {
@@ -322,16 +312,14 @@ fn has_begun<'a>(shards: &'a [Shard], served: &BTreeSet<ShardId>) -> BTreeSet<&'
 /// Where nothing of the parent was read, the application may have started behind both: then the child
 /// starts at that time too. Another library, which does not know of it, repeats rather than loses.
 pub(crate) fn child_lease(parent: &Lease, child: &ChildShard) -> Lease {
-    let tip = mutant::is("children-start-at-the-tip");
-    let since = parent.anchor.filter(|_| !matches!(parent.checkpoint, Checkpoint::At(_)));
     Lease {
-        anchor: if tip { Some(Timestamp::from_millis(i64::MAX)) } else { since },
+        anchor: parent.anchor.filter(|_| !matches!(parent.checkpoint, Checkpoint::At(_))),
         parents: child.parents.clone(),
         hash_range: child.hash_range,
         ..Lease::of_stream(
             parent.stream.clone(),
             parent.key.sibling(&child.id),
-            if tip { Checkpoint::Latest } else { Checkpoint::TrimHorizon },
+            Checkpoint::TrimHorizon,
         )
     }
 }
@@ -350,18 +338,17 @@ impl Source {
             (Checkpoint::TrimHorizon, _) => self.since,
             _ => None,
         };
-        let identity = self.identity.clone().filter(|_| !mutant::is("rows-name-no-stream"));
         Lease {
             parents: shard.parents.clone(),
             hash_range: Some(shard.hash_range),
             anchor,
-            ..Lease::of_stream(identity, self.key.lease(&shard.id), checkpoint)
+            ..Lease::of_stream(self.identity.clone(), self.key.lease(&shard.id), checkpoint)
         }
     }
 
     /// Of which stream `row` is, if it stands where those of this stream are and is of another.
     pub(crate) fn other_stream(&self, row: &Lease) -> Option<Other> {
-        let identity = self.identity.as_ref().filter(|_| !mutant::is("old-rows-are-believed"))?;
+        let identity = self.identity.as_ref()?;
         let key = row.key.stream();
         match &row.stream {
             // By another key, too, if it was read alone then and is one of several now.
@@ -385,7 +372,6 @@ pub(crate) fn leases_to_delete(leases: &BTreeMap<LeaseKey, Lease>) -> Vec<&Lease
                 && lease.child_keys().all(|child| {
                     leases.get(&child).is_some_and(|child| child.checkpoint.has_progress())
                 });
-            let children_moved = children_moved || mutant::is("parents-go-before-children-move");
             lease.checkpoint.is_shard_end() && parents_gone && children_moved
         })
         .collect()

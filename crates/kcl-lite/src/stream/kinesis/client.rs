@@ -27,7 +27,6 @@ use crate::clock::{self, Clock, TokioClock};
 use crate::error::{FailedCall, ServiceError, ServiceErrorKind};
 use crate::failed_call::{broken_events, failed_call};
 use crate::identity::StreamIdentity;
-use crate::mutant;
 use crate::record::ShardId;
 use crate::retry::Retry;
 use crate::settings::Retrieval;
@@ -279,7 +278,6 @@ impl KinesisClient {
             let (mut shards, mut token) = (first.shards.unwrap_or_default(), first.next_token);
             while let Some(next) = token {
                 match self.page_with_retries(from, Some(next), &date, &mut rng).await {
-                    Ok(_) if mutant::is("listings-see-one-page") => break,
                     Ok(page) => {
                         shards.extend(page.shards.unwrap_or_default());
                         token = page.next_token;

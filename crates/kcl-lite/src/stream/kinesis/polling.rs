@@ -17,7 +17,6 @@ use tokio::time::Instant;
 
 use super::shard_client::ShardClient;
 use crate::error::{ServiceError, ServiceErrorKind};
-use crate::mutant;
 use crate::position::Cursor;
 use crate::record::Record;
 use crate::retry::Retry;
@@ -280,9 +279,6 @@ impl PollingReader {
         let call = self.of.stream.calls.get_shard_iterator();
         let call = match &self.cursor {
             Cursor::Horizon => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
-            Cursor::Timestamp(time) if mutant::is("times-are-whole-seconds") => call
-                .shard_iterator_type(ShardIteratorType::AtTimestamp)
-                .timestamp(DateTime::from_secs(time.as_millis() / 1_000 + 1)),
             Cursor::Timestamp(time) => call
                 .shard_iterator_type(ShardIteratorType::AtTimestamp)
                 .timestamp(DateTime::from_millis(time.as_millis())),

@@ -29,7 +29,6 @@ use crate::error::{ServiceError, ServiceErrorKind};
 use crate::event::Event;
 use crate::lease::tenure::{Goal, Tenure, Verdict};
 use crate::lease::{Lease, LeaseUpdate, LeaseWrite, PendingChange, PendingCheckpoint};
-use crate::mutant;
 use crate::position::Checkpoint;
 use crate::processor::StoreRequest;
 use crate::record::ShardId;
@@ -246,10 +245,6 @@ impl LeaseKeeper {
 
     fn requested(&mut self, request: Option<Request>) {
         match request {
-            Some(Request::Finish(_)) if mutant::is("ends-without-children") => {
-                self.goal = Goal::Finish(BTreeSet::new());
-                self.next_write = self.context.clock.now();
-            }
             Some(Request::Finish(children)) => {
                 let parent = self.tenure.lease().clone();
                 self.ending =
@@ -267,13 +262,6 @@ impl LeaseKeeper {
 
     async fn write(&mut self) -> Option<KeeperExit> {
         let update = self.update();
-        if mutant::is("quiet-shards-are-not-renewed")
-            && update.checkpoint.is_none()
-            && self.goal == Goal::Keep
-        {
-            self.next_write = self.context.clock.now() + self.context.renew_interval();
-            return None;
-        }
         let write = self.tenure.write(&self.goal, &update);
         match self.send(&write).await {
             Sent::Answered(Verdict::Held { reached }) => self.held(reached),
@@ -290,7 +278,6 @@ impl LeaseKeeper {
                 self.next_write = self.context.clock.now();
                 None
             }
-            Sent::Unknown(_) if mutant::is("one-error-loses-the-lease") => Some(self.lose(None)),
             Sent::Unknown(error) => {
                 self.failed(&error);
                 None
@@ -313,7 +300,6 @@ impl LeaseKeeper {
         };
         match result {
             Some(Ok(outcome)) => {
-                let sent = if mutant::is("validity-from-the-reply") { clock.now() } else { sent };
                 let verdict = self.tenure.answered(sent, outcome, &self.goal);
                 if matches!(verdict, Verdict::Held { .. }) {
                     self.line.fenced_at.send_replace(self.tenure.fenced_at());
@@ -343,8 +329,7 @@ impl LeaseKeeper {
     fn held(&mut self, reached: bool) -> Option<KeeperExit> {
         self.retry.succeeded();
         self.spacing = self.spacing.mul_f64(0.9);
-        let often = if mutant::is("renews-too-often") { 10 } else { 1 };
-        let renewal = self.tenure.valid_from() + self.context.renew_interval() / often;
+        let renewal = self.tenure.valid_from() + self.context.renew_interval();
         self.next_write = if reached { renewal } else { self.context.clock.now() };
         self.settle_asked();
         if !reached || self.goal == Goal::Keep {

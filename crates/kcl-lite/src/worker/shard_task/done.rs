@@ -5,12 +5,6 @@ use crate::record::Record;
 
 /// Drops the records at or before `done`, where reading starts again.
 pub(super) fn drop_done(records: &mut Vec<Record>, done: &Position) {
-    if crate::mutant::is("the-checkpoint-is-repeated") {
-        return;
-    }
-    if crate::mutant::is("the-rest-of-an-aggregate-is-dropped") {
-        return records.retain(|record| record.sequence_number > done.sequence_number);
-    }
     let place = |record: &Record| {
         let of_number = record.sequence_number.cmp(&done.sequence_number);
         of_number.then(record.sub_sequence_number.cmp(&done.sub_sequence_number))

@@ -83,14 +83,6 @@ impl Fetch {
                     self.hand_over(read, memory, asked, &batches).await;
                     continue;
                 }
-                Some(Ok((Err(error), memory)))
-                    if error.kind == ServiceErrorKind::Missing
-                        && crate::mutant::is("missing-is-the-end") =>
-                {
-                    let end = Read::End { children: Vec::new() };
-                    self.hand_over(end, memory, asked, &batches).await;
-                    continue;
-                }
                 Some(Ok((Err(error), memory))) => {
                     hangs = 0;
                     drop(memory);
@@ -168,11 +160,8 @@ impl Fetch {
         batches: &mpsc::Sender<Fetched>,
     ) {
         match read {
-            Read::Records { mut records, millis_behind_latest } => {
+            Read::Records { records, millis_behind_latest } => {
                 let is_at_tip = millis_behind_latest == 0;
-                if is_at_tip && crate::mutant::is("the-newest-records-are-dropped") {
-                    records.truncate(records.len().saturating_sub(1));
-                }
                 self.replied(is_at_tip, Some(millis_behind_latest));
                 let is_tip = is_at_tip && records.is_empty();
                 let mut records = self.unpacker.unpack(records, &self.context);

@@ -60,7 +60,7 @@ impl ShardTask {
         let lost = self.keeper.lost.clone();
         let exit = tokio::select! {
             biased;
-            () = lost.cancelled(), if !crate::mutant::is("loss-stops-nothing") => ShardExit::Lost,
+            () = lost.cancelled() => ShardExit::Lost,
             exit = self.work(&mut processor) => exit,
         };
         // Whoever got another last callback is not here any more.
@@ -158,7 +158,6 @@ impl ShardTask {
                 && window.in_flight() > 0
                 && window.failed_at().is_none()
                 && !window.is_closed()
-                && !crate::mutant::is("a-drain-does-not-wait")
             {
                 window.changed().await;
                 self.publish(window);

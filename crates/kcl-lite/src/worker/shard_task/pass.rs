@@ -158,7 +158,7 @@ impl ShardTask {
             }
             let in_flight = window.in_flight();
             self.watch_oldest(in_flight);
-            if (in_flight == 0 || crate::mutant::is("ends-before-acknowledgements"))
+            if in_flight == 0
                 && let Some(children) = children.take()
             {
                 return Pass::Ended(children);

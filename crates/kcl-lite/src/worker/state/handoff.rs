@@ -45,9 +45,6 @@ impl State {
             }
             return None;
         }
-        if crate::mutant::is("a-stop-waits-for-handoffs") {
-            return None;
-        }
         let id = write_id(&self.incarnation, self.asked.get(&key)?.counter);
         let change = LeaseChange::WithdrawHandoff { from, to: self.me.clone() };
         self.writing.insert(key.clone());
@@ -182,9 +179,6 @@ impl State {
             return self.abandon_requests();
         }
         let Some(asked) = self.asked.get_mut(key) else { return Vec::new() };
-        if crate::mutant::is("a-refused-takeover-starts-over") {
-            asked.since = now;
-        }
         asked.refused += 1;
         if asked.refused >= TAKES_IN_A_ROW {
             return Vec::new();

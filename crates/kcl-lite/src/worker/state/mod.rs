@@ -32,7 +32,6 @@ use crate::lease::tenure::{take_id, write_id};
 use crate::lease::{
     Lease, LeaseChange, LeaseKey, LeaseUpdate, LeaseWrite, Table, WriteOutcome, timing,
 };
-use crate::mutant;
 use crate::record::WorkerId;
 use crate::settings::Settings;
 use crate::shard::plan::{self, Source};
@@ -198,9 +197,6 @@ impl State {
     /// Puts rows that were read or written while the scan was under way in place of the scan's: what
     /// was asked for, taken or deleted meanwhile must not look as if it had never happened.
     fn keep_what_is_newer(&mut self, scanned: &mut Vec<Lease>) {
-        if mutant::is("a-scan-undoes-answers") {
-            return;
-        }
         self.learned.retain(|_, at| *at >= self.scan_asked_at);
         scanned.retain(|lease| !self.learned.contains_key(&lease.key));
         scanned.extend(self.learned.keys().filter_map(|key| self.leases.get(key)).cloned());
@@ -272,7 +268,6 @@ impl State {
         let lease = self.leases.get(&take.key)?;
         if take.reason == TakeReason::Balance
             && !self.asked.contains_key(&take.key)
-            && !mutant::is("steals-without-a-drain")
             && let Some(from) = lease.owner.clone().filter(|_| understands_handoff(lease))
         {
             return Some(self.ask(lease.key.clone(), lease.counter, from));
@@ -299,7 +294,6 @@ impl State {
     /// It stays longer than the table as it was known may be old when a creation is decided.
     fn delete(&mut self, now: Instant) -> Vec<Action> {
         let stays = timing::finished_stays(self.settings.lease_duration);
-        let stays = if mutant::is("finished-rows-go-at-once") { Duration::ZERO } else { stays };
         let doomed: Vec<_> = plan::leases_to_delete(&self.leases)
             .into_iter()
             .filter(|lease| self.observations.unchanged_for(now, lease) >= stays)
@@ -463,9 +457,6 @@ impl State {
 
     fn stop(&mut self) -> Vec<Action> {
         self.stopping = true;
-        if mutant::is("a-stop-releases-nothing") {
-            return Vec::new();
-        }
         let mut actions = vec![Action::DrainAll];
         actions.extend(self.abandon_requests());
         actions

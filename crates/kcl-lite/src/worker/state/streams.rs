@@ -15,7 +15,6 @@ use crate::event::Event;
 use crate::lease::tenure::{create_write, discard_write};
 use crate::lease::timing::HOLE_PAUSE;
 use crate::lease::{Lease, LeaseKey, Other, StreamKey, counter_after};
-use crate::mutant;
 use crate::position::Checkpoint;
 use crate::settings::Settings;
 use crate::shard::plan::{self, Source};
@@ -258,8 +257,7 @@ impl State {
     /// Creates what a listing shows to be missing.
     fn create(&mut self, now: Instant, key: &StreamKey, listing: &Listing) -> Vec<Action> {
         let Some(stream) = self.streams.get_mut(key) else { return Vec::new() };
-        let is_any_age = mutant::is("creates-by-an-old-table");
-        if now > self.table_asked_at + self.settings.lease_duration && !is_any_age {
+        if now > self.table_asked_at + self.settings.lease_duration {
             // The process was stopped, or the table cannot be read: what is missing here may have
             // come and gone there.
             stream.list_soon(now);
@@ -271,7 +269,7 @@ impl State {
         }
         // A row that was found gone since the last scan may have been finished and deleted: then the
         // shards that continue it are in the table, but not in what is known here.
-        if self.learned.keys().any(|key| !self.leases.contains_key(key)) && !is_any_age {
+        if self.learned.keys().any(|key| !self.leases.contains_key(key)) {
             if let Some(stream) = self.streams.get_mut(key) {
                 stream.list_soon(now);
             }
