@@ -214,6 +214,15 @@ fn tasks_are_started_by_the_worker_only() {
 }
 
 #[test]
+fn the_library_has_no_trace_of_seeded_bugs() {
+    let own = sources().into_iter().filter(|it| it.path.starts_with("crates/kcl-lite/src/"));
+    let named = own.filter(|source| source.text.contains("mutant")).map(|source| source.path);
+    none("seeded bugs are edits in tests/sim/seeded", named);
+    let manifest = fs::read_to_string(root().join("crates/kcl-lite/Cargo.toml")).unwrap();
+    assert!(!manifest.contains("mutant"), "the library has no feature for seeded bugs");
+}
+
+#[test]
 fn the_global_generator_draws_names_only() {
     let global =
         ["fastrand::u64(", "fastrand::u32(", "fastrand::usize(", "fastrand::f64(", "Rng::new()"];
