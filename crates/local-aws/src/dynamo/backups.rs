@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::Refusal;
 use super::operations::read;
+use super::refusal::Refusal;
 
 /// What the service keeps unless told otherwise.
 const DEFAULT_DAYS: u16 = 35;

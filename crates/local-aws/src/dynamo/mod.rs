@@ -10,40 +10,16 @@ mod arn;
 mod backups;
 mod billing;
 mod operations;
+mod refusal;
 
 use std::path::Path;
 
 use bytes::Bytes;
 use dynoxide::{Database, DynoxideError};
 
+pub(crate) use self::refusal::Refusal;
 use crate::clock::Clock;
 use backups::Backups;
-
-/// A reply that is an error: ready to send.
-#[derive(Debug)]
-pub(crate) struct Refusal {
-    pub(crate) status: u16,
-    pub(crate) code: String,
-    pub(crate) body: Bytes,
-}
-
-impl Refusal {
-    pub(crate) fn new(status: u16, code: &str, message: &str) -> Self {
-        let body = serde_json::json!({ "__type": code, "message": message }).to_string();
-        Self { status, code: code.to_owned(), body: body.into() }
-    }
-}
-
-impl From<DynoxideError> for Refusal {
-    fn from(error: DynoxideError) -> Self {
-        let kind = error.error_type();
-        Self {
-            status: error.status_code(),
-            code: kind.rsplit('#').next().unwrap_or(kind).to_owned(),
-            body: error.to_json().into(),
-        }
-    }
-}
 
 /// Both the tables and the facts about them that dynoxide does not keep.
 pub(crate) struct Dynamo {

@@ -7,7 +7,7 @@ use dynoxide::{Database, DynoxideError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Refusal;
+use super::refusal::Refusal;
 
 /// Reads the request, calls, writes the reply.
 macro_rules! dispatch {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kinesis::stream::{Status, Transition};
+use crate::kinesis::transition::{Status, Transition};
 use crate::wire::Timestamp;
 
 /// A consumer of a stream.

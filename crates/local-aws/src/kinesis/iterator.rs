@@ -3,8 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::kinesis::error::{invalid_argument, validation};
-use crate::kinesis::sequence::{Index, SequenceNumber};
-use crate::kinesis::shard::ShardNumber;
+use crate::kinesis::sequence::{Index, SequenceNumber, ShardNumber};
 use crate::kinesis::stream::{Stream, StreamId, StreamName};
 use crate::kinesis::token;
 use crate::wire::{ApiError, Timestamp};

@@ -11,8 +11,7 @@ use std::time::Duration;
 use rusqlite::{Connection, params};
 
 use crate::kinesis::log::Record;
-use crate::kinesis::sequence::Index;
-use crate::kinesis::shard::ShardNumber;
+use crate::kinesis::sequence::{Index, ShardNumber};
 use crate::kinesis::stream::{Meta, StreamId};
 use crate::wire::ApiError;
 

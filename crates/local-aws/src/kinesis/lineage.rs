@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kinesis::sequence::Index;
-use crate::kinesis::shard::{Closed, HashRange, Shard, ShardNumber};
+use crate::kinesis::sequence::{Index, ShardNumber};
+use crate::kinesis::shard::{Closed, HashRange, Shard};
 
 /// Why a split or a merge cannot be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

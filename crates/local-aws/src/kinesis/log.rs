@@ -11,8 +11,8 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use crate::kinesis::limits::Meter;
-use crate::kinesis::sequence::{Index, SequenceNumber};
-use crate::kinesis::shard::{Shard, ShardNumber};
+use crate::kinesis::sequence::{Index, SequenceNumber, ShardNumber};
+use crate::kinesis::shard::Shard;
 use crate::wire::{BlobRef, Timestamp};
 
 /// One record.

@@ -14,6 +14,7 @@ mod limits;
 mod lineage;
 mod log;
 mod operations;
+mod options;
 mod sequence;
 mod shard;
 mod state;
@@ -22,6 +23,7 @@ mod subscription;
 #[cfg(test)]
 mod tests;
 mod token;
+mod transition;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,32 +31,9 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::kinesis::journal::{Journal, JournalError};
+pub(crate) use crate::kinesis::options::KinesisOptions;
 use crate::kinesis::state::Service;
 use crate::wire::{ApiError, Format, Reply};
-
-/// What can be chosen of the service.
-#[derive(Clone, Debug)]
-pub(crate) struct KinesisOptions {
-    /// Whether the rates of a shard hold; sizes always do.
-    pub enforce_limits: bool,
-    /// How long CREATING, UPDATING and DELETING last.
-    pub transition: Duration,
-    /// The account in resource names.
-    pub account: String,
-    /// The region in resource names.
-    pub region: String,
-}
-
-impl Default for KinesisOptions {
-    fn default() -> Self {
-        Self {
-            enforce_limits: false,
-            transition: Duration::from_millis(100),
-            account: "000000000000".to_owned(),
-            region: "us-east-1".to_owned(),
-        }
-    }
-}
 
 /// The service.
 #[derive(Clone, Debug)]

@@ -3,35 +3,10 @@
 //! Plain data. Its records are in `log.rs`; which shards a split, a merge or an update makes is
 //! decided in `lineage.rs`.
 
-use std::fmt;
-use std::str::FromStr;
-
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 
-use crate::kinesis::sequence::{Index, SequenceNumber};
-
-/// The number of a shard in its stream; as text `shardId-000000000007`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-pub(super) struct ShardNumber(pub u32);
-
-impl fmt::Display for ShardNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "shardId-{:012}", self.0)
-    }
-}
-
-impl FromStr for ShardNumber {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let digits = text.strip_prefix("shardId-").ok_or(())?;
-        if digits.len() != 12 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(());
-        }
-        digits.parse().map(Self).map_err(|_| ())
-    }
-}
+use crate::kinesis::sequence::{Index, SequenceNumber, ShardNumber};
 
 /// The hash keys of a shard, both ends included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -12,15 +12,15 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
-use crate::kinesis::KinesisOptions;
 use crate::kinesis::arn::{Place, Resource};
 use crate::kinesis::error::{invalid_argument, stream_not_found};
 use crate::kinesis::journal::{Journal, Stored};
 use crate::kinesis::log::Record;
-use crate::kinesis::sequence::SequenceNumber;
-use crate::kinesis::shard::ShardNumber;
-use crate::kinesis::stream::{Meta, Phase, Status, Stream, StreamId, StreamName, Transition};
+use crate::kinesis::options::KinesisOptions;
+use crate::kinesis::sequence::{SequenceNumber, ShardNumber};
+use crate::kinesis::stream::{Meta, Stream, StreamId, StreamName};
 use crate::kinesis::subscription::Subscriptions;
+use crate::kinesis::transition::{Phase, Status, Transition};
 use crate::wire::ApiError;
 
 /// How often expired records are looked for.

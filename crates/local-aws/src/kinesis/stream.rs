@@ -15,8 +15,9 @@ use crate::kinesis::consumer::Consumer;
 use crate::kinesis::error::validation;
 use crate::kinesis::lineage::Lineage;
 use crate::kinesis::log::{Batch, Log, Record};
-use crate::kinesis::sequence::Index;
-use crate::kinesis::shard::{ChildShardView, Shard, ShardNumber};
+use crate::kinesis::sequence::{Index, ShardNumber};
+use crate::kinesis::shard::{ChildShardView, Shard};
+use crate::kinesis::transition::{Status, Transition};
 use crate::wire::ApiError;
 
 /// The name of a stream: 1 to 128 letters, digits and `_.-`.
@@ -60,62 +61,6 @@ pub(super) struct StreamId(pub u64);
 pub(super) enum StreamMode {
     Provisioned,
     OnDemand,
-}
-
-/// A state of a stream or a consumer that ends by itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(super) enum Phase {
-    Creating,
-    Updating,
-    Deleting,
-}
-
-/// A phase and its end.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(super) struct Transition {
-    pub phase: Phase,
-    pub until_ms: i64,
-}
-
-/// What a stream or a consumer is at a moment.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub(super) enum Status {
-    Creating,
-    Active,
-    Updating,
-    Deleting,
-    /// Deleted and no longer to be seen.
-    Gone,
-}
-
-impl Status {
-    pub(super) fn at(transition: Option<Transition>, now_ms: i64) -> Self {
-        match transition {
-            Some(Transition { phase, until_ms }) if now_ms < until_ms => match phase {
-                Phase::Creating => Self::Creating,
-                Phase::Updating => Self::Updating,
-                Phase::Deleting => Self::Deleting,
-            },
-            Some(Transition { phase: Phase::Deleting, until_ms: _ }) => Self::Gone,
-            Some(_) | None => Self::Active,
-        }
-    }
-
-    pub(super) fn text(self) -> &'static str {
-        match self {
-            Self::Creating => "CREATING",
-            Self::Active => "ACTIVE",
-            Self::Updating => "UPDATING",
-            Self::Deleting => "DELETING",
-            Self::Gone => "GONE",
-        }
-    }
-
-    /// Whether records can be put and got.
-    pub(super) fn serves_records(self) -> bool {
-        matches!(self, Self::Active | Self::Updating)
-    }
 }
 
 /// Everything about a stream but its records.

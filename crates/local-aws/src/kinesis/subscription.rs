@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::kinesis::shard::ShardNumber;
+use crate::kinesis::sequence::ShardNumber;
 
 /// A subscription holds its place for this long against another one.
 pub(super) const EXCLUSIVE_MS: i64 = 5_000;

@@ -11,7 +11,8 @@ use crate::kinesis::lineage::Lineage;
 use crate::kinesis::operations::stream_tags::check_tags;
 use crate::kinesis::operations::update_stream_mode::StreamModeDetails;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::{Meta, Phase, StreamMode, StreamName};
+use crate::kinesis::stream::{Meta, StreamMode, StreamName};
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
 /// What an on-demand stream begins with.

@@ -3,7 +3,7 @@
 use super::{ConsumerRequest, Empty};
 use crate::kinesis::operations::describe_stream_consumer::find;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::Phase;
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
 pub(super) fn handle(service: &Service, request: ConsumerRequest) -> Result<Empty, ApiError> {

@@ -6,7 +6,7 @@ use super::{bounded, shard_number};
 use crate::kinesis::operations::describe_stream_summary::Common;
 use crate::kinesis::shard::{Shard, ShardView};
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::Status;
+use crate::kinesis::transition::Status;
 use crate::wire::ApiError;
 
 #[derive(Deserialize)]

@@ -5,7 +5,8 @@ use serde::Serialize;
 use super::StreamRequest;
 use crate::kinesis::operations::update_stream_mode::StreamModeDetails;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::{Meta, Status};
+use crate::kinesis::stream::Meta;
+use crate::kinesis::transition::Status;
 use crate::wire::{ApiError, Timestamp};
 
 /// What is said of a stream by both descriptions.

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::{Empty, refused, require_active, shard_number};
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::Phase;
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
 #[derive(Deserialize)]

@@ -45,9 +45,10 @@ use crate::kinesis::error::{
 };
 use crate::kinesis::limits::SHARDS_PER_ACCOUNT;
 use crate::kinesis::lineage::Refused;
-use crate::kinesis::shard::ShardNumber;
+use crate::kinesis::sequence::ShardNumber;
 use crate::kinesis::state::{Service, State};
-use crate::kinesis::stream::{Meta, Status, StreamName};
+use crate::kinesis::stream::{Meta, StreamName};
+use crate::kinesis::transition::Status;
 use crate::wire::{ApiError, Format, Reply};
 
 /// Carries out one operation.

@@ -27,8 +27,9 @@ use crate::kinesis::operations::describe_stream_consumer::find;
 use crate::kinesis::sequence::{Index, SequenceNumber};
 use crate::kinesis::shard::ChildShardView;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::{Status, StreamId, StreamName};
+use crate::kinesis::stream::{StreamId, StreamName};
 use crate::kinesis::subscription::{SESSION_MS, SessionId, Subscriber};
+use crate::kinesis::transition::Status;
 use crate::wire::{ApiError, Format, Reply, Timestamp};
 
 /// How often a subscription without records says that it lives.

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{Empty, bounded, require_active};
 use crate::kinesis::limits::RECORD_KIB;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::Phase;
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
 #[derive(Deserialize)]

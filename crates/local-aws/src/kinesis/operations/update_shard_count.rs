@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{bounded, refused, require_active, require_shards};
 use crate::kinesis::error::{invalid_argument, validation};
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::Phase;
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
 #[derive(Deserialize)]

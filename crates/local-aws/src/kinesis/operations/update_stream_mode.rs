@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Empty, require_active};
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::{Phase, StreamMode};
+use crate::kinesis::stream::StreamMode;
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
 /// The mode as requests and answers wrap it.
