@@ -256,6 +256,21 @@ impl Record {
 }
 
 #[cfg(test)]
+impl Record {
+    /// Returns a plain record without data, for tests of what is decided by positions.
+    pub(crate) fn numbered(number: u64, sub_sequence_number: u64) -> Self {
+        Self {
+            sequence_number: number.to_string().parse().expect("digits"),
+            sub_sequence_number,
+            partition_key: String::new(),
+            data: Bytes::new(),
+            arrived: Timestamp::from_millis(0),
+            packing: Packing::Plain,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -96,18 +96,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::record::{Packing, Timestamp};
 
     fn records(numbers: std::ops::RangeInclusive<usize>) -> Vec<Record> {
-        let record = |number: usize| Record {
-            sequence_number: number.to_string().parse().unwrap(),
-            sub_sequence_number: 0,
-            partition_key: String::new(),
-            data: Default::default(),
-            arrived: Timestamp::from_millis(0),
-            packing: Packing::Plain,
-        };
-        numbers.map(record).collect()
+        numbers.map(|number| Record::numbered(number as u64, 0)).collect()
     }
 
     fn at(number: usize) -> Position {

@@ -29,23 +29,11 @@ pub(super) fn drop_done(records: &mut Vec<Record>, done: &Position) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Packing, Timestamp};
-
-    fn record(number: u64, sub: u64) -> Record {
-        Record {
-            sequence_number: number.to_string().parse().unwrap(),
-            sub_sequence_number: sub,
-            partition_key: String::new(),
-            data: Default::default(),
-            arrived: Timestamp::from_millis(0),
-            packing: Packing::Plain,
-        }
-    }
 
     fn left(records: &[(u64, u64)], done: (u64, u64)) -> Vec<(String, u64)> {
         let mut records: Vec<_> =
-            records.iter().map(|(number, sub)| record(*number, *sub)).collect();
-        drop_done(&mut records, &Position::of(&record(done.0, done.1)));
+            records.iter().map(|(number, sub)| Record::numbered(*number, *sub)).collect();
+        drop_done(&mut records, &Position::of(&Record::numbered(done.0, done.1)));
         let place = |it: Record| (it.sequence_number.to_string(), it.sub_sequence_number);
         records.into_iter().map(place).collect()
     }

@@ -55,18 +55,6 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Packing;
-
-    fn record(number: u64) -> Record {
-        Record {
-            sequence_number: number.to_string().parse().unwrap(),
-            sub_sequence_number: 0,
-            partition_key: String::new(),
-            data: Default::default(),
-            arrived: Timestamp::from_millis(0),
-            packing: Packing::Plain,
-        }
-    }
 
     fn known(checkpoint: &str, read_until: Option<i64>, anchor: Option<i64>) -> Known {
         Known {
@@ -79,35 +67,39 @@ mod tests {
 
     #[test]
     fn a_checkpoint_whose_record_is_still_there_has_no_gap_however_old_it_is() {
-        assert_eq!(known("7", None, None).gap(Some(&record(7))), None);
-        assert_eq!(known("7", Some(1), None).gap(Some(&record(7))), None);
+        assert_eq!(known("7", None, None).gap(Some(&Record::numbered(7, 0))), None);
+        assert_eq!(known("7", Some(1), None).gap(Some(&Record::numbered(7, 0))), None);
     }
 
     #[test]
     fn a_checkpoint_whose_record_is_gone_has_a_gap_unless_all_was_read_since_the_horizon() {
-        let gap = known("7", Some(999), None).gap(Some(&record(9))).unwrap();
+        let gap = known("7", Some(999), None).gap(Some(&Record::numbered(9, 0))).unwrap();
         assert_eq!((gap.from.to_string(), gap.to.unwrap().to_string()), ("7".into(), "9".into()));
-        assert!(known("7", None, None).gap(Some(&record(9))).is_some());
+        assert!(known("7", None, None).gap(Some(&Record::numbered(9, 0))).is_some());
         assert!(known("7", None, None).gap(None).is_some_and(|gap| gap.to.is_none()));
-        assert_eq!(known("7", Some(1_000), None).gap(Some(&record(9))), None);
+        assert_eq!(known("7", Some(1_000), None).gap(Some(&Record::numbered(9, 0))), None);
         assert_eq!(known("7", Some(1_000), None).gap(None), None);
     }
 
     #[test]
     fn an_anchor_that_is_older_than_the_horizon_has_a_gap() {
         for word in ["LATEST", "AT_TIMESTAMP"] {
-            assert!(known(word, None, Some(999)).gap(Some(&record(9))).is_some());
-            assert_eq!(known(word, None, Some(1_000)).gap(Some(&record(9))), None);
-            assert_eq!(known(word, Some(1_000), Some(1)).gap(Some(&record(9))), None, "idle since");
+            assert!(known(word, None, Some(999)).gap(Some(&Record::numbered(9, 0))).is_some());
+            assert_eq!(known(word, None, Some(1_000)).gap(Some(&Record::numbered(9, 0))), None);
+            assert_eq!(
+                known(word, Some(1_000), Some(1)).gap(Some(&Record::numbered(9, 0))),
+                None,
+                "idle since"
+            );
         }
-        assert_eq!(known("TRIM_HORIZON", None, None).gap(Some(&record(9))), None);
+        assert_eq!(known("TRIM_HORIZON", None, None).gap(Some(&Record::numbered(9, 0))), None);
     }
 
     #[test]
     fn without_a_horizon_only_a_checkpoint_of_unknown_age_has_a_gap() {
         let blind = |known: Known| Known { horizon: None, ..known };
-        assert!(blind(known("7", None, None)).gap(Some(&record(9))).is_some());
-        assert_eq!(blind(known("7", Some(1), None)).gap(Some(&record(9))), None);
-        assert_eq!(blind(known("LATEST", None, Some(1))).gap(Some(&record(9))), None);
+        assert!(blind(known("7", None, None)).gap(Some(&Record::numbered(9, 0))).is_some());
+        assert_eq!(blind(known("7", Some(1), None)).gap(Some(&Record::numbered(9, 0))), None);
+        assert_eq!(blind(known("LATEST", None, Some(1))).gap(Some(&Record::numbered(9, 0))), None);
     }
 }

@@ -250,7 +250,6 @@ impl SubscriptionSchedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Timestamp;
 
     const SECOND: Duration = Duration::from_secs(1);
     const MINUTE: Duration = Duration::from_secs(60);
@@ -261,17 +260,6 @@ mod tests {
 
     fn number(number: u64) -> SequenceNumber {
         number.to_string().parse().unwrap()
-    }
-
-    fn record(number: u64) -> Record {
-        Record {
-            sequence_number: number.to_string().parse().unwrap(),
-            sub_sequence_number: 0,
-            partition_key: String::new(),
-            data: Default::default(),
-            arrived: Timestamp::from_millis(0),
-            packing: Default::default(),
-        }
     }
 
     /// A course whose subscription was accepted at `now`.
@@ -412,7 +400,7 @@ mod tests {
     #[test]
     fn what_the_old_subscription_delivered_meanwhile_is_not_delivered_again() {
         let mut schedule = schedule();
-        let all: Vec<_> = (1..5).map(record).collect();
+        let all: Vec<_> = (1..5).map(|number| Record::numbered(number, 0)).collect();
         let left = |schedule: &SubscriptionSchedule| {
             let mut records = all.clone();
             schedule.drop_delivered(&mut records);
