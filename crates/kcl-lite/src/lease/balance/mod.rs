@@ -24,7 +24,7 @@ use crate::mutant;
 use crate::record::WorkerId;
 use crate::settings::Balance;
 
-/// What one worker knows at one instant.
+/// The knowledge of a worker at one instant.
 #[derive(Debug)]
 pub(crate) struct Snapshot<'a> {
     /// This worker.
@@ -95,6 +95,7 @@ pub(crate) fn leases_to_take(snapshot: &Snapshot<'_>) -> Vec<Take> {
     let room = snapshot.limit.saturating_sub(mine);
     let mut takes = world.orphans_for_me(snapshot);
     takes.truncate(room);
+    // Orphans first: taking them changes the loads that rebalancing compares.
     if takes.is_empty() && world.orphans.is_empty() {
         takes = world.moves_to_me(snapshot);
         takes.truncate(room);
@@ -280,6 +281,8 @@ fn moves_by_number<'a>(
     let total: usize = held.values().map(Vec::len).sum();
     let workers = held.len().max(1);
     let (floor, larger) = (total / workers, total % workers);
+    // The most loaded first, which then keep the larger shares; ties by worker ID, so that every worker
+    // ranks alike.
     let mut ranked: Vec<_> = held.iter().collect();
     ranked.sort_by_key(|(worker, leases)| (usize::MAX - leases.len(), **worker));
     let share = |rank: usize| {

@@ -103,6 +103,7 @@ impl Update {
     }
 
     pub(super) fn reset(seen: u64, checkpoint: &Checkpoint, anchor: Option<Timestamp>) -> Self {
+        // The Java library mistakes a row whose counter is one greater for a lost reply of its own.
         let reset = Self::counting(seen, 2).checkpoint(checkpoint);
         let reset = reset.remove(&[
             CHECKPOINT_OWNER,

@@ -312,6 +312,7 @@ impl KinesisClient {
         let mut waiting = self.shared.waiting_since.lock();
         match result {
             Ok((shards, seen)) => {
+                // "Latest" counts from the first failed attempt, so that no record since then is missed.
                 let asked = waiting.take().unwrap_or(asked);
                 Ok(Listing { shards, at: seen.when(asked) })
             }

@@ -90,6 +90,7 @@ impl Pace {
     /// Records that a call was throttled at `now`.
     fn throttled(&mut self, now: Instant) {
         self.spacing = (self.spacing * 2).min(MOST_SPACING).max(self.least_spacing);
+        // Wide jitter, so that readers that were throttled together do not meet again.
         self.due = Some(now + self.spacing.mul_f64(0.5 + self.rng.f64()));
     }
 
