@@ -235,7 +235,7 @@ async fn one_damaged_row_is_listed_apart_with_its_fault_and_named_when_asked_for
         ("leaseCounter S 1; checkpoint S LATEST", "`leaseCounter` is not a number"),
         (
             "leaseCounter N -1; checkpoint S LATEST",
-            "`leaseCounter` is -1, from which no lease can go on: it has to be a whole number from 0 to \
+            "`leaseCounter` is -1, which is out of range: it must be a whole number from 0 to \
              9223372036854775807",
         ),
         ("leaseCounter N 1; checkpoint S soon", "`checkpoint`: `soon` is not a checkpoint"),
@@ -246,7 +246,7 @@ async fn one_damaged_row_is_listed_apart_with_its_fault_and_named_when_asked_for
         ),
         (
             "leaseCounter N 1; checkpoint S LATEST; startingHashKey S 9; endingHashKey S 3",
-            "`startingHashKey` and `endingHashKey` are no range",
+            "`startingHashKey` and `endingHashKey` are not a range",
         ),
     ] {
         bench.put(&format!("{key}; {row}")).await;

@@ -180,10 +180,10 @@ async fn c02_a_table_that_exists_is_left_as_it_is_and_the_difference_is_told_onc
     let _on = tracing::subscriber::set_default(log.clone());
     store(&local, "second", everything()).prepare().await.unwrap();
     assert_eq!(described(&local).await, TableOptions::default());
-    let expected = "INFO table `wildrydes-tail` in us-east-1 is used as it is: its billing mode is \
+    let expected = "INFO table `wildrydes-tail` in us-east-1 exists and is not changed: its billing mode is \
          PAY_PER_REQUEST; it is not protected from deletion; point-in-time recovery is off; tag \
-         `stage` is not as set; tag `team` is not as set";
-    assert_eq!(log.about("is used as it is"), [expected]);
+         `stage` differs; tag `team` differs";
+    assert_eq!(log.about("exists and is not changed"), [expected]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -196,7 +196,7 @@ async fn c02_a_table_as_asked_for_and_one_with_more_protection_are_no_difference
     let billing = everything().billing;
     let less = TableOptions { billing, ..Default::default() };
     store(&local, "third", less).prepare().await.unwrap();
-    assert_eq!(log.about("is used as it is"), [""; 0]);
+    assert_eq!(log.about("exists and is not changed"), [""; 0]);
     let other = Billing::Provisioned { read: 7, write: 8 };
     let other = TableOptions { billing: other, ..everything() };
     store(&local, "fourth", other).prepare().await.unwrap();

@@ -43,7 +43,7 @@ async fn a_shard_that_others_read_too_is_subscribed_to_and_polled_again_when_it_
     world.exactly_once(fed);
     let [(to, why), (back, calm)] = &changes(&world)[..] else { panic!("{:?}", changes(&world)) };
     assert_eq!((*to, *back), (Fetching::FanOut, Fetching::Polling));
-    assert_eq!(why, "throttled 5 times in 60 s: others read it too");
+    assert_eq!(why, "throttled 5 times in 60 s by other consumers");
     assert_eq!(calm, "caught up for 5 min");
     worker.shutdown(DEADLINE).await.unwrap();
 }
