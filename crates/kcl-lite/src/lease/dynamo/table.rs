@@ -1,13 +1,12 @@
 //! The lease table itself: found or created, awaited, and compared with the options.
 //!
 //! Owns the calls about the table. An existing table is never changed: its differences from the
-//! options are logged once. Never reads or writes a lease.
+//! options, as far as its description shows them, are logged once. Never reads or writes a lease.
 //!
 //! The worker that creates the table also applies all options. Point-in-time recovery cannot be part
 //! of the creation and is enabled once the table exists. That is retried until it succeeds, even if
 //! the reply to the creation was lost, and by each of several workers that start together.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -15,8 +14,7 @@ use aws_sdk_dynamodb::operation::create_table::CreateTableError;
 use aws_sdk_dynamodb::operation::describe_table::DescribeTableError;
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, BillingMode, KeySchemaElement, KeyType, PointInTimeRecoverySpecification,
-    PointInTimeRecoveryStatus, ProvisionedThroughput, ScalarAttributeType, TableDescription,
-    TableStatus, Tag,
+    ProvisionedThroughput, ScalarAttributeType, TableDescription, TableStatus, Tag,
 };
 use tokio::time::Instant;
 
@@ -78,7 +76,7 @@ impl DynamoStore {
                 if self.made.load(Ordering::Relaxed) {
                     return self.protect().await;
                 }
-                self.log_differences(&table).await;
+                self.log_differences(&table);
                 Ok(Stage::Ready)
             }
             // Waiting changes neither status, and an archived table has lost its items.
@@ -198,38 +196,12 @@ impl DynamoStore {
 
     /// Logs how an existing table differs from the options, because it is never changed. With
     /// `CreateTable::Never` the options say nothing about the table.
-    async fn log_differences(&self, table: &TableDescription) {
-        if self.is_given() {
-            return;
-        }
-        let mut differences = differences(&self.options, table);
-        if self.options.point_in_time_recovery && self.recovers().await == Some(false) {
-            differences.push("point-in-time recovery is off".to_owned());
-        }
-        if let Some(found) = self.tags_of(table).await {
-            let missing =
-                self.options.tags.iter().filter(|(key, value)| found.get(*key) != Some(*value));
-            differences.extend(missing.map(|(key, _)| format!("tag `{key}` differs")));
-        }
-        if !differences.is_empty() {
+    fn log_differences(&self, table: &TableDescription) {
+        let differences = differences(&self.options, table);
+        if !self.is_given() && !differences.is_empty() {
             let differences = differences.join("; ");
             tracing::info!("{} exists and is not changed: {differences}", self.place);
         }
-    }
-
-    /// Returns whether the table has point-in-time recovery, or `None` if the service does not tell.
-    async fn recovers(&self) -> Option<bool> {
-        let request = self.client.describe_continuous_backups().table_name(&self.table);
-        let reply = request.send().await.ok()?;
-        let recovery = reply.continuous_backups_description?.point_in_time_recovery_description?;
-        Some(recovery.point_in_time_recovery_status? == PointInTimeRecoveryStatus::Enabled)
-    }
-
-    /// Returns the tags of the table if the options set any and the service returns them.
-    async fn tags_of(&self, table: &TableDescription) -> Option<BTreeMap<String, String>> {
-        let arn = table.table_arn().filter(|_| !self.options.tags.is_empty())?;
-        let reply = self.client.list_tags_of_resource().resource_arn(arn).send().await.ok()?;
-        Some(reply.tags.unwrap_or_default().into_iter().map(|tag| (tag.key, tag.value)).collect())
     }
 }
 
