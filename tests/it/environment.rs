@@ -61,7 +61,7 @@ async fn last_words(line: &str, shell: Command) -> Result<String> {
     let transcript = process.transcript();
     assert_eq!(code, Some(1), "{line}: {}", transcript.stderr);
     let last = transcript.stderr.lines().last().unwrap();
-    assert!(!transcript.stderr.contains("try again"), "{}", transcript.stderr);
+    assert!(!transcript.stderr.contains("retrying"), "{}", transcript.stderr);
     Ok(last.split_once(": ").unwrap().1.to_owned())
 }
 
@@ -323,7 +323,7 @@ async fn a_stream_of_another_account_is_asked_for_by_its_arn_and_not_by_its_name
         assert_eq!(process.ended().await?.code(), Some(1), "{line}");
         let stderr = process.transcript().stderr.clone();
         let last = stderr.lines().last().unwrap_or_default();
-        for part in [action, "AccessDeniedException: ", arn, "by its resource policy"] {
+        for part in [action, "AccessDeniedException: ", arn, "in its resource policy"] {
             assert!(last.contains(part), "{part}: {line}: {stderr}");
         }
     }
@@ -477,8 +477,8 @@ async fn no_environment_and_no_profile_makes_a_command_panic() -> Result<()> {
             let mut process = Process::start(&format!("{line} with {variables:?}"), shell)?;
             process
                 .wait_for("a record, a complaint or the end", |transcript| {
-                    let is_over = !transcript.documents.is_empty()
-                        || transcript.stderr.contains("will try again");
+                    let is_over =
+                        !transcript.documents.is_empty() || transcript.stderr.contains("retrying");
                     (is_over || transcript.is_complete()).then_some(())
                 })
                 .await?;

@@ -142,7 +142,7 @@ async fn a_host_of_no_proxy_is_reached_without_it() -> Result<()> {
         let line = "./producer -interval 1ms -count 1";
         let variables = [("HTTPS_PROXY", &*proxy), (name, "other.test, .test")];
         let mut producer = start(&workshop, line, &variables)?;
-        producer.wait_for_stderr("will try again").await?;
+        producer.wait_for_stderr("retrying").await?;
         producer.kill().await?;
     }
     // A loopback address is never reached through a proxy.

@@ -65,7 +65,7 @@ async fn a_network_that_is_down_at_the_start_is_waited_for_visibly() -> Result<(
     let said = |process: &Process| {
         let stderr = process.transcript().stderr.clone();
         let line = stderr.lines().find(|line| line.contains("hint: ")).unwrap_or_default();
-        let (_, what) = line.split_once("failed, will try again on ").unwrap_or_default();
+        let (_, what) = line.split_once("failed, retrying on ").unwrap_or_default();
         what.to_owned()
     };
     assert!(!said(&producer).is_empty());
@@ -103,7 +103,7 @@ async fn what_no_wait_changes_is_the_same_line_of_both_commands() -> Result<()> 
         ("KMSOptInRequired", "enable the KMS key"),
         ("NotAuthorized", "for these credentials, see deploy/iam"),
         ("ExpiredTokenException", "aws sso login"),
-        ("SomethingForbidden", "look at what stands before the service"),
+        ("SomethingForbidden", "check a proxy or an endpoint policy"),
     ] {
         let effect = Effect::FailBefore { code: code.to_owned(), status: 403 };
         let rule = workshop.aws.local.faults().add(Rule::new(effect));

@@ -76,7 +76,7 @@ async fn a_second_ctrl_c_ends_at_once_with_130() -> Result<()> {
     consumer.wait_for_records(5).await?;
     workshop.aws.local.faults().add(Rule::new(Effect::Hang).client("c").operation("UpdateItem"));
     consumer.signal(INT)?;
-    consumer.wait_for_stderr("Ctrl-C ends at once").await?;
+    consumer.wait_for_stderr("press Ctrl-C again to exit now").await?;
     assert_eq!(consumer.stop(INT).await?, 130);
     stop_producers([&mut producer]).await
 }
@@ -139,7 +139,7 @@ async fn a_first_ctrl_c_ends_in_time_while_nobody_reads_stdout_and_nothing_comes
     let line = "./consumer --app tail --from trim-horizon --failover 1s";
     let mut first = unread_consumer(&workshop, line).await?;
     first.signal(INT)?;
-    first.wait_for_stderr("before its records were printed").await?;
+    first.wait_for_stderr("was not fully drained").await?;
     assert_eq!(first.ended().await?.code(), Some(0));
     assert!(workshop.aws.owners("tail").await.is_empty(), "every shard was released");
     let mut next = workshop.run("next", "./consumer --app tail --failover 1s")?;
