@@ -7,7 +7,7 @@ use crate::kinesis::state::Service;
 use crate::kinesis::stream::{Phase, StreamMode};
 use crate::wire::ApiError;
 
-/// The mode as requests and answers wrap it.
+/// The mode in the form of requests and answers.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct StreamModeDetails {
