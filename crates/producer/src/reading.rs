@@ -1,4 +1,4 @@
-//! The sensor record: what one unicorn measured in one second, as bytes.
+//! The sensor record: the measurements of a unicorn in one second, as bytes.
 //!
 //! The format of the workshop's first edition, field for field: key order, an integer `Distance`,
 //! `StatusTime` in UTC without a zone, no newline at the end. `<`, `>` and `&` are escaped as Go's

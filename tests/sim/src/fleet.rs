@@ -421,7 +421,7 @@ impl Slot {
         let mut truth = self.world.lock();
         let truth = &mut *truth;
         if !truth.ledger.may_give_up(machine.number, error.kind(), (&truth.shards, &truth.rows)) {
-            let text = format!("the worker ended by itself: {error}");
+            let text = format!("the worker stopped on its own: {error}");
             truth.ledger.broken(Promise::Sound, truth.now, None, text);
         }
         match stop {

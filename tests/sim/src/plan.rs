@@ -147,7 +147,7 @@ pub enum What {
         /// Whether it has the worker ID of the old one.
         same_id: bool,
     },
-    /// The worker of a slot is told to stop.
+    /// The worker of a slot is stopped gracefully.
     Stop {
         /// The slot.
         slot: usize,
@@ -568,8 +568,8 @@ impl Plan {
         self.operations = vec![Operation { at: begins, what: mood }];
         let mut at = self.boot_at + 5 * SECOND;
         while at < ends {
-            // Before that time owners hand off at once, so that a worker with pending requests is
-            // stopped.
+            // Before `begins` owners hand off at once, and workers are stopped while their requests are
+            // pending.
             let is_quick = at < begins;
             let away = if is_quick { SECOND } else { 10 * SECOND };
             let back_after = Some(between(rng, SECOND / 5, away));

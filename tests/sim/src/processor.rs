@@ -310,11 +310,11 @@ impl DeadLetter for Morgue {
             }
             let mut truth = self.0.world.lock();
             truth.ledger.counts.note(Situation::PutAside);
-            truth.say(&*self.0, format_args!("puts {} of {} aside", letter.position, letter.shard));
+            truth.say(&*self.0, format_args!("dead letter {} of {}", letter.position, letter.shard));
             let is_rejected = letter.attempts == 0;
             let id = letter.shard.as_str();
             if !truth.shards.put_aside(self.0.number, id, &letter.position, is_rejected) {
-                let text = format!("{} is put aside, and nobody rejected it", letter.position);
+                let text = format!("{} is dead-lettered without a rejection", letter.position);
                 let now = truth.now;
                 truth.ledger.broken(Promise::Loss, now, Some(&letter.shard), text);
             }

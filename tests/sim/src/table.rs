@@ -176,7 +176,7 @@ impl fmt::Display for Shown<'_> {
                 write!(f, "take {key} from {from:?} at counter {counter}")
             }
             LeaseChange::AskHandoff { counter, from, .. } => {
-                write!(f, "ask {from} for {key} at counter {counter}")
+                write!(f, "request {key} from {from} at counter {counter}")
             }
             LeaseChange::WithdrawHandoff { from, .. } => {
                 write!(f, "withdraw the request to {from} for {key}")

@@ -162,7 +162,7 @@ impl World {
         tasks.spawn(task);
     }
 
-    /// Waits for the tasks of [`spawn`](Self::spawn).
+    /// Aborts the tasks of [`spawn`](Self::spawn).
     pub(crate) async fn settle(&self) {
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.shutdown().await;
@@ -253,7 +253,7 @@ impl Truth {
     /// Re-creates the stream under its name.
     pub(crate) fn make_stream_again(&mut self, shards: u32) {
         self.shards.make(self.now, shards);
-        self.say(&"stream", format_args!("is made again with {shards} shards"));
+        self.say(&"stream", format_args!("is re-created with {shards} shards"));
     }
 
     /// Starts an incarnation.

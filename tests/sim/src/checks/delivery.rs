@@ -177,7 +177,7 @@ impl Ledger {
         }
     }
 
-    /// Notes that a processor is told to stop.
+    /// Notes that a processor is requested to stop.
     pub(crate) fn asked_to_stop(
         &mut self,
         at: Duration,

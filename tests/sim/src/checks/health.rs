@@ -59,7 +59,7 @@ impl Ledger {
             let can_tell = healths.iter().any(|(machine, _)| has_seen(machine));
             if is_late && can_tell {
                 let waited = now.saturating_sub(since);
-                let text = format!("no progress for {waited:?}, and nobody says so");
+                let text = format!("no progress for {waited:?}, and no worker reports it");
                 return self.broken(Promise::Truth, now, Some(&key), text);
             }
         }
@@ -83,7 +83,7 @@ impl Ledger {
         healths: &[(Arc<Machine>, Health)],
     ) {
         if let Some((machine, _)) = healths.first().filter(|_| shards.is_refused(rows)) {
-            let text = format!("{machine} goes on, though its leases are of another stream");
+            let text = format!("{machine} continues, though its leases are of another stream");
             return self.broken(Promise::Truth, now, None, text);
         }
         let unwell = healths.iter().find(|(_, health)| {
@@ -91,7 +91,7 @@ impl Ledger {
             health.table.is_some() || named.any(|shard| !self.waits_for_another(shard, shards))
         });
         if let Some((machine, health)) = unwell {
-            let text = format!("{machine} says that all is not well: {health:?}");
+            let text = format!("{machine} reports a problem: {health:?}");
             self.broken(Promise::Truth, now, None, text);
         }
     }

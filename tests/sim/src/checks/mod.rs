@@ -154,7 +154,7 @@ struct Tenure {
     start: usize,
     /// The index after the last delivered record.
     next: Option<usize>,
-    /// When the processor was told to stop, and up to where everything was acknowledged then.
+    /// When the processor was requested to stop, and up to where everything was acknowledged then.
     asked_to_stop: Option<(Duration, usize)>,
 }
 

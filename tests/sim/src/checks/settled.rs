@@ -93,7 +93,7 @@ impl Ledger {
             return;
         }
         if let Some(row) = rows.values().find(|row| shards.is_of_former(row)) {
-            let text = "a row of a stream that is gone remains".to_owned();
+            let text = "a row of a deleted stream remains".to_owned();
             return self.broken(Promise::Rows, now, Some(&row.key), text);
         }
         self.is_even(now, rows, live);
@@ -152,7 +152,7 @@ impl Ledger {
             match load {
                 Some(load) => *load += 1,
                 None => {
-                    let text = format!("held by {:?}, which does not live", row.owner);
+                    let text = format!("owned by {:?}, which is dead", row.owner);
                     return self.broken(Promise::Progress, now, Some(&row.key), text);
                 }
             }

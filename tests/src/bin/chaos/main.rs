@@ -7,12 +7,12 @@
 //!
 //! ```text
 //! main        arguments, the run from start to quiet end
-//! schedule    what is done when                          pure
+//! schedule    the acts and their times                   pure
 //! stage       the processes and the services
 //! worker      a worker process (`chaos worker`)
-//! journal     what a worker writes down
+//! journal     the journal of a worker
 //! evidence    journals, stream and table, put together   pure
-//! checks      what must hold                             pure
+//! checks      the promises                               pure
 //! summary     the table at the end, and the timeline
 //! ```
 

@@ -6,8 +6,8 @@
 //!
 //! ```text
 //! main      arguments, signals, exit code
-//! story     what happens, in which order
-//! stage     the processes, and what one sees of them
+//! story     the acts, and their order
+//! stage     the processes, and their observation
 //! verdict   the table at the end
 //! screen    lines on stdout, with colour where it is wanted
 //! ```
