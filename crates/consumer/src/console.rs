@@ -216,6 +216,7 @@ impl<W: Write> Console<W> {
         now: Instant,
     ) -> Option<String> {
         let told_when = if transient && self.started { TOLD_WHEN_PASSING } else { 1 };
+        // Equal and not at least, so that a failure is reported once per interval.
         let is_due = self.seen(what, now) == told_when;
         // The threshold is counted per shard, so that one lost call of each shard stays below it.
         let is_new = |common| self.first_in_a_while(common, now).is_some();

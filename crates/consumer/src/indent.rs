@@ -33,6 +33,7 @@ pub(crate) fn indent(json: &[u8], out: &mut Vec<u8>) -> Result<(), TooDeep> {
             b"{" | b"[" => {
                 out.extend_from_slice(token);
                 match next_token(rest) {
+                    // An empty object or array stays on one line.
                     Some((close @ (b"}" | b"]"), after)) => {
                         out.extend_from_slice(close);
                         rest = after;
@@ -77,6 +78,7 @@ pub(crate) fn trimmed(json: &[u8]) -> &[u8] {
 
 fn new_line(out: &mut Vec<u8>, depth: usize, limit: usize) -> Result<(), TooDeep> {
     let length = out.len() + 1 + INDENT * depth;
+    // Checked before the text grows, so that the limit bounds the memory too.
     if length > limit {
         return Err(TooDeep);
     }

@@ -66,6 +66,7 @@ impl Packer {
         let hash_field = hash_place.map_or(0, |(index, _)| field_len(index));
         let message = field_len(key_index) + hash_field + field_len(data.len() as u64) + data.len();
         let record = field_len(message as u64) + message;
+        // Nothing is added before the whole record is known to fit.
         if self.size() + key_bytes + hash_bytes + record > self.limit {
             return false;
         }

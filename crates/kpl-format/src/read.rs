@@ -67,6 +67,7 @@ impl Aggregate {
         if data.len() < MAGIC.len() + CHECKSUM_BYTES || !is_aggregate(&data) {
             return Err(Corrupt::Short);
         }
+        // The tables store ranges as pairs of `u32`.
         if u32::try_from(data.len()).is_err() {
             return Err(Corrupt::Long);
         }

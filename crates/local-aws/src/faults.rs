@@ -421,6 +421,7 @@ impl Faults {
                         verdict.delay += by;
                     } else {
                         verdict.effect = Some(active.rule.effect.clone());
+                        // Later rules do not count a request that is already decided.
                         break;
                     }
                 }

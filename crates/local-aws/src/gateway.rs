@@ -94,6 +94,7 @@ impl Gateway {
         let verdict = self.faults.judge(&call.subject());
         if !verdict.delay.is_zero() {
             tokio::time::sleep(verdict.delay).await;
+            // Again, because a partition may have begun during the delay.
             self.reach(call).await?;
         }
         let answer = match &verdict.effect {

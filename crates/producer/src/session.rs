@@ -79,6 +79,7 @@ impl<'a> Session<'a> {
         };
         tokio::select! {
             biased;
+            // The reply first: once it has arrived, the grace does not matter.
             reply = self.sender.put(batch) => return Ok(reply),
             () = grace_over => {}
         }
@@ -104,6 +105,7 @@ impl<'a> Session<'a> {
             return Err(Halt::Failed(failure));
         }
         let delay = self.retry.delay_after_failure();
+        // Checked before the wait: a wait that ends after the timeout is useless.
         if self.is_late_after(delay) {
             return Err(Halt::Failed(failure));
         }

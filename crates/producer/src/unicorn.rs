@@ -66,6 +66,7 @@ impl Unicorn {
     /// Creates a unicorn at the start of its ride.
     pub(crate) fn new(name: String, seed: u64, temper: Temper) -> Self {
         let mut rng = Rng::with_seed(seed);
+        // Drawn also if the bearing is fixed, so that the other draws stay the same.
         let drawn = rng.f64() * TAU;
         Self {
             name,

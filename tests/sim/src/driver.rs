@@ -48,6 +48,7 @@ thread_local! {
 #[must_use]
 pub fn run(plan: &Plan, keep_lines: bool) -> Outcome {
     watch_panics();
+    // A panic of an earlier run on this thread does not belong to this run.
     PANICKED.with_borrow_mut(Option::take);
     // The names of incarnations come from this generator.
     fastrand::seed(plan.seed);
@@ -67,6 +68,7 @@ fn watch_panics() {
             let text = info.to_string();
             if !text.contains(PANIC) {
                 PANICKED.with_borrow_mut(|kept| {
+                    // The first panic is the cause of later ones.
                     kept.get_or_insert(text);
                 });
             }

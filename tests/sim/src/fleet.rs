@@ -358,7 +358,7 @@ impl Slot {
                         self.stopped(machine, report, back).await
                     }
                     (Ok(_), None) => {
-                        self.broken("the worker stopped, and nobody asked it to".to_owned());
+                        self.broken("the worker stopped without a request".to_owned());
                         End::Over
                     }
                     (Err(error), _) => self.ended(machine, &error, stop),

@@ -122,6 +122,7 @@ impl Machine {
     pub(crate) async fn resumed(&self, before: Duration) {
         loop {
             let mut suspending = pin!(self.suspending.notified());
+            // Registered before the check, so that a suspend in between is not missed.
             suspending.as_mut().enable();
             if self.suspended() > before {
                 return self.awake().await;
@@ -141,6 +142,7 @@ impl Machine {
         loop {
             let (dead, thaws_at, lag) = {
                 let mut state = self.state();
+                // A few milliseconds, so that the tasks of a thawed process wake in a random order.
                 let lag = if state.thaws_at.is_some() { state.rng.u64(0..4) } else { 0 };
                 (state.dead, state.thaws_at, lag)
             };

@@ -132,6 +132,8 @@ fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
     let about = outcome.violation.as_ref().and_then(|it| it.shard.clone());
     let end = outcome.violation.as_ref().map_or(outcome.lasted, |it| it.at);
     for line in &outcome.lines {
+        // Causes are always printed; the other lines only for the last minute of the shard
+        // concerned.
         let is_recent = line.at + Duration::from_secs(60) >= end;
         let concerns = about.as_ref().is_none_or(|shard| line.text.contains(shard.as_str()));
         let is_cause = line.who == "plan" || line.who == "stream" || line.text.starts_with("is ");

@@ -77,6 +77,7 @@ impl Machine {
                 self.awake().await;
                 Err(Failure::Refused(kind))
             }
+            // The caller's own timeout ends the call.
             Fate::Lost => future::pending().await,
             Fate::Done { request, answer } => {
                 let (done, result) = oneshot::channel();

@@ -310,7 +310,7 @@ impl DeadLetter for Morgue {
             }
             let mut truth = self.0.world.lock();
             truth.ledger.counts.note(Situation::PutAside);
-            truth.say(&*self.0, format_args!("dead letter {} of {}", letter.position, letter.shard));
+            truth.say(&*self.0, format_args!("stores {} of {}", letter.position, letter.shard));
             let is_rejected = letter.attempts == 0;
             let id = letter.shard.as_str();
             if !truth.shards.put_aside(self.0.number, id, &letter.position, is_rejected) {

@@ -52,7 +52,7 @@ situations! {
     Frozen: "a worker is frozen",
     FrozenForLong: "a worker is frozen for longer than a lease lasts",
     SuspendedForLong: "a machine is suspended for longer than a lease lasts",
-    SameId: "a worker comes back under its old id",
+    SameId: "a worker restarts under its old ID",
     GaveUp: "a worker stops, because a service does not answer",
     Split: "a shard is split",
     Merged: "two shards are merged",

@@ -156,6 +156,7 @@ impl Lineage {
     }
 
     fn close(&mut self, number: ShardNumber, now_ms: i64) {
+        // An index of its own, so that the end is after every record of the shard.
         let index = self.take_index();
         if let Some(shard) = self.shards.get_mut(&number) {
             shard.closed = Some(Closed { index, at_ms: now_ms });

@@ -279,6 +279,7 @@ impl State {
             records.push((shard, Arc::new(record)));
         }
         if let Some(journal) = &mut self.journal {
+            // Stored before it is visible: no reader may see a record that a kill would lose.
             journal.append(stream.meta.id, &records)?;
         }
         for (shard, record) in records {

@@ -272,6 +272,7 @@ impl Stream {
             .collect();
         for forgotten in self.meta.lineage.forget_closed_before(horizon_ms) {
             self.logs.remove(&forgotten);
+            // Past every place, so that the journal removes all of its records.
             trimmed.push((forgotten, Index(u64::MAX)));
         }
         (!trimmed.is_empty()).then_some(trimmed)

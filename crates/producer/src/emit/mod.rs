@@ -90,6 +90,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             Err(Halt::Stopped) => Ok(()),
             other => other,
         };
+        // A failure before the first stored record leaves stdout empty.
         let nothing_to_sum = self.tally.sent == 0 && ended.is_err();
         if !nothing_to_sum && !matches!(ended, Err(Halt::Output(_))) {
             self.session.console.sum(&self.tally, Instant::now())?;
@@ -115,7 +116,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             tokio::select! {
                 biased;
                 () = self.session.stop.cancelled() => {
-                    // Records that waited for others are complete, so one request sends them.
+                    // Waiting records have been created already, so they are sent before the end.
                     self.send_waiting().await?;
                     return Err(Halt::Stopped);
                 }
@@ -191,6 +192,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             if let Some(failure) = reason {
                 self.recover(failure).await?;
             }
+            // After each request, so that a stop does not wait for the whole queue.
             if self.session.stop.is_cancelled() {
                 return Err(Halt::Stopped);
             }

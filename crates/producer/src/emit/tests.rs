@@ -525,7 +525,7 @@ async fn after_a_reshard_every_record_is_where_its_key_belongs() {
         let place = |record: &Stored| (record.key.clone(), place(record));
         stored.iter().filter(of).map(place).collect::<std::collections::BTreeSet<_>>()
     };
-    assert_eq!(places(true).len(), 4000, "also for who drops aggregates with misrouted records");
+    assert_eq!(places(true).len(), 4000, "also if misrouted aggregates are dropped");
     let astray = stored.iter().filter(|record| !record.home).count();
     assert!((1..=200).contains(&astray), "{astray}");
     assert_eq!(stored.len() - 4000, astray, "sent again once, and nothing after the merge");

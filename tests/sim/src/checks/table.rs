@@ -344,7 +344,7 @@ fn is_asked_for(change: &Change<'_>) -> Found {
 fn withdrawn(change: &Change<'_>, facts: &mut Facts) -> Found {
     let (before, after) = both(change)?;
     if before.actual_owner() != after.actual_owner() || after.checkpoint_owner.is_some() {
-        return Err((Promise::Fence, "a withdrawal changes who owns the lease".into()));
+        return Err((Promise::Fence, "a withdrawal changes the owner".into()));
     }
     if facts.asked.as_ref().is_some_and(|(by, ..)| by != change.id) {
         return Err((Promise::Fence, "a request is withdrawn by another worker".into()));
@@ -443,7 +443,7 @@ fn covers_only_acknowledged(change: &Change<'_>, shards: &mut Shards, shard: usi
             Promise::Loss,
             format!(
                 "the checkpoint covers record {} (number {done} of the shard, delivered: {}), \
-                 which nobody has acknowledged",
+                 which was not acknowledged",
                 entry.record.sequence_number, entry.delivered
             ),
         ));

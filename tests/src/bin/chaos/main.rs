@@ -217,7 +217,7 @@ async fn play(
     let last = stage::sample_once(&services.clients).await?;
     for (shard, row) in &last.rows {
         if let Some(owner) = &row.owner {
-            log.fail(format!("everybody has stopped, and {shard} still belongs to {owner}"));
+            log.fail(format!("all workers have stopped, and {shard} still belongs to {owner}"));
         }
     }
     let subscriptions = services.count("SubscribeToShard").await?;
