@@ -1,10 +1,10 @@
 //! DynamoDB: `dynoxide` behind the service's wire protocol.
 //!
-//! Owns the database handle and what dynoxide lacks: the dispatch by operation name
+//! Owns the database handle and the parts that dynoxide lacks: the dispatch by operation name
 //! (`operations`), point-in-time recovery flags (`backups`), the throughput that `CreateTable`
-//! demands (`billing`), a table's ARN in place of its name, and ARNs that name the region a client
-//! was told (`arn`). Calls are synchronous and run one at a time, so that every write is atomic.
-//! Never injects faults.
+//! requires (`billing`), a table's ARN in place of its name, and ARNs with the region that clients
+//! use (`arn`). Calls are synchronous and run one at a time, so that every write is atomic. Never
+//! injects faults.
 
 mod arn;
 mod backups;
@@ -21,7 +21,7 @@ pub(crate) use self::refusal::Refusal;
 use crate::clock::Clock;
 use backups::Backups;
 
-/// Both the tables and the facts about them that dynoxide does not keep.
+/// The tables, and the settings of tables that dynoxide does not store.
 pub(crate) struct Dynamo {
     db: Database,
     backups: Backups,
@@ -33,7 +33,7 @@ impl Dynamo {
         Ok(Self { db: Database::memory()?, backups: Backups::in_memory(), clock })
     }
 
-    /// Opens or creates the tables kept in `dir`.
+    /// Opens or creates the tables stored in `dir`.
     pub(crate) fn open(clock: Clock, dir: &Path) -> Result<Self, DynoxideError> {
         let failed = |error: std::io::Error| {
             DynoxideError::InternalServerError(format!("{}: {error}", dir.display()))
@@ -48,7 +48,7 @@ impl Dynamo {
         Ok(Self { db, backups, clock })
     }
 
-    /// Carries out one operation, such as `PutItem`.
+    /// Executes one operation, such as `PutItem`.
     pub(crate) fn call(&self, operation: &str, body: &[u8]) -> Result<Bytes, Refusal> {
         let body = std::str::from_utf8(body)
             .ok()

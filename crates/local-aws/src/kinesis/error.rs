@@ -1,6 +1,6 @@
-//! The errors of Kinesis, with messages shaped like the service's.
+//! The errors of Kinesis, with messages in the form of the service's.
 //!
-//! One function an error, so that every operation says the same thing in the same words.
+//! One function per error, so that all operations use the same words.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ pub(super) fn access_denied(account: &str, arn: &str) -> ApiError {
     )
 }
 
-/// A member breaks a constraint of the API model.
+/// Returns the error for a member that violates a constraint of the API model.
 pub(super) fn validation(member: &str, value: &str, constraint: &str) -> ApiError {
     ApiError::new(
         "ValidationException",

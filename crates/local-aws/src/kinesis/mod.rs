@@ -1,9 +1,9 @@
-//! Kinesis: streams of shards in memory, with a journal on disk when asked.
+//! Kinesis: streams of shards in memory, with an optional journal on disk.
 //!
-//! [`Kinesis::call`] takes one operation by name and answers at once. Nothing here listens, waits
-//! or spawns: states that pass with time are looked up against the clock, and only the event
-//! stream of a subscription waits, while it is polled. The operations are in `operations`, one
-//! file each; the rest is the data they work on.
+//! [`Kinesis::call`] executes one operation by name and answers at once. Nothing here listens,
+//! waits or spawns: states that change with time are derived from the clock, and only the event
+//! stream of a subscription waits, while it is polled. The operations are in `operations`, one file
+//! each; the other modules are their data.
 
 mod arn;
 mod consumer;
@@ -42,18 +42,18 @@ pub(crate) struct Kinesis {
 }
 
 impl Kinesis {
-    /// A service that forgets everything with its last handle.
+    /// Creates a service whose state is dropped with the last handle.
     pub(crate) fn new(clock: Clock, options: KinesisOptions) -> Self {
         Self { service: Arc::new(Service::new(clock, options, None)) }
     }
 
-    /// A service that keeps its streams in a directory, also when it is killed.
+    /// Opens a service that stores its streams in a directory, so that they survive a kill.
     ///
-    /// The clock is advanced to the latest time that is stored, so that time does not go back.
+    /// The clock is advanced to the latest stored time, so that time does not move back.
     ///
     /// # Errors
     ///
-    /// When the directory cannot be made, read or understood.
+    /// The directory cannot be created or read, or its format is unknown.
     pub(crate) fn open(
         clock: Clock,
         options: KinesisOptions,
@@ -66,11 +66,11 @@ impl Kinesis {
         Ok(Self { service: Arc::new(Service::new(clock, options, Some((journal, stored)))) })
     }
 
-    /// Carries out one operation, named as in the API (`ListShards`).
+    /// Executes one operation, named as in the API (`ListShards`).
     ///
     /// # Errors
     ///
-    /// The service's own error for whatever is wrong with the request.
+    /// The service's own error for an invalid request.
     pub(crate) fn call(
         &self,
         operation: &str,

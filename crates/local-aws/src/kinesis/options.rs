@@ -1,13 +1,13 @@
-//! What can be chosen of the service.
+//! The options of the service.
 
 use std::time::Duration;
 
-/// What can be chosen of the service.
+/// The options of the service.
 #[derive(Clone, Debug)]
 pub(crate) struct KinesisOptions {
-    /// Whether the rates of a shard hold; sizes always do.
+    /// Whether the rates of a shard are enforced; sizes always are.
     pub enforce_limits: bool,
-    /// How long CREATING, UPDATING and DELETING last.
+    /// The duration of CREATING, UPDATING and DELETING.
     pub transition: Duration,
     /// The account in resource names.
     pub account: String,

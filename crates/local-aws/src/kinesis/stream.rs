@@ -1,8 +1,8 @@
-//! A stream: what is known of it (`Meta`), its records, and the readers that wait for more.
+//! A stream: its metadata (`Meta`), its records, and the readers that wait for more.
 //!
-//! `Meta` is plain data that is copied, changed and stored as a whole. States that pass with time
-//! (CREATING, UPDATING, DELETING) are a phase and its end, looked up against the clock, so nothing
-//! has to run for them to pass.
+//! `Meta` is plain data that is copied, changed and stored as a whole. States that change with time
+//! (CREATING, UPDATING, DELETING) are a phase and its end, compared with the clock, so that no task
+//! has to run for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -27,7 +27,7 @@ pub(super) struct StreamName(String);
 impl StreamName {
     /// # Errors
     ///
-    /// `ValidationException` when the text is no stream name.
+    /// `ValidationException` if the text is not a valid stream name.
     pub(super) fn new(text: &str) -> Result<Self, ApiError> {
         is_name(text).then(|| Self(text.to_owned())).ok_or_else(|| {
             validation(
@@ -40,7 +40,7 @@ impl StreamName {
     }
 }
 
-/// Whether a text can name a stream or a consumer.
+/// Returns whether a text can name a stream or a consumer.
 pub(super) fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     (1..=128).contains(&text.len()) && text.bytes().all(allowed)
@@ -52,7 +52,7 @@ impl fmt::Display for StreamName {
     }
 }
 
-/// Tells a stream from an earlier one of the same name.
+/// The identity of a stream; a re-created stream has another one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub(super) struct StreamId(pub u64);
 
@@ -69,7 +69,7 @@ pub(super) struct Meta {
     pub id: StreamId,
     pub name: StreamName,
     pub created_ms: i64,
-    /// When this was last stored; time does not go back behind it.
+    /// When this was last stored; time does not move back before it.
     pub stored_ms: i64,
     pub mode: StreamMode,
     pub transition: Option<Transition>,
@@ -88,19 +88,19 @@ impl Meta {
         Status::at(self.transition, now_ms)
     }
 
-    /// The moment before which records have expired.
+    /// Returns the moment before which records have expired.
     pub(super) fn horizon_ms(&self, now_ms: i64) -> i64 {
         now_ms.saturating_sub(self.retention_hours.saturating_mul(3_600_000))
     }
 
-    /// The consumers that are not gone, by name.
+    /// Returns the consumers that are not gone, by name.
     pub(super) fn consumers_at(&self, now_ms: i64) -> impl Iterator<Item = (&str, &Consumer)> {
         let present = move |consumer: &Consumer| consumer.status(now_ms) != Status::Gone;
         let all = self.consumers.iter().map(|(name, consumer)| (name.as_str(), consumer));
         all.filter(move |(_, consumer)| present(consumer))
     }
 
-    /// The largest payload of a record.
+    /// Returns the largest payload of a record.
     pub(super) fn max_record_size(&self) -> usize {
         usize::try_from(self.max_record_kib.saturating_mul(1_024)).unwrap_or(usize::MAX)
     }
@@ -115,14 +115,14 @@ impl Meta {
 pub(super) struct Stream {
     pub meta: Meta,
     logs: BTreeMap<ShardNumber, Log>,
-    /// The open shards by where their hash ranges begin.
+    /// The open shards by the start of their hash ranges.
     routes: BTreeMap<u128, ShardNumber>,
-    /// Changes when there may be something new for a subscription.
+    /// Changes when there may be news for a subscription.
     wake: watch::Sender<()>,
 }
 
 impl Stream {
-    /// A stream as created or as stored, with its records in order.
+    /// Creates a stream from new or stored metadata, with its records in order.
     pub(super) fn new(
         meta: Meta,
         records: impl IntoIterator<Item = (ShardNumber, Record)>,
@@ -141,7 +141,7 @@ impl Stream {
         stream
     }
 
-    /// Takes changed metadata, and tells subscriptions.
+    /// Replaces the metadata, and wakes subscriptions.
     pub(super) fn replace_meta(&mut self, meta: Meta) {
         self.meta = meta;
         self.follow_lineage();
@@ -165,7 +165,7 @@ impl Stream {
         self.wake.subscribe()
     }
 
-    /// The open shard for a hash key.
+    /// Returns the open shard for a hash key.
     pub(super) fn route(&self, hash_key: u128) -> ShardNumber {
         let (_, number) = self
             .routes
@@ -181,7 +181,7 @@ impl Stream {
         }
     }
 
-    /// A shard and its records.
+    /// Returns a shard and its records.
     pub(super) fn shard(&self, number: ShardNumber) -> Option<(&Shard, &Log)> {
         self.meta.lineage.get(number).zip(self.logs.get(&number))
     }
@@ -190,7 +190,8 @@ impl Stream {
         self.logs.get_mut(&number)
     }
 
-    /// Reads on in a shard; the end of a closed shard comes with its children.
+    /// Reads from a place in a shard; at the end of a closed shard the result contains its
+    /// children.
     pub(super) fn read(
         &self,
         shard: ShardNumber,
@@ -205,7 +206,8 @@ impl Stream {
         Some(Read { batch, children })
     }
 
-    /// Drops what retention no longer keeps; returns where each trimmed log begins now, if any was.
+    /// Drops records beyond the retention period; returns where each trimmed log begins now, if any
+    /// was trimmed.
     pub(super) fn trim(&mut self, now_ms: i64) -> Option<Vec<(ShardNumber, Index)>> {
         let horizon_ms = self.meta.horizon_ms(now_ms);
         let mut trimmed: Vec<_> = self
@@ -215,16 +217,17 @@ impl Stream {
             .collect();
         for forgotten in self.meta.lineage.forget_closed_before(horizon_ms) {
             self.logs.remove(&forgotten);
+            // Past every place, so that the journal removes all of its records.
             trimmed.push((forgotten, Index(u64::MAX)));
         }
         (!trimmed.is_empty()).then_some(trimmed)
     }
 }
 
-/// What a reader gets from a shard.
+/// The result of reading a shard.
 #[derive(Debug)]
 pub(super) struct Read {
     pub batch: Batch,
-    /// The children, when the shard is closed and everything of it has been read.
+    /// The children, if the shard is closed and all of it has been read.
     pub children: Option<Vec<ChildShardView>>,
 }

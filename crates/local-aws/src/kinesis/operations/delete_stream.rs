@@ -1,4 +1,4 @@
-//! DeleteStream: DELETING for a moment, then gone.
+//! DeleteStream: the stream is DELETING for a moment, then gone.
 
 use serde::Deserialize;
 

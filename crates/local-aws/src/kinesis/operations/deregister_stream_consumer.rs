@@ -1,4 +1,5 @@
-//! DeregisterStreamConsumer: DELETING for a moment, then gone, and its subscriptions with it.
+//! DeregisterStreamConsumer: the consumer is DELETING for a moment, then gone, with its
+//! subscriptions.
 
 use super::{ConsumerRequest, Empty};
 use crate::kinesis::operations::describe_stream_consumer::find;

@@ -1,4 +1,5 @@
-//! DescribeStreamSummary: a stream without its shards; and what both descriptions say.
+//! DescribeStreamSummary: a stream without its shards; and the members that both descriptions
+//! share.
 
 use serde::Serialize;
 
@@ -9,7 +10,7 @@ use crate::kinesis::stream::Meta;
 use crate::kinesis::transition::Status;
 use crate::wire::{ApiError, Timestamp};
 
-/// What is said of a stream by both descriptions.
+/// The members that both descriptions of a stream share.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Common {

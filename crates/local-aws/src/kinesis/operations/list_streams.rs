@@ -1,4 +1,4 @@
-//! ListStreams: names in order, page by page.
+//! ListStreams: stream names in order, page by page.
 
 use serde::{Deserialize, Serialize};
 

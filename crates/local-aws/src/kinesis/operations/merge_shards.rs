@@ -1,4 +1,4 @@
-//! MergeShards: two adjacent shards end, one begins.
+//! MergeShards: closes two adjacent shards and opens one.
 
 use serde::Deserialize;
 

@@ -1,4 +1,4 @@
-//! RegisterStreamConsumer: a fan-out consumer, CREATING for a moment.
+//! RegisterStreamConsumer: registers a fan-out consumer, which is CREATING for a moment.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! SplitShard: one shard ends, two begin.
+//! SplitShard: closes one shard and opens two.
 
 use serde::Deserialize;
 

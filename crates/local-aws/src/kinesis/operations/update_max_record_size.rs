@@ -1,4 +1,4 @@
-//! UpdateMaxRecordSize: how large a record of a stream may be.
+//! UpdateMaxRecordSize: sets the largest record of a stream.
 
 use serde::Deserialize;
 

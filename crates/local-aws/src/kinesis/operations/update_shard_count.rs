@@ -1,4 +1,4 @@
-//! UpdateShardCount: even shards of another number, by splits and merges.
+//! UpdateShardCount: reshards to another number of even shards by splits and merges.
 
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +61,7 @@ pub(super) fn handle(service: &Service, request: Request) -> Result<Response, Ap
     })
 }
 
-/// One call at most doubles or halves a stream.
+/// Fails if one call more than doubles or more than halves a stream.
 fn check_step(current: i64, target: i64) -> Result<(), ApiError> {
     if target > current.saturating_mul(2) {
         return Err(invalid_argument(format!(

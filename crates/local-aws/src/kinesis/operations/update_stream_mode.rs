@@ -8,7 +8,7 @@ use crate::kinesis::stream::StreamMode;
 use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
-/// The mode as requests and answers wrap it.
+/// The mode in the form of requests and answers.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct StreamModeDetails {
