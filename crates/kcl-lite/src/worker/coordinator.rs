@@ -571,7 +571,8 @@ async fn listing(
     let describe = clock::within(clock, limit, stream.stream.describe());
     match future::join(describe, list).await {
         (Some(Ok(Description { identity: Some(is), .. })), _) if is != *was => {
-            let context = format!("{was} was deleted and a stream of that name created again: {is}");
+            let context =
+                format!("{was} was deleted and a stream of that name created again: {is}");
             Err(ServiceError::new(ServiceErrorKind::Missing, context))
         }
         (Some(Err(error)), _) if error.kind == ServiceErrorKind::Missing => Err(error),

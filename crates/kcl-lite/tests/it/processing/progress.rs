@@ -80,7 +80,11 @@ async fn s01_a_service_that_refuses_is_named_and_not_given_back() {
     while trouble().is_none() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    assert!(trouble().unwrap().starts_with("reading fails (no answer)"), "{:?}", trouble());
+    assert!(
+        trouble().unwrap().starts_with("reads have been failing (no answer)"),
+        "{:?}",
+        trouble()
+    );
     until_stored(&fleet, &at(3)).await;
     assert_eq!(count(&fleet, |event| given_back("", event)), 0);
     while trouble().is_some() {

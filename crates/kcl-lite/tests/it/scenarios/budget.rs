@@ -212,7 +212,8 @@ async fn c08_stalled_processors_hold_no_more_than_the_budget_and_starve_nobody()
     let mut is_named = false;
     for _ in 0..60 {
         sleep(5 * SECOND).await;
-        let is_waiting = |trouble: &String| trouble.starts_with("the reader waits for memory for ");
+        let is_waiting =
+            |trouble: &String| trouble.starts_with("reading blocked by the memory budget for ");
         let status = worker.status();
         is_named |= status.shards.values().any(|it| it.trouble.as_ref().is_some_and(is_waiting));
     }
@@ -274,7 +275,7 @@ async fn others_get_on(stream: Heavy) {
     sleep(MINUTE).await;
     for _ in 0..60 * 20 {
         sleep(SECOND).await;
-        let cause = "no record was acknowledged and other shards wait for their memory for ";
+        let cause = "no record acknowledged while other shards wait for memory for ";
         let status = worker.status();
         let is_holding = |trouble: &String| trouble.starts_with(cause);
         is_named |= status.shards.values().any(|it| it.trouble.as_ref().is_some_and(is_holding));
