@@ -195,7 +195,7 @@ async fn an_error_that_blames_a_record_of_no_batch_is_a_failure_like_any_other()
     fleet
         .until_event("it fails", |_, event| {
             matches!(event, Event::ProcessorFailed { attempts: 2, error, .. }
-            if error.ends_with("not this one (but it is no record of this batch)"))
+            if error.ends_with("not this one (but this record is not in the batch)"))
         })
         .await;
     assert_eq!(letters(&shelf), []);
