@@ -89,7 +89,7 @@ async fn a_table_that_is_deleted_ends_every_worker_with_a_remedy_and_is_made_by_
         assert_eq!(error.kind(), ErrorKind::Missing);
         let text = error.to_string();
         assert_eq!(worker.health().state, WorkerState::Failed { reason: text.clone() });
-        for part in ["the lease table `rides`", "was deleted while", "start the workers again"] {
+        for part in ["the lease table `rides`", "was deleted while", "restart the workers"] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

@@ -486,7 +486,7 @@ async fn of_two_workers_with_one_id_and_one_seed_only_the_newer_goes_on() {
     let stopped = tokio::time::timeout(LEASE * 10, older.stopped()).await.expect("the older stops");
     let error = stopped.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
-    assert!(error.to_string().contains("another worker runs with the id `a`"), "{error}");
+    assert!(error.to_string().contains("another worker runs with the worker ID `a`"), "{error}");
     tokio::time::sleep(LEASE * 4).await;
     put(&fleet, 5..10);
     fleet
