@@ -572,7 +572,7 @@ async fn listing(
     match future::join(describe, list).await {
         (Some(Ok(Description { identity: Some(is), .. })), _) if is != *was => {
             let context =
-                format!("{was} was deleted and a stream of that name created again: {is}");
+                format!("{was} was deleted and re-created as {is}");
             Err(ServiceError::new(ServiceErrorKind::Missing, context))
         }
         (Some(Err(error)), _) if error.kind == ServiceErrorKind::Missing => Err(error),

@@ -327,7 +327,7 @@ async fn l13_a_stream_that_is_made_again_under_a_running_worker_ends_it() {
     make_again(&aws, "north").await;
     let error = tokio::time::timeout(PATIENCE, worker.stopped()).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Missing);
-    assert!(error.to_string().contains("made again"), "{error}");
+    assert!(error.to_string().contains("re-created"), "{error}");
 }
 
 /// Its lease is at the beginning, so that nothing that it asks for is wrong in the new stream.
@@ -340,7 +340,7 @@ async fn l13_a_worker_that_has_read_nothing_notices_too_that_its_stream_was_made
     make_again(&aws, "north").await;
     let error = tokio::time::timeout(PATIENCE, worker.stopped()).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Missing);
-    assert!(error.to_string().contains("made again"), "{error}");
+    assert!(error.to_string().contains("re-created"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

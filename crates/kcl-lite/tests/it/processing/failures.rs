@@ -212,7 +212,7 @@ async fn s21_a_shard_that_fails_can_be_given_back_with_what_is_done() {
     until_stored(&fleet, &at(4)).await;
     put(&fleet, 5..=5);
     let given_back = |_: &str, event: &Event| matches!(event, Event::ShardReleased { .. });
-    fleet.until_event("it is given back", given_back).await;
+    fleet.until_event("it is released", given_back).await;
     let events = fleet.events();
     let released = |(_, event): &(String, Event)| matches!(event, Event::LeaseReleased { checkpoint, .. } if *checkpoint == at(4));
     assert!(events.iter().any(released), "{events:#?}");
@@ -231,7 +231,7 @@ async fn s21_a_shard_that_is_given_back_again_and_again_is_never_called_well() {
     put(&fleet, 1..=1);
     let worker = start(&fleet, "a", Settings { failures, ..eager() }).await;
     let given_back = |_: &str, event: &Event| matches!(event, Event::ShardReleased { .. });
-    fleet.until_event("it is given back", given_back).await;
+    fleet.until_event("it is released", given_back).await;
     // The status is as old as a second.
     tokio::time::sleep(Duration::from_secs(1)).await;
     for _ in 0..600 {

@@ -47,7 +47,7 @@ async fn s01_a_reader_that_never_answers_is_given_back_with_what_is_done() {
     let faults = [Fault::None, Fault::Hang, Fault::Hang, Fault::Hang];
     let begun = Instant::now();
     let _worker = fleet.start_on("a", Shelf::new(6, 1).fails(faults), eager()).await;
-    fleet.until_event("it is given back", given_back).await;
+    fleet.until_event("it is released", given_back).await;
     assert!(begun.elapsed() < Duration::from_secs(300), "{:?}", begun.elapsed());
     assert_eq!(count(&fleet, is_restart), 2);
     let released = |event: &Event| matches!(event, Event::LeaseReleased { checkpoint, .. } if *checkpoint == at(3));
@@ -114,7 +114,7 @@ async fn s02_a_handler_that_never_returns_is_dropped_at_the_deadline_and_its_sha
     let trouble = worker.status().shards[shard().as_str()].trouble.clone().unwrap();
     assert!(trouble.starts_with("the processor's `process` has not returned"), "{trouble}");
     assert_eq!(fleet.delivered().len(), 11, "the other shard goes on");
-    fleet.until_event("it is given back", given_back).await;
+    fleet.until_event("it is released", given_back).await;
     assert!(begun.elapsed() <= Duration::from_secs(91), "{:?}", begun.elapsed());
     let slow = |event: &Event| matches!(event, Event::ProcessorSlow { .. });
     assert_eq!(count(&fleet, slow), 1);
@@ -135,7 +135,7 @@ async fn s02_records_that_are_never_acknowledged_are_given_back_when_no_more_fit
     put(&fleet, 1..=10);
     let _worker = fleet.start_with("a", Settings { max_unacknowledged: 10, ..eager() }).await;
     let begun = Instant::now();
-    fleet.until_event("it is given back", given_back).await;
+    fleet.until_event("it is released", given_back).await;
     let waited = begun.elapsed().as_secs();
     assert!((600..605).contains(&waited), "{waited}");
 }
@@ -150,7 +150,7 @@ async fn s02_the_time_of_a_pause_is_nobodys_standstill() {
     tokio::time::sleep(Duration::from_secs(700)).await;
     worker.resume().await.unwrap();
     let resumed = Instant::now();
-    fleet.until_event("it is given back", given_back).await;
+    fleet.until_event("it is released", given_back).await;
     let waited = resumed.elapsed().as_secs();
     assert!((595..605).contains(&waited), "{waited}");
 }
