@@ -52,7 +52,7 @@ async fn s01_a_reader_that_never_answers_is_given_back_with_what_is_done() {
     assert_eq!(count(&fleet, is_restart), 2);
     let released = |event: &Event| matches!(event, Event::LeaseReleased { checkpoint, .. } if *checkpoint == at(3));
     assert_eq!(count(&fleet, released), 1);
-    // The next tenure, of whatever worker, has a reader that answers.
+    // The next tenure, of any worker, has a reader that replies.
     until_stored(&fleet, &at(6)).await;
     assert_eq!(fleet.delivered(), numbers(1..=6));
 }
@@ -92,8 +92,8 @@ async fn s01_a_service_that_refuses_is_named_and_not_given_back() {
     }
 }
 
-/// One shard hangs, the other works on. The hanging one is slow once, then dropped and given back,
-/// and nobody is told that it was acknowledged.
+/// One shard hangs, the other one continues. The hanging callback is reported as slow once, then dropped
+/// and its shard released, without an acknowledgement.
 #[tokio::test(start_paused = true)]
 async fn s02_a_handler_that_never_returns_is_dropped_at_the_deadline_and_its_shard_given_back() {
     let fleet =
@@ -169,7 +169,7 @@ impl RecordProcessor for Blocks {
     }
 }
 
-/// Real threads: nothing can drop this handler, and its shard is released all the same.
+/// Real threads: the blocked callback cannot be dropped, and its shard is released anyway.
 #[test]
 fn s02_a_handler_that_blocks_its_thread_cannot_keep_its_shard() {
     let runtime =
