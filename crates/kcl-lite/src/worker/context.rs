@@ -44,7 +44,7 @@ impl ControlContext {
     }
 
     /// Creates a lease, unless it exists, and emits an event. Replaces a row of a former stream, however
-    /// often an owner that does not know of the new stream renews it meanwhile.
+    /// often an owner that does not know of the new stream renews it.
     pub(super) async fn create(&self, lease: &Lease) -> Result<(), ServiceError> {
         let mut write = create_write(lease.clone(), &self.incarnation);
         loop {

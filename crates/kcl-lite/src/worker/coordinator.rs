@@ -162,6 +162,7 @@ impl Coordinator {
                 stopping = asked.or(Some(self.now() + STOP_DEADLINE));
             }
             self.step(input);
+            // A failure drains the shards, too, but within a shorter deadline.
             if stopping.is_none() && self.failure.is_some() {
                 stopping = Some(self.now() + FAILURE_DEADLINE);
                 self.step(Input::StopRequested);
@@ -571,8 +572,7 @@ async fn listing(
     let describe = clock::within(clock, limit, stream.stream.describe());
     match future::join(describe, list).await {
         (Some(Ok(Description { identity: Some(is), .. })), _) if is != *was => {
-            let context =
-                format!("{was} was deleted and re-created as {is}");
+            let context = format!("{was} was deleted and re-created as {is}");
             Err(ServiceError::new(ServiceErrorKind::Missing, context))
         }
         (Some(Err(error)), _) if error.kind == ServiceErrorKind::Missing => Err(error),

@@ -61,7 +61,7 @@ impl Bench {
     }
 }
 
-/// The attributes that every row has, as KCL 2.5.8 makes them for a new shard.
+/// The attributes that every row has, as KCL 2.5.8 writes them for a new shard.
 fn bare(key: &str) -> String {
     format!(
         "leaseKey S {key}; leaseCounter N 0; ownerSwitchesSinceCheckpoint N 0; \

@@ -19,7 +19,7 @@ use crate::record::WorkerId;
 
 /// A table whose scan interval is at most this is small.
 const SMALL: Duration = Duration::from_secs(1);
-/// How many rows are read individually at the same time.
+/// How many rows are read individually at the same time; the others follow at the next look.
 const LOOKS: usize = 64;
 /// How many takes of one overdue lease follow each other without a pause, each by the row in the refusal
 /// of the previous one. An owner that wins all these races loses one soon after the next look.

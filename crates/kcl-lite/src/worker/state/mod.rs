@@ -176,6 +176,7 @@ impl State {
         }
         self.next_scan = now + timing::scan_interval(leases.len(), self.settings.lease_duration);
         self.observations.scanned(now, &leases);
+        // Before `leases` is replaced: compares this scan with the previous one.
         self.note_vanished(now, &leases);
         self.leases = leases.into_iter().map(|lease| (lease.key.clone(), lease)).collect();
         self.note_runnable(now);

@@ -592,7 +592,7 @@ fn d10_of_two_living_workers_with_one_id_the_one_that_was_there_first_stops() {
     let write = takes[0].clone();
     state.step(start, Input::Wrote { write, why, sent: start, result });
     let ended = Input::TenureEnded { key: "0".into(), row: None, how: Ending::Usual };
-    // It cannot know yet who took the lease, and tries to have it back.
+    // The worker does not know the new owner yet, and tries to take the lease again.
     let again = state.step(start + SECOND, ended);
     let again = again.into_iter().find_map(|action| match action {
         Action::Write(write, why) => Some((write, why)),
@@ -669,7 +669,7 @@ fn a_take_that_is_recognised_counts_from_the_oldest_that_was_sent() {
     let error = ServiceError::new(ServiceErrorKind::Unavailable, "no answer");
     let lost = Input::Wrote { write: take, why: why(), sent: start, result: Err(error) };
     state.step(start + SECOND, lost);
-    // A scan that was under way shows it free, and it is taken again.
+    // A scan that was in progress shows the lease as unowned, and it is taken again.
     let again = taken(&state.step(start + SECOND, scanned(free()))).remove(0);
     let result = Ok(WriteOutcome::Refused(row));
     let sent = start + 2 * SECOND;
@@ -867,7 +867,7 @@ fn l14_a_row_that_was_deleted_by_hand_holds_its_children_back_and_comes_back() {
     });
     let again = again.expect("the row comes back");
     assert_eq!((again.key.as_str(), &again.checkpoint, again.owner), ("0", &at, None));
-    // A child that has begun tells that its parent was finished and removed.
+    // A child with progress shows that its parent was finished and deleted.
     let begun = || Lease { checkpoint: at.clone(), ..child() };
     state.writing.clear();
     let actions = names(&state.step(start + 12 * SECOND, scanned(vec![begun(), rest()])));
@@ -907,7 +907,7 @@ fn a_row_that_will_be_restored_keeps_its_ancestors_from_being_made_again() {
     assert_eq!(names(&state.step(start + SECOND, listed(Ok(listing)))), "");
 }
 
-/// Streams of one name, one made after the other; the worker reads the second.
+/// Returns three streams of one name, each re-created after the previous one; the worker reads the second.
 fn streams_of_a_name() -> [StreamIdentity; 3] {
     [1, 2, 3].map(|created| StreamIdentity {
         arn: "arn".to_owned(),
@@ -933,7 +933,7 @@ fn a_row_of_a_former_stream_that_is_put_back_is_removed_and_says_nothing() {
     assert_eq!(names(&actions), "taking a lease 0; removing a lease of a deleted stream 1");
     let Some(Action::Write(discard, why)) = actions.into_iter().last() else { panic!("a write") };
     assert_eq!(discard.change, LeaseChange::Discard { counter: 1 });
-    // Its owner was faster; the next scan shows the row again.
+    // The owner's renewal wins the race; the next scan shows the row again.
     let moved = Lease { counter: 2, ..of_stream("1", &former) };
     let result = Ok(WriteOutcome::Refused(Some(moved.clone())));
     state.step(start, Input::Wrote { write: discard, why, sent: start, result });
@@ -954,14 +954,14 @@ fn rows_of_a_newer_stream_make_the_worker_look_and_are_left_alone() {
     assert!(!lists(&mut state, now), "nothing is missing");
     state.step(now, scanned(vec![row, of_stream("1", &newer)]));
     assert!(lists(&mut state, now));
-    // In the place of the own one, too; and that is not put back in the end.
+    // Also if it replaced the own row, which is then not restored.
     for seconds in [1, 31] {
         let rows = vec![of_stream("0", &newer), of_stream("1", &newer)];
         assert_eq!(names(&state.step(now + seconds * SECOND, scanned(rows))), "");
     }
 }
 
-/// Of another name: perhaps the table of another application.
+/// A row of a stream of another name: perhaps the table of another application.
 #[test]
 fn a_row_of_an_unrelated_stream_is_named_and_left_alone_unless_it_is_to_make_way() {
     let (start, [_, own, _]) = (Instant::now(), streams_of_a_name());
@@ -979,7 +979,7 @@ fn a_row_of_an_unrelated_stream_is_named_and_left_alone_unless_it_is_to_make_way
     }
 }
 
-/// The scan is older than the lease: it was taken while the scan was under way.
+/// The scan is older than the take, which happened while the scan was in progress.
 #[test]
 fn a_scan_that_was_under_way_does_not_remove_the_lease_that_was_taken_meanwhile() {
     let (start, [former, own, _]) = (Instant::now(), streams_of_a_name());
@@ -994,7 +994,7 @@ fn a_scan_that_was_under_way_does_not_remove_the_lease_that_was_taken_meanwhile(
     assert_eq!((names(&actions), state.leases.get(&row.key)), (String::new(), Some(&row)));
 }
 
-/// A single answer may be wrong: that of a replica, or of another endpoint.
+/// A single reply may be wrong: from a replica, or from another endpoint.
 #[test]
 fn a_table_is_gone_when_two_scans_in_a_row_say_so() {
     let start = Instant::now();

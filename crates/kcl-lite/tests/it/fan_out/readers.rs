@@ -55,7 +55,7 @@ async fn s04_whatever_the_first_subscriptions_are_refused_with_the_shard_is_read
         // A subscription whose reply broke blocks a new one for five seconds.
         let most = if effect == Effect::DropHalfReply { 25 } else { 21 };
         assert!((21..=most).contains(&calls.len()), "{effect:?}: {}", calls.len());
-        assert_eq!(errors, calls.len() - 1, "each failure is told: {effect:?}");
+        assert_eq!(errors, calls.len() - 1, "each failure is reported: {effect:?}");
         for pair in calls.windows(2) {
             assert!(
                 pair[1] - pair[0] >= SECOND,
