@@ -125,7 +125,7 @@ async fn a_lease_table_that_is_deleted_ends_the_group_with_one_line_each() -> Re
         let last: Vec<_> =
             transcript.stderr.lines().filter(|it| it.contains("was deleted while")).collect();
         let [last] = last.as_slice() else { panic!("{}", transcript.stderr) };
-        for part in ["`wildrydes-tail`", "start the workers again"] {
+        for part in ["`wildrydes-tail`", "restart the workers"] {
             assert!(last.contains(part), "{part}: {last}");
         }
     }

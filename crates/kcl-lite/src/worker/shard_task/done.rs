@@ -1,9 +1,9 @@
-//! What need not be delivered again, where reading starts *at* the checkpoint. Pure.
+//! The removal of processed records from a batch, since reading starts *at* the checkpoint. Pure.
 
 use crate::position::Position;
 use crate::record::Record;
 
-/// Drops the records at or before `done`, where reading starts again.
+/// Drops the records at or before `done`, where reading restarts.
 pub(super) fn drop_done(records: &mut Vec<Record>, done: &Position) {
     if crate::mutant::is("the-checkpoint-is-repeated") {
         return;
@@ -19,8 +19,8 @@ pub(super) fn drop_done(records: &mut Vec<Record>, done: &Position) {
         return;
     }
     let is_same = |record: &Record| record.sequence_number == done.sequence_number;
-    // Another library stopped inside an aggregate, which is delivered whole here: repeat its
-    // beginning rather than lose its end.
+    // Another library stopped inside an aggregate that was not unpacked here: repeat its beginning
+    // rather than lose its end.
     let is_packed = done.sub_sequence_number > 0
         && !records.iter().any(|record| is_same(record) && record.sub_sequence_number > 0);
     records.retain(|record| (is_packed && is_same(record)) || place(record).is_gt());

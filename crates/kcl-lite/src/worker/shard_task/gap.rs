@@ -1,28 +1,28 @@
-//! Whether records aged out of the stream before anyone read them.
+//! The detection of gaps: records that aged out of the stream before they were read.
 //!
-//! Reading starts *at* the record of the checkpoint. If another one comes first, that record is
-//! gone; whether something behind it went with it depends on how long everything is known to have
-//! been read, and on how long the stream keeps records. Pure: tells nobody, reads no clock.
+//! Reading starts *at* the record of the checkpoint. If another record comes first, that one has aged
+//! out; whether unread records aged out with it depends on the time until which everything is known to
+//! have been read, and on the retention of the stream. Pure: emits no event, reads no clock.
 
 use crate::lease::Lease;
 use crate::position::{Checkpoint, Gap, Position};
 use crate::record::{Record, Timestamp};
 
-/// What is known when a tenure starts.
+/// The knowledge at the start of a tenure.
 #[derive(Debug, Clone)]
 pub(crate) struct Known {
-    /// What was processed before.
+    /// The checkpoint in the row.
     pub(crate) checkpoint: Checkpoint,
-    /// Where "latest" or a time was resolved to.
+    /// The time to which "latest" or a timestamp was resolved.
     pub(crate) anchor: Option<Timestamp>,
-    /// Up to when everything that arrived was read and acknowledged.
+    /// The time until which everything that arrived was read and acknowledged.
     pub(crate) read_until: Option<Timestamp>,
-    /// What arrived before this may have aged out: the service's time less the retention.
+    /// Records that arrived before this may have aged out: the service's time minus the retention.
     pub(crate) horizon: Option<Timestamp>,
 }
 
 impl Known {
-    /// What `lease` says.
+    /// Creates it from a lease row.
     pub(crate) fn of(lease: &Lease, horizon: Option<Timestamp>) -> Self {
         Self {
             checkpoint: lease.checkpoint.clone(),
@@ -32,8 +32,8 @@ impl Known {
         }
     }
 
-    /// The gap, if there is one, when `first` is the first record that was read, or when the shard
-    /// ended without any.
+    /// Returns the gap, if there is one. `first` is the first record that was read; `None` if the shard
+    /// has none to read.
     pub(super) fn gap(&self, first: Option<&Record>) -> Option<Gap> {
         let is_old = |time: Timestamp| self.horizon.is_some_and(|horizon| time < horizon);
         let may_have_lost = match &self.checkpoint {
@@ -45,7 +45,7 @@ impl Known {
             Checkpoint::Latest | Checkpoint::AtTimestamp => {
                 self.read_until.or(self.anchor).is_some_and(is_old)
             }
-            // From the oldest record that there is: nothing can be missed.
+            // Reading starts at the oldest existing record: nothing can be missed.
             Checkpoint::TrimHorizon | Checkpoint::ShardEnd => false,
         };
         may_have_lost.then(|| Gap { from: self.checkpoint.clone(), to: first.map(Position::of) })
