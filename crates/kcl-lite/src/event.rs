@@ -492,10 +492,7 @@ fn position_replaced(
 }
 
 fn start_replaced(f: &mut fmt::Formatter<'_>, shard: &LeaseKey, stored: Timestamp) -> fmt::Result {
-    write!(
-        f,
-        "the stored start time {stored} of {shard} is later than the service's clock; "
-    )?;
+    write!(f, "the stored start time {stored} of {shard} is later than the service's clock; ")?;
     f.write_str("the shard starts with its oldest record instead")
 }
 
