@@ -11,7 +11,7 @@ use aws_config::profile::ProfileSet;
 
 use super::environment::variable;
 
-/// The profile that is used when AWS_PROFILE is not set.
+/// The profile that is used when `AWS_PROFILE` is not set.
 pub(super) const DEFAULT: &str = "default";
 
 /// Reads the profile files and checks the profile that is selected.
