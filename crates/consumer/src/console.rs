@@ -493,12 +493,12 @@ mod tests {
         consumer: started; leases in the table: 1
         consumer: created lease shard-0 at TRIM_HORIZON
         consumer: took lease shard-0 at TRIM_HORIZON (previous owner: none): it had no owner
-        consumer: requested a handoff of lease shard-0 from b
+        consumer: asked b to hand off shard-0
         consumer: released lease shard-0 at TRIM_HORIZON
         consumer: deleted finished lease shard-0
         consumer: delivered 3 misrouted records from aggregates on shard-0
         consumer: switched shard-0 to enhanced fan-out: it stays behind
-        consumer: registered stream consumer arn:tail
+        consumer: registered consumer arn:tail
         consumer: stopped
         ");
     }

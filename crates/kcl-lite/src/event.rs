@@ -415,9 +415,7 @@ impl fmt::Display for Event {
             Self::LeaseTaken { shard, from, reason, checkpoint } => {
                 taken(f, shard, from.as_ref(), *reason, checkpoint)
             }
-            Self::HandoffRequested { shard, from } => {
-                write!(f, "requested a handoff of lease {shard} from {from}")
-            }
+            Self::HandoffRequested { shard, from } => write!(f, "asked {from} to hand off {shard}"),
             Self::LeaseRenewed { shard, checkpoint, .. } => {
                 write!(f, "renewed lease {shard} at {checkpoint}")
             }
@@ -467,9 +465,7 @@ impl fmt::Display for Event {
             Self::RetrievalChanged { shard, to, reason } => {
                 write!(f, "switched {shard} to {to}: {reason}")
             }
-            Self::ConsumerRegistered { consumer } => {
-                write!(f, "registered stream consumer {consumer}")
-            }
+            Self::ConsumerRegistered { consumer } => write!(f, "registered consumer {consumer}"),
             Self::CoordinationFailed { operation, error, .. } => {
                 write!(f, "{operation} failed: {error}")
             }
