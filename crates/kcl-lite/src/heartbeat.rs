@@ -97,8 +97,8 @@ impl Heartbeat {
         let Some(heart) = &self.0 else { return work.await };
         loop {
             tokio::select! {
-                // The work first, so that no beat is sent after it is done.
                 biased;
+                // The work first, so that no beat is sent after it is done.
                 done = &mut work => return done,
                 () = clock::sleep(&heart.clock, BEAT_INTERVAL) => self.beat(),
             }

@@ -396,8 +396,8 @@ impl MemoryReader {
                 return Ok(read);
             }
             tokio::select! {
-                // The change first, so that a record put at the last moment is read.
                 biased;
+                // The change first, so that a record put at the last moment is read.
                 () = changed => {}
                 () = &mut tip => {
                     return Ok(Read::Records { records: Vec::new(), millis_behind_latest: 0 });

@@ -414,15 +414,15 @@ impl Worker {
     {
         let mut shutdown = std::pin::pin!(shutdown);
         let handle = tokio::select! {
-            // An error of the start wins over a shutdown that is ready at the same time.
             biased;
+            // An error of the start wins over a shutdown that is ready at the same time.
             handle = self.start(factory) => handle?,
             // Dropping the start cancels it; no lease is held yet.
             _ = &mut shutdown => return Ok(Report::default()),
         };
         tokio::select! {
-            // The error of a worker that has ended wins over a shutdown.
             biased;
+            // The error of a worker that has ended wins over a shutdown.
             stopped = handle.stopped() => return stopped,
             _ = shutdown => {}
         }

@@ -249,8 +249,8 @@ pub(super) fn spawn(
     let asked_to_abort = abort.clone();
     let control = async move {
         let result = tokio::select! {
-            // An abort wins over an outcome that is ready at the same time.
             biased;
+            // An abort wins over an outcome that is ready at the same time.
             () = asked_to_abort.cancelled() => Err(aborted()),
             result = AssertUnwindSafe(run).catch_unwind() => result.unwrap_or_else(|_| Err(panicked())),
         };
