@@ -87,7 +87,7 @@ async fn what_is_wrong_with_a_profile_is_told_at_once_by_both_commands_alike() -
         (
             &b"[profile dev]\nregion = us-east-1\n"[..],
             "missing",
-            &["`missing`", "there is `dev`"][..],
+            &["`missing`", "existing profiles: `dev`"][..],
         ),
         (b"[dev]\nregion = us-east-1\n", "dev", &["`dev`", "`[profile dev]`"]),
         (b"\xef\xbb\xbf[default]\nregion = us-east-1\n", "default", &["byte order mark"]),

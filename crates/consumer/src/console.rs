@@ -459,9 +459,9 @@ mod tests {
         insta::assert_snapshot!(lines, @r"
         consumer: records of shard-0 expired before they were read: those between TRIM_HORIZON and 17; they are not printed; hint: read the stream within its retention period, or extend the period
         consumer: released shard-0, which makes no progress here: the reader hangs; reading resumes after its checkpoint, here or on another instance
-        consumer: processor of shard-0 is slow: `process` takes 30s by now
-        consumer: replaced the reader of shard-0 by a new one: no answer in 90s; no record is skipped
-        consumer: 2 aggregates in shard-0 cannot be unpacked and were delivered as they are; the last is 17: cut off; hint: check the producer that writes them
+        consumer: processor of shard-0 is slow: `process` has run for 30s
+        consumer: replaced the reader of shard-0: no answer in 90s; no record is skipped
+        consumer: 2 corrupt aggregates on shard-0 cannot be unpacked and were delivered unchanged; the newest is 17: cut off; hint: check the producer that writes them
         ");
     }
 
@@ -496,15 +496,15 @@ mod tests {
         };
         assert_eq!(said(Verbosity::Quiet, act), "");
         insta::assert_snapshot!(said(Verbosity::Verbose, act), @r"
-        consumer: started; the table has 1 leases
+        consumer: started; leases in the table: 1
         consumer: created lease shard-0 at TRIM_HORIZON
-        consumer: took lease shard-0 from nobody at TRIM_HORIZON: nobody owned it
-        consumer: asked b for lease shard-0
+        consumer: took lease shard-0 at TRIM_HORIZON (previous owner: none): it had no owner
+        consumer: asked b to hand off shard-0
         consumer: released lease shard-0 at TRIM_HORIZON
         consumer: deleted finished lease shard-0
-        consumer: delivered 3 records of aggregates in shard-0 that belong to other shards
-        consumer: reading shard-0 by fan-out now: it stays behind
-        consumer: registered arn:tail
+        consumer: delivered 3 misrouted records from aggregates on shard-0
+        consumer: switched shard-0 to enhanced fan-out: it stays behind
+        consumer: registered consumer arn:tail
         consumer: stopped
         ");
     }

@@ -209,7 +209,7 @@ fn asked(start: Instant) -> (State, Lease) {
     let row = write.apply(Some(&rows()[1])).unwrap();
     let result = Ok(WriteOutcome::Done(row.clone()));
     let actions = state.step(start, Input::Wrote { write, why, sent: start, result });
-    assert_eq!(names(&actions), "say asked other for lease 1");
+    assert_eq!(names(&actions), "say asked other to hand off 1");
     (state, row.unwrap())
 }
 

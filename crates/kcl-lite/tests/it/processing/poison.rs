@@ -339,7 +339,7 @@ async fn attempts_of_a_dead_letter_are_those_that_the_policy_counts() {
     let told = fleet.events().into_iter().filter_map(|(_, event)| match event {
         Event::ProcessorFailed { attempts, .. } => Some(attempts),
         Event::DeadLettered { attempts, .. } => {
-            assert!(event.to_string().contains("it failed 3 times"), "{event}");
+            assert!(event.to_string().contains("after 3 attempts"), "{event}");
             Some(attempts)
         }
         _ => None,
