@@ -1,5 +1,5 @@
-//! A short run of `chaos`: real workers under kill -9, SIGSTOP and SIGTERM while shards split and
-//! merge. Ten minutes of it, and other seeds: `cargo run -p e2e --bin chaos -- --seed 7`.
+//! A short run of `chaos`: real workers under kill -9, SIGSTOP and SIGTERM during resharding. For
+//! ten minutes and other seeds: `cargo run -p e2e --bin chaos -- --seed 7`.
 
 use anyhow::Result;
 use e2e::binaries::Binaries;
@@ -7,7 +7,7 @@ use e2e::process::Process;
 use tokio::process::Command;
 use tokio::time::Duration;
 
-/// A run of 20 seconds, with what the quiet end may take on a busy machine.
+/// Covers a run of 20 seconds and a slow settling on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(240);
 
 #[tokio::test]

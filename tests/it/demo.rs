@@ -1,4 +1,4 @@
-//! The demo itself, as a test: its verdict comes from the same commands as all the others.
+//! The demo as a test: its verdict must be good, and its output complete.
 
 use anyhow::Result;
 use e2e::binaries::Binaries;
@@ -13,7 +13,7 @@ fn demo(arguments: &str) -> Result<Process> {
     Process::start("the demo", command)
 }
 
-/// The numbers of the table's row of that name.
+/// Returns the numbers of the table's row with that name.
 fn row(stdout: &str, name: &str) -> Vec<u64> {
     let row = stdout.lines().find(|line| line.trim_start().starts_with(name)).expect(stdout);
     row.split_whitespace().skip(1).map(|number| number.parse().expect(row)).collect()

@@ -1,5 +1,5 @@
-//! Environments and profiles as people have them: what cannot work is told at once, what is blank is not
-//! set, and nothing makes a program panic.
+//! Realistic environments and profiles: a setting that cannot work is reported at once, a blank one
+//! counts as unset, and none makes a program panic.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -33,7 +33,7 @@ impl Home {
         self.0.path().join(name)
     }
 
-    /// Makes `command` find the files, and no keys beside them.
+    /// Makes `command` use the files, without keys in the environment.
     fn use_in(&self, command: &mut Command) {
         for name in [
             "AWS_CONFIG_FILE",
@@ -47,25 +47,25 @@ impl Home {
     }
 }
 
-/// The shell that runs `line` with these variables set beside those of the workshop.
+/// Returns the shell that runs `line` with these variables in addition to the workshop's.
 fn shell(workshop: &Workshop, line: &str, variables: &[(&str, &str)]) -> Command {
     let mut shell = workshop.shell("learner", &format!("exec {line}"));
     shell.envs(variables.iter().copied());
     shell
 }
 
-/// Waits until it has failed, and returns its last line without the name of the command.
+/// Waits until the command has failed, and returns its last line without the command's name.
 async fn last_words(line: &str, shell: Command) -> Result<String> {
     let mut process = Process::start(line, shell)?;
     let code = process.ended().await?.code();
     let transcript = process.transcript();
     assert_eq!(code, Some(1), "{line}: {}", transcript.stderr);
     let last = transcript.stderr.lines().last().unwrap();
-    assert!(!transcript.stderr.contains("try again"), "{}", transcript.stderr);
+    assert!(!transcript.stderr.contains("retrying"), "{}", transcript.stderr);
     Ok(last.split_once(": ").unwrap().1.to_owned())
 }
 
-/// Runs all commands, checks that they fail with the same words, and returns these.
+/// Runs all commands, checks that they fail with the same message, and returns it.
 async fn told_alike(workshop: &Workshop, prepare: impl Fn(&mut Command)) -> Result<String> {
     let mut told = Vec::new();
     for command in COMMANDS {
@@ -87,7 +87,7 @@ async fn what_is_wrong_with_a_profile_is_told_at_once_by_both_commands_alike() -
         (
             &b"[profile dev]\nregion = us-east-1\n"[..],
             "missing",
-            &["`missing`", "there is `dev`"][..],
+            &["`missing`", "existing profiles: `dev`"][..],
         ),
         (b"[dev]\nregion = us-east-1\n", "dev", &["`dev`", "`[profile dev]`"]),
         (b"\xef\xbb\xbf[default]\nregion = us-east-1\n", "default", &["byte order mark"]),
@@ -114,7 +114,7 @@ async fn what_is_wrong_with_a_profile_is_told_at_once_by_both_commands_alike() -
     Ok(())
 }
 
-/// The name of the cached login of the session `dev`: the SHA-1 of that.
+/// The file name of the cached login of the session `dev`: the SHA-1 of its name.
 const LOGIN_OF_DEV: &str = ".aws/sso/cache/34c6fceca75e456f25e7e99531e2425c6c1de443.json";
 
 #[tokio::test]
@@ -222,7 +222,7 @@ async fn what_is_blank_is_not_set() -> Result<()> {
     Ok(())
 }
 
-/// The first line of the command.
+/// Returns the first line of the command.
 async fn opening(line: &str, shell: Command) -> Result<String> {
     let process = Process::start(line, shell)?;
     process
@@ -287,7 +287,7 @@ async fn the_first_line_names_the_endpoint_of_each_service() -> Result<()> {
 async fn a_stream_is_found_by_its_arn() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
     let arn = "arn:aws:kinesis:us-east-1:000000000000:stream/wildrydes";
-    // The ARN knows better than the environment.
+    // The ARN overrides the environment.
     let elsewhere = [("AWS_REGION", "eu-west-1")];
     let produce = format!("./producer -interval 1ms -count 3 -stream {arn}");
     for packed in ["", " --aggregate"] {
@@ -305,7 +305,7 @@ async fn a_stream_is_found_by_its_arn() -> Result<()> {
     Ok(())
 }
 
-/// A stream of the same name is there: by its name it would be found.
+/// A stream of the same name exists in this account: it must not be used in place of the ARN's.
 #[tokio::test]
 async fn a_stream_of_another_account_is_asked_for_by_its_arn_and_not_by_its_name() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
@@ -323,7 +323,7 @@ async fn a_stream_of_another_account_is_asked_for_by_its_arn_and_not_by_its_name
         assert_eq!(process.ended().await?.code(), Some(1), "{line}");
         let stderr = process.transcript().stderr.clone();
         let last = stderr.lines().last().unwrap_or_default();
-        for part in [action, "AccessDeniedException: ", arn, "by its resource policy"] {
+        for part in [action, "AccessDeniedException: ", arn, "in its resource policy"] {
             assert!(last.contains(part), "{part}: {line}: {stderr}");
         }
     }
@@ -331,7 +331,7 @@ async fn a_stream_of_another_account_is_asked_for_by_its_arn_and_not_by_its_name
     Ok(())
 }
 
-/// Names that the AWS configuration and the HTTP client read.
+/// Variables that the AWS configuration and the HTTP client read.
 const NAMES: [&str; 41] = [
     "AWS_PROFILE",
     "AWS_REGION",
@@ -427,7 +427,7 @@ const VALUES: [&[u8]; 22] = [
     b"*",
 ];
 
-/// A random environment: a few variables, and a profile file with a few keys.
+/// Writes a random environment: a few variables, and a profile file with a few keys.
 fn environment(seed: u64, home: &Path) -> Result<Vec<(&'static str, OsString)>> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let value = |rng: &mut fastrand::Rng| VALUES[rng.usize(..VALUES.len())];
@@ -452,7 +452,7 @@ async fn no_environment_and_no_profile_makes_a_command_panic() -> Result<()> {
     workshop.aws.put("wildrydes", "Shadowfax", b"{}").await?;
     let url = workshop.aws.endpoint_url();
     let home = tempfile::tempdir()?;
-    // What was found, then what chance finds.
+    // First regressions of earlier findings, then random environments.
     let known = |name: &'static str, value: &str| vec![(name, OsString::from(value))];
     let mut environments: Vec<_> = ["", "0", "-1", "many"]
         .into_iter()
@@ -477,12 +477,12 @@ async fn no_environment_and_no_profile_makes_a_command_panic() -> Result<()> {
             let mut process = Process::start(&format!("{line} with {variables:?}"), shell)?;
             process
                 .wait_for("a record, a complaint or the end", |transcript| {
-                    let is_over = !transcript.documents.is_empty()
-                        || transcript.stderr.contains("will try again");
+                    let is_over =
+                        !transcript.documents.is_empty() || transcript.stderr.contains("retrying");
                     (is_over || transcript.is_complete()).then_some(())
                 })
                 .await?;
-            // It may have ended.
+            // The process may have ended.
             process.signal(INT).ok();
             let code = process.ended().await?.code();
             let stderr = &process.transcript().stderr;
@@ -493,7 +493,7 @@ async fn no_environment_and_no_profile_makes_a_command_panic() -> Result<()> {
     Ok(())
 }
 
-/// Runs [`a_worker_is_built`] in a process of its own, and returns what it says.
+/// Runs [`a_worker_is_built`] in a separate process, and returns its output.
 fn built_with(variables: &[(&str, OsString)]) -> Result<String> {
     let mut command = std::process::Command::new(std::env::current_exe()?);
     command.args(["--exact", "environment::a_worker_is_built", "--ignored", "--nocapture"]);

@@ -1,4 +1,4 @@
-//! What a learner gets wrong: one clear line that says where it was tried and what to do.
+//! Mistakes of learners: each gives one clear line that says where the call failed and what to do.
 
 use std::collections::BTreeSet;
 
@@ -7,12 +7,12 @@ use e2e::process::Process;
 use e2e::server::Aws;
 use e2e::workshop::Workshop;
 
-/// The three ways to start.
+/// The three ways to start a command.
 const COMMANDS: [&str; 3] =
     ["./producer -interval 1ms", "./consumer", "./consumer --app wildrydes-tail"];
 
-/// Waits for the end and checks its form: exit code 1, nothing on stdout but the producer's sum,
-/// one line on stderr after the opening, with a hint. Returns that line.
+/// Waits for the end and checks its form: exit code 1, nothing on stdout except the producer's
+/// summary, one line on stderr after the opening, with a hint. Returns that line.
 async fn failure(mut process: Process) -> Result<String> {
     let code = process.ended().await?.code();
     let transcript = process.transcript();
@@ -80,7 +80,7 @@ async fn an_endpoint_that_is_down_is_named() -> Result<()> {
     Ok(())
 }
 
-/// As [`failure`], with the lines about the attempts before the last.
+/// Does the same as [`failure`], but allows lines about attempts before the last.
 async fn failure_after_retries(mut process: Process) -> Result<String> {
     let code = process.ended().await?.code();
     let transcript = process.transcript();
@@ -102,13 +102,13 @@ async fn the_region_of_the_environment_is_used_and_said() -> Result<()> {
     Ok(())
 }
 
-/// Whoever goes on would be alone with positions that nobody else knows.
+/// An instance that continued would hold positions that no other instance knows.
 #[tokio::test]
 async fn a_lease_table_that_is_deleted_ends_the_group_with_one_line_each() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;
     let line = "./consumer --app wildrydes-tail --failover 5s";
     let group = [workshop.run("one", line)?, workshop.run("two", line)?];
-    // Until each holds one of the two shards.
+    // Until each instance holds one of the two shards.
     for scans in 1.. {
         let owners: BTreeSet<_> =
             workshop.aws.owners("wildrydes-tail").await.into_values().collect();
@@ -125,7 +125,7 @@ async fn a_lease_table_that_is_deleted_ends_the_group_with_one_line_each() -> Re
         let last: Vec<_> =
             transcript.stderr.lines().filter(|it| it.contains("was deleted while")).collect();
         let [last] = last.as_slice() else { panic!("{}", transcript.stderr) };
-        for part in ["`wildrydes-tail`", "start the workers again"] {
+        for part in ["`wildrydes-tail`", "restart the workers"] {
             assert!(last.contains(part), "{part}: {last}");
         }
     }

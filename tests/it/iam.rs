@@ -1,5 +1,5 @@
-//! The policies of `deploy/` against the operations that the commands really send: everything sent
-//! is allowed, everything allowed is sent, and the template grants what the policies do.
+//! The policies of `deploy/` against the operations that the commands send: every operation sent is
+//! allowed, every operation allowed is sent, and the template grants the same as the policies.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,7 +12,7 @@ use e2e::workshop::Workshop;
 
 use crate::{BRIEF, INT};
 
-/// The statements a user may leave out begin with this: each is for one flag or setting.
+/// The prefix of optional statements: each is needed for one flag or setting only.
 const OPTIONAL: &str = "Optional";
 
 /// The statement for `--fan-out`.
@@ -25,7 +25,7 @@ fn deploy(file: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// What a policy allows in the statements whose name `include`s it.
+/// Returns what a policy allows in the statements whose name `include` accepts.
 fn allowed(policy: &str, include: impl Fn(&str) -> bool) -> Result<Actions> {
     let policy: serde_json::Value = serde_json::from_str(&deploy(policy))?;
     let mut actions = Actions::new();
@@ -40,7 +40,7 @@ fn allowed(policy: &str, include: impl Fn(&str) -> bool) -> Result<Actions> {
     Ok(actions)
 }
 
-/// The actions listed in a resource of the template, which is indented by two spaces.
+/// Returns the actions listed in a resource of the template, which is indented by two spaces.
 fn granted(resource: &str) -> Actions {
     let template = deploy("wildrydes.yaml");
     let lines = template.lines().skip_while(|line| *line != format!("  {resource}:")).skip(1);
@@ -52,7 +52,8 @@ fn granted(resource: &str) -> Actions {
         .collect()
 }
 
-/// One put, a herd's puts, aggregates, and the creation of the stream are all that a producer does.
+/// A producer sends single puts, batches of several unicorns, aggregates, and the creation of the
+/// stream.
 #[tokio::test]
 async fn the_producers_policy_is_what_a_producer_sends() -> Result<()> {
     let workshop = Workshop::open().await?;
@@ -68,8 +69,8 @@ async fn the_producers_policy_is_what_a_producer_sends() -> Result<()> {
     Ok(())
 }
 
-/// Everything in the life of a consumer: a table that is made, a merge (which asks for the other
-/// parent's lease), and finished leases that are deleted when their child has moved on.
+/// The whole life of a consumer: a table that is created, a merge (which reads the other parent's
+/// lease), and finished leases that are deleted when their child has made progress.
 #[tokio::test]
 async fn the_consumers_policy_is_what_a_consumer_sends() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;
@@ -95,7 +96,8 @@ async fn the_consumers_policy_is_what_a_consumer_sends() -> Result<()> {
     Ok(())
 }
 
-/// With a stream, and a table as the template makes it, the optional statements are not needed.
+/// With an existing stream, and a table as the template creates it, the optional statements are not
+/// needed.
 #[tokio::test]
 async fn what_is_optional_in_the_policies_is_not_needed_when_everything_exists() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;

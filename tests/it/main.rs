@@ -1,8 +1,7 @@
-//! End-to-end tests: the real commands, run by a shell, against local-aws on a real socket.
+//! End-to-end tests: the real commands, run by a shell, against local-aws over a socket.
 //!
-//! Each test has services, a directory and processes of its own. None waits for time to pass: each
-//! waits for something to be printed or called, a minute at most. What each module covers is in
-//! `tests/README.md`.
+//! Each test has its own services, directory and processes. No test waits for time to pass: each
+//! waits for output or a call, at most a minute. `tests/README.md` lists what each module covers.
 
 #![expect(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
 
@@ -31,18 +30,18 @@ use rustix::process::Signal;
 const INT: Signal = Signal::INT;
 const TERM: Signal = Signal::TERM;
 
-/// A group member whose lease outlasts every pause of a busy machine: what it repeats was not
-/// caused by that.
+/// The flags of a group member whose lease outlasts every pause of a busy machine, so that no
+/// repeat is caused by expiry.
 const STEADY: &str = "--poll-interval 200ms --failover 30s";
 
-/// A group member that stores its checkpoint three times a second, comes back under its own name and
-/// thus need not wait for its own leases to run out.
+/// The flags of a group member that stores its checkpoint three times a second, and restarts under
+/// the same worker ID, so that it need not wait for its own leases to expire.
 const HASTY: &str = "--poll-interval 200ms --failover 1s --worker-id tail";
 
-/// A group member that is missed soon.
+/// The flags of a group member whose leases expire soon.
 const BRIEF: &str = "--poll-interval 200ms --failover 2s";
 
-/// Stops the producers, each in good order.
+/// Stops the producers gracefully.
 async fn stop_producers(producers: impl IntoIterator<Item = &mut Process>) -> Result<()> {
     for producer in producers {
         assert_eq!(producer.stop(INT).await?, 0, "{producer:?}");
@@ -50,8 +49,8 @@ async fn stop_producers(producers: impl IntoIterator<Item = &mut Process>) -> Re
     Ok(())
 }
 
-/// Waits until the group has printed what the stream holds, stops it, and checks what holds in
-/// every test: nothing lost, nothing made up, each unicorn in order, exit codes 0.
+/// Waits until the group has printed everything in the stream, stops it, and checks what holds in
+/// every test: no record lost or invented, each unicorn in order, exit codes 0.
 async fn settled(workshop: &Workshop, group: &mut Group) -> Result<Account> {
     let sent = workshop.aws.sent("wildrydes").await?;
     group.account_for(&sent).await?;
@@ -60,7 +59,7 @@ async fn settled(workshop: &Workshop, group: &mut Group) -> Result<Account> {
     }
     let seen = group.seen();
     assert_eq!(first_disorder(&seen), None);
-    // Again, because a repeat may have come with the stop.
+    // Computed again, because a repeat may have come with the stop.
     let account = Account::of(&sent, &seen);
     assert_eq!((&account.lost, &account.unknown), (&vec![], &vec![]));
     Ok(account)

@@ -1,5 +1,5 @@
-//! A short run of `memory`: what a worker process takes while its processors stall. The full one, of
-//! 200 shards and a budget of 256 MiB: `cargo run -p e2e --bin memory`.
+//! A short run of `memory`: the memory of a worker process while its processors stall. The full one,
+//! with 200 shards and a budget of 256 MiB: `cargo run -p e2e --bin memory`.
 
 use anyhow::Result;
 use e2e::binaries::Binaries;
@@ -7,7 +7,7 @@ use e2e::process::Process;
 use tokio::process::Command;
 use tokio::time::Duration;
 
-/// It takes half a minute on an idle machine.
+/// The run takes half a minute on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 #[tokio::test]

@@ -1,7 +1,7 @@
-//! HTTPS as companies have it: through a proxy, with a certificate authority of their own, or with none.
+//! HTTPS in company networks: through a proxy, with a private certificate authority, or with none.
 //!
-//! The proxy and the server that speaks TLS before local-aws are real sockets of this process. The host
-//! `aws.test` has no address: only who goes through the proxy gets there.
+//! The proxy and the TLS server in front of local-aws are real sockets of this process. The host
+//! `aws.test` has no address, so that only the proxy reaches it.
 
 use parking_lot::Mutex;
 use std::net::SocketAddr;
@@ -25,8 +25,8 @@ fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("it/fixtures").join(name)
 }
 
-/// The configuration of a server `aws.test`, by an authority that no machine knows. Its key is worth
-/// nothing elsewhere.
+/// Returns the configuration of a server `aws.test`, with a certificate of an authority that no
+/// machine trusts. Its key has no other use.
 fn tls() -> Result<Arc<ServerConfig>> {
     let certificate = CertificateDer::from_pem_file(fixture("server.pem"))?;
     let key = PrivateKeyDer::from_pem_file(fixture("server.key"))?;
@@ -41,7 +41,7 @@ fn tls() -> Result<Arc<ServerConfig>> {
 /// A proxy that tunnels every connection to local-aws, with TLS in between.
 struct Tunnels {
     address: SocketAddr,
-    /// The heads of the requests it has got.
+    /// The heads of the requests that it received.
     heads: Arc<Mutex<Vec<String>>>,
     _task: JoinSet<()>,
 }
@@ -88,7 +88,8 @@ async fn tunnel(
     Ok(())
 }
 
-/// Starts a command that knows `https://aws.test`, whose authority it is told, and these variables.
+/// Starts a command whose endpoint is `https://aws.test`, with the certificate authority and these
+/// variables.
 fn start(workshop: &Workshop, line: &str, variables: &[(&str, &str)]) -> Result<Process> {
     let mut shell = workshop.shell("learner", &format!("exec {line}"));
     shell.env("AWS_ENDPOINT_URL", "https://aws.test").env("AWS_CA_BUNDLE", fixture("ca.pem"));
@@ -142,7 +143,7 @@ async fn a_host_of_no_proxy_is_reached_without_it() -> Result<()> {
         let line = "./producer -interval 1ms -count 1";
         let variables = [("HTTPS_PROXY", &*proxy), (name, "other.test, .test")];
         let mut producer = start(&workshop, line, &variables)?;
-        producer.wait_for_stderr("will try again").await?;
+        producer.wait_for_stderr("retrying").await?;
         producer.kill().await?;
     }
     // A loopback address is never reached through a proxy.

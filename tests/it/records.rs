@@ -1,4 +1,4 @@
-//! Streams and records that the workshop's consumer does not survive.
+//! Streams and records that make the workshop's consumer crash.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn a_record_that_is_not_json_is_printed_and_does_not_end_the_consumer() ->
     Ok(())
 }
 
-/// The clock of the services is the test's: the stream becomes ACTIVE when the test says so.
+/// The test moves the services' clock, so that the stream becomes ACTIVE when the test wants it.
 #[tokio::test]
 async fn a_stream_that_is_being_created_is_waited_for() -> Result<()> {
     let an_hour = Duration::from_secs(3600);
@@ -47,7 +47,7 @@ async fn a_stream_that_is_being_created_is_waited_for() -> Result<()> {
     producer.wait_for_stderr("waiting for ACTIVE").await?;
     workshop.aws.local.clock().advance(an_hour);
     assert_eq!(producer.ended().await?.code(), Some(0));
-    // The lease table takes an hour, too.
+    // Creating the lease table takes an hour too.
     for consumer in &mut consumers {
         consumer.wait_for_records(5).await?;
         assert_eq!(consumer.stop(INT).await?, 0);
@@ -55,7 +55,7 @@ async fn a_stream_that_is_being_created_is_waited_for() -> Result<()> {
     Ok(())
 }
 
-/// Everyday trouble of both services: throttled reads, refused and unanswered writes.
+/// Common failures of both services: throttled reads, refused and unanswered writes.
 #[tokio::test]
 async fn everyday_trouble_of_the_services_costs_no_record() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;
@@ -77,8 +77,8 @@ async fn everyday_trouble_of_the_services_costs_no_record() -> Result<()> {
     Ok(())
 }
 
-/// `--aggregate` packs by shard, and a reshard on the way changes that: the consumer prints every
-/// unicorn's records all the same, each as it was made.
+/// `--aggregate` packs by shard, and resharding invalidates the packing: nevertheless the consumer
+/// prints every unicorn's records, each as it was created.
 #[tokio::test]
 async fn a_consumer_prints_every_record_that_a_producer_has_packed() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;
@@ -91,7 +91,7 @@ async fn a_consumer_prints_every_record_that_a_producer_has_packed() -> Result<(
     workshop.aws.split("wildrydes", "shardId-000000000000").await?;
     assert_eq!(producer.ended().await?.code(), Some(0));
     let account = crate::settled(&workshop, &mut group).await?;
-    // A split may have brought one aggregate to the wrong shard, and it was sent again.
+    // A split may have routed one aggregate to the wrong shard, and it was sent again.
     assert!((4000..4200).contains(&account.sent), "{account:?}");
     let stored: usize = workshop.aws.stored("wildrydes").await?.values().map(Vec::len).sum();
     assert!(stored * 10 < account.sent, "{stored} Kinesis records");

@@ -1,4 +1,4 @@
-//! Splits and merges while records flow: nothing lost, each unicorn in order.
+//! Splits and merges while records flow: none is lost, and each unicorn stays in order.
 
 use std::time::Duration;
 
@@ -31,8 +31,8 @@ async fn follow(workshop: &Workshop, group: &mut Group) -> Result<()> {
     Ok(())
 }
 
-/// A herd of sixteen on two shards, so that every child has unicorns; two instances. Splits and
-/// merges in turn, each one followed before the next.
+/// Sixteen unicorns on two shards, so that every child has unicorns; two instances. Splits and
+/// merges alternate, and each is followed before the next.
 #[tokio::test]
 async fn a_group_follows_splits_and_merges_while_it_runs() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;
@@ -56,7 +56,7 @@ async fn a_group_follows_splits_and_merges_while_it_runs() -> Result<()> {
     Ok(())
 }
 
-/// The instance dies right after a split, and another one after a merge: whoever comes next must
+/// The instance is killed right after a split, and its successor after a merge: the next one must
 /// finish the parents first.
 #[tokio::test]
 async fn a_kill_amid_a_reshard_loses_nothing() -> Result<()> {
@@ -80,8 +80,8 @@ async fn a_kill_amid_a_reshard_loses_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Two shards are merged while the instance that reads one of them is paused. The other finishes its
-/// own, and must not go on with the child before the paused one has finished, too.
+/// Two shards are merged while the instance that reads one of them is paused. The other instance
+/// finishes its own shard, and must not take the child before the paused one has finished too.
 #[tokio::test]
 async fn a_merged_child_waits_for_the_slower_parent() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;
@@ -99,7 +99,7 @@ async fn a_merged_child_waits_for_the_slower_parent() -> Result<()> {
     group.member(slow).signal(Signal::STOP)?;
     workshop.aws.merge_lowest(STREAM).await?;
     group.member(fast).wait_for_stderr("finished shard").await?;
-    // Time for several looks at the table, in which the child must not be taken.
+    // Time for several scans, in which the child must not be taken.
     let requests = workshop.aws.local.requests();
     let looks = requests.count("fast", "Scan");
     requests.wait_for("fast", "Scan", looks + 3).await;
@@ -128,7 +128,7 @@ async fn a_plain_tail_follows_a_split_and_a_merge_too() -> Result<()> {
     Ok(())
 }
 
-/// The workshop's own consumer dies of a closed shard that is already there.
+/// The workshop's own consumer crashes on a shard that is already closed.
 #[tokio::test]
 async fn shards_that_were_closed_before_the_start_are_read_to_their_end() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
@@ -146,10 +146,10 @@ async fn shards_that_were_closed_before_the_start_are_read_to_their_end() -> Res
     let account = settled(&workshop, &mut group).await?;
     assert_eq!((account.sent, account.repeats), (80, 0));
 
-    // "Latest" is told by the service's clock, in whole seconds.
+    // "Latest" is determined by the service's clock, in whole seconds.
     workshop.aws.local.clock().advance(Duration::from_secs(2));
     let mut latest = workshop.run("latest", "./consumer -from latest --poll-interval 200ms")?;
-    // Past the start: both open shards are being read.
+    // After the start both open shards are read.
     workshop.aws.local.requests().wait_for("latest", "GetRecords", 2).await;
     workshop.aws.put(STREAM, "Shadowfax", b"news").await?;
     latest.wait_for_records(1).await?;

@@ -1,4 +1,4 @@
-//! Stops, kills, pauses: what the next instance prints goes on where the last one was.
+//! Stops, kills and pauses: the next instance resumes where the previous one stopped.
 
 use std::time::Duration;
 
@@ -28,8 +28,9 @@ async fn a_clean_stop_is_resumed_without_loss_and_without_repeats() -> Result<()
     Ok(())
 }
 
-/// One instance killed again and again, at moments drawn from a seed: right after a start, amid a
-/// batch, between batches. It comes back under its own name, so that nobody waits for its leases.
+/// One instance is killed repeatedly, at moments drawn from a seed: right after a start, in the
+/// middle of a batch, between batches. It restarts under the same worker ID, so that it need not
+/// wait for its leases to expire.
 #[tokio::test]
 async fn kill_9_at_any_moment_loses_nothing() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;
@@ -48,8 +49,8 @@ async fn kill_9_at_any_moment_loses_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Killed when it has made the lease of one shard and not yet that of the other: who comes next must
-/// see that one is missing, at once and not at some later audit.
+/// Killed after it created the lease of one shard and before it created that of the other: its
+/// successor must detect the missing lease at once and not at a later audit.
 #[tokio::test]
 async fn a_start_that_died_half_way_is_completed_by_the_next() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;
@@ -92,8 +93,8 @@ async fn the_other_instance_takes_over_from_a_killed_one() -> Result<()> {
     Ok(())
 }
 
-/// A laptop that sleeps for longer than its leases last, and wakes up: the other has taken over
-/// meanwhile, and the sleeper must not disturb it.
+/// A laptop sleeps for longer than its lease duration, and wakes up: the other instance has taken
+/// its leases meanwhile, and the sleeper must not disturb it.
 #[tokio::test]
 async fn a_paused_instance_loses_its_shards_and_comes_back_in_good_order() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
@@ -116,7 +117,8 @@ async fn a_paused_instance_loses_its_shards_and_comes_back_in_good_order() -> Re
     Ok(())
 }
 
-/// Machines whose clocks are wrong by an hour, and what they store for those whose clocks are right.
+/// Machines whose clocks are wrong by an hour, and the start times that they store for machines
+/// whose clocks are right.
 #[tokio::test]
 async fn how_long_ago_counts_by_the_clock_of_kinesis_and_not_by_that_of_the_machine() -> Result<()>
 {

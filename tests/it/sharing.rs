@@ -1,4 +1,4 @@
-//! Instances of one application share the shards; applications do not share at all.
+//! Instances of one application share the shards; applications are independent.
 
 use anyhow::Result;
 use e2e::group::Group;
@@ -8,8 +8,8 @@ use crate::{INT, STEADY, TERM, settled, stop_producers};
 
 const UNICORNS: [&str; 2] = ["Shadowfax", "Bucephalus"];
 
-/// Two instances on two shards. The second joins when the first holds both; once the move is over
-/// each unicorn is printed by exactly one. Neither joining nor a stop in good order repeats a record.
+/// Two instances on two shards. The second joins when the first holds both; after the handoff each
+/// unicorn is printed by exactly one. Neither joining nor a graceful shutdown repeats a record.
 #[tokio::test]
 async fn two_instances_share_two_shards_and_one_hands_over_to_the_other() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;
@@ -37,12 +37,13 @@ async fn two_instances_share_two_shards_and_one_hands_over_to_the_other() -> Res
     assert_eq!(group.member(owners[0]).stop(TERM).await?, 0);
     assert_eq!(group.at_rest(&UNICORNS, 10).await?, [owners[1], owners[1]]);
     stop_producers(&mut producers).await?;
-    // Both moves were in good order.
+    // Both the handoff and the shutdown were graceful.
     assert_eq!(settled(&workshop, &mut group).await?.repeats, 0);
     Ok(())
 }
 
-/// With more instances than shards the idle one says so, once, and takes over when it can.
+/// With more instances than shards the idle one reports that once, and takes a shard when one is
+/// released.
 #[tokio::test]
 async fn an_idle_instance_stands_by_says_so_once_and_takes_over() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
@@ -54,7 +55,7 @@ async fn an_idle_instance_stands_by_says_so_once_and_takes_over() -> Result<()> 
 
     let idle = group.add(workshop.run("idle", &line)?);
     group.member(idle).wait_for_stderr("held by busy;").await?;
-    // It looks at the table about once a second; after several looks it still has said it once.
+    // It scans the table about once a second; after several scans there is still one report.
     let looks = workshop.aws.local.requests().count("idle", "Scan");
     workshop.aws.local.requests().wait_for("idle", "Scan", looks + 3).await;
     assert_eq!(group.member(idle).transcript().stderr.matches("standing by").count(), 1);
@@ -79,7 +80,7 @@ async fn a_second_application_sees_everything_again() -> Result<()> {
         let account = settled(&workshop, &mut group).await?;
         assert_eq!((account.sent, account.repeats), (40, 0), "{application}");
     }
-    // The first one goes on where it was: of everything, only the new record is new to it.
+    // The first application resumes: only the new record is new to it.
     workshop.aws.put("wildrydes", "Shadowfax", b"news").await?;
     let line = format!("./consumer --app wildrydes-tail --from trim-horizon {STEADY}");
     let mut again = workshop.run("wildrydes-tail", &line)?;

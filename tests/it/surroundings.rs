@@ -1,5 +1,5 @@
-//! What surrounds the commands and is wrong: the clock, the network at the start, the limit of open
-//! files, and a stderr that is no terminal.
+//! Faulty surroundings of the commands: the clock, the network at the start, the limit of open
+//! files, and a stderr that is not a terminal.
 
 use std::fs;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::{INT, STEADY};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// This machine's clock is an hour behind the services', then two.
+/// The local clock is an hour behind the services', then two.
 #[tokio::test]
 async fn a_wrong_clock_and_one_that_jumps_are_waited_out() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;
@@ -38,7 +38,8 @@ async fn a_wrong_clock_and_one_that_jumps_are_waited_out() -> Result<()> {
     Ok(())
 }
 
-/// Nobody listens yet. Both commands say so at once, in the same words, and go on when somebody does.
+/// No server listens yet. Both commands report that at once, in the same words, and continue when a
+/// server starts.
 #[tokio::test]
 async fn a_network_that_is_down_at_the_start_is_waited_for_visibly() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
@@ -65,7 +66,7 @@ async fn a_network_that_is_down_at_the_start_is_waited_for_visibly() -> Result<(
     let said = |process: &Process| {
         let stderr = process.transcript().stderr.clone();
         let line = stderr.lines().find(|line| line.contains("hint: ")).unwrap_or_default();
-        let (_, what) = line.split_once("failed, will try again on ").unwrap_or_default();
+        let (_, what) = line.split_once("failed, retrying on ").unwrap_or_default();
         what.to_owned()
     };
     assert!(!said(&producer).is_empty());
@@ -94,7 +95,7 @@ async fn a_timeout_ends_the_wait_of_a_script_with_the_last_reason() -> Result<()
     Ok(())
 }
 
-/// A call that can never succeed ends both commands at once, with the same line.
+/// A call that can never succeed ends both commands at once, with the same message.
 #[tokio::test]
 async fn what_no_wait_changes_is_the_same_line_of_both_commands() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
@@ -103,7 +104,7 @@ async fn what_no_wait_changes_is_the_same_line_of_both_commands() -> Result<()> 
         ("KMSOptInRequired", "enable the KMS key"),
         ("NotAuthorized", "for these credentials, see deploy/iam"),
         ("ExpiredTokenException", "aws sso login"),
-        ("SomethingForbidden", "look at what stands before the service"),
+        ("SomethingForbidden", "check a proxy or an endpoint policy"),
     ] {
         let effect = Effect::FailBefore { code: code.to_owned(), status: 403 };
         let rule = workshop.aws.local.faults().add(Rule::new(effect));
@@ -115,7 +116,7 @@ async fn what_no_wait_changes_is_the_same_line_of_both_commands() -> Result<()> 
             let (_, line) = stderr.lines().last().unwrap().split_once(" failed on ").unwrap();
             assert!(line.contains(&format!(": {code}: injected")), "{line}");
             assert!(line.contains(hint) && !line.contains("aws configure"), "{line}");
-            // The action differs, because the commands do.
+            // The commands make different calls, so the action differs.
             lines.push(line.replace("PutRecord", "").replace("ListShards", ""));
         }
         assert_eq!(lines[0], lines[1]);
@@ -124,7 +125,7 @@ async fn what_no_wait_changes_is_the_same_line_of_both_commands() -> Result<()> 
     Ok(())
 }
 
-/// The shell's soft limit is too low for so many shards, and is raised.
+/// The shell's soft limit is too low for the number of shards, and is raised.
 #[tokio::test]
 async fn fan_out_takes_a_connection_per_shard_and_few_for_the_table() -> Result<()> {
     const SHARDS: usize = 100;
@@ -134,7 +135,7 @@ async fn fan_out_takes_a_connection_per_shard_and_few_for_the_table() -> Result<
     let requests = workshop.aws.local.requests();
     let calls = async {
         requests.wait_for("c", "SubscribeToShard", SHARDS as u64).await;
-        // Each lease is taken once, and all are renewed in the same moments.
+        // Each lease is taken once, and all are renewed at the same times.
         requests.wait_for("c", "UpdateItem", 4 * SHARDS as u64).await;
     };
     timeout(PATIENCE, calls).await.context("all shards are read, and their leases renewed")?;
@@ -155,7 +156,7 @@ async fn both_commands_raise_the_soft_limit_of_open_files() -> Result<()> {
     for command in ["producer -interval 1ms", "consumer -v"] {
         let line = format!("ulimit -Sn 64; ulimit -Hn 128; exec ./{command}");
         let mut process = Process::start(command, workshop.shell("c", &line))?;
-        // After the start, which begins with the limit.
+        // The limit is raised before this line is printed.
         process.wait_for_stderr("wildrydes").await?;
         let limits = fs::read_to_string(format!("/proc/{}/limits", process.id()))?;
         let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();

@@ -1,4 +1,4 @@
-//! How the commands behave between a keyboard and a pipe.
+//! The commands between a keyboard and a pipe.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -76,15 +76,15 @@ async fn a_second_ctrl_c_ends_at_once_with_130() -> Result<()> {
     consumer.wait_for_records(5).await?;
     workshop.aws.local.faults().add(Rule::new(Effect::Hang).client("c").operation("UpdateItem"));
     consumer.signal(INT)?;
-    consumer.wait_for_stderr("Ctrl-C ends at once").await?;
+    consumer.wait_for_stderr("press Ctrl-C again to exit now").await?;
     assert_eq!(consumer.stop(INT).await?, 130);
     stop_producers([&mut producer]).await
 }
 
-/// What a pipe takes without a reader is a fraction of this.
+/// A pipe without a reader accepts a fraction of this number of records.
 const MUCH: usize = 2_000;
 
-/// A consumer whose stdout nobody reads; returns when it has had time to fill the pipe.
+/// Starts a consumer whose stdout is not read; returns when it has had time to fill the pipe.
 async fn unread_consumer(workshop: &Workshop, line: &str) -> Result<Process> {
     let producer = format!("./producer -unicorns 4 -rate 1000 -count {MUCH}");
     assert_eq!(workshop.run("p", &producer)?.ended().await?.code(), Some(0));
@@ -97,15 +97,15 @@ async fn unread_consumer(workshop: &Workshop, line: &str) -> Result<Process> {
     Ok(consumer)
 }
 
-/// Longer than anything may take that makes no progress: each record comes once and in order, and
-/// the checkpoint follows.
+/// Stdout blocks for longer than a callback without progress may take: each record is printed once
+/// and in order, and the checkpoint follows.
 #[tokio::test]
 async fn a_reader_that_pauses_gets_each_record_once_and_in_order() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;
     let flags = "--poll-interval 200ms --failover 1s --callback-deadline 3s";
     let line = format!("./consumer --app tail --from trim-horizon -v {flags}");
     let mut consumer = unread_consumer(&workshop, &line).await?;
-    // Two shards are renewed three times a second each.
+    // Two shards, each renewed three times a second.
     let requests = workshop.aws.local.requests();
     requests.wait_for("c", "UpdateItem", requests.count("c", "UpdateItem") + 48).await;
     consumer.read_stdout();
@@ -117,11 +117,11 @@ async fn a_reader_that_pauses_gets_each_record_once_and_in_order() -> Result<()>
     assert_eq!((seen.len(), first_disorder(&seen)), (MUCH, None), "{}", transcript.stderr);
     let account = Account::of(&sent, &seen);
     assert_eq!((&account.lost, &account.unknown), (&vec![], &vec![]));
-    for sign in ["makes no progress", "lost lease"] {
+    for sign in ["(no progress)", "lost lease"] {
         assert!(!transcript.stderr.contains(sign), "{}", transcript.stderr);
     }
     drop(transcript);
-    // Everything was stored: the next instance begins with what comes now.
+    // Every record was checkpointed: the next instance begins with new records.
     workshop.aws.put("wildrydes", "last", b"last").await?;
     let mut next = workshop.run("next", "./consumer --app tail --output raw")?;
     next.wait_for_records(1).await?;
@@ -130,8 +130,8 @@ async fn a_reader_that_pauses_gets_each_record_once_and_in_order() -> Result<()>
     Ok(())
 }
 
-/// It waits for the reader for a while, and then leaves what the pipe has no room for to the next
-/// instance.
+/// The consumer waits for the reader for a while, and then leaves the records that the pipe has no
+/// room for to the next instance.
 #[tokio::test]
 async fn a_first_ctrl_c_ends_in_time_while_nobody_reads_stdout_and_nothing_comes_twice()
 -> Result<()> {
@@ -139,7 +139,7 @@ async fn a_first_ctrl_c_ends_in_time_while_nobody_reads_stdout_and_nothing_comes
     let line = "./consumer --app tail --from trim-horizon --failover 1s";
     let mut first = unread_consumer(&workshop, line).await?;
     first.signal(INT)?;
-    first.wait_for_stderr("before its records were printed").await?;
+    first.wait_for_stderr("was not fully drained").await?;
     assert_eq!(first.ended().await?.code(), Some(0));
     assert!(workshop.aws.owners("tail").await.is_empty(), "every shard was released");
     let mut next = workshop.run("next", "./consumer --app tail --failover 1s")?;
@@ -168,7 +168,7 @@ async fn a_second_ctrl_c_ends_at_once_also_while_nobody_reads_stdout() -> Result
     Ok(())
 }
 
-/// Nothing comes: no write can tell.
+/// Without records no write fails, so that the closed pipe must be detected itself.
 #[tokio::test]
 async fn a_reader_that_leaves_a_quiet_stream_ends_the_consumer_and_frees_its_shard() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
@@ -199,7 +199,7 @@ async fn a_reader_that_leaves_between_two_periods_ends_the_producer() -> Result<
 #[tokio::test]
 async fn a_producer_hears_signals_while_nobody_reads_its_stdout() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
-    // Two different signals: of two equal ones the second may be lost in the first.
+    // Two different signals, because two equal ones may be merged.
     for (signals, code) in [(&[INT][..], 0), (&[INT, TERM], 130)] {
         let (unread, mut full) = std::io::pipe()?;
         full.write_all(&[b'x'; 1 << 16])?;

@@ -1,4 +1,4 @@
-//! The workshop's page on streaming, command by command as it prints them.
+//! The workshop's page on streaming, with its commands as it prints them.
 
 use anyhow::Result;
 use e2e::account::Account;
@@ -7,7 +7,7 @@ use e2e::workshop::Workshop;
 
 use crate::{INT, settled, stop_producers};
 
-/// What the page shows as the consumer's output.
+/// The consumer's output as the page shows it.
 const SAMPLE: &str = r#"{
     "Name": "Shadowfax",
     "StatusTime": "2017-06-05 09:17:08.189",
@@ -35,13 +35,13 @@ fn periods(transcript: &Transcript) -> usize {
     transcript.stdout.iter().filter(|byte| **byte == b'.').count()
 }
 
-/// `2017-06-05 09:17:08.189`
+/// Returns whether the text has the form `2017-06-05 09:17:08.189`.
 fn is_status_time(text: &str) -> bool {
     let shape = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c });
     shape.eq("0000-00-00 00:00:00.000".chars())
 }
 
-/// Fails unless `text` looks like the page's sample: the fields in order, one to a line.
+/// Panics unless `text` looks like the page's sample: the fields in order, one per line.
 fn assert_looks_like_the_sample(text: &str) {
     let lines: Vec<_> = text.lines().collect();
     assert_eq!((lines.len(), lines[0], lines[8]), (9, "{", "}"), "{text}");
@@ -59,7 +59,8 @@ fn assert_looks_like_the_sample(text: &str) {
     }
 }
 
-/// A record as the stream holds it, in the form of the page: flat, so two replacements do.
+/// Returns a stored record in the form of the page. Records are flat, so that two replacements
+/// suffice.
 fn indented(stored: &[u8]) -> String {
     let stored = std::str::from_utf8(stored).unwrap().trim_end();
     let inner = stored.trim_start_matches('{').trim_end_matches('}');
@@ -67,7 +68,7 @@ fn indented(stored: &[u8]) -> String {
     format!("{{\n    {lines}\n}}\n")
 }
 
-/// The page from its first command to its last, with the producer's one record a second.
+/// The page from its first command to its last, with the producer's rate of one record a second.
 #[tokio::test]
 async fn every_command_of_the_page_works_as_printed() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
@@ -78,7 +79,8 @@ async fn every_command_of_the_page_works_as_printed() -> Result<()> {
     let consumer = workshop.run("consumer", "./consumer -region us-east-1")?;
     consumer.wait_for_records(2).await?;
 
-    // "Stop the producer by pressing Control + C": everything sent has come, nothing ended.
+    // "Stop the producer by pressing Control + C": every sent record arrives, and the consumer
+    // keeps running.
     assert_eq!(producer.stop(INT).await?, 0);
     let dots = periods(&producer.transcript());
     let out = format!("{}\nsent {dots} records\n", ".".repeat(dots));
@@ -101,7 +103,7 @@ async fn every_command_of_the_page_works_as_printed() -> Result<()> {
     consumer.wait_for("data points for both unicorns", both).await?;
     stop_producers(&mut [again, other]).await?;
 
-    // From the first record printed on, all are there, as the page shows them.
+    // From the first printed record on, every record is there, in the form of the page.
     let sent = workshop.aws.sent("wildrydes").await?;
     let first = consumer.transcript().ids().next().cloned().unwrap();
     let start = sent.iter().position(|id| *id == first).unwrap();
@@ -150,7 +152,8 @@ async fn the_placeholder_of_the_page_is_a_usage_error_that_shows_a_region() -> R
     Ok(())
 }
 
-/// The same page on the road to a group: the second unicorn of the page falls on the second shard.
+/// The same page with two shards and a group: the second unicorn of the page belongs to the second
+/// shard.
 #[tokio::test]
 async fn the_page_works_with_an_application_too() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;

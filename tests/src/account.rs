@@ -1,26 +1,27 @@
-//! Records sent against records seen.
+//! Comparison of the records sent with the records seen.
 //!
-//! A record is known by its unicorn and its time, which a producer never uses twice. What was sent
-//! is what the stream holds; what was seen is what the consumers have printed. Pure.
+//! A record is identified by its unicorn and its time, which a producer never uses twice. The
+//! records sent are those in the stream; the records seen are those that the consumers have
+//! printed. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
 
-/// Names one record of a producer.
+/// The identity of a producer's record.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct RecordId {
     /// `Name` in the record.
     #[serde(rename = "Name")]
     pub unicorn: String,
-    /// `StatusTime` in the record; its order is that of time.
+    /// `StatusTime` in the record; its text order is the order of time.
     pub status_time: String,
 }
 
 impl RecordId {
-    /// The record's name, if these bytes are a record of a producer.
+    /// Returns the record's id, if these bytes are a record of a producer.
     #[must_use]
     pub fn of(json: &[u8]) -> Option<Self> {
         serde_json::from_slice(json).ok()
@@ -33,23 +34,23 @@ impl fmt::Display for RecordId {
     }
 }
 
-/// What became of the records.
+/// The result of the comparison.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Account {
     /// Records in the stream.
     pub sent: usize,
-    /// Of those, the records printed at least once.
+    /// Those of them that were printed at least once.
     pub seen: usize,
-    /// In the stream and never printed.
+    /// Records in the stream that were never printed.
     pub lost: Vec<RecordId>,
-    /// Printed more often than they are in the stream, counting each further time.
+    /// Repeats: how often a record was printed beyond the number of times it is in the stream.
     pub repeats: usize,
-    /// Printed, but not in the stream.
+    /// Records that were printed, but are not in the stream.
     pub unknown: Vec<RecordId>,
 }
 
 impl Account {
-    /// Settles `sent` against `seen`.
+    /// Compares `sent` with `seen`.
     pub fn of<'a>(
         sent: impl IntoIterator<Item = &'a RecordId>,
         seen: impl IntoIterator<Item = &'a RecordId>,
@@ -76,8 +77,8 @@ fn counted<'a>(ids: impl IntoIterator<Item = &'a RecordId>) -> BTreeMap<&'a Reco
     counts
 }
 
-/// The first record that came out after a later one of the same unicorn, if any. Records printed
-/// again are looked over: order is a promise about their first time.
+/// Returns the first record that was printed after a later one of the same unicorn, if any. Repeats
+/// are ignored: order is guaranteed for the first delivery.
 pub fn first_disorder<'a>(seen: impl IntoIterator<Item = &'a RecordId>) -> Option<RecordId> {
     let mut newest: BTreeMap<&str, &RecordId> = BTreeMap::new();
     let mut known: BTreeMap<&RecordId, ()> = BTreeMap::new();

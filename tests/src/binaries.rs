@@ -1,7 +1,7 @@
-//! The real commands, built by the cargo that runs us, into the directory we run from.
+//! The real commands, built by the same cargo and in the same profile as the running executable.
 //!
-//! Cargo gives a test the paths of its own package's binaries only. A nested `cargo build` finds
-//! the others, and brings them up to date; while cargo runs a test or a program its lock is free.
+//! Cargo gives a test only the paths of its own package's binaries. A nested `cargo build` finds
+//! the others, and updates them; cargo does not hold its lock while it runs a test or a program.
 //! Never downloads anything.
 
 use std::env;
@@ -11,14 +11,14 @@ use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, bail};
 
-/// Where the commands are.
+/// The directory of the commands.
 #[derive(Debug, Clone)]
 pub struct Binaries {
     directory: PathBuf,
 }
 
 impl Binaries {
-    /// The commands, built once per process.
+    /// Returns the commands, built once per process.
     ///
     /// # Errors
     ///
@@ -29,7 +29,8 @@ impl Binaries {
         built.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
     }
 
-    /// The path of `name`: `producer`, `consumer`, `local-aws`, `demo`, `chaos` or `memory`.
+    /// Returns the path of `name`: `producer`, `consumer`, `local-aws`, `demo`, `chaos` or
+    /// `memory`.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name).with_extension(env::consts::EXE_EXTENSION)
@@ -40,7 +41,7 @@ fn build() -> Result<Binaries> {
     let executable = env::current_exe().context("this program's own path is not known")?;
     let place = Place::of(&executable)?;
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // `-p e2e` is among them so that dependencies are asked for the features they already have.
+    // Includes `-p e2e`, so that dependencies are built with the features that they already have.
     cargo.args(["build", "--offline", "--quiet", "--bins"]);
     cargo.args(["-p", "e2e", "-p", "producer", "-p", "consumer", "-p", "local-aws"]);
     cargo.arg("--profile").arg(&place.profile).arg("--target-dir").arg(&place.target_directory);
@@ -58,16 +59,16 @@ fn build() -> Result<Binaries> {
     Ok(Binaries { directory: place.profile_directory })
 }
 
-/// What cargo sets for the program it runs. Some build scripts look at these, and would be run
-/// again, with everything that follows from it.
+/// Returns whether cargo sets this variable for the programs it runs. Some build scripts depend on
+/// such variables and would run again, with everything that depends on them.
 fn is_cargos_own(name: &str) -> bool {
     const PREFIXES: [&str; 5] =
         ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
     PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// How the running executable was built, as its path tells:
-/// `<target directory>/[<triple>/]<profile>/[deps/]<executable>`.
+/// The build of the running executable, as its path shows: `<target
+/// directory>/[<triple>/]<profile>/[deps/]<executable>`.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
     target_directory: PathBuf,
@@ -83,13 +84,13 @@ impl Place {
             let in_deps = directory.file_name()? == "deps";
             let profile_directory = if in_deps { directory.parent()? } else { directory };
             let profile = match profile_directory.file_name()?.to_str()? {
-                // The one profile whose directory has another name.
+                // The only profile whose directory has another name.
                 "debug" => "dev".to_owned(),
                 name => name.to_owned(),
             };
             let above = profile_directory.parent()?;
             let name = above.file_name()?.to_str()?;
-            // Cargo marks its target directory, and a triple has dashes.
+            // Cargo marks its target directory, and a triple contains dashes.
             let is_triple = name.contains('-') && above.parent()?.join("CACHEDIR.TAG").exists();
             Some(Self {
                 target_directory: if is_triple { above.parent()? } else { above }.to_owned(),

@@ -1,6 +1,6 @@
-//! Several consumers watched as one: what was printed by whom, in the order it was read.
+//! Several consumers observed together: which one printed what, in the order read.
 //!
-//! Keeps those that have ended, so that what they printed still counts.
+//! Keeps consumers that have ended, so that their output still counts.
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
@@ -13,14 +13,14 @@ use tokio::time::{Instant, timeout};
 use crate::account::{Account, RecordId};
 use crate::process::{PATIENCE, Process};
 
-/// One record, printed.
+/// A printed record.
 #[derive(Debug, Clone)]
 pub struct Printed {
-    /// When its last byte was read.
+    /// The time when its last byte was read.
     pub at: Instant,
     /// The number of the process in its group.
     pub by: usize,
-    /// Which record.
+    /// The id of the record.
     pub id: RecordId,
 }
 
@@ -37,16 +37,16 @@ impl Group {
         self.members.len() - 1
     }
 
-    /// The consumer of that number.
+    /// Returns the consumer with that number.
     ///
     /// # Panics
     ///
-    /// There is none.
+    /// The number is unknown.
     pub fn member(&mut self, number: usize) -> &mut Process {
         &mut self.members[number]
     }
 
-    /// All records printed so far, in the order read.
+    /// Returns all records printed so far, in the order read.
     #[must_use]
     pub fn printed(&self) -> Vec<Printed> {
         let mut all = Vec::new();
@@ -57,26 +57,26 @@ impl Group {
             });
             all.extend(printed);
         }
-        // Stable: what one process printed at one instant stays in order.
+        // A stable sort: records that one process printed at the same instant stay in order.
         all.sort_by_key(|printed| printed.at);
         all
     }
 
-    /// The names of all records printed so far, in the order read.
+    /// Returns the ids of all records printed so far, in the order read.
     #[must_use]
     pub fn seen(&self) -> Vec<RecordId> {
         self.printed().into_iter().map(|printed| printed.id).collect()
     }
 
-    /// Waits until `find` finds what it looks for.
+    /// Waits until `find` returns a value.
     ///
     /// # Cancel safety
     ///
-    /// Only waits.
+    /// Dropping the future has no effect.
     ///
     /// # Errors
     ///
-    /// All have ended without it, or a minute passes; the error carries the last lines of each.
+    /// All consumers end before, or a minute passes; the error contains the last lines of each.
     pub async fn wait_for<T>(
         &mut self,
         what: &str,
@@ -99,11 +99,11 @@ impl Group {
         }
     }
 
-    /// Waits until every record of `sent` has been printed, and settles the account.
+    /// Waits until every record of `sent` has been printed, and compares them.
     ///
     /// # Errors
     ///
-    /// As [`wait_for`](Self::wait_for).
+    /// The errors of [`wait_for`](Self::wait_for).
     pub async fn account_for(&mut self, sent: &[RecordId]) -> Result<Account> {
         let account = |group: &Self| Account::of(sent, &group.seen());
         let complete = |group: &Self| account(group).lost.is_empty().then_some(());
@@ -112,12 +112,13 @@ impl Group {
         Ok(account(self))
     }
 
-    /// Waits, from now on, for a stretch of `count` records of each of `unicorns` in which each
-    /// unicorn is printed by one process only; returns who prints whom, in the order of `unicorns`.
+    /// Waits, from now on, for `count` consecutive records of each of `unicorns` of which each
+    /// unicorn's are printed by one process only; returns the processes, in the order of
+    /// `unicorns`.
     ///
     /// # Errors
     ///
-    /// As [`wait_for`](Self::wait_for).
+    /// The errors of [`wait_for`](Self::wait_for).
     pub async fn at_rest(&mut self, unicorns: &[&str], count: usize) -> Result<Vec<usize>> {
         let since = Instant::now();
         self.wait_for("each unicorn is printed by one process only", |group| {
@@ -128,12 +129,12 @@ impl Group {
         .await
     }
 
-    /// Ends all that run with `signal`, and returns their exit codes. Who was started just now is
-    /// waited for: before its first line no process hears a signal.
+    /// Sends `signal` to all running consumers, and returns their exit codes. Waits first for the
+    /// opening line of each, because a process that has just started does not handle signals yet.
     ///
     /// # Errors
     ///
-    /// As [`Process::stop`].
+    /// The errors of [`Process::stop`].
     pub async fn stop(&mut self, signal: Signal) -> Result<Vec<i32>> {
         let mut codes = Vec::new();
         for process in &mut self.members {
@@ -145,7 +146,7 @@ impl Group {
         Ok(codes)
     }
 
-    /// Waits until one of them prints; false when none ever will.
+    /// Waits until one of them prints; returns false if all outputs are closed.
     async fn any_printed(&mut self) -> bool {
         let running = self.members.iter_mut().filter(|p| !p.transcript().is_complete());
         let mut waits: Vec<_> = running.map(|process| Box::pin(process.printed())).collect();
@@ -174,7 +175,8 @@ impl Group {
     }
 }
 
-/// Who alone has printed the last `count` records of `unicorn`, each of them once.
+/// Returns the process that alone has printed the last `count` records of `unicorn`, each of them
+/// once.
 fn owner(printed: &[Printed], unicorn: &str, count: usize) -> Option<usize> {
     let theirs: Vec<_> = printed.iter().filter(|printed| printed.id.unicorn == unicorn).collect();
     let last = theirs.get(theirs.len().checked_sub(count)?..)?;

@@ -9,8 +9,8 @@
 //! account      records sent against records seen: lost, seen twice, out of order
 //! ```
 //!
-//! Nothing here asserts: what fails is an error that carries what the commands have printed.
-//! Nothing sleeps to let time pass: every wait is for an event and has a generous bound.
+//! Nothing here asserts: a failure is an error that contains the output of the commands. Nothing
+//! sleeps to let time pass: every wait is for an event and has a generous bound.
 
 pub mod account;
 pub mod binaries;

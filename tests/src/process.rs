@@ -1,7 +1,7 @@
-//! A running command: what it prints, as it prints it, and the signals it is sent.
+//! A running command: its output as it arrives, and the signals sent to it.
 //!
-//! Two tasks read stdout and stderr into one [`Transcript`]; whoever waits, waits for a change of
-//! it. A process that is dropped is killed, by its own id.
+//! Two tasks read stdout and stderr into one [`Transcript`]; every wait is for a change of it. A
+//! process that is dropped is killed, by its id.
 
 use std::fmt;
 use std::process::{ExitStatus, Stdio};
@@ -17,47 +17,47 @@ use tokio::time::{Instant, timeout};
 
 use crate::account::RecordId;
 
-/// Ends a wait that would never end. Nothing here takes a tenth of it on an idle machine.
+/// Ends a wait that would otherwise never end. No wait takes a tenth of it on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One record as printed: a JSON object over several lines, or any other line.
+/// A record as printed: a JSON object over several lines, or any other line.
 #[derive(Debug, Clone)]
 pub struct Document {
-    /// When its last line was read.
+    /// The time when its last line was read.
     pub at: Instant,
-    /// Its text with the final newline.
+    /// The text with the final newline.
     pub text: String,
-    /// Which record it is, if it is a producer's.
+    /// The id of the record, if a producer created it.
     pub id: Option<RecordId>,
 }
 
-/// Everything a process has printed so far.
+/// The output of a process so far.
 #[derive(Debug, Default)]
 pub struct Transcript {
-    /// Stdout, to the byte.
+    /// Stdout, byte by byte.
     pub stdout: Vec<u8>,
-    /// Stdout by records. What follows the last newline is not a record yet.
+    /// Stdout as records. Text after the last newline is not a record yet.
     pub documents: Vec<Document>,
     /// Stderr.
     pub stderr: String,
-    /// Where the first line after the last document begins.
+    /// The offset of the first line after the last document.
     parsed: usize,
     open_outputs: u8,
 }
 
 impl Transcript {
-    /// The producers' records, in the order printed.
+    /// Returns the ids of the producers' records, in the order printed.
     pub fn ids(&self) -> impl Iterator<Item = &RecordId> {
         self.documents.iter().filter_map(|document| document.id.as_ref())
     }
 
-    /// How many records of `unicorn` were printed.
+    /// Returns how many records of `unicorn` were printed.
     #[must_use]
     pub fn count(&self, unicorn: &str) -> usize {
         self.ids().filter(|id| id.unicorn == unicorn).count()
     }
 
-    /// Whether both outputs are closed, which a process does by ending.
+    /// Returns whether both outputs are closed, which happens when the process ends.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.open_outputs == 0
@@ -70,7 +70,7 @@ impl Transcript {
             let line = &self.stdout[line_start..line_start + length];
             let begins = line_start == self.parsed;
             line_start += length + 1;
-            // An object of several lines begins with a brace alone and ends with one.
+            // An object over several lines begins and ends with a line that contains only a brace.
             let goes_on = if begins { line == b"{" } else { line != b"}" };
             if !goes_on {
                 let bytes = &self.stdout[self.parsed..line_start];
@@ -99,10 +99,10 @@ impl fmt::Debug for Process {
 }
 
 impl Process {
-    /// Starts `command`; `name` is what errors call it.
+    /// Starts `command`; `name` names it in errors.
     ///
-    /// It gets a process group of its own: Ctrl-C in a terminal reaches the demo, which then
-    /// decides.
+    /// It gets its own process group, so that Ctrl-C in a terminal reaches only the demo, which
+    /// then decides.
     ///
     /// # Errors
     ///
@@ -113,7 +113,7 @@ impl Process {
         Ok(process)
     }
 
-    /// As [`start`](Self::start), but nobody reads its stdout before
+    /// Does the same as [`start`](Self::start), but stdout is not read before
     /// [`read_stdout`](Self::read_stdout).
     ///
     /// # Errors
@@ -140,14 +140,14 @@ impl Process {
         Ok(Self { name: name.to_owned(), pid, child, transcript, unread, readers })
     }
 
-    /// Reads its stdout from now on.
+    /// Reads stdout from now on.
     pub fn read_stdout(&mut self) {
         if let Some((stdout, heard)) = self.unread.take() {
             self.readers.spawn(read(stdout, heard, Transcript::heard));
         }
     }
 
-    /// Closes the reading end of its stdout, if nobody has begun to read.
+    /// Closes the reading end of stdout, if it is not being read.
     pub fn close_stdout(&mut self) {
         if let Some((stdout, heard)) = self.unread.take() {
             drop(stdout);
@@ -155,42 +155,42 @@ impl Process {
         }
     }
 
-    /// What errors call it.
+    /// Returns its name in errors.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its process id.
+    /// Returns its process id.
     #[must_use]
     pub fn id(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// What it has printed so far. Not to be held while waiting for more.
+    /// Returns the output so far. The guard must not be held while waiting for more.
     #[must_use]
     pub fn transcript(&self) -> watch::Ref<'_, Transcript> {
         self.transcript.borrow()
     }
 
-    /// Returns when it prints something new, or at once if it never will again.
+    /// Returns when the process prints more, or at once if both outputs are closed.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it has heard nothing.
+    /// Dropping the future has no effect: the change is seen by the next call.
     pub async fn printed(&mut self) {
         self.transcript.changed().await.ok();
     }
 
-    /// Waits until `find` finds what it looks for.
+    /// Waits until `find` returns a value.
     ///
     /// # Cancel safety
     ///
-    /// Only waits.
+    /// Dropping the future has no effect.
     ///
     /// # Errors
     ///
-    /// The process ends without it, or a minute passes; the error carries the transcript.
+    /// The process ends before, or a minute passes; the error contains the transcript.
     pub async fn wait_for<T>(
         &self,
         what: &str,
@@ -202,7 +202,7 @@ impl Process {
             found = find(transcript);
             found.is_some() || transcript.is_complete()
         });
-        // The reference that comes back must not outlive this line: readers would wait for it.
+        // The guard must not outlive this line: the reading tasks would wait for it.
         let in_time = timeout(PATIENCE, waiting).await.is_ok();
         found.ok_or_else(|| {
             let why = if in_time { "ended before" } else { "took too long for" };
@@ -210,11 +210,11 @@ impl Process {
         })
     }
 
-    /// Waits until `count` records have been printed in all.
+    /// Waits until `count` records have been printed in total.
     ///
     /// # Errors
     ///
-    /// As [`wait_for`](Self::wait_for).
+    /// The errors of [`wait_for`](Self::wait_for).
     pub async fn wait_for_records(&self, count: usize) -> Result<()> {
         self.wait_for(&format!("{count} records"), |t| (t.documents.len() >= count).then_some(()))
             .await
@@ -224,7 +224,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// As [`wait_for`](Self::wait_for).
+    /// The errors of [`wait_for`](Self::wait_for).
     pub async fn wait_for_stderr(&self, text: &str) -> Result<()> {
         self.wait_for(text, |t| t.stderr.contains(text).then_some(())).await
     }
@@ -233,33 +233,33 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// The process has ended and was waited for.
+    /// The process has ended and was reaped.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        // Once it has been reaped its id may be another's.
+        // After reaping, the id may belong to another process.
         self.child.id().with_context(|| format!("{} has ended", self.name))?;
         kill_process(self.pid, signal)
             .with_context(|| format!("{} cannot be sent {signal:?}", self.name))
     }
 
-    /// Waits until it has ended and everything it printed is in the transcript.
+    /// Waits until the process has ended and its whole output is in the transcript.
     ///
     /// # Errors
     ///
-    /// It does not end within a minute; the error carries the transcript.
+    /// It does not end within a minute; the error contains the transcript.
     pub async fn ended(&mut self) -> Result<ExitStatus> {
         self.ended_within(PATIENCE).await
     }
 
-    /// [`ended`](Self::ended) for what takes longer.
+    /// Does the same as [`ended`](Self::ended) with another limit.
     ///
     /// # Errors
     ///
-    /// It does not end within `limit`; the error carries the transcript.
+    /// It does not end within `limit`; the error contains the transcript.
     pub async fn ended_within(&mut self, limit: Duration) -> Result<ExitStatus> {
         let mut transcript = self.transcript.clone();
         let ending = async {
             let status = self.child.wait().await?;
-            // What is left in the pipe, if nobody has read it.
+            // Reads what is left in the pipe, if it was not read yet.
             self.read_stdout();
             transcript.wait_for(Transcript::is_complete).await.ok();
             Ok::<_, std::io::Error>(status)
@@ -274,18 +274,18 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// As [`signal`](Self::signal) and [`ended`](Self::ended), or a signal killed it.
+    /// The errors of [`signal`](Self::signal) and [`ended`](Self::ended), or a signal killed it.
     pub async fn stop(&mut self, signal: Signal) -> Result<i32> {
         self.signal(signal)?;
         let status = self.ended().await?;
         status.code().ok_or_else(|| self.complaint(&format!("died by {status}")))
     }
 
-    /// Kills it as `kill -9` does, and waits until it is dead.
+    /// Kills the process as `kill -9` does, and waits until it is dead.
     ///
     /// # Errors
     ///
-    /// As [`signal`](Self::signal) and [`ended`](Self::ended).
+    /// The errors of [`signal`](Self::signal) and [`ended`](Self::ended).
     pub async fn kill(&mut self) -> Result<()> {
         self.signal(Signal::KILL)?;
         self.ended().await.map(drop)
@@ -302,7 +302,7 @@ impl Process {
     }
 }
 
-/// Reads to the end, noting every piece as it comes.
+/// Reads to the end, and notes every piece on arrival.
 async fn read(
     mut from: impl AsyncRead + Unpin,
     heard: watch::Sender<Transcript>,
@@ -310,7 +310,7 @@ async fn read(
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        // An error is an end, too: nothing more can be read.
+        // An error is an end too: nothing more can be read.
         let length = from.read(&mut buffer).await.unwrap_or(0);
         if length == 0 {
             break heard.send_modify(|transcript| transcript.open_outputs -= 1);

@@ -1,8 +1,7 @@
-//! local-aws in this process or in one of its own, on a real loopback port, and what its stream
-//! holds.
+//! local-aws in this process on a loopback port, and the content of its streams.
 //!
-//! The commands reach it over the socket; the harness itself calls the one in this process without,
-//! as client `harness`, so that faults aimed at a command never hit the observer.
+//! The commands reach it over the socket; the harness calls it in process, as client `harness`, so
+//! that faults for a command never hit the observer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -18,7 +17,7 @@ use local_aws::{Clock, LocalAws, Server};
 
 use crate::account::RecordId;
 
-/// The name under which the harness calls the services.
+/// The client name of the harness.
 const HARNESS: &str = "harness";
 
 /// A row of a lease table.
@@ -33,7 +32,7 @@ pub struct Aws {
     server: Server,
 }
 
-/// What the harness does and sees as a client of both services.
+/// The harness as a client of both services.
 #[derive(Debug, Clone)]
 pub struct Clients {
     /// Kinesis.
@@ -51,7 +50,7 @@ impl Deref for Aws {
 }
 
 impl Aws {
-    /// Starts the services; streams and shards change at once.
+    /// Starts the services; streams and shards change state at once.
     ///
     /// # Errors
     ///
@@ -69,7 +68,7 @@ impl Aws {
         Self::serving(LocalAws::builder().transition(transition).build()?).await
     }
 
-    /// Starts services whose clock is so many milliseconds ahead of this machine's, or behind it.
+    /// Starts services whose clock is this many milliseconds ahead of the local one, or behind it.
     ///
     /// # Errors
     ///
@@ -86,20 +85,20 @@ impl Aws {
         Ok(Self { local, clients, server })
     }
 
-    /// What an SDK is given as endpoint URL.
+    /// Returns the endpoint URL for an SDK.
     #[must_use]
     pub fn endpoint_url(&self) -> String {
         self.server.endpoint_url()
     }
 
-    /// Ends the services; commands that still run find nobody.
+    /// Stops the services; commands that still run lose their connection.
     pub async fn shutdown(self) {
         self.server.shutdown().await;
     }
 }
 
 impl Clients {
-    /// Clients of the services that `config` leads to.
+    /// Creates clients with this configuration.
     #[must_use]
     pub fn new(config: &SdkConfig) -> Self {
         Self {
@@ -112,7 +111,7 @@ impl Clients {
     ///
     /// # Errors
     ///
-    /// The service refuses.
+    /// The service refuses the request.
     pub async fn create_stream(&self, stream: &str, shards: i32) -> Result<()> {
         self.kinesis.create_stream().stream_name(stream).shard_count(shards).send().await?;
         Ok(())
@@ -122,28 +121,28 @@ impl Clients {
     ///
     /// # Errors
     ///
-    /// The service refuses.
+    /// The service refuses the request.
     pub async fn put(&self, stream: &str, key: &str, data: &[u8]) -> Result<()> {
         let put = self.kinesis.put_record().stream_name(stream).partition_key(key);
         put.data(Blob::new(data)).send().await?;
         Ok(())
     }
 
-    /// All shards of a stream, closed ones too.
+    /// Returns all shards of a stream, including closed ones.
     ///
     /// # Errors
     ///
-    /// The service refuses.
+    /// The service refuses the request.
     pub async fn shards(&self, stream: &str) -> Result<Vec<Shard>> {
         let listing = self.kinesis.list_shards().stream_name(stream).send().await?;
         Ok(listing.shards().to_vec())
     }
 
-    /// The open shards, as id and hash range.
+    /// Returns the open shards, as id and hash range.
     ///
     /// # Errors
     ///
-    /// The service refuses, or its reply lacks what every shard has.
+    /// The service refuses the request, or its reply lacks a member.
     pub async fn open_shards(&self, stream: &str) -> Result<Vec<(String, u128, u128)>> {
         let is_open = |shard: &Shard| {
             shard.sequence_number_range().is_some_and(|r| r.ending_sequence_number().is_none())
@@ -160,7 +159,7 @@ impl Clients {
     ///
     /// # Errors
     ///
-    /// There is no such open shard, or the service refuses.
+    /// The shard does not exist or is closed, or the service refuses the request.
     pub async fn split(&self, stream: &str, shard: &str) -> Result<()> {
         let open = self.open_shards(stream).await?;
         let (id, first, last) =
@@ -175,7 +174,7 @@ impl Clients {
     ///
     /// # Errors
     ///
-    /// There are fewer than two, or the service refuses.
+    /// Fewer than two shards are open, or the service refuses the request.
     pub async fn merge_lowest(&self, stream: &str) -> Result<()> {
         let mut open = self.open_shards(stream).await?;
         open.sort_by_key(|(_, first, _)| *first);
@@ -185,22 +184,22 @@ impl Clients {
         self.merge(stream, one, other).await
     }
 
-    /// Merges two open neighbours.
+    /// Merges two adjacent open shards.
     ///
     /// # Errors
     ///
-    /// The service refuses.
+    /// The service refuses the request.
     pub async fn merge(&self, stream: &str, one: &str, other: &str) -> Result<()> {
         let merge = self.kinesis.merge_shards().stream_name(stream);
         merge.shard_to_merge(one).adjacent_shard_to_merge(other).send().await?;
         Ok(())
     }
 
-    /// The data of everything a stream holds, shard by shard, read with the SDK.
+    /// Returns the data of all records of a stream by shard, read with the SDK.
     ///
     /// # Errors
     ///
-    /// The service refuses.
+    /// The service refuses the request.
     pub async fn stored(&self, stream: &str) -> Result<BTreeMap<String, Vec<Vec<u8>>>> {
         let mut stored = BTreeMap::new();
         for shard in self.shards(stream).await? {
@@ -215,11 +214,11 @@ impl Clients {
         Ok(records.into_iter().map(|record| record.data.into_inner()).collect())
     }
 
-    /// Everything a shard holds, read with the SDK.
+    /// Returns all records of a shard, read with the SDK.
     ///
     /// # Errors
     ///
-    /// The service refuses.
+    /// The service refuses the request.
     pub async fn records_of(&self, stream: &str, shard: &str) -> Result<Vec<Record>> {
         let start = self.kinesis.get_shard_iterator().stream_name(stream).shard_id(shard);
         let start = start.shard_iterator_type(ShardIteratorType::TrimHorizon).send().await?;
@@ -234,11 +233,11 @@ impl Clients {
         Ok(records)
     }
 
-    /// The producers' records that a stream holds, alone or in aggregates.
+    /// Returns the ids of the producers' records in a stream, unpacked from aggregates.
     ///
     /// # Errors
     ///
-    /// The service refuses, or an aggregate is broken.
+    /// The service refuses the request, or an aggregate is corrupt.
     pub async fn sent(&self, stream: &str) -> Result<Vec<RecordId>> {
         let mut sent = Vec::new();
         for data in self.stored(stream).await?.into_values().flatten() {
@@ -252,11 +251,11 @@ impl Clients {
         Ok(sent)
     }
 
-    /// The open shard that holds the newest record of `unicorn`.
+    /// Returns the open shard that contains the newest record of `unicorn`.
     ///
     /// # Errors
     ///
-    /// There is none, or the service refuses.
+    /// There is none, or the service refuses the request.
     pub async fn shard_of(&self, stream: &str, unicorn: &str) -> Result<String> {
         let open: BTreeSet<_> =
             self.open_shards(stream).await?.into_iter().map(|(id, ..)| id).collect();
@@ -267,8 +266,8 @@ impl Clients {
         found.map(|(id, _)| id).with_context(|| format!("no open shard holds {unicorn}"))
     }
 
-    /// Who holds which unfinished shard, from the application's lease table; nothing before it
-    /// exists.
+    /// Returns the owners of unfinished shards from the application's lease table; empty if the
+    /// table does not exist yet.
     pub async fn owners(&self, application: &str) -> BTreeMap<String, String> {
         let Ok(rows) = self.dynamo.scan().table_name(application).send().await else {
             return BTreeMap::new();

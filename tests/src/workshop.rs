@@ -1,7 +1,7 @@
-//! A learner's desk: a directory with `./producer` and `./consumer`, and a shell to type in.
+//! A learner's setup: a directory with `./producer` and `./consumer`, and a shell.
 //!
-//! Command lines are run by a shell, exactly as a page prints them. The environment is empty but for
-//! what points at local-aws, so that no profile or key of this machine can interfere.
+//! A shell runs command lines exactly as a page prints them. The environment contains only what
+//! selects local-aws, so that no profile or key of this machine can interfere.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::binaries::Binaries;
 use crate::process::Process;
 use crate::server::Aws;
 
-/// The desk, and the services that its commands reach.
+/// The directory, and the services that its commands reach.
 #[derive(Debug)]
 pub struct Workshop {
     /// The services.
@@ -22,27 +22,27 @@ pub struct Workshop {
 }
 
 impl Workshop {
-    /// A desk before services that change streams at once.
+    /// Creates a workshop whose services change streams at once.
     ///
     /// # Errors
     ///
-    /// The commands cannot be built, or the services not be started.
+    /// The commands cannot be built, or the services cannot be started.
     pub async fn open() -> Result<Self> {
         Self::with(Aws::start().await?)
     }
 
-    /// A desk before a stream `wildrydes` with so many shards.
+    /// Creates a workshop with a stream `wildrydes` of this many shards.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open).
+    /// The errors of [`open`](Self::open), or the stream cannot be created.
     pub async fn with_shards(shards: i32) -> Result<Self> {
         let workshop = Self::open().await?;
         workshop.aws.create_stream("wildrydes", shards).await?;
         Ok(workshop)
     }
 
-    /// A desk before these services.
+    /// Creates a workshop with these services.
     ///
     /// # Errors
     ///
@@ -56,8 +56,8 @@ impl Workshop {
         Ok(Self { aws, directory })
     }
 
-    /// The shell that runs `line`, as access key `client`, which names it for faults and the
-    /// request log.
+    /// Returns the shell that runs `line`, as access key `client`, which names it for faults and
+    /// the request log.
     #[must_use]
     pub fn shell(&self, client: &str, line: &str) -> Command {
         let mut command = Command::new("/bin/sh");
@@ -66,25 +66,25 @@ impl Workshop {
         command
     }
 
-    /// Types `line`, one command such as `./producer -region us-east-1`, as access key `client`.
+    /// Runs `line`, one command such as `./producer -region us-east-1`, as access key `client`.
     ///
     /// # Errors
     ///
     /// The shell cannot be started.
     pub fn run(&self, client: &str, line: &str) -> Result<Process> {
-        // `exec`: signals are for the command, not for the shell.
+        // With `exec`, signals reach the command and not the shell.
         let name = format!("`{line}` ({client})");
         Process::start(&name, self.shell(client, &format!("exec {line}")))
     }
 }
 
-/// Gives a command an environment that knows the services at `endpoint` only, as access key `client`.
+/// Gives a command an environment with only the services at `endpoint`, as access key `client`.
 pub fn point(command: &mut Command, endpoint: &str, client: &str) {
     command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
     command.env("AWS_ENDPOINT_URL", endpoint);
     command.env("AWS_ACCESS_KEY_ID", client).env("AWS_SECRET_ACCESS_KEY", "not-a-secret");
     command.env("AWS_EC2_METADATA_DISABLED", "true");
-    // The SDK would find the user's home directory without HOME, too.
+    // Without HOME the SDK would still find the user's home directory.
     for file in ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"] {
         command.env(file, "/dev/null");
     }

@@ -1,17 +1,17 @@
-//! Go's way of writing flags, turned into clap's: a long flag may have one dash.
+//! Translation of Go's flag syntax to clap's: a long flag may have one dash.
 //!
-//! The workshop's commands are written `-region us-west-2`, which clap would read as five short
-//! flags. Knows nothing about what a flag means.
+//! The workshop writes `-region us-west-2`, which clap would read as a group of one-letter flags.
+//! Knows nothing about the meaning of a flag.
 
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
 use clap::{Command, Parser};
 
-/// Parses `args`, the program's name first, and checks what they say.
+/// Parses `args`, the program's name first, and checks the values with `check`.
 ///
 /// # Errors
-/// A usage error with the command's own words; also when help or the version was asked for.
+/// A usage error that `check` or clap words; also if help or the version was requested.
 pub fn parsed<C: Parser, O>(
     args: impl IntoIterator<Item = OsString>,
     check: impl FnOnce(C) -> Result<O, String>,
@@ -21,10 +21,10 @@ pub fn parsed<C: Parser, O>(
 }
 
 /// Returns `args` with `-flag` and `-flag=value` spelt `--flag`, for every flag of `command` and also for
-/// flags that it does not know, so that the error message names them whole.
+/// unknown flags, so that the error message shows their full name.
 ///
-/// One-letter flags stay, alone or together (`-h`, `-vh`), and so do negative numbers and whatever
-/// follows `--`.
+/// One-letter flags, alone or combined (`-h`, `-vh`), negative numbers, and arguments after `--`
+/// stay unchanged.
 #[must_use]
 pub fn with_two_dashes(
     command: &Command,
@@ -44,7 +44,7 @@ pub fn with_two_dashes(
     args.into_iter().map(two_dashes).collect()
 }
 
-/// The one-letter flags; clap adds the first two by itself.
+/// Returns the one-letter flags; clap adds the first two itself.
 fn letters(command: &Command) -> Vec<char> {
     let own = command.get_arguments().filter_map(clap::Arg::get_short);
     ['h', 'V'].into_iter().chain(own).collect()

@@ -1,8 +1,8 @@
-//! From flags, environment and profile to an AWS configuration, and to the place it leads to.
+//! Resolution of flags, environment and profile to an AWS configuration and a place.
 //!
-//! Region: the flag, else the ARN, else the environment, else the profile, else us-east-1 as the
-//! workshop's client had it. Credentials and endpoints are found as every AWS tool finds them. Makes no
-//! call to Kinesis or DynamoDB.
+//! The region comes from the flag, else the ARN, else the environment, else the profile, else it is
+//! us-east-1 as in the workshop's client. Credentials and endpoints are found as every AWS tool finds
+//! them. Makes no call to Kinesis or DynamoDB.
 
 use aws_config::SdkConfig;
 use kcl_lite::aws::{Found, Lookup, without_password};
@@ -12,15 +12,17 @@ use crate::target::Target;
 
 const DEFAULT_REGION: &str = "us-east-1";
 
-/// Finds the configuration for `target`, and the place that messages name.
+/// Resolves the configuration for `target`, and the place that messages name.
 ///
 /// # Errors
-/// What the environment or the profile says can never work: a line that names it and says what to do.
+/// A setting of the environment or the profile can never work: a line that names it and says what to
+/// do.
 ///
 /// # Cancel safety
 /// Dropping the future has no effect: it only reads the environment and files.
 pub async fn configure(target: &Target) -> Result<(Found, Place), String> {
-    // Never asks the instance metadata service for a region: off EC2 that takes seconds to fail.
+    // Never queries the instance metadata service for a region: outside EC2 that takes seconds to
+    // fail.
     let mut lookup = Lookup::new().default_region(DEFAULT_REGION);
     if let Some(region) = target.region.as_deref().or(target.region_of_arn()) {
         lookup = lookup.region(region);
@@ -52,13 +54,15 @@ fn source(source: kcl_lite::aws::RegionSource, target: &Target) -> RegionSource 
     }
 }
 
-/// Gets credentials once, so that their lack is told before anything else fails for it.
+/// Loads credentials once, so that missing credentials are reported before any call fails without
+/// them.
 ///
 /// # Errors
-/// There are none, and waiting does not bring any: a line that says why, where, and what to do.
+/// There are no credentials, and waiting does not help: a line that says why, where, and what to
+/// do.
 ///
 /// # Cancel safety
-/// Dropping the future has no effect but that a `credential_process` may have been started.
+/// Dropping the future has no effect, except that a `credential_process` may have been started.
 pub async fn with_credentials(found: Found, place: &Place) -> Result<SdkConfig, String> {
     let found = found.with_credentials().await.map_err(|missing| {
         format!("no AWS credentials for {place}: {}; hint: {}", missing.reason, missing.remedy)

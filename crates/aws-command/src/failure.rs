@@ -1,7 +1,7 @@
-//! What both commands say about a call to AWS that failed: what happened, where, and what to do.
+//! The messages of both commands about a failed call to AWS: what happened, where, and what to do.
 //!
-//! One line each, decided by the kind and the code of the failure. The service's own words are kept
-//! and never searched. Does not decide whether something is tried again.
+//! Each is one line, decided by the kind and the code of the failure. The service's message is
+//! quoted and never parsed. Never decides whether a call is retried.
 
 use kcl_lite::{FailedCall, ServiceErrorKind};
 
@@ -18,31 +18,34 @@ pub fn explained(call: &FailedCall, place: &Place) -> String {
     format!("{} {failed} on {}: {}; hint: {hint}", call.action, where_to(call, place), words(call))
 }
 
-/// Returns the line for a failure that is tried again.
+/// Returns the line for a failed call that is retried.
 #[must_use]
 pub fn retried(call: &FailedCall, place: &Place) -> String {
     retried_while(&format!("{} failed", call.action), call, place)
 }
 
-/// Returns the line for `what` went wrong because of a failure that is tried again.
+/// Returns the line for an operation, described by `what`, that is retried after a failed call.
 #[must_use]
 pub fn retried_while(what: &str, call: &FailedCall, place: &Place) -> String {
     let (place_of_call, hint) = (where_to(call, place), hint(call, place));
-    format!("{what}, will try again on {place_of_call}: {}; hint: {hint}", words(call))
+    format!("{what}, retrying on {place_of_call}: {}; hint: {hint}", words(call))
 }
 
-/// The service's words on one line, without control characters, which a terminal would obey.
+/// Returns the service's message on one line, without control characters, which a terminal would
+/// interpret.
 fn words(call: &FailedCall) -> String {
     call.words().chars().filter(|c| !c.is_control()).collect()
 }
 
-/// A stream that was looked for by its name; a shard or a consumer is missing in another way.
+/// Returns whether a stream was not found by its name; a missing shard or consumer needs another
+/// message.
 fn is_missing_stream(call: &FailedCall) -> bool {
     let is_whole = call.resource.starts_with("stream ") && !call.resource.contains(", ");
     call.kind == ServiceErrorKind::Missing && is_whole
 }
 
-/// The lease table is not where the records are, and is named first.
+/// Returns the place of the call. The lease table is named first, because it is not where the
+/// records are.
 fn where_to(call: &FailedCall, place: &Place) -> String {
     if call.action.starts_with("dynamodb:") {
         format!("{}, for {place}", call.resource)
@@ -57,7 +60,7 @@ fn hint(call: &FailedCall, place: &Place) -> String {
         Kind::Missing => missing(call, place),
         Kind::Credentials => credentials(call).into(),
         Kind::Denied => denied(call),
-        Kind::Key => "enable the KMS key that the message names, and allow these credentials \
+        Kind::Key => "enable the KMS key named above, and allow these credentials \
              kms:Decrypt to read and kms:GenerateDataKey to write"
             .into(),
         Kind::Throttled => throttled(call).into(),
@@ -68,16 +71,16 @@ fn hint(call: &FailedCall, place: &Place) -> String {
                 .into()
         }
         Kind::Tls => "check the certificate of the endpoint and the clock of this machine; \
-             AWS_CA_BUNDLE names the authority of a proxy"
+             set AWS_CA_BUNDLE to the CA certificate of a proxy"
             .into(),
-        // No code means that no reply came.
+        // A call without a code got no reply.
         Kind::Unavailable if call.code.is_none() => {
             "check the network, the region's name and the endpoint URL".into()
         }
         Kind::Unavailable | Kind::NotReady | Kind::Expired => {
-            "none is needed if it passes; the AWS Health Dashboard tells of outages".into()
+            "no action needed if it recovers; see the AWS Health Dashboard for outages".into()
         }
-        Kind::Invalid | _ => "change what the message names".into(),
+        Kind::Invalid | _ => "fix the setting named above".into(),
     }
 }
 
@@ -85,12 +88,12 @@ fn missing(call: &FailedCall, place: &Place) -> String {
     let Place { stream, region, .. } = place;
     if is_missing_stream(call) {
         return format!(
-            "`aws kinesis list-streams --region {region}` shows what is there; create `{stream}` \
-             with `producer --create-stream 1`, or name another stream with -stream or its region \
+            "`aws kinesis list-streams --region {region}` lists the streams; create `{stream}` with \
+             `producer --create-stream 1`, or choose another stream with -stream or another region \
              with -region"
         );
     }
-    format!("create what the message names, or name its region with -region if it is not {region}")
+    format!("create the resource named above, or set its region with -region if it is not {region}")
 }
 
 fn credentials(call: &FailedCall) -> &'static str {
@@ -99,9 +102,9 @@ fn credentials(call: &FailedCall) -> &'static str {
             "run `aws configure`, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         }
         Some("ExpiredToken" | "ExpiredTokenException") => {
-            "the credentials have expired: renew them where they came from, such as with `aws sso login`"
+            "the credentials have expired: renew them, for example with `aws sso login`"
         }
-        Some(_) => "`aws sts get-caller-identity` shows whose they are; correct or renew them",
+        Some(_) => "check them with `aws sts get-caller-identity`; correct or renew them",
     }
 }
 
@@ -110,30 +113,30 @@ fn denied(call: &FailedCall) -> String {
     match call.code.as_deref() {
         Some(code) if is_policy(code) => {
             let allow = format!("allow {} for these credentials, see deploy/iam", call.action);
-            // Whose the credentials are is not known here.
+            // The account of the credentials is not known here.
             if !call.resource.contains("`arn:") {
                 return allow;
             }
             format!(
-                "{allow}; a stream of another account has to allow it too, by its resource policy"
+                "{allow}; a stream in another account must allow it too, in its resource policy"
             )
         }
         Some("OptInRequired" | "SubscriptionRequiredException") => {
             "enable the region and the service for this account".into()
         }
-        _ => "look at what stands before the service, such as a proxy or an endpoint policy".into(),
+        _ => "check a proxy or an endpoint policy between this machine and the service".into(),
     }
 }
 
 fn throttled(call: &FailedCall) -> &'static str {
     match call.action.as_str() {
         "kinesis:PutRecord" | "kinesis:PutRecords" => {
-            "add shards to the stream or send more slowly; none is needed if it passes"
+            "add shards to the stream or send more slowly; no action needed if it recovers"
         }
         "kinesis:RegisterStreamConsumer" => {
-            "a stream has at most 20 consumers: deregister one if it does not pass"
+            "a stream has at most 20 consumers: deregister one if it does not recover"
         }
-        _ => "none is needed if it passes; other readers of the stream may use up its limits",
+        _ => "no action needed if it recovers; other readers of the stream may use up its limits",
     }
 }
 
@@ -154,16 +157,16 @@ mod tests {
             ("AccessDeniedException", "allow kinesis:GetRecords for these credentials"),
             ("NotAuthorized", "allow kinesis:GetRecords for these credentials"),
             ("OptInRequired", "enable the region"),
-            ("HTTP403", "change what the message names"),
+            ("HTTP403", "fix the setting named above"),
             ("KMSDisabledException", "enable the KMS key"),
             ("KMSNotFoundException", "enable the KMS key"),
             ("KMSOptInRequired", "enable the KMS key"),
             ("ExpiredTokenException", "aws sso login"),
             ("UnrecognizedClientException", "get-caller-identity"),
             ("RequestTimeTooSkewed", "set the clock"),
-            ("ThrottlingException", "none is needed if it passes"),
-            ("InternalFailure", "none is needed if it passes"),
-            ("ValidationException", "change what the message names"),
+            ("ThrottlingException", "no action needed if it recovers"),
+            ("InternalFailure", "no action needed if it recovers"),
+            ("ValidationException", "fix the setting named above"),
         ] {
             let call = call("kinesis:GetRecords", code, "one\n\ttwo \u{1b}[31mcredential");
             for line in [explained(&call, &place()), retried(&call, &place())] {
@@ -184,9 +187,9 @@ mod tests {
         assert_eq!(
             explained(&call, &place()),
             "stream `wildrydes` in region us-west-2 (from -region, at http://127.0.0.1:9) was not \
-             found; hint: `aws kinesis list-streams --region us-west-2` shows what is there; create \
-             `wildrydes` with `producer --create-stream 1`, or name another stream with -stream or \
-             its region with -region"
+             found; hint: `aws kinesis list-streams --region us-west-2` lists the streams; create \
+             `wildrydes` with `producer --create-stream 1`, or choose another stream with -stream or \
+             another region with -region"
         );
     }
 
@@ -209,7 +212,7 @@ mod tests {
         let call = replied(action, stream, Some("AccessDeniedException"), "no", 400);
         let line = explained(&call, &place());
         assert!(line.contains("allow kinesis:ListShards for"), "{line}");
-        assert!(line.ends_with("has to allow it too, by its resource policy"), "{line}");
+        assert!(line.ends_with("must allow it too, in its resource policy"), "{line}");
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! What the `producer` and `consumer` commands share.
+//! The parts that the `producer` and `consumer` commands share.
 //!
-//! [`args`] reads flags the way the workshop writes them, [`run`] turns a command into an exit code
-//! and listens to signals, [`Target`] checks the flags that say which stream is meant, and [`configure`]
-//! finds region, endpoints and credentials for it. [`Place`] names the result in every message, and
-//! [`failure`] says what a call to AWS that failed means for a user. [`terminal`] knows what stderr takes.
-//! [`reader_is_gone`] watches stdout.
+//! [`args`] parses flags in the workshop's syntax, [`run`] turns a command into an exit code and listens
+//! for signals, [`Target`] checks the flags that select the stream, and [`configure`] finds region,
+//! endpoints and credentials for it. [`Place`] names the result in every message, and [`failure`] explains
+//! a failed call to AWS to a user. [`terminal`] knows what stderr supports. [`reader_is_gone`] watches
+//! stdout.
 //!
 //! Makes no call to AWS, and knows nothing about records.
 

@@ -1,12 +1,12 @@
-//! Whether anybody still reads stdout: heard of at once, and not at the next record.
+//! The watch on stdout: detects at once, and not at the next record, that its reader is gone.
 
 use std::future::pending;
 
 /// Completes when stdout is a pipe or a socket and its other end has been closed. Never completes
-/// where that cannot be watched: a file, a terminal, Windows. There the next write tells.
+/// where that cannot be watched: a file, a terminal, Windows. There the next write fails.
 ///
 /// # Cancel safety
-/// Only watches; dropping the future changes nothing.
+/// Dropping the future has no effect.
 pub async fn reader_is_gone() {
     #[cfg(unix)]
     if unix::other_end_is_closed(std::io::stdout()).await.is_ok() {
@@ -27,15 +27,15 @@ mod unix {
 
     /// # Errors
     ///
-    /// It cannot be watched.
+    /// The output cannot be watched.
     pub(super) async fn other_end_is_closed(output: impl AsFd) -> io::Result<()> {
         let output = File::from(output.as_fd().try_clone_to_owned()?);
         let kind = output.metadata()?.file_type();
         if !kind.is_fifo() && !kind.is_socket() {
             return Err(ErrorKind::Unsupported.into());
         }
-        // The system reports the end of the reader whatever is asked for. Room for a write, which
-        // comes and goes, is of no interest here.
+        // The system reports the end of the reader whatever the interest is. Being writable, which
+        // the interest selects, is ignored here.
         #[expect(deprecated, reason = "the successor is unsafe; a file owns its descriptor")]
         let output = AsyncFd::with_interest(output, Interest::WRITABLE)?;
         loop {

@@ -1,10 +1,10 @@
-//! Which stream is meant, in the words of every message: stream, region, endpoint.
+//! The name of a stream in messages: stream, region, endpoint.
 //!
 //! Plain data; never looks anything up.
 
 use std::fmt;
 
-/// Who said which region to use.
+/// The source of the region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RegionSource {
     /// The flag `--region`.
@@ -15,7 +15,7 @@ pub enum RegionSource {
     Environment,
     /// The profile.
     Profile,
-    /// Nobody: the default.
+    /// None of these: the default.
     Default,
 }
 
@@ -31,23 +31,23 @@ impl fmt::Display for RegionSource {
     }
 }
 
-/// The stream and where it is looked for.
+/// The stream and the region and endpoints where it is accessed.
 #[derive(Debug, Clone)]
 pub struct Place {
     /// The stream's name.
     pub stream: String,
-    /// The region it is in.
+    /// Its region.
     pub region: String,
-    /// Who named the region.
+    /// The source of the region.
     pub region_source: RegionSource,
-    /// The endpoint of Kinesis, where it is not the region's own.
+    /// The endpoint of Kinesis, unless it is the region's own.
     pub endpoint_url: Option<String>,
-    /// The endpoint of DynamoDB, where it is not the region's own and a table is used.
+    /// The endpoint of DynamoDB, unless it is the region's own or no table is used.
     pub table_endpoint_url: Option<String>,
 }
 
 impl Place {
-    /// The same place for somebody who uses no table.
+    /// Returns the same place for a command that uses no table.
     #[must_use]
     pub fn without_table(self) -> Self {
         Self { table_endpoint_url: self.endpoint_url.clone(), ..self }

@@ -1,7 +1,7 @@
-//! A command from its options to its exit code: usage errors, signals, and what ends it.
+//! The run of a command from its options to its exit code: usage errors and signals.
 //!
-//! The first Ctrl-C or SIGTERM asks for a graceful end, the second ends the command at once. Never
-//! ends the process itself.
+//! The first Ctrl-C or SIGTERM requests a graceful shutdown, the second ends the command at once.
+//! Never ends the process itself.
 
 use std::future::Future;
 use std::io::{self, Write};
@@ -15,13 +15,13 @@ use crate::terminal;
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// It did what was asked, it was stopped, or its reader closed stdout.
+    /// It completed, it was stopped, or its reader closed stdout.
     Done = 0,
-    /// A call failed for good, or stdout cannot be written.
+    /// A call failed permanently, or stdout cannot be written.
     Failed = 1,
-    /// The arguments make no sense.
+    /// The arguments are invalid.
     Usage = 2,
-    /// A second signal came before the graceful end.
+    /// A second signal came during the graceful shutdown.
     Interrupted = 130,
 }
 
@@ -31,17 +31,16 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Writes a line of the command `name` to stderr, for when it has no console.
+/// Writes a line of the command `name` to stderr, for use without a console.
 pub fn complain(name: &str, line: &str) {
-    // Nobody reads stderr: the exit code still tells.
+    // If stderr is closed, the exit code still reports the failure.
     writeln!(io::stderr(), "{name}: {line}").ok();
 }
 
 /// Runs `work` with the options of the command `name`, and returns the exit code.
 ///
-/// Prints what is wrong with the arguments. Raises the limit of open files. Listens to signals from the
-/// start: the first cancels the
-/// token, the second drops `work`.
+/// Prints usage errors and raises the limit of open files. Listens for signals from the start: the
+/// first cancels the token, the second drops `work`.
 ///
 /// # Cancel safety
 /// Dropping the future drops `work`.
@@ -56,7 +55,7 @@ where
     let options = match options {
         Ok(options) => options,
         Err(error) => {
-            // Nobody reads the message: the exit code still tells.
+            // If the output is closed, the exit code still reports the error.
             error.print().ok();
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
         }
@@ -64,7 +63,7 @@ where
     let signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
-            complain(name, &format!("cannot listen to signals: {error}; hint: report this"));
+            complain(name, &format!("cannot listen to signals: {error}; hint: report this bug"));
             return Exit::Failed.into();
         }
     };

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the first asks for an end in good order, the second ends at once.
+//! Ctrl-C and SIGTERM: the first requests a graceful shutdown, the second an immediate exit.
 //!
 //! Never ends the process itself.
 
@@ -17,7 +17,7 @@ pub(crate) struct Signals {
 
 #[cfg(unix)]
 impl Signals {
-    /// Starts listening: from here on a signal no longer ends the process by itself.
+    /// Starts listening: from now on a signal does not end the process.
     ///
     /// # Errors
     ///
@@ -41,11 +41,11 @@ impl Signals {
 
 #[cfg(not(unix))]
 impl Signals {
-    /// Listens from the first wait on.
+    /// Does nothing; listening starts at the first wait.
     ///
     /// # Errors
     ///
-    /// Never here.
+    /// Never fails on this platform.
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {})
     }

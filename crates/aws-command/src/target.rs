@@ -1,4 +1,4 @@
-//! Which stream is meant: the flags that both commands have, checked once.
+//! The flags that select the stream, which both commands have, checked.
 //!
 //! Never reads the environment.
 
@@ -7,10 +7,10 @@ use kcl_lite::aws::{is_endpoint_url, is_region, without_password};
 /// Kinesis limits a stream name to 128 characters.
 const MAX_STREAM: usize = 128;
 
-/// The digits of an account's number.
+/// The number of digits of an account ID.
 const ACCOUNT: usize = 12;
 
-/// What `--stream`, `--region` and `--endpoint-url` say.
+/// The checked values of `--stream`, `--region` and `--endpoint-url`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     stream: String,
@@ -37,7 +37,7 @@ impl Target {
         Ok(target)
     }
 
-    /// Returns the name or the ARN of the stream, as it was given.
+    /// Returns the name or the ARN of the stream, as given.
     #[must_use]
     pub fn stream(&self) -> &str {
         &self.stream
@@ -49,7 +49,7 @@ impl Target {
         self.stream.starts_with("arn:")
     }
 
-    /// The region that the stream's ARN names.
+    /// Returns the region in the stream's ARN.
     pub(crate) fn region_of_arn(&self) -> Option<&str> {
         self.stream.split(':').nth(3).filter(|_| self.is_arn())
     }
@@ -99,7 +99,7 @@ fn is_arn(text: &str) -> bool {
         && stream.strip_prefix("stream/").is_some_and(is_name)
 }
 
-/// Catches the placeholder of the workshop's text before it becomes a host name.
+/// Rejects the placeholder of the workshop's text before it becomes a host name.
 fn checked_region(region: String) -> Result<String, String> {
     require(is_region(&region), || {
         format!("--region `{region}` is not a region; one looks like us-west-2")

@@ -1,4 +1,4 @@
-//! The command from arguments to exit code: connects the parts.
+//! The command from arguments to exit code: connects the modules.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,12 +13,13 @@ use crate::options::{Options, Sharing};
 use crate::session::{Ending, Session};
 use crate::{failure, logs, session};
 
-/// What messages begin with.
+/// The prefix of every message on stderr.
 const NAME: &str = "consumer";
 
 /// Runs the `consumer` command with `args`, the program's name first.
 ///
-/// Listens to signals from the start; the first ends it gracefully, the second at once.
+/// Listens for signals from the start: the first shuts the command down gracefully, the second ends
+/// it immediately.
 pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     aws_command::run(NAME, parsed(args, Options::new), consume).await
 }
@@ -60,7 +61,7 @@ async fn consume(options: Options, stop: CancellationToken) -> Exit {
     Exit::Failed
 }
 
-/// Where the records and, for a group, the checkpoints are.
+/// Returns the place that messages name: the stream and, for a group, the lease table.
 fn place_of(options: &Options, place: Place) -> Place {
     match options.sharing {
         Sharing::Alone => place.without_table(),
@@ -68,7 +69,8 @@ fn place_of(options: &Options, place: Place) -> Place {
     }
 }
 
-/// Which stream is read for whom: the three things that learners mix up.
+/// Returns the first line on stderr: stream, region and application, the three settings that users
+/// most often confuse.
 fn opening(options: &Options, place: &Place) -> String {
     match &options.sharing {
         Sharing::Alone => format!("reading {place} alone; nothing is stored"),

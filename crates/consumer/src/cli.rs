@@ -1,21 +1,21 @@
-//! The command line as declared; nothing is checked or used here.
+//! The command line as declared. Nothing is validated here.
 //!
-//! Flags are spelt as in the workshop (see `aws_command::args`); the last of several wins. Bounds and formats
-//! are in `options`.
+//! Flags are spelt as in the workshop (see `aws_command::args`); the last occurrence of a flag wins. Bounds
+//! and formats are in `options`.
 
 use clap::{Parser, ValueEnum};
 
 const AFTER_HELP: &str = "\
 Flags may be written with one dash or two, and with a space or `=`: -stream X, --stream=X.
 
-Without --app all shards are read by this process and nothing is stored: a restart begins at --from.
-With --app the instances of one NAME share the shards, and a restart goes on where NAME stopped.
+Without --app, this process reads all shards and stores nothing: a restart begins at --from.
+With --app, the instances of NAME share the shards, and a restart resumes from its checkpoints.
 
-Stdout carries records and nothing else; everything else goes to stderr.
-A record that is not JSON is printed as it is.
-A reader of stdout may be slow or pause: its records wait for it, and so do their shards.
-The first Ctrl-C or SIGTERM stores what was printed and ends, a second one ends at once.
-After a crash the records since the last checkpoint are printed again; none is left out.
+Stdout carries records only; everything else goes to stderr.
+A record that is not JSON is printed unchanged.
+A reader of stdout may be slow or pause: records wait for it, and this instance keeps their shards.
+The first Ctrl-C or SIGTERM stores the checkpoints and exits; a second one exits immediately.
+After a crash, the records since the last checkpoint are printed again; none is skipped.
 
 Exit codes: 0 stopped, or stdout was closed; 1 failed; 2 usage; 130 interrupted twice.";
 
@@ -42,7 +42,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "START", default_value = "latest")]
     pub(crate) from: String,
 
-    /// How a record is printed: pretty (JSON with four spaces), json (on one line), raw (the bytes)
+    /// Output format: pretty (JSON indented by four spaces), json (one line), raw (the bytes)
     #[arg(long, value_name = "FORM", value_enum, default_value_t = Form::Pretty)]
     pub(crate) output: Form,
 
@@ -51,26 +51,26 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint_url: Option<String>,
 
-    /// Name of this instance; no other running instance may have it [default: drawn]
+    /// Worker ID of this instance; must be unique among running instances [default: random]
     #[arg(long, value_name = "ID", requires = "app")]
     pub(crate) worker_id: Option<String>,
 
-    /// How long an instance may be silent before the others take its shards, from 1s to 5m; the same
-    /// for all instances [default: 10s]
+    /// How long an instance may be silent before the others take its shards, from 1s to 5m; must be
+    /// the same for all instances [default: 10s]
     #[arg(long, value_name = "TIME", requires = "app")]
     pub(crate) failover: Option<String>,
 
-    /// Give up if the start has to wait for so long for what is transient, such as a network that is
-    /// down or a stream that is being created, and exit with 1 [default: never]
+    /// Give up and exit with 1 if a transient failure, such as a network outage or a stream that is
+    /// being created, blocks the start for this long [default: never]
     #[arg(long, value_name = "TIME")]
     pub(crate) timeout: Option<String>,
 
-    /// Have the records sent by enhanced fan-out instead of asking for them, as the stream consumer
-    /// NAME; it is registered if it is missing, and costs until it is deregistered
+    /// Read by enhanced fan-out instead of polling, as the stream consumer NAME, which is
+    /// registered if it is missing and incurs charges until it is deregistered
     #[arg(long, requires = "app")]
     pub(crate) fan_out: bool,
 
-    /// Time between two reads of a shard that has nothing new, from 200ms to 1m
+    /// Time between two reads of a shard at the tip, from 200ms to 1m
     #[arg(long, value_name = "TIME", hide = true)]
     pub(crate) poll_interval: Option<String>,
 
@@ -78,15 +78,15 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "TIME", hide = true)]
     pub(crate) callback_deadline: Option<String>,
 
-    /// Tell on stderr which shards come and go, and why; RUST_LOG tells more
+    /// Report on stderr which shards start and stop, and why; RUST_LOG shows more
     #[arg(long, short)]
     pub(crate) verbose: bool,
 }
 
-/// How a record is printed, as typed.
+/// The output format, as typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Form {
-    // No doc comments: they would make `-h` shorter than `--help`.
+    // No doc comments: they would make `-h` differ from `--help`.
     Pretty,
     Json,
     Raw,
@@ -176,35 +176,35 @@ mod tests {
                                     2026-01-31T12:00:00Z, or how long ago, such as 5m, 2h or 1d, by the
                                     clock of Kinesis; with --app only for shards that have no checkpoint yet
                                     [default: latest]
-              --output <FORM>       How a record is printed: pretty (JSON with four spaces), json (on one
-                                    line), raw (the bytes) [default: pretty] [possible values: pretty, json,
-                                    raw]
+              --output <FORM>       Output format: pretty (JSON indented by four spaces), json (one line),
+                                    raw (the bytes) [default: pretty] [possible values: pretty, json, raw]
               --endpoint-url <URL>  Endpoint of Kinesis and DynamoDB, such as http://127.0.0.1:4566 for
                                     local-aws [default: AWS_ENDPOINT_URL, the region's]
-              --worker-id <ID>      Name of this instance; no other running instance may have it [default:
-                                    drawn]
+              --worker-id <ID>      Worker ID of this instance; must be unique among running instances
+                                    [default: random]
               --failover <TIME>     How long an instance may be silent before the others take its shards,
-                                    from 1s to 5m; the same for all instances [default: 10s]
-              --timeout <TIME>      Give up if the start has to wait for so long for what is transient, such
-                                    as a network that is down or a stream that is being created, and exit
-                                    with 1 [default: never]
-              --fan-out             Have the records sent by enhanced fan-out instead of asking for them, as
-                                    the stream consumer NAME; it is registered if it is missing, and costs
-                                    until it is deregistered
-          -v, --verbose             Tell on stderr which shards come and go, and why; RUST_LOG tells more
+                                    from 1s to 5m; must be the same for all instances [default: 10s]
+              --timeout <TIME>      Give up and exit with 1 if a transient failure, such as a network outage
+                                    or a stream that is being created, blocks the start for this long
+                                    [default: never]
+              --fan-out             Read by enhanced fan-out instead of polling, as the stream consumer
+                                    NAME, which is registered if it is missing and incurs charges until it
+                                    is deregistered
+          -v, --verbose             Report on stderr which shards start and stop, and why; RUST_LOG shows
+                                    more
           -h, --help                Print help
           -V, --version             Print version
 
         Flags may be written with one dash or two, and with a space or `=`: -stream X, --stream=X.
 
-        Without --app all shards are read by this process and nothing is stored: a restart begins at --from.
-        With --app the instances of one NAME share the shards, and a restart goes on where NAME stopped.
+        Without --app, this process reads all shards and stores nothing: a restart begins at --from.
+        With --app, the instances of NAME share the shards, and a restart resumes from its checkpoints.
 
-        Stdout carries records and nothing else; everything else goes to stderr.
-        A record that is not JSON is printed as it is.
-        A reader of stdout may be slow or pause: its records wait for it, and so do their shards.
-        The first Ctrl-C or SIGTERM stores what was printed and ends, a second one ends at once.
-        After a crash the records since the last checkpoint are printed again; none is left out.
+        Stdout carries records only; everything else goes to stderr.
+        A record that is not JSON is printed unchanged.
+        A reader of stdout may be slow or pause: records wait for it, and this instance keeps their shards.
+        The first Ctrl-C or SIGTERM stores the checkpoints and exits; a second one exits immediately.
+        After a crash, the records since the last checkpoint are printed again; none is skipped.
 
         Exit codes: 0 stopped, or stdout was closed; 1 failed; 2 usage; 130 interrupted twice.
         ");

@@ -1,7 +1,7 @@
-//! What a user hears on stderr: the worker's events in plain lines, without repetition.
+//! The messages on stderr: the worker's events as plain lines, rate-limited.
 //!
-//! A healthy worker says nothing between its first line and its last, unless asked with `-v`.
-//! Never writes to stdout and never waits for anything but stderr.
+//! A healthy worker prints nothing between its first line and its last, except with `-v`. Never
+//! writes to stdout and never waits for anything but stderr.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -16,14 +16,14 @@ use tokio::time::Instant;
 use crate::failure;
 use crate::options::Verbosity;
 
-/// The same trouble is told once in this time.
+/// The same failure is reported once within this time.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
 
-/// Trouble that may pass is told when it happens this often within [`REPEAT_AFTER`]: a single
-/// throttled or lost call is everyday life.
+/// A transient failure is reported when it happens this often within [`REPEAT_AFTER`]: a single
+/// throttled or lost call is normal.
 const TOLD_WHEN_PASSING: u32 = 3;
 
-/// Stderr, and what it has heard.
+/// Stderr, and what has been reported on it.
 #[derive(Debug)]
 pub(crate) struct Console<W> {
     stderr: W,
@@ -35,7 +35,7 @@ pub(crate) struct Console<W> {
     troubles: BTreeMap<String, Trouble>,
 }
 
-/// Something that keeps failing.
+/// A failure that repeats.
 #[derive(Debug)]
 struct Trouble {
     since: Instant,
@@ -55,20 +55,20 @@ impl<W: Write> Console<W> {
         }
     }
 
-    /// A line on stderr.
+    /// Writes a line to stderr.
     pub(crate) fn say(&mut self, line: &str) {
-        // Nobody reads stderr: no reason to stop reading the stream.
+        // A closed stderr is no reason to stop reading the stream.
         writeln!(self.stderr, "consumer: {line}").ok();
     }
 
-    /// Says what `event` means for a user, if anything.
+    /// Reports `event` if it matters to a user.
     pub(crate) fn event(&mut self, event: &Event, now: Instant) {
         if let Some(line) = self.line(event, now) {
             self.say(&line);
         }
     }
 
-    /// The last line: what was done.
+    /// Writes the last line: how much was printed, and in what time.
     pub(crate) fn sum(&mut self, records: u64, elapsed: Duration) {
         let shards = self.shards.len();
         self.say(&format!(
@@ -79,21 +79,21 @@ impl<W: Write> Console<W> {
         ));
     }
 
-    /// Stdout takes nothing. It is waited for, however long that is.
+    /// Reports that stdout accepts nothing. The worker waits for it without a limit.
     pub(crate) fn stalled(&mut self, since: Duration) {
         self.say(&format!(
-            "stdout has taken nothing for {} s: records wait until its reader goes on; \
-             none is lost, and their shards stay with this instance",
+            "stdout has accepted nothing for {} s: records wait until its reader continues; \
+             none is lost, and this instance keeps their shards",
             since.as_secs()
         ));
     }
 
-    /// What could not be finished in time.
+    /// Reports the shards that were not drained before the deadline.
     pub(crate) fn undrained(&mut self, report: &Report) {
         for (shard, left) in report.shards.iter().filter(|(_, left)| !left.drained) {
             self.say(&format!(
-                "{shard} was left before its records were printed and stored; \
-                 the next instance goes on after checkpoint {}",
+                "{shard} was not fully drained; \
+                 the next instance resumes after checkpoint {}",
                 left.checkpoint
             ));
         }
@@ -127,7 +127,8 @@ impl<W: Write> Console<W> {
             }
             Event::CoordinationFailed { operation, error, transient, call } => {
                 let what = match call {
-                    // Both commands say the same of a call that keeps them from starting.
+                    // Before the start succeeds, both commands describe the same call in the same
+                    // words.
                     Some(call) if !self.started => format!("{} failed", call.action),
                     _ => format!("{operation} failed"),
                 };
@@ -138,19 +139,19 @@ impl<W: Write> Console<W> {
                 self.verbose(event)
             }
             Event::GapDetected { shard, .. } => {
-                let meaning = "they are not printed; hint: read more often than the retention of the \
-                               stream, or lengthen it";
+                let meaning = "they are not printed; hint: read the stream within its retention \
+                               period, or extend the period";
                 self.explained(event, &format!("gap {shard}"), meaning, now)
             }
             Event::ShardReleased { shard, .. } => {
-                let meaning = "it goes on after its checkpoint, here or elsewhere";
+                let meaning = "reading resumes after its checkpoint, here or on another instance";
                 self.explained(event, &format!("released {shard}"), meaning, now)
             }
             Event::ReaderRestarted { shard, .. } => {
                 self.explained(event, &format!("reader {shard}"), "no record is skipped", now)
             }
             Event::CorruptAggregate { shard, .. } => {
-                let meaning = "hint: look at the producer that writes them";
+                let meaning = "hint: check the producer that writes them";
                 self.explained(event, &format!("aggregate {shard}"), meaning, now)
             }
             Event::ProcessorSlow { .. }
@@ -173,7 +174,8 @@ impl<W: Write> Console<W> {
         }
     }
 
-    /// An event and what it means for the user, once in a while for each subject.
+    /// Returns the line for an event with its consequence, once per [`REPEAT_AFTER`] for each
+    /// subject.
     fn explained(
         &mut self,
         event: &Event,
@@ -185,7 +187,8 @@ impl<W: Write> Console<W> {
         Some(format!("{event}; {meaning}"))
     }
 
-    /// What needs no words of its own. A kind of event that is not known here is told as well.
+    /// Returns the line for an event without a text of its own here, which includes kinds of events
+    /// added later.
     fn by_severity(&mut self, event: &Event, now: Instant) -> Option<String> {
         match event.severity() {
             Severity::Warning => {
@@ -202,7 +205,8 @@ impl<W: Write> Console<W> {
         (self.verbosity == Verbosity::Verbose).then(|| event.to_string())
     }
 
-    /// At the start nothing else happens, so that everything is told at once.
+    /// Returns the line for a failure if it is due. Before the start has succeeded even a transient
+    /// failure is reported at once, because nothing else happens.
     fn trouble(
         &mut self,
         what: &str,
@@ -212,8 +216,9 @@ impl<W: Write> Console<W> {
         now: Instant,
     ) -> Option<String> {
         let told_when = if transient && self.started { TOLD_WHEN_PASSING } else { 1 };
+        // Equal and not at least, so that a failure is reported once per interval.
         let is_due = self.seen(what, now) == told_when;
-        // Counted by shard, so that one lost call of each is still everyday life.
+        // The threshold is counted per shard, so that one lost call of each shard stays below it.
         let is_new = |common| self.first_in_a_while(common, now).is_some();
         (is_due && call.and_then(of_whole_process).is_none_or(is_new))
             .then(|| failure::trouble(what, why, transient, call, &self.place))
@@ -223,7 +228,7 @@ impl<W: Write> Console<W> {
         (self.seen(what, now) == 1).then_some(())
     }
 
-    /// How often `what` has happened in its current stretch of time, now included.
+    /// Counts an occurrence of `what` and returns how many there were in its current interval.
     fn seen(&mut self, what: &str, now: Instant) -> u32 {
         self.troubles.retain(|_, trouble| now < trouble.since + REPEAT_AFTER);
         let trouble =
@@ -233,7 +238,8 @@ impl<W: Write> Console<W> {
     }
 }
 
-/// What is wrong with the process or its surroundings fails for each of its shards, and is told once.
+/// Returns the name of a failure that concerns the whole process and repeats for each shard. It is
+/// reported once.
 fn of_whole_process(call: &FailedCall) -> Option<&'static str> {
     use ServiceErrorKind as Kind;
     match call.kind {
@@ -241,7 +247,7 @@ fn of_whole_process(call: &FailedCall) -> Option<&'static str> {
         Kind::WrongClock => Some("clock"),
         Kind::Tls => Some("certificate"),
         Kind::Credentials => Some("credentials"),
-        // No code means that no reply came.
+        // A call without a code got no reply.
         Kind::Unavailable if call.code.is_none() => Some("network"),
         Kind::Missing
         | Kind::Denied
@@ -351,7 +357,7 @@ mod tests {
             }
         });
         assert_eq!(lines.lines().count(), 2, "{lines}");
-        assert!(lines.starts_with("consumer: reading shard-0 failed, will try again on stream"));
+        assert!(lines.starts_with("consumer: reading shard-0 failed, retrying on stream"));
     }
 
     #[test]
@@ -389,7 +395,7 @@ mod tests {
         };
         assert_eq!(failed("ExpiredTokenException", false, 1), 1);
         assert_eq!(failed("AccessDeniedException", false, 1), 3, "a policy may name one stream");
-        // No reply from the network.
+        // A failure without a code: no reply came.
         assert_eq!(failed("InternalFailure", true, 1), 0, "one lost call of each shard");
         assert_eq!(failed("InternalFailure", true, 3), 1);
     }
@@ -418,7 +424,7 @@ mod tests {
             console.stalled(Duration::from_secs(30));
         });
         assert!(lines.contains("printing shard-0 failed"), "{lines}");
-        assert!(lines.contains("stdout has taken nothing for 30 s"), "{lines}");
+        assert!(lines.contains("stdout has accepted nothing for 30 s"), "{lines}");
     }
 
     fn warnings() -> Vec<Event> {
@@ -451,11 +457,11 @@ mod tests {
             }
         });
         insta::assert_snapshot!(lines, @r"
-        consumer: records of shard-0 expired before they were read: those between TRIM_HORIZON and 17; they are not printed; hint: read more often than the retention of the stream, or lengthen it
-        consumer: released shard-0, which makes no progress here: the reader hangs; it goes on after its checkpoint, here or elsewhere
-        consumer: processor of shard-0 is slow: `process` takes 30s by now
-        consumer: replaced the reader of shard-0 by a new one: no answer in 90s; no record is skipped
-        consumer: 2 aggregates in shard-0 cannot be unpacked and were delivered as they are; the last is 17: cut off; hint: look at the producer that writes them
+        consumer: records of shard-0 expired before they were read: those between TRIM_HORIZON and 17; they are not printed; hint: read the stream within its retention period, or extend the period
+        consumer: released shard-0, which makes no progress here: the reader hangs; reading resumes after its checkpoint, here or on another instance
+        consumer: processor of shard-0 is slow: `process` has run for 30s
+        consumer: replaced the reader of shard-0: no answer in 90s; no record is skipped
+        consumer: 2 corrupt aggregates on shard-0 cannot be unpacked and were delivered unchanged; the newest is 17: cut off; hint: check the producer that writes them
         ");
     }
 
@@ -490,15 +496,15 @@ mod tests {
         };
         assert_eq!(said(Verbosity::Quiet, act), "");
         insta::assert_snapshot!(said(Verbosity::Verbose, act), @r"
-        consumer: started; the table has 1 leases
+        consumer: started; leases in the table: 1
         consumer: created lease shard-0 at TRIM_HORIZON
-        consumer: took lease shard-0 from nobody at TRIM_HORIZON: nobody owned it
-        consumer: asked b for lease shard-0
+        consumer: took lease shard-0 at TRIM_HORIZON (previous owner: none): it had no owner
+        consumer: asked b to hand off shard-0
         consumer: released lease shard-0 at TRIM_HORIZON
         consumer: deleted finished lease shard-0
-        consumer: delivered 3 records of aggregates in shard-0 that belong to other shards
-        consumer: reading shard-0 by fan-out now: it stays behind
-        consumer: registered arn:tail
+        consumer: delivered 3 misrouted records from aggregates on shard-0
+        consumer: switched shard-0 to enhanced fan-out: it stays behind
+        consumer: registered consumer arn:tail
         consumer: stopped
         ");
     }
@@ -519,7 +525,7 @@ mod tests {
             console.sum(1234, Duration::from_millis(2550));
         });
         insta::assert_snapshot!(lines, @r"
-        consumer: shard-0 was left before its records were printed and stored; the next instance goes on after checkpoint TRIM_HORIZON
+        consumer: shard-0 was not fully drained; the next instance resumes after checkpoint TRIM_HORIZON
         consumer: printed 1234 records of 1 shard in 2.5 s
         ");
     }

@@ -1,7 +1,8 @@
-//! What went wrong with the worker, where, and what to do about it: one line each.
+//! The messages about a failed worker: what went wrong, where, and what to do about it, in one line
+//! each.
 //!
-//! Calls to AWS that failed are worded by `aws_command::failure`; here is what is not a call. Never
-//! decides whether something is tried again.
+//! Failed calls to AWS are described by `aws_command::failure`; this module describes all other
+//! failures. Never decides whether something is retried.
 
 use std::error::Error as StdError;
 use std::io;
@@ -9,7 +10,7 @@ use std::io;
 use aws_command::{Place, failure};
 use kcl_lite::{Error, ErrorKind, FailedCall};
 
-/// The line for a worker that cannot start, or stopped by itself.
+/// Returns the line for a worker that cannot start, or that has failed.
 pub(crate) fn explained(error: &Error, place: &Place) -> String {
     match error.call() {
         Some(call) => failure::explained(call, place),
@@ -17,7 +18,7 @@ pub(crate) fn explained(error: &Error, place: &Place) -> String {
     }
 }
 
-/// The line for something that the worker tries again.
+/// Returns the line for an operation that the worker retries.
 pub(crate) fn trouble(
     what: &str,
     reason: &str,
@@ -28,25 +29,25 @@ pub(crate) fn trouble(
     if let Some(call) = call {
         return failure::retried_while(what, call, place);
     }
-    let hint = if transient { "none is needed if it passes; -v tells more" } else { LOOK };
-    format!("{what}, will try again on {place}: {}; hint: {hint}", one_line(reason))
+    let hint = if transient { "no action needed if it recovers; -v shows more" } else { LOOK };
+    format!("{what}, retrying on {place}: {}; hint: {hint}", one_line(reason))
 }
 
-/// The line for a stdout that fails in another way than by being closed.
+/// Returns the line for a stdout that cannot be written for a reason other than a closed pipe.
 pub(crate) fn unwritable(error: &io::Error) -> String {
-    format!("cannot write to stdout: {error}; hint: look at the disk or device it leads to")
+    format!("cannot write to stdout: {error}; hint: check the disk or device it leads to")
 }
 
-const LOOK: &str = "look at what the message names; RUST_LOG=debug tells more";
+const LOOK: &str = "check the resource named above; RUST_LOG=debug shows more";
 
 fn hint(kind: ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::Config => "change what the message names",
+        ErrorKind::Config => "fix the setting named above",
         ErrorKind::Missing => {
-            "start it again; --from says where to begin where no checkpoint is left"
+            "start it again; --from decides where shards without a checkpoint begin"
         }
         ErrorKind::OtherStream => {
-            "choose another name with -app, or delete the DynamoDB table to give up its checkpoints"
+            "choose another name with -app, or delete the DynamoDB table to discard its checkpoints"
         }
         ErrorKind::Unavailable => "check the network, the region's name and the endpoint URL",
         ErrorKind::Credentials
@@ -60,7 +61,7 @@ fn hint(kind: ErrorKind) -> &'static str {
     }
 }
 
-/// All messages of an error on one line, outermost first, without repetition.
+/// Returns all messages of an error on one line, outermost first, without repetition.
 fn chain(error: &Error) -> String {
     let mut messages: Vec<String> = Vec::new();
     let mut next: Option<&dyn StdError> = Some(error);
@@ -87,11 +88,11 @@ mod tests {
     fn what_is_no_call_is_one_line_with_the_place_and_a_hint_that_its_words_do_not_decide() {
         let line =
             trouble("printing shard-0 failed", "a credential\n\texpired", false, None, &place());
-        assert!(line.starts_with("printing shard-0 failed, will try again on stream `wildrydes`"));
+        assert!(line.starts_with("printing shard-0 failed, retrying on stream `wildrydes`"));
         assert!(
             line.ends_with(
-                "a credential expired; hint: look at what the message names; \
-                                RUST_LOG=debug tells more"
+                "a credential expired; hint: check the resource named above; \
+                                RUST_LOG=debug shows more"
             ),
             "{line}"
         );

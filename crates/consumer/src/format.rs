@@ -1,18 +1,18 @@
-//! How one record looks on stdout.
+//! The text of one record on stdout.
 //!
-//! Whether a record is JSON decides between two ways of printing it, never whether it is printed:
-//! every record comes out, and the text of each ends with a newline.
+//! Whether a record is JSON decides how it is printed, never whether it is printed: the text of
+//! every record is written and ends with a newline.
 
 use serde::de::IgnoredAny;
 
 use crate::indent::{compact, indent, trimmed};
 
-/// The form of the output.
+/// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// JSON with four spaces of indentation; anything else as it is.
+    /// JSON indented by four spaces; anything else unchanged.
     Pretty,
-    /// JSON on one line; anything else as it is.
+    /// JSON on one line; anything else unchanged.
     Json,
     /// The bytes of the record and a newline.
     Raw,
@@ -33,8 +33,8 @@ impl Format {
     }
 }
 
-/// Whether `record` is JSON, the whole of it and only once. Reads it without building a value;
-/// nesting is counted on the heap, so no depth overflows the stack.
+/// Returns whether `record` is exactly one JSON document. Reads it without building a value;
+/// nesting is counted on the heap, so that no depth overflows the stack.
 fn is_one_document(record: &[u8]) -> bool {
     serde_json::from_slice::<IgnoredAny>(record).is_ok()
 }
@@ -48,7 +48,8 @@ fn append_indented(json: &[u8], out: &mut Vec<u8>) {
     out.push(b'\n');
 }
 
-/// JSON has no line break inside a token, so one without any is on one line already.
+/// Appends JSON on one line. JSON allows no line break inside a token, so a text without line
+/// breaks is on one line already.
 fn append_on_one_line(json: &[u8], out: &mut Vec<u8>) {
     let json = trimmed(json);
     if json.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
@@ -59,7 +60,7 @@ fn append_on_one_line(json: &[u8], out: &mut Vec<u8>) {
     out.push(b'\n');
 }
 
-/// The bytes as they are, and a newline unless they end with one.
+/// Appends the bytes unchanged, and a newline unless they end with one.
 fn append_line(record: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(record);
     if record.last() != Some(&b'\n') {
@@ -71,13 +72,13 @@ fn append_line(record: &[u8], out: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    /// The two records of the workshop's page, as its producer sends them.
+    /// The two records of the workshop's page, as the producer sends them.
     const RECORDS: [&str; 2] = [
         r#"{"Name":"Shadowfax","StatusTime":"2017-06-05 09:17:08.189","Latitude":42.264444250051326,"Longitude":-71.97582884770408,"Distance":175,"MagicPoints":110,"HealthPoints":150}"#,
         r#"{"Name":"Shadowfax","StatusTime":"2017-06-05 09:17:09.191","Latitude":42.265486935100476,"Longitude":-71.97442977859625,"Distance":163,"MagicPoints":110,"HealthPoints":151}"#,
     ];
 
-    /// The block that the workshop's page shows for them.
+    /// The output that the workshop's page shows for them.
     const PRINTED: &str = r#"{
     "Name": "Shadowfax",
     "StatusTime": "2017-06-05 09:17:08.189",

@@ -1,28 +1,28 @@
-//! Re-indents JSON as text: bytes in, bytes out, nothing parsed into values.
+//! Re-indents JSON as text, byte by byte, without parsing values.
 //!
-//! Order of keys, digits of numbers and escapes in strings come out as they came in; only the
-//! white space between tokens changes. Decides nothing about what is JSON: any bytes are accepted,
-//! and what is not JSON comes out as nonsense, never as a panic.
+//! The order of keys, the digits of numbers and the escapes in strings are preserved; only white
+//! space between tokens changes. Does not validate: any bytes are accepted, and bytes that are not
+//! JSON give a meaningless text, never a panic.
 
 /// The workshop's indentation.
 const INDENT: usize = 4;
 
-/// Indentation may make a record this many times longer, and a little more for small ones. A
-/// megabyte of brackets would otherwise become terabytes of spaces.
+/// The largest factor by which indentation may lengthen a record, plus a constant for small ones.
+/// Without it a megabyte of brackets would become terabytes of spaces.
 const MAX_GROWTH: usize = 16;
 const ALWAYS_ALLOWED: usize = 16 * 1024;
 
-/// The text would be out of all proportion to the record.
+/// The indented text would be too large for the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooDeep;
 
 /// Appends `json` to `out` with one member or element per line and four spaces per level.
 ///
-/// White space around the document is dropped; nothing follows the last token.
+/// White space around the document is dropped; no newline is appended.
 ///
 /// # Errors
 ///
-/// [`TooDeep`] leaves a part of the text in `out`.
+/// [`TooDeep`] leaves an incomplete text in `out`.
 pub(crate) fn indent(json: &[u8], out: &mut Vec<u8>) -> Result<(), TooDeep> {
     let limit = out.len() + ALWAYS_ALLOWED + MAX_GROWTH * json.len();
     let mut depth = 0_usize;
@@ -33,6 +33,7 @@ pub(crate) fn indent(json: &[u8], out: &mut Vec<u8>) -> Result<(), TooDeep> {
             b"{" | b"[" => {
                 out.extend_from_slice(token);
                 match next_token(rest) {
+                    // An empty object or array stays on one line.
                     Some((close @ (b"}" | b"]"), after)) => {
                         out.extend_from_slice(close);
                         rest = after;
@@ -68,7 +69,7 @@ pub(crate) fn compact(json: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// `json` without white space at both ends.
+/// Returns `json` without white space at both ends.
 pub(crate) fn trimmed(json: &[u8]) -> &[u8] {
     let start = json.iter().position(|byte| !is_space(*byte)).unwrap_or(json.len());
     let end = json.iter().rposition(|byte| !is_space(*byte)).map_or(start, |last| last + 1);
@@ -77,6 +78,7 @@ pub(crate) fn trimmed(json: &[u8]) -> &[u8] {
 
 fn new_line(out: &mut Vec<u8>, depth: usize, limit: usize) -> Result<(), TooDeep> {
     let length = out.len() + 1 + INDENT * depth;
+    // Checked before the text grows, so that the limit bounds the memory too.
     if length > limit {
         return Err(TooDeep);
     }
@@ -85,7 +87,7 @@ fn new_line(out: &mut Vec<u8>, depth: usize, limit: usize) -> Result<(), TooDeep
     Ok(())
 }
 
-/// The first token of `json` and what follows it: a string, a bracket, a comma, a colon, or a run
+/// Returns the first token of `json` and the rest: a string, a bracket, a comma, a colon, or a run
 /// of other bytes (a number or a word).
 fn next_token(json: &[u8]) -> Option<(&[u8], &[u8])> {
     let start = json.iter().position(|byte| !is_space(*byte))?;
@@ -101,8 +103,8 @@ fn next_token(json: &[u8]) -> Option<(&[u8], &[u8])> {
     Some(json.split_at(length))
 }
 
-/// The length of the string that `json` begins with, quotes included; all of `json` if it never
-/// ends.
+/// Returns the length of the string that `json` begins with, quotes included; the length of `json`
+/// if the string never ends.
 fn string_length(json: &[u8]) -> usize {
     let mut at = 1;
     while let Some(found) = json.get(at..).and_then(|rest| rest.iter().position(ends_or_escapes)) {

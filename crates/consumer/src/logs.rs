@@ -1,6 +1,6 @@
-//! Logs of the library and the AWS SDK, on stderr: warnings unless RUST_LOG asks for more.
+//! Logs of the library and the AWS SDK on stderr: warnings, or what RUST_LOG selects.
 //!
-//! The worker's events are left out of the default: `console` says them in plain lines.
+//! The default leaves out the worker's events: `console` prints them as plain lines.
 
 use std::io;
 
@@ -17,7 +17,8 @@ pub(crate) fn start(verbosity: Verbosity) {
 }
 
 fn default_filter(verbosity: Verbosity) -> EnvFilter {
-    // What the SDK warns of, such as a provider that has no credentials, ends in an error of ours.
+    // A condition that the SDK warns about, such as a provider without credentials, ends in an
+    // error that the command reports itself.
     EnvFilter::new(match verbosity {
         Verbosity::Quiet => "error,kcl_lite=warn,kcl_lite::event=off",
         Verbosity::Verbose => "warn,kcl_lite=info,kcl_lite::event=off",

@@ -8,7 +8,7 @@ fn main() -> ExitCode {
         .build()
         .expect("the system grants threads, a timer and an event queue");
     let code = runtime.block_on(consumer::run(std::env::args_os()));
-    // Does not wait for a write to a pipe that nobody reads: the user has asked to leave.
+    // Does not wait for a write to a pipe that nobody reads: the user has asked to exit.
     runtime.shutdown_background();
     code
 }

@@ -1,7 +1,7 @@
-//! What was asked for, checked once: names, times, bounds.
+//! The checked command line: names, times, bounds.
 //!
-//! Nothing behind this module checks user input again. Never reads the environment or a clock: this
-//! machine's may be wrong, so a start that is a time is compared with the service's, by the library.
+//! User input is checked here and nowhere else. Never reads the environment or a clock: the local
+//! clock may be wrong, so the library compares a start time with the service's clock.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use kcl_lite::{InitialPosition, Retrieval, Settings};
 use crate::cli::{Cli, Form};
 use crate::format::Format;
 
-/// DynamoDB's limits for the name of a table, which is the application's.
+/// DynamoDB's limits for the length of a table name. The table has the application's name.
 const TABLE_NAME: std::ops::RangeInclusive<usize> = 3..=255;
 
-/// Far more than anyone can read in a message.
+/// More than a user can read in a message.
 const MAX_WORKER_ID: usize = 256;
 
 /// A checked command line.
@@ -28,21 +28,21 @@ pub(crate) struct Options {
     pub(crate) verbosity: Verbosity,
 }
 
-/// With whom the shards are shared.
+/// Who shares the shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Sharing {
-    /// With nobody; leases are kept in memory.
+    /// Nobody; leases are kept in memory.
     Alone,
-    /// With all instances of the application; leases are in the table of that name.
+    /// All instances of the application; leases are in the table of that name.
     Group { application: String, worker_id: Option<String> },
 }
 
-/// How much is told on stderr.
+/// How much is reported on stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verbosity {
     /// What a user must know.
     Quiet,
-    /// Also which shards come and go.
+    /// Also which shards start and stop.
     Verbose,
 }
 
@@ -70,9 +70,9 @@ fn require(holds: bool, message: impl FnOnce() -> String) -> Result<(), String> 
 fn settings(cli: &Cli) -> Result<Settings, String> {
     let mut settings = Settings {
         initial_position: start(&cli.from)?,
-        // Visibly, until somebody ends it.
+        // Waits visibly, until the user stops it.
         start_timeout: Duration::MAX,
-        // One batch of each shard waits for stdout, and no more.
+        // At most one batch of each shard waits for stdout.
         max_unacknowledged: 1,
         ..Settings::default()
     };
@@ -98,7 +98,8 @@ fn settings(cli: &Cli) -> Result<Settings, String> {
     Ok(settings)
 }
 
-/// The library knows the bounds; the flag that broke them is named here.
+/// Returns an error that names the flag if `settings` are out of bounds. The bounds are the
+/// library's.
 fn in_bounds(flag: &str, text: &str, settings: &Settings) -> Result<(), String> {
     settings.validate().map_err(|error| format!("{flag} `{text}` is out of bounds: {error}"))
 }
@@ -126,7 +127,7 @@ fn start(text: &str) -> Result<InitialPosition, String> {
     Ok(InitialPosition::Ago(ago))
 }
 
-/// `5m` and `5m ago` are the same.
+/// Parses a duration; `5m` and `5m ago` are the same.
 fn how_long_ago(text: &str) -> Option<Duration> {
     let span: Span = text.parse().ok()?;
     let ago = span.abs().to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
@@ -211,7 +212,7 @@ pub(crate) mod tests {
         for (text, time) in [
             ("2026-01-31T11:59:30.25Z", "2026-01-31T11:59:30.25Z"),
             ("2026-01-31T12:30:00+01:00", "2026-01-31T11:30:00Z"),
-            // Whether it has come is for the service's clock to say.
+            // The service's clock decides whether the time is in the future.
             ("2999-01-01T00:00:00Z", "2999-01-01T00:00:00Z"),
         ] {
             assert_eq!(from(text), Ok(at(time)), "{text}");

@@ -1,10 +1,10 @@
-//! The one writer of stdout: in order, in pieces that end with a record, each acknowledged when it is
-//! flushed.
+//! The only writer of stdout. It writes records in order, in pieces that end at a record boundary,
+//! and acknowledges each record when it is flushed.
 //!
-//! Writing blocks for as long as the reader of a pipe pleases, so it happens on a thread of its own:
-//! the worker keeps its leases and signals are heard meanwhile. Before each piece the thread asks
-//! whether the delivery is still valid. What waits here when a shard is lost is not written: it is
-//! delivered again, here or to another instance. The thread ends at the first error.
+//! A write blocks as long as the reader of a pipe pauses, so a dedicated thread writes: meanwhile
+//! the worker keeps its leases and reacts to signals. Before each piece the thread checks whether
+//! the delivery is still valid. Texts that wait when a shard is lost are not written: their records
+//! are delivered again, here or to another instance. The thread ends at the first error.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -16,19 +16,20 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 
-/// A piece is as many records as fit in here, and one at least. It is what is written in vain when a
-/// shard is lost or the process ends while the reader is slow. A pipe takes as much at once or not at
-/// all (`PIPE_BUF`), so that no smaller record is ever cut in two.
+/// The size of a piece: as many records as fit, and at least one. It bounds what is printed twice
+/// when a shard is lost or the process ends while the reader is slow. A pipe accepts a write of this
+/// size (`PIPE_BUF`) completely or not at all, so that no smaller record is ever cut in two.
 const PIECE: usize = 4096;
 
-/// Time between two attempts to write to a stdout that somebody has made non-blocking.
+/// The delay between two attempts to write to a stdout that another process has made non-blocking.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
-/// The confirmation that a record was written.
+/// The acknowledgement of a record that was written.
 pub(crate) trait Receipt: Send + 'static {
-    /// Whether nobody wants it any more, because the record is delivered again.
+    /// Returns whether the acknowledgement has no effect any more, because the record is delivered
+    /// again.
     fn is_void(&self) -> bool;
-    /// Confirms.
+    /// Acknowledges the record.
     fn give(self);
 }
 
@@ -46,23 +47,23 @@ impl Receipt for Ack {
 #[derive(Debug)]
 pub(crate) struct Text<R = Ack> {
     bytes: Vec<u8>,
-    /// Where each record that is not written yet ends, and its receipt.
+    /// The end of each record that is not written yet, and its receipt.
     records: VecDeque<(usize, R)>,
 }
 
 impl<R> Text<R> {
-    /// Without records, and with room for so many bytes.
+    /// Creates a text without records, with room for this many bytes.
     pub(crate) fn with_capacity(bytes: usize) -> Self {
         Self { bytes: Vec::with_capacity(bytes), records: VecDeque::new() }
     }
 
-    /// Adds a record, which `append` writes.
+    /// Adds a record, whose text `append` writes.
     pub(crate) fn push(&mut self, receipt: R, append: impl FnOnce(&mut Vec<u8>)) {
         append(&mut self.bytes);
         self.records.push_back((self.bytes.len(), receipt));
     }
 
-    /// How many records the piece that begins at `start` has, and where it ends.
+    /// Returns how many records the piece that begins at `start` has, and where it ends.
     fn piece(&self, start: usize) -> (usize, usize) {
         let ends = self.records.iter().map(|(end, _)| *end);
         let fit = ends.clone().take_while(|end| end - start <= PIECE).count().max(1);
@@ -91,24 +92,24 @@ struct Shared<R> {
 
 #[derive(Debug)]
 struct State<R> {
-    /// Of each shard one at most that is not void: the next batch is delivered when all records of the
-    /// one before are acknowledged.
+    /// At most one of each shard that is not void: a shard's next batch is delivered when all records
+    /// of the previous one are acknowledged.
     waiting: VecDeque<Text<R>>,
     is_writing: bool,
     is_closed: bool,
-    /// Bytes that stdout has taken.
+    /// Bytes that stdout has accepted.
     taken: u64,
     /// Records that were written and flushed.
     printed: u64,
 }
 
-/// Nothing is written any more.
+/// The output is closed: no more records are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OutputClosed;
 
 impl std::fmt::Display for OutputClosed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("stdout takes no more records")
+        f.write_str("stdout accepts no more records")
     }
 }
 
@@ -129,7 +130,7 @@ impl<R: Receipt> Output<R> {
         (output, spawn_blocking(move || writer.write_all(&mut out)))
     }
 
-    /// Has `text` written after all that waits; its receipts tell when. Waits for nothing.
+    /// Queues `text` for writing; its receipts are given once it is written. Does not wait.
     ///
     /// # Errors
     ///
@@ -139,7 +140,7 @@ impl<R: Receipt> Output<R> {
         if state.is_closed {
             return Err(OutputClosed);
         }
-        // Otherwise a shard that is lost and taken again and again would fill the memory.
+        // Otherwise a shard that is lost and taken repeatedly would fill the memory.
         state.waiting.retain(|text| text.records.front().is_some_and(|(_, it)| !it.is_void()));
         state.waiting.push_back(text);
         drop(state);
@@ -147,18 +148,19 @@ impl<R: Receipt> Output<R> {
         Ok(())
     }
 
-    /// Drops what waits, and ends the writer when it has written what it is writing.
+    /// Drops the texts that wait; the writer ends after the text that it is writing.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.is_closed = true;
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
-        // Receipts wake the shards that they belong to.
+        // Outside the lock, because dropped receipts wake their shards.
         drop(waiting);
         self.0.changed.notify_one();
     }
 
-    /// Completes when there is something to write and nothing of it was taken for at least `patience`.
+    /// Completes when there is something to write and stdout has accepted nothing for at least
+    /// `patience`.
     pub(crate) async fn stalled(&self, patience: Duration) {
         loop {
             let before = self.taken_while_writing();
@@ -169,7 +171,7 @@ impl<R: Receipt> Output<R> {
         }
     }
 
-    /// Records written and flushed so far.
+    /// Returns how many records have been written and flushed.
     pub(crate) fn printed(&self) -> u64 {
         self.lock().printed
     }
@@ -180,15 +182,16 @@ impl<R: Receipt> Output<R> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<R>> {
-        // Nothing that is done while the lock is held leaves the state half-changed.
+        // No code that holds the lock leaves the state half-changed.
         self.0.state.lock()
     }
 
-    /// The writer's thread.
+    /// Runs the writer's thread.
     fn write_all(&self, out: &mut impl Write) -> io::Result<()> {
         while let Some(mut text) = self.next() {
             if let Err(error) = self.write(&mut text, out) {
-                // Its receipts are dropped by `close`, when nobody tells of it any more.
+                // Keeps its receipts until `close` drops them: a receipt dropped now would be
+                // reported as a failure of the shard.
                 self.lock().waiting.push_front(text);
                 return Err(error);
             }
@@ -212,7 +215,7 @@ impl<R: Receipt> Output<R> {
         }
     }
 
-    /// Writes piece by piece, for as long as the receipts are wanted.
+    /// Writes piece by piece, while the receipts are valid.
     fn write(&self, text: &mut Text<R>, out: &mut impl Write) -> io::Result<()> {
         let mut start = 0;
         while text.records.front().is_some_and(|(_, receipt)| !receipt.is_void()) {
@@ -235,8 +238,8 @@ impl<R: Receipt> Output<R> {
     }
 }
 
-/// Tries again what was interrupted, or would block where blocking is what is wanted: whoever shares
-/// a pipe can make it non-blocking for all.
+/// Retries an operation that was interrupted, or that would block: another process that shares a
+/// pipe can make it non-blocking for all.
 fn patiently<T>(mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match operation() {
@@ -259,7 +262,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// What was asked of stdout, call by call.
+    /// A stdout that records its calls.
     #[derive(Debug, Clone, Default)]
     pub(crate) struct Recorder {
         calls: Arc<Mutex<Vec<String>>>,
@@ -271,7 +274,7 @@ pub(crate) mod tests {
             self.calls.lock().clone()
         }
 
-        /// All that was written.
+        /// Returns everything that was written.
         pub(crate) fn text(&self) -> String {
             self.calls().into_iter().filter(|call| call != "flush").collect()
         }
@@ -301,7 +304,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A pipe whose reader has gone.
+    /// A pipe whose reader is gone.
     #[derive(Debug)]
     pub(crate) struct Broken;
 
@@ -315,7 +318,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A pipe whose reader takes a write when it is told to, and notes it then.
+    /// A pipe whose reader accepts a write when it is allowed to, and records it then.
     #[derive(Debug, Clone)]
     pub(crate) struct Paused {
         recorder: Recorder,
@@ -334,7 +337,7 @@ pub(crate) mod tests {
             Self { recorder, gate: Arc::default(), reached: Arc::default() }
         }
 
-        /// Lets so many more writes through.
+        /// Allows this many more writes.
         pub(crate) fn take(&self, writes: u64) {
             let mut gate = self.gate.0.lock();
             gate.allowed = gate.allowed.saturating_add(writes);
@@ -373,7 +376,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A receipt that tells its number when it is given.
+    /// A receipt that sends its number when it is given.
     #[derive(Debug, Clone)]
     struct Slip {
         number: u32,
@@ -391,7 +394,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// One shard: texts of it, and the receipts that came back.
+    /// One shard: its texts, and the receipts that were given.
     struct Shard {
         is_void: Arc<AtomicBool>,
         given: mpsc::UnboundedSender<u32>,
@@ -552,7 +555,7 @@ pub(crate) mod tests {
             .await
     }
 
-    /// A writer's thread holds paused time, so it is moved by hand.
+    /// The writer's thread keeps paused time from advancing, so the test advances it.
     #[tokio::test(start_paused = true)]
     async fn a_reader_that_takes_nothing_is_noticed_and_one_that_is_slow_is_not() {
         let paused = Paused::new(Recorder::default());

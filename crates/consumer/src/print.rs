@@ -1,15 +1,15 @@
-//! The processor: one shard's batches, formatted and handed to stdout.
+//! The processor of the command: formats the batches of one shard and queues them for stdout.
 
 use kcl_lite::{Batch, BoxError, Heartbeat, RecordProcessor};
 
 use crate::format::Format;
 use crate::output::{Output, Text};
 
-/// What indentation adds to a record of a few fields.
+/// The bytes that indentation adds to a record of a few fields.
 const USUAL_GROWTH: usize = 128;
 
-/// Prints the records of one shard. A record is acknowledged once it is flushed, however long the
-/// reader of stdout takes.
+/// The printer of one shard. It acknowledges a record once it is flushed, however slow the reader
+/// of stdout is.
 #[derive(Debug, Clone)]
 pub(crate) struct Printer {
     pub(crate) format: Format,
@@ -28,8 +28,8 @@ impl RecordProcessor for Printer {
         Ok(self.output.print(text)?)
     }
 
-    /// A stdout that is full is open, and its writer waits for it: slow, but alive. One that fails or
-    /// is closed ends the session.
+    /// Keeps the shard while stdout is full: the writer waits for its reader, which is slow but
+    /// alive. A stdout that fails or is closed ends the session.
     async fn idle(&mut self) -> Result<(), BoxError> {
         self.heartbeat.beat();
         Ok(())

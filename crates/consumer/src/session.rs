@@ -1,7 +1,7 @@
-//! One run of a worker: start it, tell what happens, stop it.
+//! One run of a worker: starts it, reports its events, shuts it down.
 //!
-//! Whoever asks for the stop is not known here; a token says so. The worker is stopped in good
-//! order whenever it has been started, also when stdout has ended.
+//! The request to stop comes as a token; its source is not known here. A worker that has started is
+//! always shut down gracefully, also after stdout has ended.
 
 use std::future::{Future, pending};
 use std::io::{self, Write};
@@ -20,44 +20,45 @@ use crate::options::{Options, Sharing};
 use crate::output::{Output, Writer};
 use crate::print::Printer;
 
-/// Events that wait to be told. They are told at once; a burst beyond this (thousands of shards at
-/// the same moment) loses lines, never records.
+/// The events that may wait to be reported. They are reported immediately; a burst beyond this
+/// (thousands of shards at the same moment) loses lines, never records.
 const WAITING_EVENTS: usize = 4096;
 
-/// How long a stop may take: less than the 30 s that containers are given before SIGKILL.
+/// The longest graceful shutdown: less than the 30 s that containers get before SIGKILL.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(25);
 
-/// Nothing can be drained into a closed stdout; this is for the leases.
+/// The deadline after stdout was closed: nothing can be drained into it, so this is for releasing
+/// leases.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(3);
 
-/// A stop that takes longer is explained.
+/// A shutdown that takes longer is explained on stderr.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A stdout that takes nothing for so long is told of, once.
+/// A stdout that accepts nothing for this long is reported, once.
 const STALL: Duration = Duration::from_secs(30);
 
 /// How a run ended.
 #[derive(Debug)]
 pub(crate) enum Ending {
-    /// It was asked to.
+    /// A stop was requested.
     Stopped,
-    /// Stdout took no more; a closed pipe or a full disk.
+    /// Stdout failed: a closed pipe or a full disk.
     OutputEnded(io::Error),
-    /// It could not start, or not go on.
+    /// The worker could not start, or failed.
     Failed(Error),
 }
 
-/// Why waiting for something else was given up.
+/// Why waiting for other work was interrupted.
 enum Interruption {
     StopAsked,
     OutputEnded(io::Error),
 }
 
-/// How the end of stdout is heard of: at a write, or when its reader goes while nothing is written.
-/// `None` once it has been.
+/// The future that completes when stdout ends: at a failed write, or when its reader goes away
+/// while nothing is written. `None` after it has completed.
 type EndOfOutput = Option<Pin<Box<dyn Future<Output = io::Error>>>>;
 
-/// What one run needs besides the worker.
+/// The state of one run besides the worker.
 pub(crate) struct Session<W> {
     console: Console<W>,
     output: Output,
@@ -67,10 +68,10 @@ pub(crate) struct Session<W> {
     to_console: mpsc::Sender<Event>,
 }
 
-/// The worker that the options ask for.
+/// Returns the builder of the worker that the options describe.
 pub(crate) fn worker(options: &Options, config: SdkConfig) -> WorkerBuilder {
     let builder = match &options.sharing {
-        // The name is never seen: without a table it names nothing.
+        // The application name is never visible: without a lease table it names nothing.
         Sharing::Alone => {
             Worker::builder("consumer", options.target.stream()).lease_store(MemoryStore::new())
         }
@@ -86,7 +87,7 @@ pub(crate) fn worker(options: &Options, config: SdkConfig) -> WorkerBuilder {
 }
 
 impl<W: Write> Session<W> {
-    /// A run that prints to `out` until `reader_is_gone`, and tells on `console`.
+    /// Creates a run that prints to `out` until `reader_is_gone`, and reports on `console`.
     pub(crate) fn new(
         console: Console<W>,
         out: impl Write + Send + 'static,
@@ -111,7 +112,7 @@ impl<W: Write> Session<W> {
         }
     }
 
-    /// Runs the worker until `stop`, until it fails, or until stdout ends; then tells the sum.
+    /// Runs the worker until `stop`, until it fails, or until stdout ends; then prints the summary.
     pub(crate) async fn run(
         &mut self,
         builder: WorkerBuilder,
@@ -121,11 +122,11 @@ impl<W: Write> Session<W> {
         let started = Instant::now();
         let ending = match self.start(builder, options, stop).await {
             Ok(handle) => self.serve(&handle, stop).await,
-            // One line says it all.
+            // The caller reports the failure in one line, which is enough.
             Err(failed @ Ending::Failed(_)) => return failed,
             Err(ending) => ending,
         };
-        // Whoever closed stdout wants to hear no more, least of all of what follows from it.
+        // A user who closed stdout wants no more messages, least of all about the consequences.
         if !matches!(ending, Ending::OutputEnded(_)) {
             while let Ok(event) = self.events.try_recv() {
                 self.console.event(&event, Instant::now());
@@ -135,22 +136,22 @@ impl<W: Write> Session<W> {
         ending
     }
 
-    /// From the start of the worker to its end.
+    /// Watches the started worker and shuts it down.
     async fn serve(&mut self, handle: &WorkerHandle, stop: &CancellationToken) -> Ending {
         let mut ending = self.watch(handle, stop).await;
         if matches!(ending, Ending::Stopped) {
             ending = self.drain(handle).await;
         }
         if matches!(ending, Ending::OutputEnded(_)) {
-            // Drops what waits to be printed, so that no shard waits for it to be acknowledged.
+            // Drops the texts that wait, so that no shard waits for their acknowledgement.
             self.output.close();
-            // Its report would tell what the end of stdout has told already.
+            // Its report would only repeat that stdout has ended.
             handle.shutdown(RELEASE_DEADLINE).await.ok();
         }
         ending
     }
 
-    /// Where the caller's last words go.
+    /// Returns the console, for the caller's last message.
     pub(crate) fn console(&mut self) -> &mut Console<W> {
         &mut self.console
     }
@@ -186,7 +187,8 @@ impl<W: Write> Session<W> {
         }
     }
 
-    /// Lets what has been read be printed and stored; says so if that takes long.
+    /// Waits until the records that were read are printed and stored; explains on stderr if that
+    /// takes long.
     async fn drain(&mut self, handle: &WorkerHandle) -> Ending {
         let never = CancellationToken::new();
         let mut shutdown = pin!(handle.shutdown(DRAIN_DEADLINE));
@@ -195,8 +197,8 @@ impl<W: Write> Session<W> {
             Ok(Ok(report)) => Ok(report),
             Ok(Err(_elapsed)) => {
                 self.console.say(
-                    "stopping: waiting for stdout and for the checkpoints; Ctrl-C ends at once, \
-                     and what is not stored is printed again",
+                    "stopping: waiting for stdout and for the checkpoints; press Ctrl-C again to exit \
+                     now; records since the last checkpoint will be printed again",
                 );
                 self.unless_interrupted(&never, shutdown).await
             }
@@ -212,10 +214,11 @@ impl<W: Write> Session<W> {
         }
     }
 
-    /// Waits for `work` and tells what happens meanwhile.
+    /// Waits for `work` and reports events meanwhile.
     ///
-    /// Order: a stop beats everything, the end of stdout beats what follows from it, and what
-    /// happened before `work` was done is told before.
+    /// The order of the arms matters: a stop has priority over everything, the end of stdout over
+    /// the events that it causes, and events that happened before `work` completed are reported
+    /// before it returns.
     async fn unless_interrupted<T>(
         &mut self,
         stop: &CancellationToken,
@@ -272,12 +275,12 @@ async fn ended(end: &mut EndOfOutput) -> io::Error {
     error
 }
 
-/// Why the writer has ended.
+/// Returns why the writer has ended.
 async fn failed(writer: Writer) -> io::Error {
     match writer.await {
         Ok(Err(error)) => error,
-        // A session closes its output only when it no longer listens here.
-        Ok(Ok(())) => io::Error::other("the writer of stdout has ended"),
+        // A session closes its output only after it stops waiting here.
+        Ok(Ok(())) => io::Error::other("the writer of stdout has stopped"),
         Err(panic) => io::Error::other(panic),
     }
 }
@@ -318,7 +321,7 @@ mod tests {
         record.data(Blob::new(data)).send().await.unwrap();
     }
 
-    /// One instance of the command against `local`, with everything it writes kept.
+    /// One instance of the command against `local`, with everything that it writes.
     struct Instance {
         local: LocalAws,
         options: Options,
@@ -358,7 +361,7 @@ mod tests {
             session.run(builder, &self.options, &self.stop).await
         }
 
-        /// Runs until `part` has been printed, then stops in good order.
+        /// Runs until `part` has been printed, then shuts down gracefully.
         async fn run_until_printed(&self, part: &str) -> Ending {
             let stop = async {
                 self.stdout.until_written(part).await;
@@ -426,7 +429,7 @@ mod tests {
         assert_eq!(instance.stdout.text(), "ready\n");
     }
 
-    /// `--from 5m` means the same whatever this machine's clock says, alone and with others.
+    /// `--from 5m` means the same whatever the local clock shows, alone and in a group.
     #[tokio::test]
     async fn how_long_ago_counts_by_the_clock_of_the_service() {
         for hours in [-1, 1] {
@@ -444,7 +447,7 @@ mod tests {
         }
     }
 
-    /// By a clock that is behind it has not come yet.
+    /// By a clock that is behind, the time is in the future.
     #[tokio::test]
     async fn a_time_that_has_come_by_the_clock_of_the_service_is_a_start() {
         let clock = Clock::starting_at(Clock::new().now_ms() + 3_600_000);
@@ -523,7 +526,7 @@ mod tests {
     async fn a_closed_stdout_ends_it_silently_and_leaves_records_and_shard_to_the_next() {
         let (local, kinesis) = stream().await;
         put(&kinesis, "unread").await;
-        // So long that a shard which was not released would not be taken in this test.
+        // So long that a shard which is not released would not be taken during this test.
         let flags = ["--app", "tail", "--failover", "5m"];
         let instance = Instance::new(&local, &flags);
         let ending = instance.run_into(Broken, pending()).await;
@@ -544,8 +547,8 @@ mod tests {
         assert_eq!(next.stdout.text(), "unread\nlast\n");
     }
 
-    /// For longer than any callback may take: its records are printed once, in order, and the checkpoint
-    /// follows what is written.
+    /// Stdout blocks for longer than a callback may take: the records are printed once, in order, and
+    /// the checkpoint follows what is written.
     #[tokio::test]
     async fn a_reader_that_pauses_keeps_its_records_and_its_shard() {
         let (local, kinesis) = stream().await;
@@ -611,7 +614,7 @@ mod tests {
         let ending = instance.run().await;
         let Ending::Failed(error) = ending else { panic!("{ending:?}") };
         assert_eq!(error.kind(), ErrorKind::Missing);
-        insta::assert_snapshot!(failure::explained(&error, &place()), @"stream `wildrydes` in region us-west-2 (from -region, at http://127.0.0.1:9) was not found; hint: `aws kinesis list-streams --region us-west-2` shows what is there; create `wildrydes` with `producer --create-stream 1`, or name another stream with -stream or its region with -region");
+        insta::assert_snapshot!(failure::explained(&error, &place()), @"stream `wildrydes` in region us-west-2 (from -region, at http://127.0.0.1:9) was not found; hint: `aws kinesis list-streams --region us-west-2` lists the streams; create `wildrydes` with `producer --create-stream 1`, or choose another stream with -stream or another region with -region");
         assert_eq!(instance.stderr.text(), "");
     }
 

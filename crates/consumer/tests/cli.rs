@@ -1,13 +1,13 @@
-//! The `consumer` binary's command line: exit codes, and what goes to which stream.
+//! The command line of the `consumer` binary: exit codes, and what goes to stdout and stderr.
 //!
-//! Nothing here reaches a network; runs with a stream are in package `e2e`.
+//! These tests use no network; runs with a stream are in package `e2e`.
 
 use std::process::{Command, Output};
 
 fn consumer(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_consumer"))
         .args(args)
-        // No profile of whoever runs the tests, and no server that could be reached.
+        // Neither the developer's AWS profile nor a server that could be reached.
         .env_clear()
         .env("AWS_CONFIG_FILE", "/nonexistent")
         .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")

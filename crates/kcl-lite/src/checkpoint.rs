@@ -1,9 +1,9 @@
-//! What has been acknowledged: the window between what a shard delivered and what it may store.
+//! The acknowledgement window: the records of a shard that are in flight, and its watermark.
 //!
-//! Owns the low-watermark rule: a position may be stored only when it and everything delivered
-//! before it is acknowledged. Tokens may be acknowledged or rejected in any order and from any task; a
-//! token that is dropped means failure. Never writes a checkpoint, only names it, and never stores what
-//! was rejected, only keeps it until somebody has.
+//! Owns the watermark rule: a position may be stored only when it and everything delivered before it is
+//! acknowledged. Tokens may be acknowledged or rejected in any order and from any task; a dropped token
+//! is a failure. Computes the checkpoint but never writes it, and queues rejected records but never
+//! stores them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::error::{BoxError, Failure};
 use crate::position::Position;
 use crate::record::{Record, Timestamp};
 
-/// The acknowledgement of a batch, or of one record of it.
+/// The token with which a processor acknowledges a batch, or one record of it.
 ///
 /// Dropping it without acknowledging is a negative acknowledgement: the worker creates a new processor,
 /// which gets the records that are not acknowledged. A token has no effect once its record is delivered
@@ -28,42 +28,42 @@ use crate::record::{Record, Timestamp};
 pub struct Ack {
     window: AckWindow,
     delivered: Delivered,
-    /// What was delivered.
+    /// The delivered records of the batch.
     records: Arc<Vec<Record>>,
-    /// Which of the records it stands for. The first one is also the number of its part.
+    /// The records of the token. The start is also the index of its part.
     range: Range<usize>,
+    /// Whether dropping the token is a failure.
     armed: bool,
 }
 
 impl Ack {
-    /// Marks the records as processed. Has no effect after the lease is lost, after a new processor was
-    /// created, or after the records were delivered again.
+    /// Acknowledges the records. Has no effect after the lease is lost, after a new processor was created,
+    /// or after the records were delivered again.
     pub fn acknowledge(mut self) {
         self.armed = false;
         self.window.settle(self.delivered, self.range.start, true);
     }
 
-    /// Rejects the records: they can never be processed, so that trying again would be in vain. The
-    /// worker stores them, with `error`, where
-    /// [`WorkerBuilder::dead_letter`](crate::WorkerBuilder::dead_letter) says, and then counts them as
-    /// acknowledged; see [`FailurePolicy`](crate::FailurePolicy). Reject only what is wrong with the
-    /// record itself (it cannot be parsed, it violates a rule), never what is wrong with something
-    /// else (a database does not answer): for that, return an error.
+    /// Rejects the records as poison records, for which a retry is useless. The worker stores them, with
+    /// `error`, in the sink of [`WorkerBuilder::dead_letter`](crate::WorkerBuilder::dead_letter), and then
+    /// counts them as acknowledged; see [`FailurePolicy`](crate::FailurePolicy). Reject a record only if
+    /// the record is the cause (it cannot be parsed, it violates a rule). If something else is the cause
+    /// (a database does not answer), return an error.
     ///
-    /// If the worker has no dead letters, rejecting is a failure like dropping the token. Has no effect
-    /// when [`acknowledge`](Self::acknowledge) would have none.
+    /// If the worker has no sink for dead letters, rejecting is a failure like dropping the token. Has no
+    /// effect when [`acknowledge`](Self::acknowledge) would have none.
     pub fn reject(mut self, error: impl Into<BoxError>) {
         self.armed = false;
         let (records, failure) = (&self.records[self.range.clone()], Failure::from(error.into()));
         self.window.reject(self.delivered, self.range.start, records, failure);
     }
 
-    /// Whether acknowledging has no effect any more: the shard was lost, released or started again, or
-    /// the attempt that the token came with has failed.
+    /// Returns whether acknowledging no longer has any effect: the shard was lost, released or restarted,
+    /// or the delivery that the token belongs to has failed.
     ///
-    /// Its records are then delivered again, here or by another worker. A sink that works through a
-    /// queue asks this before each record, so that it does not do twice what is only queued. The answer
-    /// may be out of date as soon as it is given.
+    /// The records are then delivered again, by this or another worker. A sink with a queue should check
+    /// this before each record, so that it does not process queued records twice. The result can be
+    /// outdated as soon as it is returned.
     #[must_use]
     pub fn is_void(&self) -> bool {
         let mut state = self.window.lock();
@@ -88,30 +88,31 @@ impl fmt::Debug for Ack {
     }
 }
 
-/// The right to take a batch's acknowledgement over; held by the batch while it is processed.
+/// The right to defer the acknowledgement of a batch; held by the batch while it is processed.
 #[derive(Debug)]
 pub(crate) struct Deferral {
     window: AckWindow,
     delivered: Delivered,
-    /// What the entry in the window stands for.
+    /// All records of the entry in the window.
     all: Arc<Vec<Record>>,
-    /// What of it is not acknowledged yet: what the processor gets.
+    /// Those that are not acknowledged yet, which the processor gets.
     open: Arc<Vec<Record>>,
 }
 
 impl Deferral {
-    /// The records to be processed, never none.
+    /// Returns the records to process, at least one.
     pub(crate) fn records(&self) -> &Arc<Vec<Record>> {
         &self.open
     }
 
-    /// One token for the whole batch.
+    /// Returns one token for the whole batch.
     pub(crate) fn whole(&self) -> Ack {
         self.window.lock().defer(self.delivered, None);
         self.token(0..self.open.len())
     }
 
-    /// One token per record. It stands for what follows its record and is acknowledged already, too.
+    /// Returns one token per record. The token also covers the records after it that are acknowledged
+    /// already, so that acknowledging it moves the watermark past them.
     pub(crate) fn per_record(&self) -> Vec<Ack> {
         let mut parts: Vec<Part> = Vec::with_capacity(self.open.len());
         for record in self.all.iter() {
@@ -132,20 +133,20 @@ impl Deferral {
     }
 }
 
-/// Records that a processor has rejected: to be stored elsewhere.
+/// Rejected records that wait to be stored as dead letters.
 #[derive(Debug, Clone)]
 pub(crate) struct Rejected {
     pub(crate) records: Vec<Record>,
     pub(crate) failure: Failure,
-    /// The token that did, and its part.
+    /// The delivery and the part of the token that rejected them; `None` after an error of `process`.
     token: Option<(Delivered, usize)>,
 }
 
-/// The newest record that is acknowledged together with everything before it.
+/// A watermark: the newest position before which nothing is in flight.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mark {
     pub(crate) position: Position,
-    /// When the service received it, if that is known.
+    /// The arrival time, if known.
     pub(crate) arrived: Option<Timestamp>,
 }
 
@@ -155,15 +156,15 @@ impl Mark {
     }
 }
 
-/// The window of one shard task. Clones share it.
+/// The acknowledgement window of one shard task. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AckWindow {
     state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
 }
 
-/// A batch in the window: its number, which may be used again after it was withdrawn, and the
-/// number of the attempt, which is not.
+/// One delivery of a batch: its index in the window, which can be reused after it was withdrawn, and the
+/// number of the attempt, which is unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Delivered {
     entry: u64,
@@ -171,8 +172,8 @@ pub(crate) struct Delivered {
 }
 
 impl AckWindow {
-    /// The window for the next processor of the shard: what is acknowledged stays acknowledged, and
-    /// tokens of this window have no effect any more.
+    /// Closes this window and returns that of the next processor of the shard. Acknowledged records stay
+    /// acknowledged; tokens of the closed window no longer have any effect.
     pub(crate) fn successor(&self) -> Self {
         self.close();
         let mut state = self.lock();
@@ -189,8 +190,8 @@ impl AckWindow {
         Self { state: Arc::new(Mutex::new(next)), changed: Arc::default() }
     }
 
-    /// Notes that those of `records` that are not acknowledged yet (the first is not) are about to be
-    /// delivered.
+    /// Adds a batch to the window for delivery. The processor gets the records that are not acknowledged
+    /// yet; the first one never is.
     pub(crate) fn deliver(&self, records: &Arc<Vec<Record>>) -> (Delivered, Deferral) {
         let mut state = self.lock();
         let open: Vec<_> = state.open(records).collect();
@@ -203,7 +204,7 @@ impl AckWindow {
         (delivered, Deferral { window: self.clone(), delivered, all: Arc::clone(records), open })
     }
 
-    /// Moves what is acknowledged already from the front of `records`, which come next, to the window.
+    /// Moves acknowledged records from the front of `records`, which follow the window, into the window.
     pub(crate) fn pass_over(&self, records: &mut Vec<Record>) {
         let mut state = self.lock();
         let passed = records.iter().take_while(|record| state.is_done(record)).count();
@@ -214,18 +215,18 @@ impl AckWindow {
         }
     }
 
-    /// Those of `records` that are not acknowledged yet.
+    /// Returns the records that are not acknowledged yet.
     pub(crate) fn open(&self, records: &[Record]) -> Vec<Record> {
         self.lock().open(records).cloned().collect()
     }
 
-    /// Notes that a record needs no processing any more, because it is stored elsewhere.
+    /// Marks a record as acknowledged because it is stored as a dead letter.
     pub(crate) fn settled(&self, record: &Record) {
         let part = Part { acknowledged: true, ..Part::open(record, record) };
         self.lock().keep(&[part]);
     }
 
-    /// Notes that all of these records are settled.
+    /// Acknowledges the part of the token whose rejected records are all settled.
     pub(crate) fn all_settled(&self, rejected: &Rejected) {
         let mut state = self.lock();
         if let Some((delivered, part)) = rejected.token
@@ -236,35 +237,35 @@ impl AckWindow {
         }
     }
 
-    /// Notes that a processor has returned an error that rejects a record.
+    /// Queues a record that the error of a processor rejects.
     pub(crate) fn rejected(&self, record: Record, failure: Failure) {
         let rejected = Rejected { records: vec![record], failure, token: None };
         self.lock().rejected.push_back(rejected);
     }
 
-    /// What was rejected first, and is not stored elsewhere yet.
+    /// Removes the oldest rejected records from the queue.
     pub(crate) fn next_rejected(&self) -> Option<Rejected> {
         self.lock().rejected.pop_front()
     }
 
-    /// Takes back what could not be stored.
+    /// Returns rejected records to the front of the queue because they could not be stored.
     pub(crate) fn still_rejected(&self, rejected: Rejected) {
         self.lock().rejected.push_front(rejected);
     }
 
-    /// Whether the processor has acknowledged anything since the last call.
+    /// Returns whether the processor has acknowledged anything since the last call.
     pub(crate) fn take_progress(&self) -> bool {
         std::mem::take(&mut self.lock().progressed)
     }
 
-    /// The batch keeps `memory` in use until it leaves the window, or the window is closed.
+    /// Attaches `memory` to the batch, until the batch leaves the window or the window is closed.
     pub(crate) fn hold(&self, delivered: Delivered, memory: Arc<Permit>) {
         if let Some(entry) = self.lock().entry(delivered) {
             entry.memory = Some(memory);
         }
     }
 
-    /// The attempt succeeded: acknowledges the batch unless its acknowledgement was taken over.
+    /// Acknowledges the batch of a successful attempt, unless its acknowledgement was deferred.
     pub(crate) fn succeeded(&self, delivered: Delivered) {
         let mut state = self.lock();
         if let Some(entry) = state.entry(delivered)
@@ -276,8 +277,8 @@ impl AckWindow {
         state.advance();
     }
 
-    /// The attempt failed: takes the batch, which was the last one delivered, out again. What its
-    /// tokens have acknowledged is remembered; from now on they have no effect.
+    /// Removes the batch of a failed attempt, which is the last one delivered. Records that its tokens have
+    /// acknowledged stay acknowledged; from now on the tokens have no effect.
     pub(crate) fn withdraw(&self, delivered: Delivered) {
         let mut state = self.lock();
         if state.entry(delivered).is_some()
@@ -287,48 +288,47 @@ impl AckWindow {
         }
     }
 
-    /// How far everything is acknowledged.
+    /// Returns the watermark.
     pub(crate) fn mark(&self) -> Option<Mark> {
         self.lock().mark.clone()
     }
 
-    /// Everything up to `mark` is acknowledged, by word of the processor, before anything is
-    /// delivered.
+    /// Sets the watermark before the first delivery, when the processor commits a prepared checkpoint.
     pub(crate) fn start_after(&self, mark: Mark) {
         self.lock().mark = Some(mark);
     }
 
-    /// How many delivered records are not yet acknowledged.
+    /// Returns the number of records in flight. A batch counts as a whole until all of it is acknowledged.
     pub(crate) fn in_flight(&self) -> usize {
         self.lock().entries.iter().map(|entry| entry.records).sum()
     }
 
-    /// The record whose token was dropped, or the last one that the token stood for.
+    /// Returns the record whose token was dropped, or the last one that the token covers.
     pub(crate) fn failed_at(&self) -> Option<Position> {
         self.lock().entries.iter().find_map(|entry| entry.failed.clone())
     }
 
-    /// From now on tokens have no effect, and keep no memory in use.
+    /// Closes the window: tokens no longer have any effect, and memory is freed.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
         state.entries.iter_mut().for_each(|entry| entry.memory = None);
     }
 
-    /// Closes the window when the guard is dropped.
+    /// Returns a guard that closes the window when it is dropped.
     pub(crate) fn close_on_drop(&self) -> impl Drop + use<> {
         CloseOnDrop(self.clone())
     }
 
-    /// Whether tokens have no effect any more.
+    /// Returns whether the window is closed, so that tokens no longer have any effect.
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed
     }
 
-    /// Completes when a token has been settled since the last call.
+    /// Completes when a token has been acknowledged, rejected or dropped since the last call.
     ///
     /// # Cancel safety
-    /// A change that happens while nobody waits is kept for the next call.
+    /// A change while no call waits is kept for the next call.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -365,7 +365,7 @@ impl AckWindow {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic of a processor never happens while the lock is held, so the state is whole.
+        // No user code runs while the lock is held, so a panicking processor leaves the state consistent.
         self.state.lock()
     }
 }
@@ -381,22 +381,22 @@ impl Drop for CloseOnDrop {
 #[derive(Debug, Default)]
 struct State {
     entries: VecDeque<Entry>,
-    /// The number of `entries[0]`.
+    /// The index of `entries[0]`.
     first: u64,
-    /// Attempts made so far.
+    /// The number of attempts so far.
     attempts: u64,
     mark: Option<Mark>,
-    /// What was acknowledged in vain deliveries: sorted, and without overlaps. Bounded by what may be in
-    /// a window.
+    /// The acknowledged records of failed deliveries after the watermark, sorted and without overlaps.
+    /// Bounded by the size of a window.
     done: Vec<Span>,
-    /// What was rejected and is not stored elsewhere yet. No more than there were tokens.
+    /// The rejected records that are not stored yet, at most one element per token.
     rejected: VecDeque<Rejected>,
-    /// The processor has acknowledged something.
+    /// Whether the processor has acknowledged anything since `take_progress`.
     progressed: bool,
     closed: bool,
 }
 
-/// Records from the first to the last, as they stand in the shard, all acknowledged.
+/// Consecutive acknowledged records of a shard, from the first to the last.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Span {
     first: Position,
@@ -408,10 +408,10 @@ struct Entry {
     records: usize,
     attempt: u64,
     deferred: bool,
-    /// A token was dropped.
+    /// The position of the first token that was dropped.
     failed: Option<Position>,
     parts: Vec<Part>,
-    /// What the reply takes that the records came with.
+    /// The memory of the reply that contained the records.
     memory: Option<Arc<Permit>>,
 }
 
@@ -429,7 +429,7 @@ impl Part {
 }
 
 impl State {
-    /// The batch, if this attempt at it is the present one.
+    /// Returns the batch, unless it has left the window or was delivered again since.
     fn entry(&mut self, delivered: Delivered) -> Option<&mut Entry> {
         let index = usize::try_from(delivered.entry.checked_sub(self.first)?).ok()?;
         self.entries.get_mut(index).filter(|entry| entry.attempt == delivered.attempt)
@@ -462,7 +462,7 @@ impl State {
         self.done.get(index).is_some_and(|span| span.first <= position)
     }
 
-    /// Remembers what is acknowledged of these parts, which are not in the window any more.
+    /// Remembers the acknowledged ones of parts that leave the window.
     fn keep(&mut self, parts: &[Part]) {
         let done = parts.iter().filter(|part| part.acknowledged);
         self.done.extend(
@@ -479,7 +479,7 @@ impl State {
         self.forget_the_past();
     }
 
-    /// What the mark covers need not be remembered.
+    /// Drops the spans that the watermark covers.
     fn forget_the_past(&mut self) {
         if let Some(mark) = &self.mark {
             let past = self.done.partition_point(|span| span.last <= mark.position);
@@ -496,7 +496,7 @@ impl State {
         }
     }
 
-    /// Moves the mark over everything that is acknowledged without a hole.
+    /// Moves the watermark to the last record before the first one that is not acknowledged.
     fn advance(&mut self) {
         while let Some(entry) = self.entries.front() {
             let done = entry.parts.iter().take_while(|part| part.acknowledged).count();
@@ -609,7 +609,7 @@ mod tests {
         let kept = deferral.whole();
         window.succeeded(fourth);
         window.close();
-        assert_eq!(held(), 0, "whatever becomes of the token");
+        assert_eq!(held(), 0, "even while a token is kept");
         drop(kept);
     }
 
@@ -694,7 +694,7 @@ mod tests {
         let window = window.successor();
         token.acknowledge();
         assert_eq!(numbers(&window.open(&records(1..8))), [1, 2, 3, 7]);
-        // Read again in other batches.
+        // The same records, read again in different batches.
         let (delivered, deferral) = window.deliver(&records(1..5));
         assert_eq!(numbers(deferral.records()), [1, 2, 3]);
         let mut rest = records(5..8).to_vec();
@@ -704,25 +704,25 @@ mod tests {
         assert_eq!(mark(&window).as_deref(), Some("6"));
     }
 
-    /// What becomes of a token.
+    /// What the processor does with a token.
     #[derive(Debug, Clone, Copy)]
     enum Fate {
         Acknowledged,
         Dropped,
-        /// Acknowledged after a later batch, if it counts then.
+        /// Acknowledged after a later batch, if it still has an effect.
         Kept,
     }
 
     /// What a processor does with a batch.
     #[derive(Debug, Clone)]
     struct Turn {
-        /// Records of the batch.
+        /// The number of records in the batch.
         len: u64,
-        /// What becomes of the tokens, if it takes them.
+        /// What happens to the tokens, if the acknowledgement is deferred.
         tokens: Option<Vec<Fate>>,
-        /// Whether it returns `Ok`.
+        /// Whether `process` returns `Ok`.
         succeeds: bool,
-        /// Whether a new processor comes next.
+        /// Whether a new processor replaces this one afterwards.
         restarts: bool,
     }
 
@@ -744,8 +744,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against the set of acknowledged numbers: nothing of it comes again, and the mark is the end
-        /// of its beginning, as far as that has come.
+        /// Compares the window with a set of acknowledged numbers: none of them is delivered again, and the
+        /// watermark is the end of the contiguous numbers from the start.
         #[test]
         fn what_is_acknowledged_never_comes_again_and_the_mark_never_jumps(turns in turns()) {
             let mut window = AckWindow::default();
@@ -786,7 +786,7 @@ mod tests {
                     } else {
                         fails = true;
                         window.withdraw(delivered);
-                        // These have no effect any more, whatever becomes of them.
+                        // Tokens of a failed attempt have no effect.
                         kept.drain(before..).for_each(|(_, ack)| ack.acknowledge());
                         dropped = false;
                     }
@@ -799,7 +799,7 @@ mod tests {
                 let covered = (1..end).take_while(|it| done.contains(it)).last().unwrap_or(0);
                 let mark = mark(&window).map_or(0, |it| it.parse().unwrap());
                 prop_assert!(mark <= covered, "{mark} of {covered}");
-                // What a failed batch leaves is looked at when it comes again.
+                // Acknowledged records of a failed batch move the watermark only at the next delivery.
                 let known = if fails { covered.min(next - 1) } else { covered };
                 prop_assert!(mark >= known, "{mark} of {covered}");
                 next = if fails { next.max(mark + 1) } else { end };

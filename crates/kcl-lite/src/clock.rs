@@ -1,11 +1,11 @@
-//! Time as an argument: the monotonic clock that every deadline of a worker is measured on.
+//! The monotonic clock on which every deadline of a worker is measured, passed as an argument.
 //!
-//! Two readings of one clock. [`Clock::now`] stands still while the machine is suspended; observers
-//! measure the silence of other owners on it, so that a suspend never makes a lease expire early.
-//! `LeaseClock` adds the time of every suspend; an owner measures the validity of its own lease on
-//! it, because other workers went on counting meanwhile.
-//! Never reads the wall clock, which decides nothing here. A test gives a worker a clock of its
-//! own, for instance one that runs one percent fast.
+//! There are two readings of one clock. [`Clock::now`] stands still while the machine is suspended;
+//! observers measure the silence of other owners on it, so that a suspend never makes a lease expire
+//! early. `LeaseClock` adds the time of every suspend; an owner measures the validity of its own
+//! lease on it, because other workers kept counting meanwhile. Never reads the wall clock, which
+//! decides nothing here. A test can give a worker its own clock, for example one that runs one
+//! percent fast.
 
 use std::fmt;
 use std::future::Future;
@@ -19,9 +19,9 @@ use tokio::time::Instant;
 
 use crate::error::{ServiceError, ServiceErrorKind};
 
-/// A monotonic clock and the wait that belongs to it.
+/// A monotonic clock and its timer.
 pub trait Clock: Send + Sync + fmt::Debug {
-    /// Returns the present instant. The clock may stand still while the machine is suspended.
+    /// Returns the current instant. The clock may stand still while the machine is suspended.
     fn now(&self) -> Instant;
 
     /// Completes when [`now`](Self::now) has reached `deadline`.
@@ -31,10 +31,10 @@ pub trait Clock: Send + Sync + fmt::Debug {
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
     /// Returns for how long the machine has been suspended, as far as [`now`](Self::now) does not
-    /// count it. The value never decreases, and only differences between two readings mean anything.
+    /// count it. The value never decreases, and only differences between two readings are meaningful.
     ///
-    /// The default is zero: the clock of a machine that is never suspended, or one that goes on
-    /// meanwhile.
+    /// The default is zero: the clock of a machine that is never suspended, or a clock that advances
+    /// during a suspend.
     fn suspended(&self) -> Duration {
         Duration::ZERO
     }
@@ -50,15 +50,15 @@ pub trait Clock: Send + Sync + fmt::Debug {
     }
 }
 
-/// The clock of the tokio runtime; it follows paused time in tests.
+/// The clock of the Tokio runtime; it follows paused time in tests.
 ///
-/// It counts the time of suspends on Linux, Android and Apple's systems. On Windows tokio's own clock
-/// goes on during a suspend.
+/// It counts the time of suspends on Linux, Android and Apple's systems. On Windows Tokio's own clock
+/// advances during a suspend.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TokioClock;
 
-/// How often a worker looks whether its machine was suspended: the longest time for which a callback
-/// that was running before may go on afterwards.
+/// How often a worker checks whether its machine was suspended: the maximum time for which a callback
+/// that was running before a suspend may continue after it.
 const SUSPEND_CHECK: Duration = Duration::from_millis(100);
 
 impl Clock for TokioClock {
@@ -83,17 +83,17 @@ impl Clock for TokioClock {
     }
 }
 
-/// The clock that an owner measures its leases on: it includes the time for which the machine was
-/// suspended, since other workers counted it.
+/// The clock on which an owner measures its leases: it includes the time for which the machine was
+/// suspended, because other workers counted it.
 ///
-/// A wait on this clock looks again after a suspend once
+/// A wait on this clock rechecks its deadline after a suspend once
 /// [`wait_for_resume`](Self::wait_for_resume) has completed; the coordinator of the worker runs it.
 #[derive(Debug, Clone)]
 pub(crate) struct LeaseClock {
     inner: Arc<dyn Clock>,
-    /// How long the machine had been suspended when this clock was made.
+    /// How long the machine had been suspended when this clock was created.
     base: Duration,
-    /// How long the machine has been suspended, as the waits that run know it.
+    /// How long the machine has been suspended, as far as the running waits know.
     known: Arc<watch::Sender<Duration>>,
 }
 
@@ -103,8 +103,8 @@ impl LeaseClock {
         Self { inner, base, known: Arc::new(watch::Sender::new(base)) }
     }
 
-    /// Completes when the machine has been suspended and runs again, and has every wait on this clock
-    /// look again.
+    /// Completes when the machine has been suspended and runs again, and makes every wait on this
+    /// clock recheck its deadline.
     pub(crate) async fn wait_for_resume(&self) {
         let before = *self.known.borrow();
         self.inner.resumed(before).await;
@@ -114,7 +114,8 @@ impl LeaseClock {
 
 impl Clock for LeaseClock {
     fn now(&self) -> Instant {
-        // In this order: a suspend between the two readings counts, if it counts at all, as later.
+        // In this order: a suspend between the two readings can only make the result later, never
+        // earlier.
         let now = self.inner.now();
         now + self.inner.suspended().saturating_sub(self.base)
     }
@@ -131,7 +132,7 @@ impl Clock for LeaseClock {
                 }
                 tokio::select! {
                     biased;
-                    // The sender is in `clock`, so it cannot be gone.
+                    // `clock` holds the sender, so it cannot be dropped.
                     _ = known.changed() => {}
                     () = clock.inner.sleep_until(clock.inner.now() + left) => {}
                 }
@@ -148,16 +149,16 @@ impl Clock for LeaseClock {
     }
 }
 
-/// For how long this machine has been suspended, by two clocks of the system.
+/// The total time for which this machine has been suspended, from two clocks of the system.
 mod suspend {
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
-    /// Differences below this are the time between two readings, and no suspend. Half of the least
+    /// Differences below this are the time between two readings, not a suspend. Half of the smallest
     /// fence margin, which covers it.
     const NOISE: Duration = Duration::from_millis(50);
 
-    /// The longest known suspend since the process began, in milliseconds.
+    /// The largest total measured since the process started, in milliseconds.
     static KNOWN: AtomicU64 = AtomicU64::new(0);
 
     pub(super) fn so_far() -> Duration {
@@ -170,7 +171,8 @@ mod suspend {
         Duration::from_millis(KNOWN.fetch_max(millis, Ordering::Relaxed).max(millis))
     }
 
-    /// What a clock that goes on during a suspend is ahead of one that does not, since the first call.
+    /// Returns by how much a clock that advances during a suspend has gained on one that does not,
+    /// since the first call.
     #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
     fn measured() -> Duration {
         use std::sync::LazyLock;
@@ -186,7 +188,7 @@ mod suspend {
         Duration::ZERO
     }
 
-    /// The clock that stands still during a suspend, and the one that does not.
+    /// Reads the clock that stands still during a suspend and the one that does not.
     #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
     fn readings() -> (Duration, Duration) {
         // The latter first, so that a thread that is interrupted between the two sees no suspend.
@@ -220,9 +222,9 @@ mod suspend {
     }
 }
 
-/// Whether tokio's time on this thread, and `clock` with it, stand still while real time passes: paused
-/// time, as in a test. Time that runs is read from the same monotonic clock of the system as real time,
-/// so it cannot look paused by chance, however loaded the machine is.
+/// Returns whether Tokio's time on this thread, and `clock` with it, stand still while real time
+/// passes: paused time, as in a test. Running time is read from the same monotonic clock of the
+/// system as real time, so it cannot look paused by chance, however loaded the machine is.
 pub(crate) fn is_paused(clock: &dyn Clock) -> bool {
     let before = (Instant::now(), clock.now());
     #[expect(clippy::disallowed_types, reason = "real time is what the others are compared with")]
@@ -234,7 +236,7 @@ pub(crate) fn is_paused(clock: &dyn Clock) -> bool {
     (Instant::now(), clock.now()) == before
 }
 
-/// Makes a call to a service, or an error of kind `Unavailable` after `limit`.
+/// Makes a call to a service; returns an error of kind `Unavailable` after `limit`.
 pub(crate) async fn timely<T>(
     clock: &Arc<dyn Clock>,
     limit: Duration,
@@ -252,7 +254,7 @@ pub(crate) async fn sleep(clock: &Arc<dyn Clock>, duration: Duration) {
     clock.sleep_until(clock.now() + duration).await;
 }
 
-/// Runs `call`, or gives up after `limit`. A write that is given up on may still be applied.
+/// Runs `call`, or returns `None` after `limit`. A write that timed out may still be applied.
 pub(crate) async fn within<T>(
     clock: &Arc<dyn Clock>,
     limit: Duration,
@@ -260,6 +262,7 @@ pub(crate) async fn within<T>(
 ) -> Option<T> {
     tokio::select! {
         biased;
+        // A reply that is there wins over the timeout.
         reply = call => Some(reply),
         () = sleep(clock, limit) => None,
     }
@@ -271,17 +274,17 @@ pub(crate) mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// The clock of a machine that can be suspended: it stands still meanwhile.
+    /// The clock of a machine that can be suspended: it stands still during a suspend.
     #[derive(Debug, Clone)]
     pub(crate) struct SuspendableClock(Arc<watch::Sender<Duration>>);
 
     impl SuspendableClock {
         pub(crate) fn new() -> Self {
-            // As of a machine that was suspended before the worker started.
+            // As on a machine that was suspended before the worker started.
             Self(Arc::new(watch::Sender::new(Duration::from_secs(86_400))))
         }
 
-        /// The machine is suspended for `lasts`, which no task notices.
+        /// Suspends the machine for `lasts`, which no task notices.
         pub(crate) fn suspend(&self, lasts: Duration) {
             self.0.send_modify(|suspended| *suspended += lasts);
         }
@@ -313,7 +316,7 @@ pub(crate) mod tests {
         let machine = SuspendableClock::new();
         let clock = LeaseClock::new(Arc::new(machine.clone()));
         let (began, lasts) = (machine.now(), clock.now());
-        assert_eq!(began, lasts, "only what comes counts");
+        assert_eq!(began, lasts, "only later suspends count");
         let fence = clock.sleep_until(lasts + 9 * SECOND);
         let resumed = async {
             tokio::time::sleep(SECOND).await;

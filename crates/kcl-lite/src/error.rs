@@ -1,4 +1,4 @@
-//! The one public error: what happened, to what, and what the caller can do about it.
+//! The public errors: [`Error`] of a worker, [`ServiceError`] of a call, and their kinds by remedy.
 //!
 //! Races between workers are outcomes, not errors, and never appear here.
 
@@ -9,17 +9,17 @@ use std::sync::Arc;
 use crate::position::Position;
 use crate::record::Record;
 
-/// The error that user code returns, of any type.
+/// The type of the errors that user code returns.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// The same, for several to hold.
+/// A [`BoxError`] that can be shared.
 pub(crate) type SharedError = Arc<dyn StdError + Send + Sync>;
 
-/// The most links of a chain of errors that are looked at.
+/// The most errors of a chain that are inspected, a bound for chains that do not end.
 const LINKS: usize = 16;
 
-/// An error and those below it, as in ``writing the order: service error: access denied``. What an
-/// error says of the one below it is not said again.
+/// Formats an error and its sources, as in ``writing the order: service error: access denied``. A source
+/// whose text the message already contains is left out.
 pub(crate) fn words(error: &(dyn StdError + 'static)) -> String {
     let mut words = error.to_string();
     for error in links(error).skip(1) {
@@ -32,13 +32,13 @@ pub(crate) fn words(error: &(dyn StdError + 'static)) -> String {
     words
 }
 
-/// An error that blames one record of a batch: a poison record, which can never be processed.
+/// The error that rejects one record of a batch: a poison record, which can never be processed.
 ///
-/// Return it from [`RecordProcessor::process`](crate::RecordProcessor::process), itself or as a source
-/// of another error. The worker stores that record, with the error, where
-/// [`WorkerBuilder::dead_letter`](crate::WorkerBuilder::dead_letter) says, counts it as acknowledged,
-/// and delivers the others again at once, except those that tokens have acknowledged. To reject
-/// records without a repeat of the others, use [`Batch::split`](crate::Batch::split) and
+/// Return it from [`RecordProcessor::process`](crate::RecordProcessor::process), directly or as a source
+/// of another error. The worker stores the record, with the error, in the sink of
+/// [`WorkerBuilder::dead_letter`](crate::WorkerBuilder::dead_letter), counts it as acknowledged, and
+/// immediately delivers the others again, except those that tokens have acknowledged. To reject records
+/// without repeating the others, use [`Batch::split`](crate::Batch::split) and
 /// [`Ack::reject`](crate::Ack::reject).
 ///
 /// # Example: a record that cannot be parsed is rejected, one that cannot be stored is retried
@@ -62,13 +62,13 @@ pub struct PoisonRecord {
 }
 
 impl PoisonRecord {
-    /// Blames `record`, which must be one of the batch, because of `error`.
+    /// Creates an error that rejects `record`, which must be in the batch, because of `error`.
     #[must_use]
     pub fn new(record: &Record, error: impl Into<BoxError>) -> Self {
         Self { position: Position::of(record), source: error.into() }
     }
 
-    /// The record.
+    /// Returns the position of the record.
     #[must_use]
     pub fn position(&self) -> &Position {
         &self.position
@@ -87,19 +87,19 @@ impl StdError for PoisonRecord {
     }
 }
 
-/// An error and those below it.
+/// Returns an error and its sources, at most [`LINKS`] of them.
 fn links<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&error| error.source()).take(LINKS)
 }
 
-/// What user code has failed with.
+/// A failure of user code: an error or a panic.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
-    /// In words, down to the first cause.
+    /// The message, down to the first cause.
     pub(crate) text: String,
-    /// The error itself; a panic has none.
+    /// The error; a panic has none.
     pub(crate) source: Option<SharedError>,
 }
 
@@ -108,12 +108,12 @@ impl Failure {
         Self { text: text.into(), source: None }
     }
 
-    /// The record that the error blames, if it does.
+    /// Returns the rejected record, if the error is or is caused by a [`PoisonRecord`].
     pub(crate) fn poison(&self) -> Option<&PoisonRecord> {
         links(self.source.as_deref()?).find_map(|error| error.downcast_ref())
     }
 
-    /// The same error, in other words.
+    /// Replaces the message and keeps the error.
     pub(crate) fn reworded(self, text: String) -> Self {
         Self { text, ..self }
     }
@@ -134,43 +134,44 @@ impl PartialEq for Failure {
 
 impl Eq for Failure {}
 
-/// What kind of failure it was, chosen by what the caller does next.
+/// The kind of an [`Error`], classified by remedy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// Settings contradict each other or are out of bounds, or the endpoint's certificate is not
-    /// trusted: correct the code, the file or the endpoint.
+    /// trusted. Correct the code, the file or the endpoint.
     Config,
-    /// The stream or table does not exist, or was deleted: create it, or correct name or region.
+    /// The stream or table does not exist, or was deleted. Create it, or correct its name or region.
     Missing,
-    /// The leases of this application were made for another stream, perhaps one of the same name that
-    /// was deleted: use another application name, or set `stream_recreated` to `Adopt` to start over
-    /// with the new stream from its beginning.
+    /// The leases of this application belong to another stream, for instance to one that was deleted and
+    /// re-created. Use another application name, or set `stream_recreated` to `Adopt` to start over at
+    /// the beginning of the new stream.
     OtherStream,
-    /// There are no AWS credentials, or AWS does not accept them: configure them, or renew them if
-    /// they have expired. No policy helps.
+    /// There are no AWS credentials, or AWS does not accept them. Configure them, or renew them if they
+    /// have expired. A policy change does not help.
     Credentials,
-    /// AWS knows the credentials and refuses the action, or the KMS key of the stream or table cannot
-    /// be used: correct the policy or the key. [`Error::call`] names the action.
+    /// The credentials are valid but the action is not allowed, or the KMS key of the stream or table
+    /// cannot be used. Correct the policy or the key. [`Error::call`] names the action.
     Denied,
-    /// Throttled, unreachable or not ready for as long as `Settings::start_timeout`: try again later.
+    /// The service was throttling, unreachable or not ready until `Settings::start_timeout` had passed.
+    /// Retry later.
     Unavailable,
-    /// A processor failed and the policy was to stop: its own error is the
+    /// A processor failed and the failure policy is to stop. Its error is the
     /// [`source`](std::error::Error::source), unless it panicked.
     Processor,
-    /// Records aged out of the stream before they were read, and the policy was to stop: set
-    /// `on_gap` to `Resume`, or move the lease.
+    /// Records aged out of the stream before they were read, and the gap policy is to stop. Set `on_gap`
+    /// to `Resume`, or move the lease.
     Gap,
-    /// A lease row cannot be read: inspect it; its key is in the message.
+    /// A lease row is unreadable. Inspect it; the message contains its key.
     Data,
-    /// The worker is stopping or has ended, by a shutdown, an abort or the end of its runtime: start
+    /// The worker is stopping or has ended, by a shutdown, an abort or the end of its runtime. Start
     /// another one.
     Stopped,
-    /// A broken invariant of this library: please report it.
+    /// An invariant of this library is broken. Please report it.
     Internal,
 }
 
-/// Why a worker could not start, or stopped. Cheap to clone: everyone who waits gets it.
+/// Why a worker could not start, or why it stopped. Cheap to clone, because every waiter gets it.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -186,7 +187,7 @@ impl Error {
         Self(Arc::new(Inner { kind, context: context.into(), source: None, call: None }))
     }
 
-    /// The worker cannot go on without the runtime that it was started on.
+    /// Creates the error of a worker whose runtime has shut down: it cannot continue without it.
     pub(crate) fn runtime_gone() -> Self {
         let context = "the runtime that the worker was started on has shut down: keep it until \
                        `WorkerHandle::shutdown` has returned";
@@ -201,15 +202,15 @@ impl Error {
         Self(Arc::new(Inner { kind, context: context.into(), source, call: None }))
     }
 
-    /// What the caller can do about it.
+    /// Returns the kind, which determines the remedy.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// The call to AWS that failed, in parts: which action on what, and what the service said.
+    /// Returns the failed call to AWS: the action, the resource, and the service's code and message.
     ///
-    /// `None` when the error is not the failure of a call, such as a setting that is out of bounds.
+    /// `None` when no call failed, for instance when a setting is out of bounds.
     #[must_use]
     pub fn call(&self) -> Option<&FailedCall> {
         self.0.call.as_deref()
@@ -238,31 +239,31 @@ impl StdError for Error {
     }
 }
 
-/// A failed call to the lease table or to the stream, before it is given a meaning.
+/// A failed call to the lease table or to the stream.
 ///
-/// A failed *write* is ambiguous: it may have been applied. Whoever sent it settles that by
-/// reading the row back (see [`lease::store`](crate::lease::store)).
+/// A failed *write* is ambiguous: it may have been applied. The sender resolves that by reading the row
+/// (see [`lease::store`](crate::lease::store)).
 #[derive(Debug)]
 pub struct ServiceError {
-    /// What the caller can do about it.
+    /// The kind, which determines the remedy.
     pub kind: ServiceErrorKind,
-    /// The call and its object, such as ``UpdateItem on table `tail` ``, and the service's words.
+    /// The call and its resource, such as ``UpdateItem on table `tail` ``, and the service's message.
     pub context: String,
-    /// The error below it, if any.
+    /// The cause, if known.
     pub source: Option<BoxError>,
-    /// The same in parts, if it is the failure of a call to AWS.
+    /// The parts of the call, if it is a call to AWS.
     pub call: Option<Box<FailedCall>>,
 }
 
-/// A call to AWS that failed, in the parts that decide what to do about it.
+/// A failed call to AWS, in the parts that determine the remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FailedCall {
-    /// The action as a policy names it, such as `kinesis:GetRecords`.
+    /// The action as in an IAM policy, such as `kinesis:GetRecords`.
     pub action: String,
-    /// What it was called on, such as ``stream `wildrydes` ``.
+    /// The resource, such as ``stream `wildrydes` ``.
     pub resource: String,
-    /// What the failure means.
+    /// The kind of the failure.
     pub kind: ServiceErrorKind,
     /// The service's error code, such as `AccessDeniedException`, or the HTTP status of a reply without
     /// a code, such as `HTTP 403`. `None` when no reply came.
@@ -271,57 +272,58 @@ pub struct FailedCall {
     pub message: String,
 }
 
-/// What a failed call to a service means.
+/// The kind of a failed call to a service, classified by remedy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ServiceErrorKind {
-    /// Too many requests: wait, then try again.
+    /// The service throttles requests. Retry with backoff.
     Throttled,
-    /// No answer, or a server error: try again.
+    /// There was no reply, or the server failed. Retry.
     Unavailable,
-    /// The request was refused for its date, because this machine's clock is wrong. The SDK has learnt
-    /// the service's time from the reply: try again.
+    /// The service rejected the date of the request, because this machine's clock is wrong. The SDK has
+    /// learned the service's time from the reply. Retry.
     WrongClock,
-    /// This process has as many files and connections open as it may: close some, or raise the limit.
+    /// This process has reached its limit of open files and connections. Close some, or raise the limit.
     FileLimit,
-    /// No secure connection: the certificate is not trusted, or the endpoint does not speak TLS.
+    /// No secure connection is possible: the certificate is not trusted, or the endpoint does not speak
+    /// TLS.
     Tls,
-    /// There are no credentials, or they are not accepted; trying again helps only after a change.
+    /// There are no credentials, or they are not accepted. A retry helps only after a change.
     Credentials,
-    /// The KMS key of the stream or table cannot be used; trying again helps only after a change.
+    /// The KMS key of the stream or table cannot be used. A retry helps only after a change.
     Key,
-    /// The action is not allowed; trying again helps only after a change.
+    /// The action is not allowed. A retry helps only after a change.
     Denied,
     /// The stream, shard or table does not exist.
     Missing,
-    /// It exists but is not ready (a stream that is being created).
+    /// The resource exists but is not ready, for instance a stream that is being created.
     NotReady,
-    /// The iterator, token or position is no longer valid: get a new one.
+    /// The iterator, token or position is no longer valid. Get a new one.
     Expired,
-    /// The reply or row cannot be understood, or the request was wrong.
+    /// The reply or row cannot be parsed, or the request is invalid.
     Invalid,
 }
 
 impl ServiceError {
-    /// An error of `kind` with what was being done.
+    /// Creates an error of `kind`; `context` names the failed operation.
     #[must_use]
     pub fn new(kind: ServiceErrorKind, context: impl Into<String>) -> Self {
         Self { kind, context: context.into(), source: None, call: None }
     }
 
-    /// The failure of a call, with what was being done.
+    /// Creates the error of a failed call to AWS; `context` names the failed operation.
     pub(crate) fn of_call(context: String, call: FailedCall) -> Self {
         Self { kind: call.kind, context, source: None, call: Some(Box::new(call)) }
     }
 
-    /// The same error with the one below it.
+    /// Adds the cause.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// Whether the same call may succeed later without anyone changing anything.
+    /// Returns whether a retry can succeed without intervention.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         self.kind.is_transient()
@@ -329,7 +331,7 @@ impl ServiceError {
 }
 
 impl ServiceErrorKind {
-    /// Whether the same call may succeed later without anyone changing anything.
+    /// Returns whether a retry can succeed without intervention.
     #[must_use]
     pub fn is_transient(self) -> bool {
         match self {
@@ -381,7 +383,7 @@ impl From<ServiceError> for Error {
     }
 }
 
-/// Returns an error and those below it.
+/// Returns an error and its sources.
 pub(crate) fn chain<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
@@ -392,7 +394,7 @@ pub(crate) fn chain<'a>(
 mod tests {
     use super::*;
 
-    /// An error that says what it was given, above another one.
+    /// An error with a fixed message and an optional source.
     #[derive(Debug)]
     struct Link(&'static str, Option<Box<Self>>);
 

@@ -1,7 +1,7 @@
-//! Everything that can be observed of a worker, as one typed stream.
+//! The events of a worker: one typed stream of everything that can be observed.
 //!
 //! Logs, metrics, the commands' messages and the tests all read the same events. Emitting never
-//! blocks and never fails.
+//! fails, and blocks only as long as the sink does.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,68 +11,69 @@ use crate::error::FailedCall;
 use crate::position::{Checkpoint, Position};
 use crate::record::{LeaseKey, ShardId, Timestamp, WorkerId};
 
-/// Something that happened to a worker. Past tense; a healthy hour has few of them.
+/// Something that happened to a worker. Names are in the past tense; a healthy worker emits few.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
     /// The stream exists but is not ready; the worker waits.
     WaitingForStream {
-        /// What the service said.
+        /// The service's message.
         reason: String,
     },
     /// The worker is ready: the table exists, the shards have leases, the first scan is done.
     Started {
-        /// Leases in the table.
+        /// The number of leases in the table.
         leases: usize,
     },
-    /// The initial position of a stream that was never read is a time later than the service's: the
-    /// clock that it was computed from is ahead, or it is wrong. Reading starts with what arrives now.
+    /// The initial position of a stream that was never read is later than the service's clock, because
+    /// the clock that it was computed from is ahead, or because it is wrong. Reading starts with what
+    /// arrives now.
     InitialPositionReplaced {
         /// The stream.
         stream: String,
-        /// The time that was asked for.
+        /// The requested time.
         requested: Timestamp,
         /// The service's present time, at which reading starts instead.
         used: Timestamp,
     },
-    /// A lease row that said that its shard starts at a time later than the service's was rewritten: the
-    /// shard starts with its oldest record.
+    /// A lease row whose start time was later than the service's clock was rewritten: the shard starts
+    /// with its oldest record.
     LeaseStartReplaced {
         /// The shard.
         shard: LeaseKey,
-        /// The time that was stored.
+        /// The start time that was stored.
         stored: Timestamp,
     },
-    /// A lease row was made.
+    /// A lease row was created.
     LeaseCreated {
         /// The shard.
         shard: LeaseKey,
-        /// Where it starts.
+        /// The position at which the shard starts.
         checkpoint: Checkpoint,
     },
     /// This worker became the owner of a lease.
     LeaseTaken {
         /// The shard.
         shard: LeaseKey,
-        /// Who had it before.
+        /// The previous owner.
         from: Option<WorkerId>,
-        /// Why it was taken.
+        /// Why the lease was taken.
         reason: TakeReason,
-        /// Where it continues.
+        /// The position after which processing continues.
         checkpoint: Checkpoint,
     },
-    /// This worker asked another one for a lease; it is taken when the other has let go.
+    /// This worker requested a handoff; it takes the lease when the owner has handed it off.
     HandoffRequested {
         /// The shard.
         shard: LeaseKey,
-        /// Who has it.
+        /// The owner.
         from: WorkerId,
     },
-    /// A durable write by this worker, with the checkpoint that is now stored.
+    /// This worker renewed a lease or stored a checkpoint.
     LeaseRenewed {
         /// The shard.
         shard: LeaseKey,
-        /// What the row now says.
+        /// The checkpoint in the row after the write.
         checkpoint: Checkpoint,
         /// Whether this write moved the checkpoint.
         advanced: bool,
@@ -81,14 +82,14 @@ pub enum Event {
     LeaseLost {
         /// The shard.
         shard: LeaseKey,
-        /// Who has it now, if known. `None`: the lease could not be renewed in time.
+        /// The new owner, if known. `None`: the lease could not be renewed in time.
         to: Option<WorkerId>,
     },
-    /// This worker let a shard go in good order.
+    /// This worker released or handed off a lease.
     LeaseReleased {
         /// The shard.
         shard: LeaseKey,
-        /// What is stored.
+        /// The stored checkpoint.
         checkpoint: Checkpoint,
     },
     /// A finished lease was removed.
@@ -96,51 +97,50 @@ pub enum Event {
         /// The shard.
         shard: LeaseKey,
     },
-    /// A shard is being read and processed by this worker.
+    /// This worker reads and processes a shard from now on.
     ShardStarted {
         /// The shard.
         shard: LeaseKey,
-        /// Where it starts.
+        /// The position at which it starts.
         checkpoint: Checkpoint,
     },
-    /// A shard is finished: everything acknowledged, `SHARD_END` stored.
+    /// A shard is finished: everything is acknowledged and `SHARD_END` is stored.
     ShardEnded {
         /// The shard.
         shard: LeaseKey,
-        /// The shards that continue it.
+        /// Its child shards.
         children: Vec<ShardId>,
     },
-    /// One of several streams does not exist any more; its shards are let go, its leases stay.
+    /// One of several streams was deleted. Its shards are stopped, its leases stay in the table.
     StreamDeleted {
-        /// The service's words, with the stream.
+        /// The service's message, with the stream.
         error: String,
     },
-    /// The worker holds nothing, because others hold all leases.
+    /// The worker holds no lease, because other workers hold all of them.
     StandingBy {
-        /// Leases that could be held at all.
+        /// The number of leases that could be held.
         leases: usize,
-        /// Who holds them.
+        /// Their owners.
         owners: Vec<WorkerId>,
     },
-    /// A processor returned an error or panicked; the batch is tried again.
+    /// A processor returned an error or panicked; the batch is retried.
     ProcessorFailed {
         /// The shard.
         shard: LeaseKey,
-        /// How often these records have failed so far. Starts at 1 again for a part of a batch that was
-        /// bisected.
+        /// How often these records have failed so far. Restarts at 1 for each part of a bisected batch.
         attempts: u32,
         /// The error down to its first cause, or the message of the panic.
         error: String,
-        /// Time until the next attempt.
+        /// The time until the next attempt.
         retry_in: Duration,
     },
-    /// A callback of a processor takes long and sends no heartbeat. It is waited for.
+    /// A processor callback is slow and sends no heartbeat; the worker keeps waiting for it.
     ProcessorSlow {
         /// The shard.
         shard: LeaseKey,
         /// The callback.
         callback: &'static str,
-        /// How long it has been running, its heartbeats included.
+        /// How long it has been running, including the time before its last heartbeat.
         running: Duration,
     },
     /// A record that the processor rejected, or that kept failing, was stored as a dead letter and counts
@@ -155,18 +155,18 @@ pub enum Event {
         /// The error with which it was rejected, or its last one.
         error: String,
     },
-    /// Many records of a shard were stored as dead letters, and none was processed between them. That
-    /// looks like an outage of something that the processor needs, rather than like bad records. Emitted
-    /// at 10 records and whenever their number has doubled.
+    /// Many records of a shard were stored as dead letters, and none was processed between them. This
+    /// suggests an outage of something that the processor needs rather than poison records. Emitted at
+    /// 10 records and each time the number has doubled.
     ManyDeadLetters {
         /// The shard.
         shard: LeaseKey,
-        /// How many so far.
+        /// The number of records so far.
         records: u32,
         /// The error of the last one.
         error: String,
     },
-    /// A record could not be stored as a dead letter; it is tried again, and the shard waits for it.
+    /// Storing a dead letter failed; it is retried, and the shard waits for it.
     DeadLetterFailed {
         /// The shard.
         shard: LeaseKey,
@@ -174,87 +174,87 @@ pub enum Event {
         position: Position,
         /// The error of the dead-letter sink.
         error: String,
-        /// Time until the next attempt.
+        /// The time until the next attempt.
         retry_in: Duration,
     },
     /// A reader that did not answer, or panicked, was replaced by a new one.
     ReaderRestarted {
         /// The shard.
         shard: LeaseKey,
-        /// What was wrong with it.
+        /// The failure of the old reader.
         cause: String,
     },
-    /// This worker gives a shard back, because it makes no progress here.
+    /// This worker releases a shard because it makes no progress here.
     ShardReleased {
         /// The shard.
         shard: LeaseKey,
-        /// Why.
+        /// Why there is no progress.
         reason: String,
     },
     /// Records aged out of the stream before they were read.
     GapDetected {
         /// The shard.
         shard: LeaseKey,
-        /// What was processed before.
+        /// The checkpoint before the gap.
         from: Checkpoint,
         /// The oldest record that is left; `None` when none is.
         to: Option<Position>,
     },
-    /// Records of aggregates belong to other shards. At most one such event a minute and shard.
+    /// Aggregates contained misrouted records. Emitted at most once per minute and shard.
     MisroutedRecords {
-        /// The shard they were read from.
+        /// The shard that they were read from.
         shard: LeaseKey,
-        /// How many since the last such event.
+        /// The number of records since the last such event.
         records: u64,
-        /// Whether they were dropped, as the settings say, or delivered.
+        /// Whether the records were dropped, by [`MisroutedPolicy`](crate::MisroutedPolicy), or delivered.
         dropped: bool,
     },
-    /// Kinesis records say that they are aggregates, and cannot be unpacked; they are delivered as
-    /// they were read. At most one such event a minute and shard.
+    /// Kinesis records that are marked as aggregates cannot be unpacked. They are delivered unchanged.
+    /// Emitted at most once per minute and shard.
     CorruptAggregate {
         /// The shard.
         shard: LeaseKey,
         /// The newest of them.
         position: Position,
-        /// What is wrong with it.
+        /// Why it cannot be unpacked.
         error: String,
-        /// How many since the last such event.
+        /// The number of such records since the last such event.
         records: u64,
     },
-    /// Reading a shard failed; it is tried again.
+    /// Reading a shard failed; the read is retried.
     ReadFailed {
         /// The shard.
         shard: LeaseKey,
-        /// The call and the service's words.
+        /// The call and the service's message.
         error: String,
-        /// Whether it may pass without anyone changing anything.
+        /// Whether a retry can succeed without intervention.
         transient: bool,
-        /// The call to AWS that failed, in parts, if it was one.
+        /// The parts of the failed call to AWS, if the error is one.
         call: Option<Box<FailedCall>>,
     },
-    /// The records of a shard are fetched in another way from now on.
+    /// A shard switched between polling and enhanced fan-out.
     RetrievalChanged {
         /// The shard.
         shard: LeaseKey,
-        /// How they are fetched now.
+        /// How its records are fetched from now on.
         to: Fetching,
-        /// Why.
+        /// Why it switched.
         reason: String,
     },
-    /// A consumer for enhanced fan-out was registered, at the start or because it had been deleted.
+    /// A stream consumer for enhanced fan-out was registered, at the start or because it had been deleted.
     ConsumerRegistered {
         /// Its ARN.
         consumer: String,
     },
-    /// A call of the control plane failed; it is tried again.
+    /// A call of the control plane failed; the call is retried.
     CoordinationFailed {
-        /// What was being done.
+        /// The operation that needed the call.
         operation: &'static str,
-        /// The call and the service's words.
+        /// The call and the service's message.
         error: String,
-        /// Whether it may pass without anyone changing anything.
+        /// Whether a retry can succeed without intervention.
         transient: bool,
-        /// The call to AWS that failed, in parts, if it was one.
+        /// The parts of the failed call to AWS, if the error is one.
         call: Option<Box<FailedCall>>,
     },
     /// The worker has stopped.
@@ -265,35 +265,35 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TakeReason {
-    /// Nobody owned it.
+    /// The lease had no owner.
     Unowned,
-    /// Its owner has not renewed it for a lease duration.
+    /// The owner did not renew the lease for one lease duration.
     Expired,
-    /// Its owner has more than its share and this worker has less, and could not be asked, or did
-    /// not answer.
+    /// Takeover to rebalance: the owner has more than its share and this worker has less, and the owner
+    /// does not know handoffs, or did not hand off before the deadline.
     Balance,
-    /// Its owner handed it over on request.
+    /// The owner handed the lease off.
     Handoff,
-    /// It was this worker's own, from before a restart with the same id.
+    /// This worker ID already owned the lease before a restart.
     Own,
 }
 
 impl fmt::Display for TakeReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Unowned => "nobody owned it",
-            Self::Expired => "its owner did not renew it in time",
-            Self::Balance => "this worker had less than its share",
-            Self::Handoff => "its owner handed it over",
-            Self::Own => "it was this worker's before a restart",
+            Self::Unowned => "it had no owner",
+            Self::Expired => "it expired",
+            Self::Balance => "takeover, because this worker has less than its share",
+            Self::Handoff => "the owner handed it off",
+            Self::Own => "this worker owned it before a restart",
         })
     }
 }
 
-/// Who receives the events.
+/// The callback that receives the events.
 pub(crate) type Sink = Arc<dyn Fn(&Event) + Send + Sync>;
 
-/// Where events go. Cheap to clone.
+/// The sender of one worker's events, to the log and the sink. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Events {
     worker: WorkerId,
@@ -305,7 +305,7 @@ impl Events {
         Self { worker, sink }
     }
 
-    /// Logs the event and hands it to the sink.
+    /// Logs the event and calls the sink.
     pub(crate) fn emit(&self, event: &Event) {
         let worker = self.worker.as_str();
         match event.severity() {
@@ -325,23 +325,23 @@ impl fmt::Debug for Events {
     }
 }
 
-/// How much an event matters to whoever runs a worker; see [`Event::severity`].
+/// How much an event matters to an operator; see [`Event::severity`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// Happens all the time in a healthy worker. Logged as `DEBUG`.
+    /// Frequent in a healthy worker. Logged as `DEBUG`.
     Routine,
-    /// Tells of a change, such as a lease that was taken. Logged as `INFO`.
+    /// A change, such as a lease that was taken. Logged as `INFO`.
     Info,
-    /// Somebody should look at it. Logged as `WARN`.
+    /// A problem that an operator should investigate. Logged as `WARN`.
     Warning,
 }
 
 /// How the records of a shard are fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fetching {
-    /// By asking for them (`GetRecords`).
+    /// Polling (`GetRecords`).
     Polling,
-    /// By being sent them (`SubscribeToShard`).
+    /// Enhanced fan-out (`SubscribeToShard`).
     FanOut,
 }
 
@@ -349,14 +349,14 @@ impl fmt::Display for Fetching {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Polling => "polling",
-            Self::FanOut => "fan-out",
+            Self::FanOut => "enhanced fan-out",
         })
     }
 }
 
 impl Event {
-    /// Returns how much the event matters, so that a program can show events that it does not know by
-    /// name. The worker's own log uses the same levels.
+    /// Returns how much the event matters, so that a program can also show events that it does not match
+    /// by name. The worker's own log uses the same levels.
     #[must_use]
     pub fn severity(&self) -> Severity {
         match self {
@@ -403,19 +403,19 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WaitingForStream { reason } => write!(f, "waiting for the stream: {reason}"),
-            Self::StreamDeleted { error } => write!(f, "a stream does not exist any more: {error}"),
+            Self::StreamDeleted { error } => write!(f, "stream deleted: {error}"),
             Self::InitialPositionReplaced { stream, requested, used } => {
                 position_replaced(f, stream, *requested, *used)
             }
             Self::LeaseStartReplaced { shard, stored } => start_replaced(f, shard, *stored),
-            Self::Started { leases } => write!(f, "started; the table has {leases} leases"),
+            Self::Started { leases } => write!(f, "started; leases in the table: {leases}"),
             Self::LeaseCreated { shard, checkpoint } => {
                 write!(f, "created lease {shard} at {checkpoint}")
             }
             Self::LeaseTaken { shard, from, reason, checkpoint } => {
                 taken(f, shard, from.as_ref(), *reason, checkpoint)
             }
-            Self::HandoffRequested { shard, from } => write!(f, "asked {from} for lease {shard}"),
+            Self::HandoffRequested { shard, from } => write!(f, "asked {from} to hand off {shard}"),
             Self::LeaseRenewed { shard, checkpoint, .. } => {
                 write!(f, "renewed lease {shard} at {checkpoint}")
             }
@@ -428,7 +428,7 @@ impl fmt::Display for Event {
                 write!(f, "started shard {shard} at {checkpoint}")
             }
             Self::ShardEnded { shard, children } => {
-                write!(f, "finished shard {shard}; it continues in {children:?}")
+                write!(f, "finished shard {shard}; child shards: {children:?}")
             }
             Self::StandingBy { leases, owners } => {
                 write!(f, "standing by: {leases} of {leases} leases are held by {owners:?}")
@@ -437,7 +437,7 @@ impl fmt::Display for Event {
                 processor_failed(f, shard, *attempts, *retry_in, error)
             }
             Self::ProcessorSlow { shard, callback, running } => {
-                write!(f, "processor of {shard} is slow: `{callback}` takes {running:.0?} by now")
+                write!(f, "processor of {shard} is slow: `{callback}` has run for {running:.0?}")
             }
             Self::DeadLettered { shard, position, attempts, error } => {
                 dead_lettered(f, shard, position, *attempts, error)
@@ -449,10 +449,10 @@ impl fmt::Display for Event {
                 dead_letter_failed(f, shard, position, *retry_in, error)
             }
             Self::ReaderRestarted { shard, cause } => {
-                write!(f, "replaced the reader of {shard} by a new one: {cause}")
+                write!(f, "replaced the reader of {shard}: {cause}")
             }
             Self::ShardReleased { shard, reason } => {
-                write!(f, "released {shard}, which makes no progress here: {reason}")
+                write!(f, "released {shard} (no progress): {reason}")
             }
             Self::GapDetected { shard, from, to } => aged_out(f, shard, from, to.as_ref()),
             Self::MisroutedRecords { shard, records, dropped } => {
@@ -463,9 +463,9 @@ impl fmt::Display for Event {
             }
             Self::ReadFailed { shard, error, .. } => write!(f, "reading {shard} failed: {error}"),
             Self::RetrievalChanged { shard, to, reason } => {
-                write!(f, "reading {shard} by {to} now: {reason}")
+                write!(f, "switched {shard} to {to}: {reason}")
             }
-            Self::ConsumerRegistered { consumer } => write!(f, "registered {consumer}"),
+            Self::ConsumerRegistered { consumer } => write!(f, "registered consumer {consumer}"),
             Self::CoordinationFailed { operation, error, .. } => {
                 write!(f, "{operation} failed: {error}")
             }
@@ -482,17 +482,14 @@ fn position_replaced(
 ) -> fmt::Result {
     write!(
         f,
-        "the initial position of `{stream}`, {requested}, is later than the service's clock; "
+        "the initial position {requested} of `{stream}` is later than the service's clock; "
     )?;
     write!(f, "reading starts at {used} instead")
 }
 
 fn start_replaced(f: &mut fmt::Formatter<'_>, shard: &LeaseKey, stored: Timestamp) -> fmt::Result {
-    write!(
-        f,
-        "the start of {shard} that was stored, {stored}, is later than the service's clock; "
-    )?;
-    f.write_str("it starts with its oldest record instead")
+    write!(f, "the stored start time {stored} of {shard} is later than the service's clock; ")?;
+    f.write_str("the shard starts with its oldest record instead")
 }
 
 fn taken(
@@ -502,8 +499,8 @@ fn taken(
     reason: TakeReason,
     checkpoint: &Checkpoint,
 ) -> fmt::Result {
-    let from = from.map_or("nobody", WorkerId::as_str);
-    write!(f, "took lease {shard} from {from} at {checkpoint}: {reason}")
+    let from = from.map_or("none", WorkerId::as_str);
+    write!(f, "took lease {shard} at {checkpoint} (previous owner: {from}): {reason}")
 }
 
 fn processor_failed(
@@ -513,7 +510,7 @@ fn processor_failed(
     retry_in: Duration,
     error: &str,
 ) -> fmt::Result {
-    write!(f, "processor failed on {shard} (attempt {attempts}), next in {retry_in:?}: {error}")
+    write!(f, "processor failed on {shard} (attempt {attempts}), retrying in {retry_in:?}: {error}")
 }
 
 fn dead_letter_failed(
@@ -523,14 +520,14 @@ fn dead_letter_failed(
     retry_in: Duration,
     error: &str,
 ) -> fmt::Result {
-    let what = format!("storing record {position} of {shard} as a dead letter");
-    write!(f, "{what} failed, next in {retry_in:?}: {error}")
+    let what = format!("dead-lettering record {position} of {shard}");
+    write!(f, "{what} failed, retrying in {retry_in:?}: {error}")
 }
 
 fn lost(f: &mut fmt::Formatter<'_>, shard: &LeaseKey, to: Option<&WorkerId>) -> fmt::Result {
     match to {
         Some(to) => write!(f, "lost lease {shard} to {to}"),
-        None => write!(f, "lost lease {shard}: it could not be renewed in time"),
+        None => write!(f, "lost lease {shard}: not renewed in time"),
     }
 }
 
@@ -541,10 +538,10 @@ fn dead_lettered(
     attempts: u32,
     error: &str,
 ) -> fmt::Result {
-    write!(f, "stored record {position} of {shard} as a dead letter; ")?;
+    write!(f, "dead-lettered record {position} of {shard} ")?;
     match attempts {
-        0 => write!(f, "the processor rejected it: {error}"),
-        attempts => write!(f, "it failed {attempts} times: {error}"),
+        0 => write!(f, "because the processor rejected it: {error}"),
+        attempts => write!(f, "after {attempts} attempts: {error}"),
     }
 }
 
@@ -554,8 +551,8 @@ fn many_dead_letters(
     records: u32,
     error: &str,
 ) -> fmt::Result {
-    write!(f, "stored {records} records of {shard} in a row as dead letters and processed none; ")?;
-    write!(f, "if this is an outage, stop the worker and process them again: {error}")
+    write!(f, "dead-lettered {records} records of {shard} in a row and processed none; ")?;
+    write!(f, "if an outage is the cause, stop the worker and reprocess them: {error}")
 }
 
 fn misrouted(
@@ -565,7 +562,7 @@ fn misrouted(
     dropped: bool,
 ) -> fmt::Result {
     let what = if dropped { "dropped" } else { "delivered" };
-    write!(f, "{what} {records} records of aggregates in {shard} that belong to other shards")
+    write!(f, "{what} {records} misrouted records from aggregates on {shard}")
 }
 
 fn corrupt(
@@ -577,9 +574,9 @@ fn corrupt(
 ) -> fmt::Result {
     write!(
         f,
-        "{records} aggregates in {shard} cannot be unpacked and were delivered as they are; "
+        "{records} corrupt aggregates on {shard} cannot be unpacked and were delivered unchanged; "
     )?;
-    write!(f, "the last is {position}: {error}")
+    write!(f, "the newest is {position}: {error}")
 }
 
 fn aged_out(
@@ -588,7 +585,7 @@ fn aged_out(
     from: &Checkpoint,
     to: Option<&Position>,
 ) -> fmt::Result {
-    write!(f, "records of {shard} expired before they were read: ")?;
+    write!(f, "records of {shard} aged out before they were read: ")?;
     match to {
         Some(to) => write!(f, "those between {from} and {to}"),
         None => write!(f, "all after {from}"),

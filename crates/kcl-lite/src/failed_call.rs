@@ -1,8 +1,8 @@
-//! What a failed call to AWS means: the only list of error codes, for both services and the commands.
+//! Classification of failed AWS calls: the only list of error codes, for both services and the commands.
 //!
-//! Decides by the service's error code, else by the status of the reply, else by the type of error
-//! that kept a reply from coming; never by the words of a message where there is a code. Never
-//! retries, and does not know what the call was for.
+//! Classifies by the service's error code, otherwise by the HTTP status of the reply, otherwise by the type
+//! of the error that prevented a reply; by the text of a message only where one code has two meanings.
+//! Never retries, and does not know the purpose of the call.
 
 use std::error::Error as StdError;
 use std::io;
@@ -15,7 +15,7 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use crate::aws::credentials;
 use crate::error::{FailedCall, ServiceErrorKind, chain};
 
-/// Reads the failure of a call of `action`, such as `kinesis:PutRecord`, on `resource`.
+/// Classifies the failure of a call of `action`, such as `kinesis:PutRecord`, on `resource`.
 #[must_use]
 pub fn failed_call<E>(
     action: impl Into<String>,
@@ -34,7 +34,7 @@ where
     let kind = match error {
         SdkError::ConstructionFailure(_) => ServiceErrorKind::Invalid,
         SdkError::DispatchFailure(_) => not_sent(error),
-        // No answer in time, or one that breaks off.
+        // No reply in time, or a truncated one.
         SdkError::TimeoutError(_) | SdkError::ResponseError(_) | SdkError::ServiceError(_) | _ => {
             ServiceErrorKind::Unavailable
         }
@@ -42,7 +42,7 @@ where
     FailedCall { action, resource, kind, code: None, message: in_plain_words(error) }
 }
 
-/// Reads the end of an event stream: `code` is that of the exception that ended it, if one did.
+/// Classifies the failure of an event stream; `code` is that of the exception that ended it, if any.
 pub(crate) fn broken_events(
     action: String,
     resource: String,
@@ -52,7 +52,7 @@ pub(crate) fn broken_events(
     let message = in_plain_words(error);
     match code {
         Some(code) => replied(action, resource, Some(code), &message, 500),
-        // The connection broke, or a frame cannot be read.
+        // The connection broke, or a frame cannot be parsed.
         None => {
             let kind = ServiceErrorKind::Unavailable;
             FailedCall { action, resource, kind, code: None, message }
@@ -60,7 +60,7 @@ pub(crate) fn broken_events(
     }
 }
 
-/// Reads an error reply, or an error in the reply to a batch, by its code and status.
+/// Classifies an error reply, or an error in the reply to a batch, by its code and status.
 #[must_use]
 pub fn replied(
     action: impl Into<String>,
@@ -77,7 +77,7 @@ pub fn replied(
 }
 
 impl FailedCall {
-    /// The code and the message, as far as there are any.
+    /// Returns the code and the message, as far as they exist.
     #[must_use]
     pub fn words(&self) -> String {
         match &self.code {
@@ -89,8 +89,8 @@ impl FailedCall {
 }
 
 impl FailedCall {
-    /// What to do about it, to be put behind the service's words; empty where waiting is enough, or
-    /// where the words say it.
+    /// Returns the remedy, to be appended to the service's message. Empty for transient failures, and
+    /// where the message contains it.
     pub(crate) fn remedy(&self) -> String {
         match self.kind {
             ServiceErrorKind::Denied => format!("; allow `{}` for these credentials", self.action),
@@ -104,7 +104,7 @@ impl FailedCall {
             ServiceErrorKind::WrongClock => "; set the clock of this machine".to_owned(),
             ServiceErrorKind::FileLimit => "; raise the limit of open files".to_owned(),
             ServiceErrorKind::Tls => {
-                "; check the certificate of the endpoint and of a proxy before it".to_owned()
+                "; check the certificate of the endpoint and of any proxy in front of it".to_owned()
             }
             ServiceErrorKind::Throttled
             | ServiceErrorKind::Unavailable
@@ -115,14 +115,14 @@ impl FailedCall {
     }
 }
 
-/// What an error reply means, by its code; by its status when the code is unknown.
+/// Classifies an error reply by its code, or by its status when the code is unknown.
 fn kind_of_reply(action: &str, code: &str, message: &str, status: u16) -> ServiceErrorKind {
     use ServiceErrorKind::{
         Credentials, Denied, Expired, Invalid, Key, Missing, NotReady, Throttled, Unavailable,
         WrongClock,
     };
     match code {
-        // The quota of shards or streams is used up, which waiting does not change.
+        // The quota of shards or streams is exhausted, which is not transient.
         "LimitExceededException" if action.ends_with(":CreateStream") => Invalid,
         "ProvisionedThroughputExceededException"
         | "KMSThrottlingException"
@@ -156,14 +156,14 @@ fn kind_of_reply(action: &str, code: &str, message: &str, status: u16) -> Servic
         | "MissingAuthenticationTokenException"
         | "SignatureDoesNotMatch"
         | "UnrecognizedClientException" => Credentials,
-        // DynamoDB passes the words of KMS on under codes that mean other things too.
+        // DynamoDB forwards messages of KMS under codes that have other meanings too.
         "AccessDeniedException" | "ValidationException" if is_about_key(action, message) => Key,
         key if key.starts_with("KMS") => Key,
         "NotAuthorized" | "OptInRequired" | "SubscriptionRequiredException" => Denied,
         denied if denied.starts_with("AccessDenied") => Denied,
-        // Raced by a transaction, or by a write in another region of a global table.
+        // A conflict with a transaction, or with a write in another region of a global table.
         "TransactionConflictException" | "ReplicatedWriteConflictException" => Unavailable,
-        // Also of one record in the reply to a batch, whose status is good.
+        // Also occurs for single records in the reply to a batch, whose HTTP status is 200.
         "InternalFailure" | "InternalServerError" | "ServiceUnavailable" => Unavailable,
         _ => kind_of_status(status),
     }
@@ -171,7 +171,7 @@ fn kind_of_reply(action: &str, code: &str, message: &str, status: u16) -> Servic
 
 fn kind_of_status(status: u16) -> ServiceErrorKind {
     match status {
-        // A reply that should be good but cannot be read broke off, or came from elsewhere.
+        // A successful reply that cannot be parsed is truncated, or another server sent it.
         200..300 | 408 | 500.. => ServiceErrorKind::Unavailable,
         429 => ServiceErrorKind::Throttled,
         401 | 407 => ServiceErrorKind::Credentials,
@@ -180,17 +180,17 @@ fn kind_of_status(status: u16) -> ServiceErrorKind {
     }
 }
 
-/// A wrong date and a wrong secret have the same code; these words begin the message about a date.
+/// Returns whether the message is about the date: a wrong date and a wrong secret have the same code.
 fn is_about_date(message: &str) -> bool {
     message.starts_with("Signature expired") || message.starts_with("Signature not yet current")
 }
 
-/// DynamoDB has no code for a key that cannot be used.
+/// Returns whether the message is about a KMS key: DynamoDB has no code for a key that cannot be used.
 fn is_about_key(action: &str, message: &str) -> bool {
     action.starts_with("dynamodb:") && message.contains("KMS")
 }
 
-/// What kept a request from being sent, by the types of the errors in the chain.
+/// Classifies a request that was not sent, by the types of the errors in the chain.
 fn not_sent(error: &(dyn StdError + 'static)) -> ServiceErrorKind {
     if let Some(credentials) = chain(error).find_map(|error| error.downcast_ref()) {
         return without_credentials(credentials);
@@ -200,34 +200,34 @@ fn not_sent(error: &(dyn StdError + 'static)) -> ServiceErrorKind {
         .unwrap_or(ServiceErrorKind::Unavailable)
 }
 
-/// Without credentials no request is sent, and the SDK calls that a failed dispatch.
+/// Classifies missing credentials, which the SDK reports as a failed dispatch.
 fn without_credentials(error: &CredentialsError) -> ServiceErrorKind {
     match credentials::unfixed(error) {
         Some(_) => ServiceErrorKind::Credentials,
-        // Where they come from did not answer.
+        // The credentials provider did not answer.
         None => ServiceErrorKind::Unavailable,
     }
 }
 
 fn kind_of_io(error: &io::Error) -> Option<ServiceErrorKind> {
-    // Of POSIX: too many open files, in this process and in the system.
+    // POSIX: too many open files in this process, and in the system.
     const EMFILE: i32 = 24;
     const ENFILE: i32 = 23;
     if cfg!(unix) && matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) {
         return Some(ServiceErrorKind::FileLimit);
     }
-    // What TLS does not accept comes as invalid data: a certificate, or an answer that is not TLS.
+    // rustls reports an untrusted certificate, or a reply that is not TLS, as invalid data.
     (error.kind() == io::ErrorKind::InvalidData).then_some(ServiceErrorKind::Tls)
 }
 
-/// All messages of an error and its sources on one line, outermost first, without repetition and
-/// without the labels of the SDK, which say nothing to a user.
+/// Formats an error and its sources on one line, outermost first, without repetition and without the
+/// labels of the SDK, which mean nothing to a user.
 #[must_use]
 pub fn in_plain_words(error: &(dyn StdError + 'static)) -> String {
     const LABELS: [&str; 5] =
         ["dispatch failure", "other", "io error", "service error", "client error (Connect)"];
     if let Some(no_credentials) = credentials::missing(error) {
-        // The error itself tells of every provider in turn, a screenful.
+        // The text of the error lists every provider in turn and fills a screen.
         return no_credentials.to_string();
     }
     let mut messages: Vec<String> = Vec::new();
@@ -301,7 +301,7 @@ mod tests {
             ("dynamodb:Scan", "ValidationException", "The KMS key is disabled", Key),
             ("dynamodb:Scan", "ValidationException", "Signature expired", Invalid),
             ("kinesis:CreateStream", "LimitExceededException", "", Invalid),
-            // Names that users choose appear in messages.
+            // Messages contain names that users choose.
             ("kinesis:ListShards", "ResourceNotFoundException", "credential KMS expired", Missing),
             ("kinesis:GetRecords", "AccessDeniedException", "on stream KMS-credentials", Denied),
         ] {

@@ -1,7 +1,7 @@
-//! How a processor says that it is alive while something that it waits for is slow.
+//! Heartbeats, with which a processor reports that it is alive while it waits for something slow.
 //!
-//! Only notes the time of the last beat in the shard's progress. The shard task and the control plane
-//! look at it there; nothing here ends a callback or releases a shard.
+//! Only records the time of the last beat in the shard's progress. The shard task and the control plane
+//! evaluate it there; nothing here ends a callback or releases a shard.
 
 use std::fmt;
 use std::future::Future;
@@ -14,42 +14,42 @@ use crate::checkpoint::AckWindow;
 use crate::clock::{self, Clock};
 use crate::worker::liveness::Progress;
 
-/// Time between two beats of [`Heartbeat::during`]: well below every deadline that makes sense.
+/// The time between two beats of [`Heartbeat::during`], well below every reasonable deadline.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Tells the worker that a processor is alive and makes progress, although a callback has not returned
-/// or records have not been acknowledged.
+/// A handle that reports that a processor is alive and makes progress, although a callback has not
+/// returned or records have not been acknowledged.
 ///
 /// A worker drops a callback, and releases its shard, after
-/// [`callback_deadline`](crate::Settings::callback_deadline), because it cannot tell a slow sink from a
-/// processor that hangs. The processor often can: bytes still flow, or the sink is known to be open and
-/// only busy. It then calls [`beat`](Self::beat), more often than
+/// [`callback_deadline`](crate::Settings::callback_deadline), because it cannot distinguish a slow sink
+/// from a processor that hangs. The processor often can: bytes still flow, or the sink is known to be
+/// open and only busy. It should then call [`beat`](Self::beat) more often than
 /// [`slow_after`](crate::Settings::slow_after).
 ///
 /// # What a beat does
-/// - It restarts `callback_deadline` and `slow_after` of the callback that is running.
-/// - While acknowledgements are deferred, it restarts the time after which a shard whose records are not
-///   acknowledged is released.
+/// - It restarts `callback_deadline` and `slow_after` of the running callback.
+/// - While acknowledgements are deferred, it restarts the timeout after which a shard whose records are
+///   not acknowledged is released.
 /// - It counts as progress in [`WorkerHandle::health`](crate::WorkerHandle::health) and in
 ///   [`ShardStatus::since_progress`](crate::ShardStatus::since_progress).
 ///
 /// # What it does not do
 /// - It neither renews nor extends the lease: when the lease is lost, the future is dropped and
-///   [`Ack::is_void`](crate::Ack::is_void) becomes true, however recent the last beat is.
+///   [`Ack::is_void`](crate::Ack::is_void) returns true, however recent the last beat is.
 /// - It acknowledges nothing and moves no checkpoint.
 /// - It extends neither the deadline of [`WorkerHandle::shutdown`](crate::WorkerHandle::shutdown) nor
-///   the time that a shard has to be handed to another worker.
+///   the deadline of a handoff.
 ///
-/// Do not beat from a timer that runs whatever becomes of the work: a processor that hangs would then
-/// keep its shard and never be found out.
+/// Do not beat from a timer that is independent of the work: a processor that hangs would then keep its
+/// shard and never be detected.
 ///
-/// A handle belongs to the processor value that it was given to, by
+/// A handle belongs to the processor value that received it, through
 /// [`ShardContext::heartbeat`](crate::ShardContext::heartbeat) or
 /// [`Batch::heartbeat`](crate::Batch::heartbeat). It is cheap to clone, can be used from any thread, and
 /// has no effect once that value has been replaced or its shard has been lost. A `Heartbeat::default()`
-/// belongs to no processor and never has an effect; use it in tests of your own.
+/// belongs to no processor and never has an effect; use it in your own tests.
 ///
-/// # Example: a sink that may take longer than any deadline
+/// # Example: a sink that can take longer than the deadline
 /// ```
 /// # use kcl_lite::{Batch, BoxError};
 /// # async fn upload(_: &Batch) -> Result<(), BoxError> { Ok(()) }
@@ -63,7 +63,7 @@ pub struct Heartbeat(Option<Arc<Heart>>);
 struct Heart {
     clock: Arc<dyn Clock>,
     progress: Arc<Mutex<Progress>>,
-    /// Closed when the processor that has the handle is done with.
+    /// Closed when the processor that holds the handle has been replaced or its shard has been lost.
     window: AckWindow,
 }
 
@@ -76,7 +76,7 @@ impl Heartbeat {
         Self(Some(Arc::new(Heart { clock, progress, window })))
     }
 
-    /// Tells that the processor is alive and makes progress now. Never waits for anything.
+    /// Reports that the processor is alive and makes progress now. Does not wait for anything.
     pub fn beat(&self) {
         let Some(heart) = &self.0 else { return };
         if !heart.window.is_closed() {
@@ -85,10 +85,10 @@ impl Heartbeat {
         }
     }
 
-    /// Waits for `work`, and calls [`beat`](Self::beat) about once a second meanwhile: for work that
-    /// ends by itself or fails, such as a call that has its own timeout or a write to an open pipe.
+    /// Waits for `work` and calls [`beat`](Self::beat) about once a second until it completes. Use it for
+    /// work that is bound to end or fail, such as a call with its own timeout or a write to an open pipe.
     ///
-    /// The beats stop when the task is no longer polled, for instance because `work` blocks its thread.
+    /// The beats stop while the task is not polled, for instance because `work` blocks its thread.
     ///
     /// # Cancel safety
     /// Dropping the future drops `work`.
@@ -98,6 +98,7 @@ impl Heartbeat {
         loop {
             tokio::select! {
                 biased;
+                // The work first, so that no beat is sent after it is done.
                 done = &mut work => return done,
                 () = clock::sleep(&heart.clock, BEAT_INTERVAL) => self.beat(),
             }

@@ -1,13 +1,13 @@
-//! Which stream it is: two streams of one name are different if one was deleted before the other was
-//! created.
+//! The identity of a stream: a re-created stream is another stream, although it has the same name.
+//!
+//! Pure: compares identities and never calls the service.
 
 use std::cmp::Ordering;
 use std::fmt;
 
 use crate::record::Timestamp;
 
-/// Tells a stream from every other one. A stream that is deleted and re-created under its old name is
-/// another stream.
+/// Identifies a stream. A re-created stream has another identity, although it has the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamIdentity {
     /// The ARN.
@@ -17,7 +17,7 @@ pub struct StreamIdentity {
 }
 
 impl StreamIdentity {
-    /// Returns what `stream` is to this one, if it is another.
+    /// Returns how `stream` relates to this one, or `None` if they are the same stream.
     pub(crate) fn other(&self, stream: &Self) -> Option<Other> {
         if stream.arn != self.arn {
             return Some(Other::Unrelated);
@@ -36,12 +36,12 @@ impl fmt::Display for StreamIdentity {
     }
 }
 
-/// A stream that is not the one that is read, as it stands to that one.
+/// How another stream relates to the one that is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Other {
-    /// It was deleted, and the one that is read was created in its place.
+    /// It was deleted, and the one that is read was re-created under its name.
     Former,
-    /// It was created in the place of the one that is read, which has been deleted.
+    /// The one that is read was deleted, and this one was re-created under its name.
     Newer,
     /// It has another name, or is in another region or account.
     Unrelated,

@@ -1,6 +1,6 @@
-//! A Kinesis consumer library: leases, checkpoints and resharding, one method to implement.
+//! A Kinesis consumer library with leases, checkpoints and resharding, and one method to implement.
 //!
-//! What follows is the README, so that its example is compiled.
+//! The README follows, so that its example is compiled.
 #![doc = include_str!("../README.md")]
 
 pub mod aws;

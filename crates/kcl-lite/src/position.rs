@@ -1,7 +1,7 @@
-//! Where a shard stands: positions inside a shard, durable checkpoints, and typed read cursors.
+//! Positions inside a shard, stored checkpoints, and read cursors.
 //!
-//! A checkpoint is what a lease row stores; a cursor is what a reader starts from. Keeping them
-//! apart makes "start reading at `SHARD_END`" impossible to write.
+//! A lease row stores a checkpoint; a reader starts from a cursor. They are separate types, so that
+//! "start reading at `SHARD_END`" cannot be written.
 //! Pure: no clock, no service.
 
 use std::fmt;
@@ -10,17 +10,17 @@ use std::time::Duration;
 
 use crate::record::{Record, SequenceNumber, Timestamp};
 
-/// A place in a shard: a record's sequence number and its index inside an aggregate.
+/// The position of a record in its shard: a sequence number and the index inside an aggregate.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     /// The sequence number of the Kinesis record.
     pub sequence_number: SequenceNumber,
-    /// The index of the user record inside it; 0 for a plain record.
+    /// The index of the user record inside the aggregate; 0 for a plain record.
     pub sub_sequence_number: u64,
 }
 
 impl Position {
-    /// The position of `record`.
+    /// Returns the position of `record`.
     #[must_use]
     pub fn of(record: &Record) -> Self {
         Self {
@@ -39,26 +39,26 @@ impl fmt::Display for Position {
     }
 }
 
-/// What a lease row says has been processed.
+/// The stored position up to which a shard has been processed.
 ///
-/// The order is the Java KCL's (`ExtendedSequenceNumber`): the symbolic positions come before every
-/// number, `ShardEnd` after every number.
+/// The order is that of the Java KCL (`ExtendedSequenceNumber`): the symbolic positions sort before
+/// every number, `ShardEnd` after every number.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Checkpoint {
-    /// Nothing yet; reading starts at the lease's anchor timestamp.
+    /// Nothing is processed; reading starts at the anchor timestamp of the lease.
     AtTimestamp,
-    /// Nothing yet; reading starts at the oldest record of the shard.
+    /// Nothing is processed; reading starts at the oldest record of the shard.
     TrimHorizon,
-    /// Nothing yet; reading starts at the tip, as resolved once in the lease's anchor.
+    /// Nothing is processed; reading starts at the tip, resolved once and stored as the lease's anchor.
     Latest,
-    /// Everything up to and including this position.
+    /// Everything up to and including this position is processed.
     At(Position),
-    /// Everything; the shard is finished.
+    /// Everything is processed; the shard is finished.
     ShardEnd,
 }
 
 impl Checkpoint {
-    /// The word of a symbolic checkpoint, or the digits.
+    /// Returns the name of a symbolic checkpoint, or the digits of the sequence number.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -70,7 +70,7 @@ impl Checkpoint {
         }
     }
 
-    /// The sub-sequence number that stands beside [`as_str`](Self::as_str) in a row.
+    /// Returns the sub-sequence number that a row stores beside [`as_str`](Self::as_str).
     #[must_use]
     pub fn sub_sequence_number(&self) -> u64 {
         match self {
@@ -79,10 +79,10 @@ impl Checkpoint {
         }
     }
 
-    /// Reads the two attributes of a row.
+    /// Parses the two attributes of a row.
     ///
     /// # Errors
-    /// [`InvalidCheckpoint`] when `text` is neither a known word nor digits.
+    /// [`InvalidCheckpoint`] when `text` is neither a symbolic checkpoint nor digits.
     pub fn parse(text: &str, sub_sequence_number: u64) -> Result<Self, InvalidCheckpoint> {
         Ok(match text {
             "AT_TIMESTAMP" => Self::AtTimestamp,
@@ -97,13 +97,13 @@ impl Checkpoint {
         })
     }
 
-    /// Whether any record, or the end of the shard, has been processed.
+    /// Returns whether any record, or the end of the shard, has been processed.
     #[must_use]
     pub fn has_progress(&self) -> bool {
         matches!(self, Self::At(_) | Self::ShardEnd)
     }
 
-    /// Whether the shard is finished.
+    /// Returns whether the shard is finished.
     #[must_use]
     pub fn is_shard_end(&self) -> bool {
         *self == Self::ShardEnd
@@ -121,7 +121,7 @@ impl fmt::Display for Checkpoint {
     }
 }
 
-/// A checkpoint text that is neither digits nor one of the four words.
+/// The error for checkpoint text that is neither digits nor one of the four symbolic checkpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidCheckpoint(pub(crate) String);
 
@@ -134,49 +134,49 @@ impl std::error::Error for InvalidCheckpoint {}
 
 /// Where a reader starts in a shard.
 ///
-/// There is no "at the tip" here: the tip is resolved once, durably, to a [`Timestamp`], so that a
-/// crash before the first checkpoint skips nothing.
+/// There is no "at the tip": the tip is resolved once to a [`Timestamp`] and stored, so that a crash
+/// before the first checkpoint skips nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cursor {
     /// The oldest record that the service still has.
     Horizon,
     /// The first record that arrived at or after this time.
     Timestamp(Timestamp),
-    /// This record and what follows it.
+    /// This record, inclusive.
     At(SequenceNumber),
-    /// What follows this record.
+    /// The record after this one.
     After(SequenceNumber),
 }
 
 /// Where an application starts in a stream that it has never read.
 ///
-/// Every time counts by the service's clock, never by this machine's. The first start decides what
-/// the position means, a second or two early rather than late, and stores it in the lease rows: later
-/// starts, and other workers, go on from there.
+/// Times are those of the service's clock, never of this machine's. The first start resolves the
+/// position, a second or two early rather than late, and stores it in the lease rows; later starts and
+/// other workers continue from there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum InitialPosition {
-    /// With what arrives after the start (the KCL's default, and the workshop's).
+    /// The records that arrive after the start (the KCL's default, and the workshop's).
     #[default]
     Latest,
-    /// With the oldest record that the service still has.
+    /// The oldest record that the service still has.
     TrimHorizon,
-    /// With the first record that arrived at or after this time.
+    /// The first record that arrived at or after this time.
     ///
-    /// A time that is still to come is replaced by the service's present time: everything that was
-    /// asked for is delivered, and before it what arrives until then. The worker reports it as
-    /// [`Event::InitialPositionReplaced`](crate::Event::InitialPositionReplaced). A time that the
-    /// program computes from its own clock is as wrong as that clock: use [`Ago`](Self::Ago).
+    /// A time in the future is replaced by the service's present time, so records that arrive before the
+    /// requested time are delivered too. The worker reports this as
+    /// [`Event::InitialPositionReplaced`](crate::Event::InitialPositionReplaced). A time computed from
+    /// the program's own clock has the error of that clock: use [`Ago`](Self::Ago) instead.
     AtTimestamp(Timestamp),
-    /// With what arrived within this time before the start: `Ago(Duration::from_secs(300))` is five
-    /// minutes before the first start. Durations longer than the stream's retention mean its oldest
-    /// record.
+    /// The first record that arrived within this duration before the first start:
+    /// `Ago(Duration::from_secs(300))` is five minutes before it. A duration longer than the stream's
+    /// retention means the oldest record.
     Ago(Duration),
 }
 
 /// Records that aged out of the stream before they were read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
-    /// What was processed before.
+    /// The checkpoint before the gap.
     pub from: Checkpoint,
     /// The oldest record that is left; `None` when none is.
     pub to: Option<Position>,

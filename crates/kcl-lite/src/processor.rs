@@ -1,7 +1,7 @@
-//! What a user implements, and what is handed to it.
+//! The trait that a user implements, and the types that its callbacks receive.
 //!
-//! The contract of the callbacks stands on [`RecordProcessor`]. Who calls them, and when, is
-//! decided in the shard task; nothing here talks to a service.
+//! [`RecordProcessor`] documents the contract of the callbacks. The shard task decides when to call
+//! them; nothing here calls a service.
 
 use std::fmt;
 use std::future::Future;
@@ -20,8 +20,8 @@ use crate::record::{LeaseKey, Record, ShardId, WorkerId};
 
 /// Processes the records of one shard. The worker creates a processor each time it acquires a shard.
 ///
-/// Only [`process`](Self::process) is required. The library owns the checkpoint: it covers
-/// acknowledged records only, and the worker stores it.
+/// Only [`process`](Self::process) is required. The library owns the checkpoint: it covers only
+/// acknowledged records, and the worker stores it.
 ///
 /// # Order of calls
 /// ```text
@@ -37,45 +37,45 @@ use crate::record::{LeaseKey, Record, ShardId, WorkerId};
 /// [`WorkerHandle`](crate::WorkerHandle#processors-that-get-no-last-callback) lists. Release files and
 /// connections in `Drop`.
 ///
-/// # Time
-/// A callback that takes longer than [`slow_after`](crate::Settings::slow_after) is an event; one that
+/// # Timeouts
+/// A callback that takes longer than [`slow_after`](crate::Settings::slow_after) emits an event. One that
 /// takes longer than [`callback_deadline`](crate::Settings::callback_deadline) is dropped at an await
-/// point, and the shard is released. One that blocks its thread cannot be dropped; the shard is
-/// released all the same, and what the callback does later counts for nothing. A processor that waits
-/// for something slow but alive says so with a [`Heartbeat`], which restarts both times.
+/// point, and the shard is released. A callback that blocks its thread cannot be dropped; the shard is
+/// released anyway, and later acknowledgements of that callback have no effect. A processor that waits
+/// for something slow but alive sends a [`Heartbeat`], which restarts both timeouts.
 ///
-/// # At least once
-/// While one worker holds a shard, a record that has been acknowledged is not delivered again, whether
-/// an error, a panic or a dropped token follows. After a crash, or when another worker acquires the
-/// shard, delivery starts after the stored checkpoint. That is one position, before the first record
-/// that is not acknowledged, so records behind it are repeated even if they were acknowledged. Records
-/// are delivered in order per shard and partition key; a child shard starts after its parents have
-/// ended.
+/// # At-least-once delivery
+/// While one worker holds a shard, an acknowledged record is not delivered again, even after an error, a
+/// panic or a dropped token. After a crash, or when another worker acquires the shard, delivery starts
+/// after the stored checkpoint. The checkpoint is one position, before the first record that is not
+/// acknowledged, so records after it are repeated even if they were acknowledged. Make processing
+/// idempotent. Records are delivered in order per shard and partition key; a child shard starts after its
+/// parents have ended.
 pub trait RecordProcessor: Send + 'static {
     /// Processes a batch.
     ///
     /// `Ok` acknowledges the batch, unless its acknowledgement was deferred with [`Batch::defer`] or
-    /// [`Batch::split`]. After `Err` the records that no token has acknowledged are delivered again, to
-    /// the same processor and in order, after a delay that begins at 50 to 100 ms and doubles up to
-    /// 30 s. [`FailurePolicy`](crate::FailurePolicy) decides whether that is ever given up. Each failure
-    /// emits [`Event::ProcessorFailed`](crate::Event::ProcessorFailed). A panic is treated like an
-    /// error, except that a new processor gets the records.
+    /// [`Batch::split`]. After `Err`, the records that no token has acknowledged are delivered again, to
+    /// the same processor and in order, with exponential backoff: the delay starts at 50 to 100 ms and
+    /// doubles up to 30 s. [`FailurePolicy`](crate::FailurePolicy) decides when the retries end. Each
+    /// failure emits [`Event::ProcessorFailed`](crate::Event::ProcessorFailed). A panic is treated like
+    /// an error, except that a new processor gets the records.
     ///
-    /// Tokens stay valid during the delay: a task that finishes its record meanwhile acknowledges it.
-    /// A record whose token is neither acknowledged nor dropped when the delay is over is delivered
+    /// Tokens stay valid during the delay: a task that finishes its record in that time can acknowledge
+    /// it. When the delay is over, a record whose token is neither acknowledged nor dropped is delivered
     /// again, and the earlier token has no effect from then on. Wait for such tasks, or abort them,
-    /// before returning an error, or two of them may work on the same record.
+    /// before returning an error; otherwise two of them may work on the same record.
     ///
     /// An error that is, or is caused by, a [`PoisonRecord`](crate::PoisonRecord) rejects the record that
-    /// it names; see [`FailurePolicy`](crate::FailurePolicy). Return any other error for what may be
-    /// transient.
+    /// it names; see [`FailurePolicy`](crate::FailurePolicy). Return any other error for failures that
+    /// may be transient.
     ///
     /// # Cancel safety
-    /// The future is dropped when the lease is lost or the deadline has passed, so it may stop at any
-    /// await point.
+    /// The worker drops the future when the lease is lost or the deadline has passed, so it can stop at
+    /// any await point.
     fn process(&mut self, batch: Batch) -> impl Future<Output = Result<(), BoxError>> + Send;
 
-    /// Called once before anything else. An error is retried after a growing delay.
+    /// Called once, before any other callback. An error is retried with exponential backoff.
     fn initialize(
         &mut self,
         shard: &ShardContext,
@@ -84,8 +84,8 @@ pub trait RecordProcessor: Send + 'static {
         async { Ok(()) }
     }
 
-    /// An earlier owner, or this worker before a failure, has prepared a checkpoint and not stored it:
-    /// it stopped between the two phases. Decides whether what was prepared for has happened.
+    /// Called when an earlier owner, or this worker before a failure, prepared a checkpoint and stopped
+    /// before the second phase. Decides whether the prepared side effect has happened.
     fn resume(
         &mut self,
         pending: &PendingCheckpoint,
@@ -94,32 +94,32 @@ pub trait RecordProcessor: Send + 'static {
         async { Ok(Resume::Repeat) }
     }
 
-    /// Records aged out of the stream before anyone read them. Called at most once per tenure,
-    /// before the first record is delivered.
+    /// Called when records aged out of the stream before they were read: at most once per tenure, before
+    /// the first record is delivered.
     fn gap(&mut self, gap: &Gap) -> impl Future<Output = Result<(), BoxError>> + Send {
         let _ = gap;
         async { Ok(()) }
     }
 
     /// Called about once a second while there is nothing to process, also while the end of the shard
-    /// waits for deferred acknowledgements: the place for work that is due by time.
+    /// waits for deferred acknowledgements. Suited for periodic work.
     fn idle(&mut self) -> impl Future<Output = Result<(), BoxError>> + Send {
         async { Ok(()) }
     }
 
-    /// Called after the end of the shard: every record is acknowledged and `SHARD_END` is stored.
+    /// Called after the end of the shard, when every record is acknowledged and `SHARD_END` is stored.
     fn shard_ended(&mut self) -> impl Future<Output = ()> + Send {
         async {}
     }
 
-    /// Called when the worker releases the shard. Anything that is acknowledged before this method
-    /// returns is stored; the next owner gets the rest.
+    /// Called when the worker releases the shard. Records that are acknowledged before this method returns
+    /// are stored as done; the next owner gets the rest.
     fn shutdown_requested(&mut self) -> impl Future<Output = ()> + Send {
         async {}
     }
 
-    /// Called when the shard belongs to another worker, or may soon. Acknowledgements have no effect any
-    /// more.
+    /// Called when the shard belongs to another worker, or soon may, and before a new processor replaces
+    /// this one. Acknowledgements no longer have any effect.
     fn lease_lost(&mut self) -> impl Future<Output = ()> + Send {
         async {}
     }
@@ -132,39 +132,40 @@ pub struct ShardContext {
     pub lease_key: LeaseKey,
     /// The shard.
     pub shard_id: ShardId,
-    /// The stream, by the name or ARN that the worker was given.
+    /// The stream, by the name or ARN that the builder received.
     pub stream: Arc<str>,
-    /// The worker that holds its lease.
+    /// The worker that holds the lease.
     pub worker_id: WorkerId,
-    /// What earlier owners have processed.
+    /// The checkpoint that earlier owners have stored.
     pub checkpoint: Checkpoint,
-    /// Grows with every change of owner: a sink that remembers the highest token can refuse a worker
-    /// that has lost the shard and does not know it yet. It is the lease counter at acquisition.
+    /// The lease counter when the lease was taken, which grows with every change of owner. A sink that
+    /// remembers the highest token can reject writes of a worker that has lost the shard without knowing
+    /// it yet.
     pub fencing_token: u64,
-    /// A checkpoint that was prepared and not stored, if there is one.
+    /// The prepared checkpoint that was not stored, if there is one.
     pub pending: Option<PendingCheckpoint>,
-    /// How the processor says that it is alive while what it waits for is slow.
+    /// The handle with which the processor reports that it is alive while it waits for something slow.
     pub heartbeat: Heartbeat,
 }
 
 /// What to do about a prepared checkpoint that was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Resume {
-    /// Deliver the records again, from the last stored checkpoint on.
+    /// Delivers the records again, from the stored checkpoint on.
     #[default]
     Repeat,
-    /// They are done: the prepared position becomes the checkpoint.
+    /// Makes the prepared position the checkpoint, because the records before it are done.
     Commit,
 }
 
-/// Records of one shard, in order, never empty.
+/// Records of one shard, in order. Never empty.
 #[derive(Debug)]
 pub struct Batch {
     shard: Arc<ShardContext>,
     millis_behind_latest: u64,
     deferral: Deferral,
     line: StoreChannel,
-    /// What the reply takes that the records came with.
+    /// The memory of the reply that contained the records.
     _memory: Arc<Permit>,
 }
 
@@ -179,50 +180,50 @@ impl Batch {
         Self { shard, millis_behind_latest, deferral, line, _memory: memory }
     }
 
-    /// The shard of these records.
+    /// Returns the shard of these records.
     #[must_use]
     pub fn shard(&self) -> &ShardContext {
         &self.shard
     }
 
-    /// The shard's id.
+    /// Returns the shard ID.
     #[must_use]
     pub fn shard_id(&self) -> &ShardId {
         &self.shard.shard_id
     }
 
-    /// How the processor says that it is alive while what it waits for is slow: the same handle as
-    /// [`ShardContext::heartbeat`].
+    /// Returns the handle with which the processor reports that it is alive while it waits for something
+    /// slow: the same as [`ShardContext::heartbeat`].
     #[must_use]
     pub fn heartbeat(&self) -> &Heartbeat {
         &self.shard.heartbeat
     }
 
-    /// The records, oldest first.
+    /// Returns the records, oldest first.
     #[must_use]
     pub fn records(&self) -> &[Record] {
         self.deferral.records()
     }
 
-    /// How far this batch was behind the tip when it was read, in milliseconds of the service's clock.
+    /// Returns how far this batch was behind the tip when it was read, in milliseconds of the service's
+    /// clock.
     #[must_use]
     pub fn millis_behind_latest(&self) -> u64 {
         self.millis_behind_latest
     }
 
     /// Defers the acknowledgement of the batch: returning `Ok` from `process` no longer acknowledges it.
-    /// Call [`Ack::acknowledge`] when the records are done, in any order with other tokens and from any
-    /// task. Dropping the token means that the batch failed: a new processor gets the records that are
-    /// not acknowledged.
+    /// Call [`Ack::acknowledge`] on the token when the records are done, from any task and in any order
+    /// with other tokens. Dropping the token means that the batch failed: a new processor gets the records
+    /// that are not acknowledged.
     #[must_use = "dropping the token means that the batch failed"]
     pub fn defer(&mut self) -> Ack {
         self.deferral.whole()
     }
 
-    /// Defers the acknowledgement of each record separately; see [`defer`](Self::defer). To report that a
-    /// part of the batch failed, acknowledge the records that are done,
-    /// [reject](Ack::reject) those that can never be processed, and return an error for the rest: only
-    /// that is delivered again.
+    /// Defers the acknowledgement of each record separately; see [`defer`](Self::defer). To report a
+    /// partial failure, acknowledge the records that are done, [reject](Ack::reject) poison records, and
+    /// return an error: only the rest is delivered again.
     #[must_use = "dropping a token means that its record failed"]
     pub fn split(&mut self) -> Vec<(Record, Ack)> {
         let acks = self.deferral.per_record();
@@ -231,7 +232,7 @@ impl Batch {
 }
 
 impl Batch {
-    /// For storing a checkpoint now, or in two phases. May be kept and used later.
+    /// Returns a handle that stores a checkpoint at once, or in two phases. It may be kept and used later.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "a batch is never empty")]
     pub fn checkpointer(&self) -> Checkpointer {
@@ -240,7 +241,8 @@ impl Batch {
     }
 }
 
-/// Stores checkpoints when a processor wants it, rather than when the policy says.
+/// A handle that stores checkpoints when the processor requests it, independently of
+/// [`CheckpointPolicy`](crate::CheckpointPolicy).
 ///
 /// # Example: a side effect that happens once
 /// ```
@@ -249,7 +251,7 @@ impl Batch {
 /// async fn process(mut batch: Batch) -> Result<(), BoxError> {
 ///     let checkpointer = batch.checkpointer();
 ///     let ack = batch.defer();
-///     // After a crash between here and the end, `RecordProcessor::resume` is asked what happened.
+///     // After a crash between here and the end, `RecordProcessor::resume` decides what happened.
 ///     checkpointer.prepare(Some(b"payment-17".to_vec())).await?;
 ///     pay(&batch).await;
 ///     ack.acknowledge();
@@ -260,19 +262,19 @@ impl Batch {
 #[derive(Debug, Clone)]
 pub struct Checkpointer {
     line: StoreChannel,
-    /// The end of the batch it came with.
+    /// The last position of its batch.
     last: Position,
 }
 
 impl Checkpointer {
-    /// Makes durable what is acknowledged: every record up to the first one that is not. A batch
-    /// that is still being processed is not, unless a token has acknowledged it.
+    /// Stores the watermark as the checkpoint: everything before the first record that is not
+    /// acknowledged. A batch that is still being processed is not acknowledged, unless by a token.
     ///
     /// # Cancel safety
-    /// Dropping the future does not take the request back.
+    /// Dropping the future does not cancel the request.
     ///
     /// # Errors
-    /// [`LeaseLost`] when it cannot be stored any more.
+    /// [`LeaseLost`] when the checkpoint can no longer be stored.
     pub async fn checkpoint(&self) -> Result<(), LeaseLost> {
         match self.line.window.mark() {
             Some(mark) => self.line.store(Some(mark), None).await,
@@ -281,28 +283,28 @@ impl Checkpointer {
         }
     }
 
-    /// Makes durable that everything up to the end of this batch is about to be done, with bytes of
-    /// your own: the first phase of a checkpoint. The second is a [`checkpoint`](Self::checkpoint), or
-    /// any other one that is written, at or past that place. The row is the same as with the Java
-    /// library, which finds it there too.
+    /// Stores a prepared checkpoint at the end of this batch, with bytes of your own: the first phase of a
+    /// two-phase checkpoint. The second phase is a [`checkpoint`](Self::checkpoint), or any other
+    /// checkpoint that is written, at or past that position. The row has the format of the Java KCL, which
+    /// can read it too.
     ///
     /// # Cancel safety
-    /// Dropping the future does not take the request back.
+    /// Dropping the future does not cancel the request.
     ///
     /// # Errors
-    /// [`LeaseLost`] when it cannot be stored any more.
+    /// [`LeaseLost`] when the prepared checkpoint can no longer be stored.
     pub async fn prepare(&self, state: Option<Vec<u8>>) -> Result<(), LeaseLost> {
         self.prepare_at(self.last.clone(), state).await
     }
 
-    /// As [`prepare`](Self::prepare), up to and including `record`, which must not lie behind the end
-    /// of this batch: a later one counts as the end.
+    /// Stores a prepared checkpoint as [`prepare`](Self::prepare) does, but at `record`, inclusive. A record
+    /// after the end of this batch counts as its end.
     ///
     /// # Cancel safety
-    /// Dropping the future does not take the request back.
+    /// Dropping the future does not cancel the request.
     ///
     /// # Errors
-    /// [`LeaseLost`] when it cannot be stored any more.
+    /// [`LeaseLost`] when the prepared checkpoint can no longer be stored.
     pub async fn prepare_up_to(
         &self,
         record: &Record,
@@ -317,28 +319,28 @@ impl Checkpointer {
     }
 }
 
-/// A checkpoint could not be stored: the shard belongs to another worker, or has started again with
-/// a new processor.
+/// The error of a checkpoint that could not be stored, because the shard belongs to another worker or to a
+/// new processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseLost;
 
 impl fmt::Display for LeaseLost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the shard is not this processor's any more; nothing was stored")
+        f.write_str("the shard no longer belongs to this processor; nothing was stored")
     }
 }
 impl std::error::Error for LeaseLost {}
 
-/// What a processor asks to be stored at once.
+/// A processor's request to store a checkpoint at once.
 #[derive(Debug)]
 pub(crate) struct StoreRequest {
     pub(crate) mark: Option<Mark>,
     pub(crate) pending: Option<PendingCheckpoint>,
-    /// Answered when the row says so; dropped when it never will.
+    /// Notified when the row contains it; dropped when it can no longer be stored.
     pub(crate) stored: oneshot::Sender<()>,
 }
 
-/// The line from the processor of one shard to the keeper of its lease.
+/// The channel from the processor of one shard to the keeper of its lease.
 #[derive(Debug, Clone)]
 pub(crate) struct StoreChannel {
     pub(crate) window: AckWindow,
@@ -346,7 +348,7 @@ pub(crate) struct StoreChannel {
 }
 
 impl StoreChannel {
-    /// Completes when it is stored.
+    /// Sends a request and completes when the row contains it.
     pub(crate) async fn store(
         &self,
         mark: Option<Mark>,
@@ -362,10 +364,10 @@ impl StoreChannel {
     }
 }
 
-/// Makes the processor of one shard.
+/// Creates the processor of one shard.
 pub(crate) type Factory = Arc<dyn Fn(&ShardContext) -> Box<dyn ErasedProcessor> + Send + Sync>;
 
-/// [`RecordProcessor`] behind a pointer, so that one worker type serves all processors.
+/// The dyn-compatible form of [`RecordProcessor`], so that one worker type serves all processors.
 pub(crate) trait ErasedProcessor: Send {
     fn process(&mut self, batch: Batch) -> BoxFuture<'_, Result<(), BoxError>>;
     fn initialize<'a>(&'a mut self, shard: &'a ShardContext)

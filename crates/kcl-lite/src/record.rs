@@ -1,7 +1,7 @@
-//! What a user sees of the data: one record of a stream, and the names around it.
+//! Records as a processor receives them, and the identifiers around them.
 //!
 //! Owns the newtypes for shards, workers and sequence numbers, and their order.
-//! Never reads a clock and never talks to a service.
+//! Never reads a clock and never calls a service.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
@@ -21,7 +21,7 @@ macro_rules! name {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The name as text.
+            /// Returns the name as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -51,23 +51,24 @@ macro_rules! name {
 }
 
 name! {
-    /// The id of a shard, such as `shardId-000000000000`. Cheap to clone.
+    /// The ID of a shard, such as `shardId-000000000000`. Cheap to clone.
     ShardId
 }
 name! {
-    /// The key of a lease row: the shard's id, or `account:stream:epoch:shardId` when a worker reads
+    /// The key of a lease row: the shard ID, or `account:stream:epoch:shardId` when a worker reads
     /// several streams, as in the Java KCL. Cheap to clone.
     LeaseKey
 }
 name! {
-    /// The id of a worker: one running instance of an application. Cheap to clone.
+    /// The worker ID: the name under which one running instance of an application owns leases. Cheap to
+    /// clone.
     WorkerId
 }
 
 /// The sequence number of a record: a decimal number of up to 129 digits.
 ///
-/// Kinesis numbers have 56 digits today, more than any machine integer holds, so the digits are
-/// kept and compared as a number.
+/// Kinesis sequence numbers have 56 digits today, which fits no machine integer, so the digits are
+/// stored as text and compared as a number.
 ///
 /// # Example: numbers, not text
 /// ```
@@ -80,7 +81,7 @@ name! {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SequenceNumber(String);
 
-/// A text that is not a sequence number: empty, too long, or with something else than digits.
+/// The error for text that is not a sequence number: empty, too long, or not only digits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidSequenceNumber(String);
 
@@ -88,18 +89,18 @@ pub struct InvalidSequenceNumber(String);
 const MAX_DIGITS: usize = 129;
 
 impl SequenceNumber {
-    /// The decimal digits.
+    /// Returns the decimal digits.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Takes the digits of a service reply without copying them.
+    /// Creates a sequence number from the digits of a service reply without copying them.
     ///
     /// # Errors
-    /// [`InvalidSequenceNumber`] when `digits` is not a decimal number.
+    /// [`InvalidSequenceNumber`] when `digits` is not a decimal number of 1 to 129 digits.
     pub fn from_string(mut digits: String) -> Result<Self, InvalidSequenceNumber> {
-        // All digits are looked at, whatever the first are: so it is done many at a time.
+        // No early exit, so that the compiler can vectorize the check. This is on the path of every record.
         let are_digits = digits.bytes().fold(true, |are, byte| are & byte.is_ascii_digit());
         if !(are_digits && (1..=MAX_DIGITS).contains(&digits.len())) {
             return Err(InvalidSequenceNumber(digits));
@@ -147,24 +148,24 @@ impl std::error::Error for InvalidSequenceNumber {}
 
 /// A point in time of the service's clock, in milliseconds since 1970-01-01 UTC.
 ///
-/// Only positions and lag are expressed with it; it never decides who owns a lease.
+/// Used for positions and lag only; it never decides the ownership of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// A timestamp from milliseconds since the epoch.
+    /// Creates a timestamp from milliseconds since the epoch.
     #[must_use]
     pub const fn from_millis(epoch_ms: i64) -> Self {
         Self(epoch_ms)
     }
 
-    /// Milliseconds since the epoch.
+    /// Returns the milliseconds since the epoch.
     #[must_use]
     pub const fn as_millis(self) -> i64 {
         self.0
     }
 
-    /// This timestamp as the standard library's type; times before 1970 become 1970.
+    /// Converts to the standard library's type; times before 1970 become 1970.
     #[must_use]
     pub fn to_system_time(self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(self.0).unwrap_or(0))
@@ -172,11 +173,11 @@ impl Timestamp {
 }
 
 impl fmt::Display for Timestamp {
-    /// Formats the time in UTC, as RFC 3339 says.
+    /// Formats the time in UTC, in the format of RFC 3339.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match DateTime::from_millis(self.0).fmt(Format::DateTime) {
             Ok(text) => f.write_str(&text),
-            // No calendar has such a year.
+            // The year is out of the formatter's range.
             Err(_) => write!(f, "{} ms", self.0),
         }
     }
@@ -185,47 +186,47 @@ impl fmt::Display for Timestamp {
 /// One user record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Its place in the shard.
+    /// The sequence number, which orders the records of a shard.
     pub sequence_number: SequenceNumber,
-    /// Its index inside a KPL aggregate; 0 for a plain record.
+    /// The index inside a KPL aggregate; 0 for a plain record.
     pub sub_sequence_number: u64,
-    /// The key that chose the shard. Records of one key are delivered in order.
+    /// The key that selects the shard. Records with the same key are delivered in order.
     pub partition_key: String,
     /// The payload. Cheap to clone.
     pub data: Bytes,
-    /// When the service received it, to the millisecond, by the service's clock.
+    /// The arrival time in milliseconds, by the service's clock.
     pub arrived: Timestamp,
-    /// Whether it shared a Kinesis record with others.
+    /// Whether the record comes from an aggregate.
     pub packing: Packing,
 }
 
-/// How a record lay in its Kinesis record.
+/// How a user record was packed into its Kinesis record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Packing {
-    /// It is the Kinesis record.
+    /// The record is a Kinesis record of its own.
     #[default]
     Plain,
-    /// One of the records that the KPL, or a library that writes its format, packed into one.
+    /// The record is part of an aggregate, written by the KPL or a library that uses its format.
     Part {
-        /// The hash key that its producer gave it in place of the MD5 of its partition key.
+        /// The hash key that the producer set in place of the MD5 of the partition key.
         explicit_hash_key: Option<HashKey>,
-        /// Whether its hash key belongs to another shard: its producer did not yet know of a
-        /// reshard, or does not group records by shard. The KPL sends such a record again.
+        /// Whether the record is misrouted: its hash key belongs to another shard, because the producer
+        /// did not know of a resharding yet or does not group records by shard. The KPL sends such a
+        /// record again.
         misrouted: bool,
     },
-    /// The Kinesis record says that it is packed, and cannot be unpacked: its data are as they were
-    /// read.
+    /// The Kinesis record is marked as an aggregate but cannot be unpacked. Its data are unchanged.
     Corrupt,
 }
 
-/// The place of a record in the hash-key space, which is what a shard serves a range of.
+/// A hash key: the place of a record in the hash-key space, of which each shard serves a range.
 ///
-/// Kept as bytes, so that a [`Record`] needs no more room for it than they take.
+/// Stored as bytes rather than as `u128`, whose alignment would enlarge every [`Record`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HashKey([u8; 16]);
 
 impl HashKey {
-    /// The key as a number, as in a [`HashRange`](crate::HashRange).
+    /// Returns the key as a number, as in a [`HashRange`](crate::HashRange).
     #[must_use]
     pub const fn get(self) -> u128 {
         u128::from_be_bytes(self.0)
@@ -249,9 +250,24 @@ impl fmt::Debug for HashKey {
 }
 
 impl Record {
-    /// What the service counts: data and partition key, in bytes.
+    /// Returns the size as the service counts it: data and partition key, in bytes.
     pub(crate) fn size(&self) -> u64 {
         (self.data.len() + self.partition_key.len()) as u64
+    }
+}
+
+#[cfg(test)]
+impl Record {
+    /// Returns a plain record without data, for tests of what is decided by positions.
+    pub(crate) fn numbered(number: u64, sub_sequence_number: u64) -> Self {
+        Self {
+            sequence_number: number.to_string().parse().expect("digits"),
+            sub_sequence_number,
+            partition_key: String::new(),
+            data: Bytes::new(),
+            arrived: Timestamp::from_millis(0),
+            packing: Packing::Plain,
+        }
     }
 }
 

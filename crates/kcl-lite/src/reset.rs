@@ -1,12 +1,11 @@
-//! Starting an application again from another place, while it runs.
+//! Resetting an application to another position while it runs.
 //!
-//! Every row is rewritten under its counter: a worker that holds the lease is fenced by that,
-//! stops, and the lease is taken again from the new place. This is the only way in which a durable
-//! checkpoint moves back. Parents are rewritten before their children, so that a worker that is
-//! interrupted between two rows never reads a child before what its parent has to repeat. Workers may
-//! have made rows of children meanwhile, and have read from them: the table is read until it shows none
-//! that was not rewritten. May be repeated at any time; a repetition completes what an interrupted one
-//! began.
+//! Every row is rewritten conditionally on its counter, which fences the owner: it stops, and the lease is
+//! taken again at the new position. No other write moves a stored checkpoint back. Parents are rewritten
+//! before their children, so that after an interruption between two rows no worker reads a child before
+//! the records that its parent has to repeat. Workers may create rows of children during the reset and
+//! read from them, so the table is read until it contains no row that was not rewritten. A reset can be
+//! repeated at any time, and completes an interrupted one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,37 +18,37 @@ use crate::shard::Shard;
 use crate::shard::plan::{self, Source, Start};
 use crate::stream::{ListFrom, Listing, Stream};
 
-/// How often a row whose counter moves meanwhile is tried.
+/// The number of attempts at a row whose counter changes between read and write.
 const ATTEMPTS: u32 = 20;
 
-/// How often the table is read for rows that were made meanwhile. Each round takes a reshard, and parents
-/// that end between two of its reads.
+/// The number of times the table is read for new rows. Each further round needs another resharding, and
+/// parents that end between two reads.
 const ROUNDS: u32 = 20;
 
-/// What a reset did.
+/// The result of a reset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reset {
-    /// Shards that start again: those that hold the new place.
+    /// The shards that contain the new position and restart there.
     pub restarted: Vec<LeaseKey>,
-    /// Shards that start from their beginning after those.
+    /// The descendants of those shards, which restart from their beginning.
     pub rewound: Vec<LeaseKey>,
-    /// Leases that are ended, because their shards ended before the new place.
+    /// The leases that are set to shard end, because their shards ended before the new position.
     pub dropped: Vec<LeaseKey>,
 }
 
-/// Makes an application read a stream again from `to`, or skip ahead to it. Running workers obey
-/// within one renewal; stopped ones when they start.
+/// Resets an application, so that it reads a stream again from `to`, or skips ahead to it. Running workers
+/// follow within one renewal, stopped workers when they start.
 ///
-/// `store` is the application's lease table and `stream` the stream; of an application that reads
-/// several, only the leases of this one are changed. Times count by the service's clock, and one that is
-/// still to come is replaced by its present time, as for [`InitialPosition`].
+/// `store` is the application's lease table and `stream` the stream; if the application reads several
+/// streams, only the leases of this one change. Times are those of the service's clock, and a time in the
+/// future is replaced by its present time, as for [`InitialPosition`].
 ///
-/// Shards may be split and merged, and workers may start and stop, meanwhile. When this returns, every
+/// Shards may be split and merged, and workers may start and stop, during the reset. When it returns, every
 /// lease of the stream that was in the table at the last read, which began after the last write, has been
-/// rewritten; those that are made later are of children whose parents have not been read again yet, and
-/// start from their beginning when they have.
+/// rewritten. Leases created later belong to children whose parents have not been read again yet, and start
+/// from their beginning after their parents.
 ///
-/// # Example: an hour again
+/// # Example: repeat an hour
 /// ```
 /// use kcl_lite::lease::memory::MemoryStore;
 /// use kcl_lite::stream::memory::MemoryStream;
@@ -69,10 +68,10 @@ pub struct Reset {
 /// Dropping the future leaves some rows rewritten and others not; run it again.
 ///
 /// # Errors
-/// As the calls to the services; what was rewritten until then stays so, and a repetition goes on. Kind
-/// `Data` when a row of the stream cannot be read, `Config` when a row was made for a former stream of
-/// the name, `Denied` when the table is of several streams and this one cannot be described,
-/// `Unavailable` when rows change too quickly.
+/// The errors of the calls to the services; rows that were rewritten stay rewritten, and a repeated reset
+/// continues. Kind `Data` when a row of the stream is unreadable, `Config` when a row belongs to another
+/// stream, for instance before the stream was re-created, `Denied` when the table has the leases of
+/// several streams and this one cannot be described, `Unavailable` when rows change too quickly.
 pub async fn reset(
     store: &dyn LeaseStore,
     stream: &dyn Stream,
@@ -90,8 +89,8 @@ pub async fn reset(
         let source = Source { key, identity: identity.clone(), position: to, since: None };
         let rows = rows_of(&source, table)?;
         let restarts = plan::first_leases(&first, &source, start).ok_or_else(|| {
-            let context = "the shard listing does not cover the whole hash space; try again when the \
-                           reshard is over";
+            let context = "the shard listing does not cover the whole hash space; retry when the \
+                           resharding is complete";
             Error::new(ErrorKind::Unavailable, context)
         })?;
         let mut steps = steps(&all, restarts, &rows);
@@ -109,33 +108,34 @@ pub async fn reset(
             }
         }
     }
-    Err(Error::new(ErrorKind::Unavailable, "new leases appear all the time; try again later"))
+    Err(Error::new(ErrorKind::Unavailable, "workers keep creating leases; retry later"))
 }
 
-/// By which keys the rows of the stream stand in the table.
+/// Returns the stream part of the keys of the stream's rows.
 fn key_of(identity: Option<&StreamIdentity>, table: &Table) -> Result<StreamKey, Error> {
     if table.leases.iter().all(|row| row.key.stream() == StreamKey::ONLY) {
         return Ok(StreamKey::ONLY);
     }
     let Some(identity) = identity else {
-        let context = "the table has the leases of several streams, and which of them this one is cannot \
-                       be told: allow `kinesis:DescribeStreamSummary`";
+        let context = "the table has the leases of several streams, and this stream cannot be identified \
+                       among them: allow `kinesis:DescribeStreamSummary`";
         return Err(Error::new(ErrorKind::Denied, context));
     };
     Ok(plan::key_among_several(identity, &table.leases))
 }
 
-/// The rows of the stream; an error if one cannot be rewritten.
+/// Returns the rows of the stream, or an error if one cannot be rewritten.
 fn rows_of(source: &Source, table: Table) -> Result<BTreeMap<ShardId, Lease>, Error> {
     let mut unreadable = table.unreadable.iter().filter(|(key, _)| key.stream() == source.key);
     if let Some((key, fault)) = unreadable.next() {
-        let context = format!("the row `{key}` cannot be read: {fault}; mend or remove it first");
+        let context =
+            format!("lease row `{key}` is unreadable: {fault}; repair or delete it first");
         return Err(Error::new(ErrorKind::Data, context));
     }
     if let Some(row) = table.leases.iter().find(|row| source.other_stream(row).is_some()) {
         let context = format!(
-            "the row `{}` was made for another stream, {}: start a worker first, which can be told to \
-             start over with the stream that is there now",
+            "lease row `{}` belongs to another stream, {}: first start a worker, which can start over \
+             with the present stream (setting `stream_recreated`)",
             row.key,
             row.made_for()
         );
@@ -145,14 +145,14 @@ fn rows_of(source: &Source, table: Table) -> Result<BTreeMap<ShardId, Lease>, Er
     Ok(rows.map(|row| (row.shard(), row)).collect())
 }
 
-/// What happens to one row.
+/// The change of one row.
 #[derive(Debug, Clone, PartialEq)]
 enum Step {
-    /// Its shard holds the new place: it becomes this, or is made so.
+    /// The shard contains the new position: the row is rewritten to this lease, or created.
     Restart(Box<Lease>),
-    /// Its shard is younger than the new place: it starts from its own beginning.
+    /// The shard descends from one with the new position: it restarts from its own beginning.
     Rewind(LeaseKey),
-    /// Its shard ended before the new place.
+    /// The shard ended before the new position.
     Drop(LeaseKey),
 }
 
@@ -165,7 +165,7 @@ impl Step {
     }
 }
 
-/// What is to be done, parents first. Pure.
+/// Plans the changes, parents first. Pure.
 fn steps(all: &Listing, first: Vec<Lease>, rows: &BTreeMap<ShardId, Lease>) -> Vec<Step> {
     let shards: BTreeMap<&ShardId, &Shard> = all.shards.iter().map(|it| (&it.id, it)).collect();
     let starts: BTreeSet<ShardId> = first.iter().map(Lease::shard).collect();
@@ -184,7 +184,7 @@ fn steps(all: &Listing, first: Vec<Lease>, rows: &BTreeMap<ShardId, Lease>) -> V
     restarts
 }
 
-/// Whether one of `starts` is an ancestor of `shard`.
+/// Returns whether one of `starts` is an ancestor of `shard`.
 fn descends(
     shard: &ShardId,
     starts: &BTreeSet<ShardId>,
@@ -199,7 +199,7 @@ fn descends(
     })
 }
 
-/// Writes under the counter that the row has now; an owner that renews meanwhile moves it.
+/// Writes conditionally on the row's present counter, and retries when an owner renews in between.
 async fn perform(store: &dyn LeaseStore, step: &Step) -> Result<(), ServiceError> {
     let mut row = store.get(step.key()).await?;
     for _ in 0..ATTEMPTS {
@@ -212,11 +212,11 @@ async fn perform(store: &dyn LeaseStore, step: &Step) -> Result<(), ServiceError
             WriteOutcome::Refused(now) => row = now,
         }
     }
-    let context = format!("the row `{}` changes too quickly; try again", step.key());
+    let context = format!("lease row `{}` changes too quickly; retry later", step.key());
     Err(ServiceError::new(ServiceErrorKind::Unavailable, context))
 }
 
-/// The write that brings `row` to where it should be; `None` if there is nothing to do.
+/// Returns the write that `row` needs for `step`, or `None` if there is nothing to do.
 fn change(step: &Step, row: Option<&Lease>) -> Option<LeaseChange> {
     let at = |row: &Lease, checkpoint, anchor: Option<Timestamp>| LeaseChange::Reset {
         counter: row.counter,
@@ -227,7 +227,7 @@ fn change(step: &Step, row: Option<&Lease>) -> Option<LeaseChange> {
         (Step::Restart(lease), Some(row)) => Some(at(row, lease.checkpoint.clone(), lease.anchor)),
         (Step::Restart(lease), None) => Some(LeaseChange::Create(lease.clone())),
         (Step::Rewind(_), Some(row)) => Some(at(row, Checkpoint::TrimHorizon, None)),
-        // Ended rather than removed: an owner would write a row again that is gone.
+        // Ended rather than deleted: an owner re-creates a row that is missing.
         (Step::Drop(_), Some(row)) if row.checkpoint.is_shard_end() => None,
         (Step::Drop(_), Some(row)) => Some(at(row, Checkpoint::ShardEnd, None)),
         (Step::Rewind(_) | Step::Drop(_), None) => None,
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(told, ["1 AtTimestamp", "2 rewound", "3 rewound", "0 dropped"]);
     }
 
-    /// A table in which a worker ends the parent, and reads from its child, before the parent's row is
+    /// A table in which a worker finishes the parent and reads from its child before the parent's row is
     /// rewritten.
     #[derive(Debug)]
     struct Meanwhile(MemoryStore, AtomicU32);
@@ -309,7 +309,7 @@ mod tests {
         ) -> BoxFuture<'a, Result<WriteOutcome, ServiceError>> {
             async move {
                 let number = self.1.fetch_add(1, Ordering::Relaxed);
-                // A child of the parent, and then one of the child's.
+                // First a child of the parent, then a child of that child.
                 if number < 2 {
                     let parent =
                         if number == 0 { write.key.shard() } else { number.to_string().into() };

@@ -1,14 +1,14 @@
-//! Delays between attempts: exponential, bounded, jittered from a seeded generator.
+//! Exponential backoff between attempts: bounded, with jitter from a seeded generator.
 //!
-//! The only file that names the `backoff` crate. The sequence comes from it; its own jitter is
-//! switched off, because chance is an argument here.
+//! The only file that names the `backoff` crate. The sequence comes from that crate; its own jitter
+//! is switched off, because randomness is an argument here.
 
 use std::time::Duration;
 
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
 
-/// The delays of one operation that is being tried again.
+/// The delays of one operation that is being retried.
 #[derive(Debug)]
 pub(crate) struct Retry {
     sequence: ExponentialBackoff,
@@ -16,7 +16,8 @@ pub(crate) struct Retry {
 }
 
 impl Retry {
-    /// Delays that start near `first` and double up to `most`, without an end.
+    /// Creates a sequence of delays that starts near `first` and doubles up to `most`, without an
+    /// end.
     pub(crate) fn new(first: Duration, most: Duration) -> Self {
         let sequence = ExponentialBackoff {
             current_interval: first,
@@ -30,19 +31,19 @@ impl Retry {
         Self { sequence, attempts: 0 }
     }
 
-    /// How many delays have been given since the last success.
+    /// Returns the number of delays since the last success.
     pub(crate) fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// The next delay: between half and all of the exponential value.
+    /// Returns the next delay: between half and all of the exponential value.
     pub(crate) fn delay(&mut self, rng: &mut fastrand::Rng) -> Duration {
         self.attempts = self.attempts.saturating_add(1);
         let full = self.sequence.next_backoff().unwrap_or(self.sequence.max_interval);
         full.mul_f64(0.5 + rng.f64() / 2.0)
     }
 
-    /// Starts the sequence again after a success.
+    /// Restarts the sequence after a success.
     pub(crate) fn succeeded(&mut self) {
         self.attempts = 0;
         self.sequence.current_interval = self.sequence.initial_interval;

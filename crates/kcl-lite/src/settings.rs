@@ -1,6 +1,6 @@
-//! Everything that can be set on a worker: plain data with defaults and bounds.
+//! The settings of a worker: plain data with defaults and bounds.
 //!
-//! Components (clients, stores, clocks) are given to the builder instead.
+//! Components (clients, stores, clocks) are passed to the builder instead.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind};
 use crate::identity::Other;
 use crate::position::InitialPosition;
 
-/// Room for the largest reply while it is parsed.
+/// The memory that the largest reply needs while it is parsed.
 const LEAST_MEMORY: u64 = 32 << 20;
 
 /// The settings of a worker.
@@ -21,76 +21,75 @@ const LEAST_MEMORY: u64 = 32 << 20;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How long a lease lasts without a renewal. Default 10 s, from 1 s to 5 min. A dead worker's
-    /// shards are taken over after this time; renewals are written every third of it. All workers of
-    /// an application must use the same value.
+    /// The time after which a lease expires if it is not renewed. Default 10 s, from 1 s to 5 min. Other
+    /// workers take the shards of a dead worker after this time; renewals are written every third of it.
+    /// All workers of an application must use the same value.
     pub lease_duration: Duration,
     /// Where to start in a stream that the application has never read. Default `Latest`. Has no
     /// effect once leases exist.
     pub initial_position: InitialPosition,
-    /// What is made even between workers. Default [`Balance::Count`].
+    /// What a rebalance equalizes across workers. Default [`Balance::Count`].
     pub balance: Balance,
-    /// The most leases this worker holds at once. Default no limit. Workers are not told of each
-    /// other's limits: the others share what this worker does not take after three lease durations.
+    /// The maximum number of leases that this worker holds. Default no limit. Workers do not know each
+    /// other's limits: after three lease durations the others take what this worker does not take.
     pub max_leases: usize,
-    /// Time between reads of a shard at its tip. Default 1 s, from 200 ms (the service allows five
+    /// The time between reads of a shard at its tip. Default 1 s, from 200 ms (the service allows five
     /// reads per second and shard, shared by all applications) to 1 min.
     pub poll_interval: Duration,
     /// How records are fetched. Default [`Retrieval::Polling`].
     pub retrieval: Retrieval,
-    /// How many of the five reads per second, which the service allows per shard and all applications
-    /// together, this one may use. Default 5, from 0.1. With `n` applications on a stream 5 / n keeps
-    /// them out of each other's way; if they are throttled all the same, each slows down until it is
-    /// not. A shard that is behind is read at this rate, one at its tip every `poll_interval`.
+    /// The maximum rate of reads per shard. Default 5, from 0.1. The service allows five per second and
+    /// shard for all applications together, so `n` applications on a stream should use 5 / n each. An
+    /// application that is throttled anyway slows down until it is not. A shard with a backlog is read at
+    /// this rate, a shard at its tip every `poll_interval`.
     pub reads_per_second: f64,
-    /// The memory for records and replies of all shards of this worker together, in bytes. Default
-    /// 256 MiB, at least 32 MiB: what a reply of 10 MiB takes while it is parsed.
+    /// The memory budget for records and replies of all shards of this worker together, in bytes.
+    /// Default 256 MiB, at least 32 MiB, which is what a reply of 10 MiB takes while it is parsed.
     ///
-    /// Nothing is read before the most that its reply may take is set aside; then the records count,
-    /// aggregates unpacked, with a fixed amount per record for what is around it. A reply's memory is
-    /// given back when all its records are acknowledged and the batches that hold them are dropped.
-    /// Records that a processor clones are its own. Shards read in turn. One that has waited for ten
-    /// seconds with nothing to process may exceed the budget, one at a time: by one reply, or, if its
-    /// processor acknowledges later than it returns, by up to as much again.
+    /// Before a read, the worker reserves the most memory that the reply may take. After the read, the
+    /// records count, with aggregates unpacked and a fixed overhead per record. A reply's memory is freed
+    /// when all its records are acknowledged and the batches that hold them are dropped. Clones that a
+    /// processor makes do not count. Shards read in turn. A shard that has waited for ten seconds with
+    /// nothing to process may exceed the budget, one shard at a time: by one reply, or, if its processor
+    /// acknowledges after it returns, by up to as much again.
     pub memory_budget: u64,
     /// When checkpoints are written. Default [`CheckpointPolicy::OnRenewal`].
     pub checkpoints: CheckpointPolicy,
     /// What happens when a processor keeps failing. Default [`FailurePolicy::Retry`].
     pub failures: FailurePolicy,
-    /// After this time in one callback, or since its last [`Heartbeat`](crate::Heartbeat), an event says
-    /// that the processor is slow, once per callback. Default 30 s, more than 0. `Duration::MAX`
-    /// switches it off.
+    /// The time in one callback, or since its last [`Heartbeat`](crate::Heartbeat), after which an event
+    /// reports that the processor is slow, once per callback. Default 30 s, more than 0. `Duration::MAX`
+    /// disables it.
     pub slow_after: Duration,
-    /// The longest that one callback may take, counted from its last [`Heartbeat`](crate::Heartbeat) if
-    /// it sends any: then its future is dropped and the shard is released. Default 10 min, more than
-    /// 0. `Duration::MAX` switches it off. A shard is also released when for so long none of its records
-    /// is acknowledged and no heartbeat comes, if its window is full or other shards wait for its
-    /// memory.
+    /// The maximum time in one callback, or since its last [`Heartbeat`](crate::Heartbeat). Then the
+    /// callback's future is dropped and the shard is released. Default 10 min, more than 0.
+    /// `Duration::MAX` disables it. A shard whose window is full, or for whose memory other shards wait,
+    /// is also released when for this time none of its records is acknowledged and no heartbeat comes.
     pub callback_deadline: Duration,
     /// What happens when records aged out of the stream before they were read. Default
     /// [`GapPolicy::Resume`].
     pub on_gap: GapPolicy,
-    /// What happens to records of an aggregate whose hash key belongs to another shard. Default
-    /// [`MisroutedPolicy::Deliver`].
+    /// What happens to misrouted records of an aggregate. Default [`MisroutedPolicy::Deliver`].
     pub on_misrouted: MisroutedPolicy,
-    /// How many delivered records of one shard may wait for deferred acknowledgements before reading
-    /// stops. Default 100,000, at least 1.
+    /// The maximum number of records of one shard in flight before reading stops. Default 100,000, at
+    /// least 1.
     pub max_unacknowledged: usize,
-    /// How often the shards of a stream are listed to find holes: about once per interval by all workers
-    /// together, who take turns; at once when leases leave a hole. Default 60 s, from 1 s to 1 h.
+    /// The interval of the audit, which lists the shards of a stream to find holes. The workers take
+    /// turns, so that together they list about once per interval; a hole in the leases triggers a listing
+    /// immediately. Default 60 s, from 1 s to 1 h.
     pub audit_interval: Duration,
-    /// How long `start` waits for what is transient: a service that cannot be reached or throttles, a
+    /// How long `start` waits out transient failures: a service that is unreachable or throttles, a
     /// stream or table that is being created. Then it returns the last error. Default 5 min, more than
     /// 0. `Duration::MAX` waits until the future is dropped.
     pub start_timeout: Duration,
-    /// What to do at the start when the leases were made for another stream of the same name. Default
-    /// `Refuse`.
+    /// What `start` does when the leases belong to another stream, for instance after the stream was
+    /// re-created. Default `Refuse`.
     pub stream_recreated: StreamRecreated,
-    /// How the lease table is made, if it may be. Default: on demand, if it does not exist.
+    /// Whether and how the lease table is created. Default: on demand, if it does not exist.
     pub table: TableOptions,
-    /// Where leases are kept alive. Default [`ControlPlane::OwnThread`].
+    /// Where the control plane runs. Default [`ControlPlane::OwnThread`].
     pub control_plane: ControlPlane,
-    /// Seed of all jitter. Default: taken from the worker id, so that workers differ.
+    /// The seed of all jitter. Default: random, so that workers differ.
     pub seed: Option<u64>,
 }
 
@@ -124,16 +123,16 @@ impl Default for Settings {
 
 /// How the records of Kinesis streams are fetched.
 ///
-/// Enhanced fan-out gives an application 2 MB per second and shard of its own, some 70 ms after a record
-/// was put, and costs by the consumer, shard and hour and by the byte. Its actions, beside those of
-/// polling:
+/// Enhanced fan-out gives each stream consumer a throughput of its own, 2 MB per second and shard, about
+/// 70 ms after a record was put. AWS charges for it per consumer, shard and hour, and per byte. It needs
+/// these actions in addition to those of polling:
 ///
 /// | action | when |
 /// |---|---|
 /// | `DescribeStreamConsumer`, `RegisterStreamConsumer` | unless the consumer's ARN is given |
 /// | `SubscribeToShard`, on the consumer | always |
 ///
-/// # Example: fan-out
+/// # Example: enhanced fan-out
 /// ```
 /// use kcl_lite::{Retrieval, Settings};
 /// let settings = Settings { retrieval: Retrieval::fan_out(), ..Default::default() };
@@ -146,35 +145,35 @@ pub enum Retrieval {
     /// and 2 MB per second.
     #[default]
     Polling,
-    /// `SubscribeToShard`.
+    /// Enhanced fan-out (`SubscribeToShard`).
     FanOut {
-        /// Who subscribes.
+        /// The stream consumer that subscribes.
         consumer: StreamConsumer,
     },
-    /// Polling while that is enough; fan-out for a shard that stays behind the tip although its
-    /// processor is fast enough, or that is throttled because others read it too. Each change is an
-    /// [`Event::RetrievalChanged`](crate::Event::RetrievalChanged) that says why. The consumer is
+    /// Polling, and enhanced fan-out for a shard that keeps a backlog although its processor is fast
+    /// enough, or that is throttled because other applications read it too. Each switch emits an
+    /// [`Event::RetrievalChanged`](crate::Event::RetrievalChanged) with the reason. The consumer is
     /// registered when it is first needed.
     Auto {
-        /// Who subscribes.
+        /// The stream consumer that subscribes.
         consumer: StreamConsumer,
     },
 }
 
 impl Retrieval {
-    /// Fan-out by the consumer that is called after the application.
+    /// Selects enhanced fan-out with the consumer that is named after the application.
     #[must_use]
     pub fn fan_out() -> Self {
         Self::FanOut { consumer: StreamConsumer::Application }
     }
 
-    /// Polling, and fan-out by the consumer that is called after the application.
+    /// Selects polling, and enhanced fan-out with the consumer that is named after the application.
     #[must_use]
     pub fn auto() -> Self {
         Self::Auto { consumer: StreamConsumer::Application }
     }
 
-    /// Who subscribes, if anybody does.
+    /// Returns the stream consumer that subscribes, or `None` for polling.
     #[must_use]
     pub fn consumer(&self) -> Option<&StreamConsumer> {
         match self {
@@ -183,7 +182,7 @@ impl Retrieval {
         }
     }
 
-    /// Names the consumer that is called after the application.
+    /// Replaces `Application` by the name of the application.
     pub(crate) fn name_consumer(&mut self, application: &str) {
         if let Self::FanOut { consumer } | Self::Auto { consumer } = self
             && *consumer == StreamConsumer::Application
@@ -195,8 +194,8 @@ impl Retrieval {
     fn validate(&self) -> Result<(), Error> {
         let fault = match self.consumer() {
             Some(StreamConsumer::Named(name)) if !is_consumer_name(name) => {
-                let what = "but must have 1 to 128 letters, digits, `_`, `.` and `-`";
-                format!("the consumer of `retrieval` is called `{name}`, {what}")
+                let what = "but a name must have 1 to 128 letters, digits, `_`, `.` and `-`";
+                format!("the consumer of `retrieval` is named `{name}`, {what}")
             }
             Some(StreamConsumer::Arn(arn)) if !is_consumer_arn(arn) => {
                 let what = "which is not the ARN of a stream consumer";
@@ -208,17 +207,17 @@ impl Retrieval {
     }
 }
 
-/// A registered consumer of enhanced fan-out. All workers of an application share one, and no two
-/// applications may: of two subscriptions of a consumer to a shard, the later ends the earlier. It is
-/// never deregistered, so that it costs until you do that.
+/// A registered stream consumer of enhanced fan-out. All workers of an application share one consumer.
+/// Two applications must not share one: of two subscriptions of a consumer to a shard, the later ends the
+/// earlier. The library never deregisters a consumer, and AWS charges for it until you do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum StreamConsumer {
-    /// The one called after the application; registered if it is missing.
+    /// The consumer that is named after the application; registered if it is missing.
     #[default]
     Application,
-    /// The one of this name; registered if it is missing.
+    /// The consumer with this name; registered if it is missing.
     Named(String),
-    /// The one with this ARN, of the only stream. It must exist.
+    /// The consumer with this ARN, which must exist. For a worker of one stream only.
     Arn(String),
 }
 
@@ -231,63 +230,62 @@ fn is_consumer_arn(arn: &str) -> bool {
     arn.starts_with("arn:") && arn.contains(":stream/") && arn.contains("/consumer/")
 }
 
-/// When the newest acknowledged position is written to the lease.
+/// When the watermark is written to the lease row as the checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum CheckpointPolicy {
-    /// With the renewal that is due anyway, every third of the lease duration: no extra writes.
+    /// With each renewal, every third of the lease duration. Needs no extra writes.
     #[default]
     OnRenewal,
-    /// At the latest so long after the acknowledgement, from 10 ms on. Renewals carry it before, so
-    /// more than a third of the lease duration is the same as [`OnRenewal`](Self::OnRenewal).
+    /// At most this long after the acknowledgement; at least 10 ms. Renewals carry the checkpoint too, so
+    /// a value above a third of the lease duration is the same as [`OnRenewal`](Self::OnRenewal).
     Every(Duration),
-    /// As soon as a batch is acknowledged: one write per batch, fewer repeats after a crash.
+    /// As soon as a batch is acknowledged: one write per batch, fewer repeated records after a crash.
     EveryBatch,
-    /// When the processor asks for it (see [`Checkpointer`](crate::Checkpointer)), and when the shard
-    /// ends or is let go.
+    /// When the processor requests it (see [`Checkpointer`](crate::Checkpointer)), and when the shard
+    /// ends or is released.
     Manual,
 }
 
 /// What happens to records that keep failing: an error, a panic, or a dropped token.
 ///
-/// Each failure emits [`Event::ProcessorFailed`](crate::Event::ProcessorFailed), and the next attempt
-/// follows after a delay that begins at 50 to 100 ms and doubles up to 30 s. No record is skipped
-/// silently.
+/// Each failure emits [`Event::ProcessorFailed`](crate::Event::ProcessorFailed). Retries use exponential
+/// backoff: the delay starts at 50 to 100 ms and doubles up to 30 s. No record is skipped silently.
 ///
 /// # Poison records
-/// The policy is for failures that may be transient: something does not answer, or throttles. Only the
-/// processor knows which record can never be processed. It says so with
-/// [`Ack::reject`](crate::Ack::reject), or by returning a [`PoisonRecord`](crate::PoisonRecord). Give the
-/// worker a place for such records with
-/// [`WorkerBuilder::dead_letter`](crate::WorkerBuilder::dead_letter). Under every policy,
-/// [`Retry`](Self::Retry) included, a rejected record is stored there without another attempt, and
-/// counts as acknowledged as soon as it is stored. While storing it fails, the shard waits; a worker
-/// that stops meanwhile leaves the record to the next owner. If the worker has no place for dead
-/// letters, a rejection is a failure like any other, with an error that says so.
+/// The policy is for failures that may be transient: a dependency does not answer, or throttles. Only the
+/// processor knows which record can never be processed. It rejects such a record with
+/// [`Ack::reject`](crate::Ack::reject), or by returning a [`PoisonRecord`](crate::PoisonRecord).
+/// Configure a sink for rejected records with
+/// [`WorkerBuilder::dead_letter`](crate::WorkerBuilder::dead_letter). Under every policy, including
+/// [`Retry`](Self::Retry), a rejected record is stored there without another attempt, and counts as
+/// acknowledged as soon as it is stored. While storing it fails, the shard waits; if the worker stops
+/// in that time, the next owner gets the record. Without a sink, a rejection is a failure like any
+/// other, and its error names the missing sink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum FailurePolicy {
-    /// Retries until the records are processed. The right policy together with rejections: poison
-    /// records are stored as dead letters, and an outage is waited out.
+    /// Retries indefinitely. The right policy together with rejections: poison records are stored as
+    /// dead letters, and an outage is waited out.
     #[default]
     Retry,
-    /// After `attempts` failures of a batch bisects it to find the failing record, stores that record as
-    /// a [dead letter](crate::dead_letter::DeadLetter), acknowledges it, and goes on. A half is tried
-    /// once before it is bisected again, a single record `attempts` times.
+    /// Bisects a batch after `attempts` failures to find the failing record, stores that record as a
+    /// [dead letter](crate::dead_letter::DeadLetter), acknowledges it, and continues. Each half gets one
+    /// attempt before it is bisected again, a single record gets `attempts`.
     ///
-    /// **This policy cannot tell a poison record from an outage.** While a database that the processor
-    /// needs is down, every record fails, and after a few seconds each every good record becomes a dead
-    /// letter. [`Event::ManyDeadLetters`](crate::Event::ManyDeadLetters) warns when that seems to happen,
-    /// but does not stop it. Use it only where a record fails because of the record, as a pure
-    /// transformation does; otherwise reject poison records and use [`Retry`](Self::Retry).
+    /// **This policy cannot distinguish a poison record from an outage.** While a database that the
+    /// processor needs is down, every record fails, and each valid record becomes a dead letter after a
+    /// few seconds. [`Event::ManyDeadLetters`](crate::Event::ManyDeadLetters) warns when that seems to
+    /// happen, but does not stop it. Use this policy only where failures depend on the record alone, as
+    /// in a pure transformation; otherwise reject poison records and use [`Retry`](Self::Retry).
     ///
-    /// A processor that fails without a batch (in `initialize`) is retried without end.
+    /// A processor that fails without a batch (in `initialize`) is retried indefinitely.
     DeadLetter {
-        /// How often a batch, and then a single record, may fail; at least 1. What fails between them,
-        /// while the batch is bisected, does not count.
+        /// How often a batch, and then a single record, may fail; at least 1. Failures of the parts in
+        /// between, while the batch is bisected, do not count.
         attempts: u32,
     },
-    /// Releases the shard after `attempts` failures, so that another worker may try.
+    /// Releases the shard after `attempts` failures, so that another worker can take it.
     ReleaseShard {
         /// At least 1.
         attempts: u32,
@@ -300,7 +298,7 @@ pub enum FailurePolicy {
 }
 
 impl FailurePolicy {
-    /// How often a batch may fail before anything else than another attempt happens.
+    /// Returns the number of failures of a batch after which it is no longer simply retried.
     pub(crate) fn attempts(self) -> u32 {
         match self {
             Self::Retry => u32::MAX,
@@ -311,50 +309,50 @@ impl FailurePolicy {
     }
 }
 
-/// What happens when records aged out of the stream before they were read. It is an event
-/// ([`Event::GapDetected`](crate::Event::GapDetected)) and a callback in any case.
+/// What happens when records aged out of the stream before they were read. In any case the worker emits
+/// [`Event::GapDetected`](crate::Event::GapDetected) and calls
+/// [`RecordProcessor::gap`](crate::RecordProcessor::gap).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum GapPolicy {
-    /// Go on with the oldest record that is left.
+    /// Continues with the oldest record that is left.
     #[default]
     Resume,
-    /// Deliver nothing, and stop the worker with an error of kind `Gap`.
+    /// Delivers nothing, and stops the worker with an error of kind `Gap`.
     Stop,
 }
 
-/// What happens to records of an aggregate whose hash key belongs to another shard than the one that
-/// they were read from. They are counted in any case
-/// ([`Status::misrouted_records`](crate::Status::misrouted_records)), and an event from time to time
-/// ([`Event::MisroutedRecords`](crate::Event::MisroutedRecords)).
+/// What happens to misrouted records: records of an aggregate whose hash key belongs to another shard.
+/// In any case they are counted ([`Status::misrouted_records`](crate::Status::misrouted_records)) and
+/// reported at intervals ([`Event::MisroutedRecords`](crate::Event::MisroutedRecords)).
 ///
-/// A producer that did not yet know of a reshard makes such records, and the KPL then sends each of
-/// them again; a producer that does not group records by shard makes them all the time, and sends
-/// nothing again. From here the two look the same.
+/// A producer that does not know of a resharding yet writes such records, and the KPL then sends each of
+/// them again. A producer that does not group records by shard writes them all the time and sends
+/// nothing again. A consumer cannot distinguish the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MisroutedPolicy {
-    /// Deliver them: some come twice after a reshard, none is lost.
+    /// Delivers them: some are delivered twice after a resharding, none is lost.
     #[default]
     Deliver,
-    /// Drop them, and only them: right if every producer is the KPL. (The Java KCL drops the whole
-    /// aggregate, with records that nobody sends again.)
+    /// Drops them, and only them. Correct if every producer is the KPL. (The Java KCL drops the whole
+    /// aggregate, including records that no producer sends again.)
     Drop,
 }
 
-/// The lease table: whether it may be made, and what it is like then.
+/// Whether the lease table may be created, and with which options.
 ///
-/// A table that exists is used as it is; what differs from these options is logged once. The actions
-/// a worker needs on the table:
+/// An existing table is used unchanged; differences from these options are logged once. A worker needs
+/// these actions on the table:
 ///
 /// | action | when |
 /// |---|---|
 /// | `Scan`, `GetItem`, `PutItem`, `UpdateItem`, `DeleteItem` | always |
 /// | `DescribeTable` | unless `create` is `Never` |
-/// | `CreateTable` | to make the table |
-/// | `TagResource` | to make it with tags |
-/// | `UpdateContinuousBackups` | to make it with point-in-time recovery |
-/// | `DescribeContinuousBackups`, `ListTagsOfResource` | never; they let differences be noticed |
+/// | `CreateTable` | to create the table |
+/// | `TagResource` | to create it with tags |
+/// | `UpdateContinuousBackups` | to create it with point-in-time recovery |
+/// | `DescribeContinuousBackups`, `ListTagsOfResource` | optional, to log more differences |
 ///
-/// # Example: protected and labelled
+/// # Example: a protected table with tags
 /// ```
 /// use kcl_lite::{Settings, TableOptions};
 /// let table = TableOptions {
@@ -368,61 +366,62 @@ pub enum MisroutedPolicy {
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TableOptions {
-    /// Whether the table may be made. Default `IfMissing`.
+    /// Whether the table may be created. Default `IfMissing`.
     pub create: CreateTable,
-    /// How a new table is paid for. Default `OnDemand`.
+    /// The billing mode of a new table. Default `OnDemand`.
     pub billing: Billing,
     /// Whether a new table can be restored to any second of the last 35 days. Default no.
     pub point_in_time_recovery: bool,
-    /// Whether a new table refuses to be deleted. Default no.
+    /// Whether a new table is protected from deletion. Default no.
     pub deletion_protection: bool,
     /// The tags of a new table, at most 50. Default none. Keys have 1 to 128 characters and do not
     /// begin with `aws:`, values have at most 256.
     pub tags: BTreeMap<String, String>,
 }
 
-/// What workers make even between them.
+/// What a rebalance equalizes across workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Balance {
-    /// The number of shards that can be read: it differs by one at most.
+    /// The number of readable shards, which differs by at most one.
     #[default]
     Count,
-    /// Bytes per second, as measured per shard: moves are made when one worker carries more than a
-    /// tenth (and 64 KiB/s) above the average. Shards without load are not moved.
+    /// The measured bytes per second: leases move when one worker carries more than a tenth (and
+    /// 64 KiB/s) above the average. Shards without load are not moved.
     Throughput,
 }
 
 /// Whether a worker may create its lease table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CreateTable {
-    /// Create it if it does not exist.
+    /// Creates it if it does not exist.
     #[default]
     IfMissing,
-    /// Never; rights to read and write items are enough then.
+    /// Never creates it. Permissions to read and write items are then enough.
     Never,
 }
 
-/// What a worker that starts does when the leases belong to a stream that was deleted and made again.
+/// What a worker does at its start when the stream was re-created, so that the leases belong to the old
+/// one.
 ///
-/// One that runs meanwhile ends with an error of kind [`Missing`](crate::ErrorKind::Missing) when it
-/// notices, soon after its next audit at the latest; a worker of several streams goes on with the
-/// others. As soon as the new stream has a lease, all is decided: rows of the former one, which a worker
-/// that had not noticed may put back, are removed.
+/// A worker that runs while the stream is re-created detects it soon after its next audit at the latest,
+/// and ends with an error of kind [`Missing`](crate::ErrorKind::Missing); a worker of several streams
+/// continues with the others. Once the new stream has a lease, workers remove rows of the old stream,
+/// which a worker that has not detected the change may still write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum StreamRecreated {
     /// `start` returns an error that names both streams; nothing is written.
     #[default]
     Refuse,
-    /// Starts over: the leases of the new stream take the place of the old ones, and it is read from
-    /// its beginning, whatever [`Settings::initial_position`] says.
+    /// Starts over: the leases of the new stream replace the old ones, and the new stream is read from
+    /// its beginning, regardless of [`Settings::initial_position`].
     Adopt,
 }
 
 impl StreamRecreated {
-    /// Whether the leases of such a stream are removed by a worker that has started: by then it has been
-    /// decided that those of a former one are of no use.
+    /// Returns whether a worker that has started removes the leases of such a stream. Those of a former
+    /// one are always removed, because the start has already decided for the new stream.
     pub(crate) fn removes(self, other: Other) -> bool {
         match other {
             Other::Former => true,
@@ -432,14 +431,14 @@ impl StreamRecreated {
     }
 }
 
-/// How the lease table is paid for.
+/// The billing mode of the lease table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Billing {
-    /// By request: nothing to plan, and no throttling by a number that was guessed.
+    /// Per request, without capacity planning.
     #[default]
     OnDemand,
-    /// By capacity, each at least 1. A worker reads the table at most at five read units per second
-    /// and writes each lease three times per lease duration.
+    /// Provisioned capacity, each at least 1. A worker reads the table with at most five read units per
+    /// second and writes each lease three times per lease duration.
     Provisioned {
         /// Read units per second.
         read: u32,
@@ -478,22 +477,22 @@ impl TableOptions {
 /// Where a worker's control plane (scans, renewals, takes) runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ControlPlane {
-    /// On a thread of its own, so that a processor that blocks every thread of your runtime cannot
-    /// delay a renewal.
+    /// On a separate thread, so that a processor that blocks every thread of your runtime cannot delay a
+    /// renewal.
     ///
-    /// The thread has a runtime, and a time, of its own. `start` therefore refuses to run on paused time
-    /// (`tokio::time::pause`, `#[tokio::test(start_paused = true)]`); do not pause it later either.
+    /// The thread has its own runtime with its own time. Therefore `start` fails on paused time
+    /// (`tokio::time::pause`, `#[tokio::test(start_paused = true)]`). Do not pause time later either.
     #[default]
     OwnThread,
-    /// On the runtime that `start` is called on: for tests on paused time, and for simulation.
+    /// On the runtime that `start` is called on. For tests on paused time, and for simulation.
     Inline,
 }
 
 impl Settings {
-    /// Checks bounds and relations.
+    /// Checks the bounds of all settings.
     ///
     /// # Errors
-    /// Kind [`ErrorKind::Config`], naming the field and its bounds.
+    /// Kind [`ErrorKind::Config`]; the message names the field and its bounds.
     pub fn validate(&self) -> Result<(), Error> {
         let within = |name: &str, value: Duration, least: Duration, most: Duration| {
             if (least..=most).contains(&value) {
@@ -532,7 +531,7 @@ impl Settings {
         if let CheckpointPolicy::Every(interval) = self.checkpoints
             && interval < Duration::from_millis(10)
         {
-            return config("`checkpoints: Every` must be at least 10ms; `EveryBatch` is at once");
+            return config("`checkpoints: Every` must be at least 10ms; use `EveryBatch` instead");
         }
         if self.max_leases == 0 || self.max_unacknowledged == 0 {
             return config("`max_leases` and `max_unacknowledged` must be at least 1");

@@ -1,4 +1,5 @@
-//! Packs the cases of `tests/vectors` from stdin, for `.ci/aggregates` to have others unpack them.
+//! Packs the cases of `tests/vectors` from stdin, so that `.ci/aggregates` can unpack them with
+//! other implementations.
 
 #![expect(clippy::print_stdout, reason = "the result of a command")]
 

@@ -2,40 +2,40 @@
 
 use std::fmt;
 
-/// What is wrong with data that claim to be an aggregate.
+/// Why data that claim to be an aggregate cannot be unpacked.
 ///
-/// An aggregate is unpacked whole or not at all: what is wrong in one place may be wrong in others,
-/// and a reader that took the rest would lose records without a word.
+/// An aggregate is unpacked completely or not at all: after an error in one place others may be
+/// wrong too, and a reader that took the rest would lose records silently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Corrupt {
-    /// Shorter than what every aggregate begins and ends with.
+    /// Shorter than the prefix and the checksum.
     Short,
     /// Longer than 4 GiB.
     Long,
-    /// The MD5 at the end is not that of what stands before it.
+    /// The MD5 at the end does not match the message.
     Checksum,
-    /// Not the protobuf message of an aggregate, from about this byte on.
+    /// The message is not a protobuf message of an aggregate.
     Malformed {
-        /// Counted from the first byte of the data.
+        /// The approximate offset of the error from the first byte of the data.
         at: usize,
     },
     /// A record without a partition key or without data (data may be empty, but not absent).
     Incomplete {
-        /// The record's place in the aggregate, from 0.
+        /// The record's index in the aggregate, from 0.
         record: usize,
     },
-    /// A record names a key that the aggregate does not have.
+    /// A record refers to a key that the aggregate does not contain.
     NoSuchKey {
-        /// The record's place in the aggregate, from 0.
+        /// The record's index in the aggregate, from 0.
         record: usize,
     },
-    /// A partition key is not UTF-8, or an explicit hash key no number below 2^128.
+    /// A partition key is not UTF-8, or an explicit hash key is not a number below 2^128.
     InvalidKey {
-        /// Where the key stands, counted from the first byte of the data.
+        /// The offset of the key from the first byte of the data.
         at: usize,
     },
-    /// No record in it. No producer writes that.
+    /// The aggregate contains no record. No producer writes that.
     Empty,
 }
 

@@ -1,8 +1,8 @@
-//! Where a partition key stands in the hash-key space of a stream.
+//! The position of a partition key in the hash-key space of a stream.
 
 use md5::{Digest as _, Md5};
 
-/// The hash key of a partition key: its MD5 as a number, as Kinesis computes it.
+/// Returns the hash key of a partition key: its MD5 as a number, as Kinesis computes it.
 ///
 /// ```
 /// assert_eq!(kpl_format::hash_key("Shadowfax") >> 96, 0x5cf8_4da7);

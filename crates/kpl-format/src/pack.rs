@@ -1,6 +1,6 @@
 //! Packing: user records into one aggregate of a bounded size.
 //!
-//! Writes what the KPL writes: tables of distinct keys first, then the records in their order.
+//! Writes the same form as the KPL: tables of distinct keys first, then the records in their order.
 //! Never decides which records belong together.
 
 use std::collections::BTreeMap;
@@ -11,10 +11,10 @@ use md5::{Digest as _, Md5};
 use crate::wire::{field_len, put_head, put_number};
 use crate::{CHECKSUM_BYTES, MAGIC};
 
-/// An aggregate in the making.
+/// A builder of an aggregate.
 ///
-/// All its records end up in one shard, that of the Kinesis record: pack together only records whose
-/// hash keys belong to one shard, or consumers that filter by shard drop them.
+/// All its records are stored in one shard, that of the Kinesis record: pack only records whose hash
+/// keys belong to one shard, because consumers that filter by shard drop misrouted records.
 ///
 /// ```
 /// use kpl_format::{Aggregate, Packer};
@@ -37,7 +37,7 @@ pub struct Packer {
 }
 
 impl Packer {
-    /// An empty aggregate of `limit` bytes at most, frame included.
+    /// Creates an empty aggregate of at most `limit` bytes, frame included.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
@@ -49,7 +49,7 @@ impl Packer {
         }
     }
 
-    /// Adds a record; false, and nothing is changed, if the aggregate would become too large.
+    /// Adds a record; returns false without a change if the aggregate would become too large.
     #[must_use = "a record that does not fit is not in the aggregate"]
     pub fn push(
         &mut self,
@@ -66,6 +66,7 @@ impl Packer {
         let hash_field = hash_place.map_or(0, |(index, _)| field_len(index));
         let message = field_len(key_index) + hash_field + field_len(data.len() as u64) + data.len();
         let record = field_len(message as u64) + message;
+        // Nothing is added before the whole record is known to fit.
         if self.size() + key_bytes + hash_bytes + record > self.limit {
             return false;
         }
@@ -82,26 +83,26 @@ impl Packer {
         true
     }
 
-    /// How many records are in it.
+    /// Returns the number of records.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Returns whether it contains no record.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The bytes that [`finish`](Self::finish) would make.
+    /// Returns the number of bytes that [`finish`](Self::finish) would return.
     #[must_use]
     pub fn size(&self) -> usize {
         let tables = self.partition_keys.wire.len() + self.hash_keys.wire.len();
         MAGIC.len() + tables + self.records.len() + CHECKSUM_BYTES
     }
 
-    /// The data of the Kinesis record; `None` if no record was added.
+    /// Returns the data of the Kinesis record; `None` if no record was added.
     #[must_use]
     pub fn finish(self) -> Option<Bytes> {
         if self.is_empty() {
@@ -118,7 +119,7 @@ impl Packer {
     }
 }
 
-/// Distinct texts, each named by the place where it first came.
+/// A table of distinct texts, each identified by the index of its first occurrence.
 #[derive(Debug, Clone, Default)]
 struct Table {
     index: BTreeMap<String, u64>,
@@ -126,7 +127,7 @@ struct Table {
 }
 
 impl Table {
-    /// Where `text` is or would be, and the bytes that it would add.
+    /// Returns the index of `text`, present or future, and the bytes that adding it takes.
     fn place(&self, text: &str) -> (u64, usize) {
         match self.index.get(text) {
             Some(index) => (*index, 0),

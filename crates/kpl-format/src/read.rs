@@ -1,7 +1,7 @@
-//! Unpacking: everything is checked once, then records are handed out as slices of the input.
+//! Unpacking: the input is checked once, then records are returned as slices of it.
 //!
-//! Memory beside the input is at most eight times its size, 16 bytes for a table entry of two. Never
-//! copies record data, never unpacks twice.
+//! Memory besides the input is at most eight times its size: 16 bytes for a table entry of two.
+//! Never copies record data, never unpacks recursively.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use crate::hash::hash_key;
 use crate::wire::{Fields, Value};
 use crate::{CHECKSUM_BYTES, MAGIC, is_aggregate};
 
-/// A checked aggregate: one record at least.
+/// A checked aggregate with at least one record.
 #[derive(Debug, Clone)]
 pub struct Aggregate {
     data: Bytes,
@@ -26,19 +26,19 @@ pub struct Aggregate {
 /// One record of an aggregate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserRecord<'a> {
-    /// The key that its producer gave it.
+    /// The partition key that its producer set.
     pub partition_key: &'a str,
-    /// The place of the key among [`Aggregate::partition_keys`].
+    /// The index of the key among [`Aggregate::partition_keys`].
     pub key_index: usize,
-    /// The hash key that its producer gave it in place of the key's own.
+    /// The explicit hash key that its producer set, which overrides that of the partition key.
     pub explicit_hash_key: Option<u128>,
-    /// The payload: a slice of the aggregate, whose memory lives as long as the slice.
+    /// The payload: a slice of the aggregate, whose memory is kept as long as the slice.
     ///
     /// It is never unpacked again, even if it is an aggregate itself.
     pub data: Bytes,
 }
 
-/// A range of the input, at half the size.
+/// A range of the input in half the size of a `Range<usize>`.
 #[derive(Debug, Clone, Copy)]
 struct Span {
     start: u32,
@@ -48,7 +48,7 @@ struct Span {
 #[derive(Debug, Clone, Copy)]
 struct Part {
     key: u32,
-    /// `u32::MAX` if there is none: input that could hold so many is refused.
+    /// `u32::MAX` if absent: input that is large enough for this many entries is refused.
     hash_key: u32,
     data: Span,
 }
@@ -56,16 +56,18 @@ struct Part {
 const NONE: u32 = u32::MAX;
 
 impl Aggregate {
-    /// Checks and takes apart what [`is_aggregate`] said yes to.
+    /// Checks and unpacks data for which [`is_aggregate`] returned true.
     ///
-    /// Linear in the size of `data`; memory as said for this crate, whatever `data` claim.
+    /// The time is linear in the size of `data`; memory is bounded as described for this crate,
+    /// whatever lengths `data` claim.
     ///
     /// # Errors
-    /// [`Corrupt`] says what is wrong with `data`; then nothing of them is unpacked.
+    /// [`Corrupt`] states what is wrong with `data`; then no record is unpacked.
     pub fn read(data: Bytes) -> Result<Self, Corrupt> {
         if data.len() < MAGIC.len() + CHECKSUM_BYTES || !is_aggregate(&data) {
             return Err(Corrupt::Short);
         }
+        // The tables store ranges as pairs of `u32`.
         if u32::try_from(data.len()).is_err() {
             return Err(Corrupt::Long);
         }
@@ -91,7 +93,7 @@ impl Aggregate {
         aggregate.checked()
     }
 
-    /// Room for exactly what there is: growing would take twice as much.
+    /// Creates tables with exactly the capacity needed: growing them would take twice as much.
     fn with_room(data: &[u8], message: Range<usize>) -> Result<Self, Corrupt> {
         let mut count = [0_usize; 4];
         let mut fields = Fields::new(data, message);
@@ -110,7 +112,8 @@ impl Aggregate {
         })
     }
 
-    /// Only now: the tables may stand behind the records.
+    /// Checks the indexes, after the whole message is read because the tables may follow the
+    /// records.
     fn checked(mut self) -> Result<Self, Corrupt> {
         if self.records.is_empty() {
             return Err(Corrupt::Empty);
@@ -127,28 +130,30 @@ impl Aggregate {
         Ok(self)
     }
 
-    /// How many records there are; never 0.
+    /// Returns the number of records; never 0.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "an aggregate is never empty")]
     pub fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// The bytes of all records, data and partition keys, if each had its own.
+    /// Returns the size of all records, data and partition keys, if each had its own copy of its
+    /// key.
     ///
-    /// Many records may name one long key, so this can be much more than the size of the aggregate:
-    /// look at it before copying keys.
+    /// Many records may refer to one long key, so this can be much more than the size of the
+    /// aggregate: check it before copying keys.
     #[must_use]
     pub fn unpacked_bytes(&self) -> u64 {
         self.unpacked_bytes
     }
 
-    /// The table of partition keys; it may hold some that no record names, and one twice.
+    /// Returns the table of partition keys; it may contain keys that no record refers to, and
+    /// duplicates.
     pub fn partition_keys(&self) -> impl ExactSizeIterator<Item = &str> {
         self.partition_keys.iter().map(|key| self.text(*key))
     }
 
-    /// The records, in the order in which they were packed.
+    /// Returns the records, in the order in which they were packed.
     pub fn records(&self) -> impl ExactSizeIterator<Item = UserRecord<'_>> {
         self.records.iter().map(|part| {
             let key_index = part.key as usize;
@@ -167,7 +172,8 @@ impl Aggregate {
 }
 
 impl UserRecord<'_> {
-    /// Its place in the hash-key space: the explicit hash key, else that of its partition key.
+    /// Returns its place in the hash-key space: the explicit hash key, otherwise that of its
+    /// partition key.
     #[must_use]
     pub fn hash_key(&self) -> u128 {
         self.explicit_hash_key.unwrap_or_else(|| hash_key(self.partition_key))
@@ -175,7 +181,7 @@ impl UserRecord<'_> {
 }
 
 impl Span {
-    /// `range` lies within input of less than 4 GiB.
+    /// Expects `range` to lie within an input of less than 4 GiB.
     fn new(range: &Range<usize>) -> Self {
         let short = |at| u32::try_from(at).expect("the input is shorter than 4 GiB");
         Self { start: short(range.start), end: short(range.end) }
@@ -196,7 +202,7 @@ fn utf8(data: &[u8], key: Range<usize>) -> Result<Span, Corrupt> {
     std::str::from_utf8(&data[key]).map(|_| span).map_err(|_| Corrupt::InvalidKey { at })
 }
 
-/// A decimal number, of digits only: `parse` would take a sign too.
+/// Parses a decimal number of digits only: `parse` would accept a sign too.
 fn number(data: &[u8], key: Range<usize>) -> Result<u128, Corrupt> {
     let at = key.start;
     let text = std::str::from_utf8(&data[key]).ok();
@@ -205,7 +211,7 @@ fn number(data: &[u8], key: Range<usize>) -> Result<u128, Corrupt> {
 }
 
 fn part(data: &[u8], message: Range<usize>, record: usize) -> Result<Part, Corrupt> {
-    // No table of such data has so many entries that an index above 2^32 - 2 could be right.
+    // No table of such data has enough entries for an index above 2^32 - 2.
     let index = |value| u32::try_from(value).ok().filter(|index| *index != NONE);
     let (mut key, mut hash_key, mut payload) = (None, NONE, None);
     let mut fields = Fields::new(data, message);
@@ -219,7 +225,7 @@ fn part(data: &[u8], message: Range<usize>, record: usize) -> Result<Part, Corru
             }
             (3, Value::Bytes(value)) => payload = Some(Span::new(&value)),
             (1..=3, _) => return Err(Corrupt::Malformed { at: fields.at() }),
-            // Tags, which no reader hands out, and whatever comes later.
+            // Tags, which no reader returns, and fields of later versions.
             _ => {}
         }
     }

@@ -1,24 +1,25 @@
-//! As much of protobuf's wire format as the aggregate needs: numbers and byte strings, both ways.
+//! The part of protobuf's wire format that aggregates need: numbers and byte strings, in both
+//! directions.
 //!
 //! Reading allocates nothing: a field that claims a length is a range of the input or an error, so
-//! no claim costs memory. Unknown fields are passed over; groups, which proto2 gave up long ago and
-//! no producer writes, are an error.
+//! that no claim costs memory. Unknown fields are skipped; groups, which are deprecated in proto2
+//! and which no producer writes, are an error.
 
 use std::ops::Range;
 
 use crate::error::Corrupt;
 
-/// A field as it stands in the input.
+/// A field of the input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Value {
     Number(u64),
-    /// Where the bytes are, counted from the start of the whole input.
+    /// The range of the bytes, counted from the start of the whole input.
     Bytes(Range<usize>),
-    /// Four or eight bytes, which no field of an aggregate has.
+    /// Four or eight bytes, a type that no field of an aggregate has.
     Fixed,
 }
 
-/// The fields of the message that stands in a range of `input`.
+/// The fields of the message in a range of `input`.
 #[derive(Debug, Clone)]
 pub(crate) struct Fields<'a> {
     input: &'a [u8],
@@ -27,12 +28,12 @@ pub(crate) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// `range` lies within `input`.
+    /// Expects `range` to lie within `input`.
     pub(crate) fn new(input: &'a [u8], range: Range<usize>) -> Self {
         Self { input, at: range.start, end: range.end }
     }
 
-    /// The next field and its number; `None` at the end of the message.
+    /// Returns the next field and its number; `None` at the end of the message.
     pub(crate) fn next(&mut self) -> Result<Option<(u64, Value)>, Corrupt> {
         if self.at == self.end {
             return Ok(None);
@@ -41,7 +42,7 @@ impl<'a> Fields<'a> {
         let malformed = Corrupt::Malformed { at };
         let tag = self.varint()?;
         let number = tag >> 3;
-        // The tag is a number of 32 bits, and no field has number 0.
+        // A tag has 32 bits, and no field has number 0.
         if number == 0 || tag > u64::from(u32::MAX) {
             return Err(malformed);
         }
@@ -58,7 +59,7 @@ impl<'a> Fields<'a> {
         Ok(Some((number, value)))
     }
 
-    /// Where the last field ended.
+    /// Returns where the last field ended.
     pub(crate) fn at(&self) -> usize {
         self.at
     }
@@ -97,13 +98,13 @@ pub(crate) fn put_number(out: &mut Vec<u8>, field: u8, value: u64) {
     put_varint(out, value);
 }
 
-/// Appends the head of a byte string, which has to follow.
+/// Appends the head of a byte string; the caller appends the bytes.
 pub(crate) fn put_head(out: &mut Vec<u8>, field: u8, length: usize) {
     out.push(field << 3 | 2);
     put_varint(out, length as u64);
 }
 
-/// What [`put_number`] appends, and [`put_head`] for a length.
+/// Returns the length of what [`put_number`] appends, and [`put_head`] for a length.
 pub(crate) fn field_len(value: u64) -> usize {
     1 + (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }

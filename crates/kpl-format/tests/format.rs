@@ -1,4 +1,4 @@
-//! The format against a protobuf implementation that is not ours, and against damage.
+//! Tests of the format against another protobuf implementation, and against damaged data.
 
 use bytes::Bytes;
 use kpl_format::{Aggregate, Corrupt, MAGIC, Packer, UserRecord, hash_key, is_aggregate};
@@ -179,7 +179,7 @@ fn pack(records: &[Plain]) -> Bytes {
     packer.finish().expect("there are records")
 }
 
-/// The message of `records` as prost knows it, with what a reader has to pass over.
+/// Encodes `records` as prost does, with fields that a reader has to skip.
 fn message(records: &[Plain], tags: usize) -> Packed {
     let mut packed = Packed::default();
     let mut place = |key: &str, keys: fn(&mut Packed) -> &mut Vec<String>| {
@@ -224,8 +224,8 @@ proptest! {
         prop_assert_eq!(aggregate.records().map(|record| plain(&record)).collect::<Vec<_>>(), records);
     }
 
-    /// Damage behind a checksum that fits: nothing panics, and whatever we understand prost
-    /// understands in the same way.
+    /// Damages the message and keeps the checksum valid: nothing panics, and every message that
+    /// this crate accepts prost reads in the same way.
     #[test]
     fn damage_never_panics_and_is_never_read_otherwise_than_by_prost(
         records in records(),

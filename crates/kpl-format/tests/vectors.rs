@@ -1,4 +1,4 @@
-//! What other implementations packed is unpacked, and packed to the same bytes.
+//! Vectors of other implementations are unpacked, and packed to the same bytes.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
-//! How many records a second one client puts and gets.
+//! Measures how many records a second one client puts and reads.
 //!
-//! Puts 500 records of 1 KiB per request for some seconds, then gets all of them, first over
-//! real loopback HTTP and then, as the reference in the same run, in process without a socket.
-//! Prints numbers and asserts none.
+//! Puts 500 records of 1 KiB per request for some seconds, then reads all of them, first over real
+//! loopback HTTP and then, as the reference in the same run, in process without a socket. Prints
+//! numbers and asserts none.
 //!
 //! `cargo run --release -p local-aws --example throughput -- [SECONDS] [SHARDS]`
 
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 const BATCH: usize = 500;
 const RECORD: usize = 1024;
 
-/// Requests under way at once, as a producer that wants throughput has them.
+/// Requests in flight at once, as a producer with a high throughput has them.
 const IN_FLIGHT: usize = 4;
 
 struct Rates {
@@ -139,7 +139,7 @@ fn report(way: &str, rates: &Rates) {
     say(&format!("{way}: put {:.0} records/s, get {:.0} records/s", rates.put, rates.get));
 }
 
-/// The high-water mark of this process, where the system tells (Linux).
+/// Returns the high-water mark of this process's memory, where the system reports it (Linux).
 fn peak_rss() -> Option<String> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -1,7 +1,7 @@
 //! The bodies of replies.
 //!
-//! Owns the three shapes a body can have on the wire: whole, cut in the middle, and an event
-//! stream that ends when its client is cut off. Never reads what it carries.
+//! Owns the three shapes of a body on the wire: complete, cut in the middle, and an event stream
+//! that ends when its client is partitioned. Never reads the content.
 
 use std::fmt;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::faults::Faults;
 
-/// The connection breaks here.
+/// The connection breaks at this point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Broken;
 
@@ -48,8 +48,8 @@ impl ReplyBody {
         Self(Shape::Whole(body))
     }
 
-    /// Frames for `client` until it is cut off: what arrives then is lost, and when the
-    /// partition is over the connection turns out to be broken.
+    /// Streams frames to `client` until it is partitioned: later frames are lost, and when the
+    /// partition heals, the connection turns out to be broken.
     pub(crate) fn stream(
         frames: BoxStream<'static, Bytes>,
         faults: Faults,
@@ -65,7 +65,7 @@ impl ReplyBody {
             }
             Some((Ok(frame), Some((frames, faults, client))))
         });
-        // A body may be polled after its end, `unfold` may not.
+        // A body may be polled after its end, but `unfold` must not be.
         Self(Shape::Stream(Mutex::new(guarded.fuse().boxed())))
     }
 
@@ -73,7 +73,7 @@ impl ReplyBody {
         matches!(self.0, Shape::Stream(_))
     }
 
-    /// The same event stream, which says nothing after so many frames, and does not end.
+    /// Returns the same event stream, which sends nothing after this many frames and does not end.
     pub(crate) fn silent_after(self, frames: usize) -> Self {
         match self.0 {
             Shape::Stream(stream) => {
@@ -85,7 +85,7 @@ impl ReplyBody {
         }
     }
 
-    /// The same reply, broken in the middle; an event stream in the middle of its first frame.
+    /// Returns the same reply, broken in the middle; an event stream breaks in its first frame.
     pub(crate) fn cut_in_half(self) -> Self {
         match self.0 {
             Shape::Whole(body) => {
@@ -151,7 +151,7 @@ impl Half {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.first)))));
         }
         if !self.flushed {
-            // A pause lets the server flush what it has before the connection breaks.
+            // Pending once, so that the server flushes what it has before the connection breaks.
             self.flushed = true;
             cx.waker().wake_by_ref();
             return Poll::Pending;

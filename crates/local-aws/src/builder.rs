@@ -1,7 +1,7 @@
-//! How a [`LocalAws`] is put together.
+//! Construction of a [`LocalAws`].
 //!
-//! Owns the options and the data directory, which one process at a time may use. Never starts
-//! a server.
+//! Owns the options and the lock on the data directory, which one process at a time may use. Never
+//! starts a server.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -17,7 +17,7 @@ use crate::kinesis::{Kinesis, KinesisOptions};
 use crate::request_log::RequestLog;
 use crate::{LocalAws, REGION};
 
-/// Why the services cannot start.
+/// Why the services cannot be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -26,7 +26,7 @@ pub enum StartError {
     DataDir {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// Another process serves this data directory.
@@ -38,7 +38,7 @@ pub enum StartError {
     /// The tables cannot be opened.
     #[error("the DynamoDB tables cannot be opened: {message}")]
     Tables {
-        /// What the database said.
+        /// The error of the database.
         message: String,
     },
 }
@@ -55,41 +55,41 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Refuses what the real Kinesis refuses for being too much or too fast; default: no.
+    /// Enforces the rate and size limits of the real Kinesis; default: no.
     pub fn enforce_limits(mut self, enforce: bool) -> Self {
         self.enforce_limits = enforce;
         self
     }
 
-    /// Keeps everything in this directory, also across a kill -9; default: in memory.
+    /// Stores everything in this directory, so that it survives a kill -9; default: in memory.
     pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.data_dir = Some(dir.into());
         self
     }
 
-    /// Seeds everything that is drawn by chance; default: 0.
+    /// Sets the random seed; default: 0.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// The clock to live on; default: one that starts at the wall time.
+    /// Sets the clock; default: one that starts at the wall time.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = Some(clock);
         self
     }
 
-    /// How long a stream stays CREATING, UPDATING or DELETING; default: 100 ms.
+    /// Sets how long a stream stays CREATING, UPDATING or DELETING; default: 100 ms.
     pub fn transition(mut self, transition: Duration) -> Self {
         self.transition = Some(transition);
         self
     }
 
-    /// Puts the services together.
+    /// Creates the services.
     ///
     /// # Errors
     ///
-    /// Only with a data directory: if it cannot be used, or another process uses it.
+    /// Only with a data directory: it cannot be used, or another process uses it.
     pub fn build(self) -> Result<LocalAws, StartError> {
         let clock = self.clock.clone().unwrap_or_default();
         let options = self.kinesis_options();
@@ -139,7 +139,7 @@ fn tables(error: dynoxide::DynoxideError) -> StartError {
     StartError::Tables { message: error.to_string() }
 }
 
-/// Takes the directory for this process; the system gives it back when the process ends,
+/// Locks the directory for this process; the system releases the lock when the process ends,
 /// however it ends.
 fn lock(dir: &Path) -> Result<File, StartError> {
     let failed = |source| StartError::DataDir { path: dir.to_owned(), source };

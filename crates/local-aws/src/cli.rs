@@ -1,4 +1,4 @@
-//! The command line of `local-aws`: its flags, and what its errors tell to do.
+//! The command line of `local-aws`: its flags, and its errors with their hints.
 //!
 //! Owns texts for people. Never starts anything.
 
@@ -15,7 +15,7 @@ use local_aws::{Builder, LocalAws};
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 pub(crate) struct Options {
-    /// Port of 127.0.0.1 to listen on; 0 takes a free one
+    /// Port of 127.0.0.1 to listen on; 0 picks a free one
     #[arg(long, env = "LOCAL_AWS_PORT", default_value_t = 4566, value_name = "PORT")]
     pub(crate) port: u16,
 
@@ -27,13 +27,13 @@ pub(crate) struct Options {
     #[arg(long, env = "LOCAL_AWS_ENFORCE_LIMITS")]
     pub(crate) enforce_limits: bool,
 
-    /// Seed of everything that is drawn by chance
+    /// Random seed
     #[arg(long, env = "LOCAL_AWS_SEED", default_value_t = 0, value_name = "N")]
     pub(crate) seed: u64,
 }
 
 impl Options {
-    /// The services that the flags ask for.
+    /// Returns a builder with the options of the flags.
     pub(crate) fn services(self) -> Builder {
         let services = LocalAws::builder().enforce_limits(self.enforce_limits).seed(self.seed);
         match self.data {
@@ -43,12 +43,12 @@ impl Options {
     }
 }
 
-/// Loopback only: there is no authentication.
+/// Returns the address to listen on. Loopback only: there is no authentication.
 pub(crate) fn address(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// An error with the remedy that belongs to it.
+/// An error with its hint.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 struct Hinted {
@@ -56,14 +56,14 @@ struct Hinted {
     hint: &'static str,
 }
 
-/// What to say when `address` cannot be listened on.
+/// Returns a function that explains why `address` cannot be listened on.
 pub(crate) fn cannot_listen(address: SocketAddr) -> impl FnOnce(io::Error) -> anyhow::Error {
     move |error| unusable(address, error)
 }
 
 fn unusable(address: SocketAddr, error: io::Error) -> anyhow::Error {
     let hint = if error.kind() == ErrorKind::AddrInUse {
-        "another program listens there; choose another port with --port, or --port 0"
+        "another program listens on it; choose another port with --port, or --port 0"
     } else if error.kind() == ErrorKind::PermissionDenied {
         "ports below 1024 belong to root; choose one with --port"
     } else {
@@ -72,11 +72,11 @@ fn unusable(address: SocketAddr, error: io::Error) -> anyhow::Error {
     Hinted { what: format!("{address} cannot be listened on: {error}"), hint }.into()
 }
 
-/// Prints an error once, with its causes and its remedy.
+/// Prints an error once, with its causes and its hint.
 pub(crate) fn explain(error: &anyhow::Error) {
     let mut err = io::stderr().lock();
     let hint = error.downcast_ref::<Hinted>().map(|hinted| hinted.hint);
-    // Nothing is left to tell it to if stderr is closed.
+    // If stderr is closed, the error cannot be reported.
     drop(writeln!(err, "error: {error:#}"));
     if let Some(hint) = hint {
         drop(writeln!(err, "hint: {hint}"));

@@ -1,25 +1,26 @@
 //! The time of the local services.
 //!
-//! Wall time is the machine's at construction plus what tokio's clock has counted since, plus what
-//! [`Clock::advance`] added. So a paused runtime stops the services too, a test can jump an hour,
-//! and time never goes back. This is the only file of the crate that reads the machine's clock.
+//! Wall time is the machine's at construction plus the time that tokio's clock has counted since,
+//! plus the jumps of [`Clock::advance`]. Therefore a paused runtime pauses the services too, a test
+//! can jump an hour, and time never moves back. This is the only file of the crate that reads the
+//! machine's clock.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// The clock that both services share; cloning gives another handle to the same clock.
+/// The clock that both services share; clones are handles to the same clock.
 #[derive(Clone, Debug)]
 pub struct Clock {
     started: Instant,
     base_ms: i64,
-    /// Milliseconds added by `advance`; a channel, so that sleepers see a jump.
+    /// Milliseconds added by `advance`; a channel, so that a jump wakes sleepers.
     jumped: watch::Sender<i64>,
 }
 
 impl Clock {
-    /// A clock that starts at the machine's present time.
+    /// Creates a clock that starts at the machine's present time.
     #[must_use]
     #[expect(
         clippy::disallowed_methods,
@@ -30,20 +31,21 @@ impl Clock {
         Self::starting_at(whole_ms(now))
     }
 
-    /// A clock that starts at a given time, in milliseconds since 1970, for deterministic tests.
+    /// Creates a clock that starts at a given time, in milliseconds since 1970, for deterministic
+    /// tests.
     #[must_use]
     pub fn starting_at(epoch_ms: i64) -> Self {
         Self { started: Instant::now(), base_ms: epoch_ms, jumped: watch::Sender::new(0) }
     }
 
-    /// Wall time in milliseconds since 1970. It never goes back.
+    /// Returns the wall time in milliseconds since 1970. It never moves back.
     #[must_use]
     pub fn now_ms(&self) -> i64 {
         let elapsed = whole_ms(self.started.elapsed());
         self.base_ms.saturating_add(elapsed).saturating_add(*self.jumped.borrow())
     }
 
-    /// Jumps forward and wakes everything that sleeps on this clock.
+    /// Jumps forward and wakes all sleepers.
     pub fn advance(&self, by: Duration) {
         self.jumped.send_modify(|jumped| *jumped = jumped.saturating_add(whole_ms(by)));
     }
@@ -52,7 +54,7 @@ impl Clock {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when the future is dropped.
+    /// Dropping the future has no effect.
     pub async fn sleep_until_ms(&self, epoch_ms: i64) {
         let mut jumps = self.jumped.subscribe();
         loop {
@@ -61,7 +63,7 @@ impl Clock {
             let Ok(left @ 1..) = u64::try_from(left) else { return };
             tokio::select! {
                 biased;
-                // The sender lives in `self`, so the channel cannot be closed here.
+                // `self` owns the sender, so the channel cannot be closed here.
                 _ = jumps.changed() => {}
                 () = tokio::time::sleep(Duration::from_millis(left)) => {}
             }

@@ -1,7 +1,7 @@
 //! The services without a socket: an HTTP client for the SDK that calls the gateway.
 //!
-//! Owns the translation between the SDK's requests and ours, and the SDK's read timeout,
-//! which is a connector's duty. All waiting is tokio's, so paused time drives it. Never
+//! Owns the translation between the SDK's requests and the gateway's, and the SDK's read timeout,
+//! which a connector has to implement. All waiting is tokio's, so that paused time drives it. Never
 //! retries: the SDK does.
 
 use std::sync::Arc;
@@ -21,12 +21,12 @@ use http_body_util::BodyExt;
 
 use crate::gateway::Gateway;
 
-/// An HTTP client whose requests are counted and faulted as those of `client`.
+/// Creates an HTTP client whose requests are counted and faulted as those of `client`.
 pub(crate) fn http_client(gateway: Arc<Gateway>, client: &str) -> SharedHttpClient {
     SharedHttpClient::new(InProcess { gateway, client: client.into(), read_timeout: None })
 }
 
-/// One connector of such a client, without a read timeout.
+/// Creates one connector of such a client, without a read timeout.
 pub(crate) fn http_connector(gateway: Arc<Gateway>, client: &str) -> SharedHttpConnector {
     SharedHttpConnector::new(InProcess { gateway, client: client.into(), read_timeout: None })
 }
@@ -77,7 +77,7 @@ impl InProcess {
             .gateway
             .answer(&self.client, http::Request::from_parts(parts, body))
             .await
-            // The kind that the SDK's own connector gives a connection that broke.
+            // The error kind that the SDK's own connector reports for a broken connection.
             .map_err(|broken| {
                 ConnectorError::other(broken.into(), Some(ErrorKind::TransientError))
             })?;

@@ -1,18 +1,18 @@
-//! The control interface over HTTP: what tests in other processes and other languages use
-//! in place of [`LocalAws::faults`](crate::LocalAws::faults) and its neighbours.
+//! The control interface over HTTP: the equivalent of [`LocalAws::faults`](crate::LocalAws::faults)
+//! and its neighbours for tests in other processes and languages.
 //!
-//! Owns the paths below `/_local-aws/` and their JSON. Never does anything that the Rust API
-//! cannot.
+//! Owns the paths below `/_local-aws/` and their JSON. Never offers anything that the Rust API
+//! lacks.
 //!
 //! | request | effect |
 //! |---|---|
 //! | `GET health` | `{"status":"ok","now_ms":…}` |
 //! | `POST faults` with a [`Rule`] | adds it; `{"id":1}` |
 //! | `GET faults` | rules in force, with counts; partitioned clients |
-//! | `DELETE faults`, `DELETE faults/1` | ends all rules and partitions, or one rule |
+//! | `DELETE faults`, `DELETE faults/1` | removes all rules and partitions, or one rule |
 //! | `POST clock` with `{"advance_ms":1000}` | moves the clock |
-//! | `POST partition/CLIENT`, `DELETE partition/CLIENT` | cuts a client off, heals it |
-//! | `GET requests`, `DELETE requests` | who called what; forgets it |
+//! | `POST partition/CLIENT`, `DELETE partition/CLIENT` | partitions a client, heals it |
+//! | `GET requests`, `DELETE requests` | the request log; clears it |
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ struct Advance {
     advance_ms: u64,
 }
 
-/// What went wrong with a control request.
+/// The error of a control request.
 struct Refused(StatusCode, String);
 
 pub(crate) fn answer(
@@ -94,5 +94,5 @@ fn remove(gateway: &Gateway, id: &str) -> Result<(), Refused> {
 
 fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refused> {
     serde_json::from_slice(body)
-        .map_err(|error| Refused(StatusCode::BAD_REQUEST, format!("the body is wrong: {error}")))
+        .map_err(|error| Refused(StatusCode::BAD_REQUEST, format!("the body is invalid: {error}")))
 }

@@ -1,10 +1,10 @@
-//! What goes wrong on purpose.
+//! Fault injection.
 //!
-//! Owns the fault rules, their counters and their seeded randomness, and the list of
-//! partitioned clients; decides for each request what shall happen to it. Never applies a
-//! request and never writes a reply: the gateway does, as told.
+//! Owns the fault rules, their counters and their seeded generators, and the set of partitioned
+//! clients; decides the fate of each request. Never applies a request and never writes a reply: the
+//! gateway carries out the decision.
 //!
-//! The same rules in the same order against the same requests give the same faults.
+//! The same rules in the same order produce the same faults for the same requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -34,9 +34,9 @@ impl fmt::Display for Service {
     }
 }
 
-/// What happens to a request that a rule picks.
+/// The effect of a rule on a request that it hits.
 ///
-/// "Applied" says whether the service has carried out the request.
+/// "Applied" means that the service has carried out the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Effect {
@@ -44,28 +44,30 @@ pub enum Effect {
     FailBefore {
         /// The error type, such as `InternalFailure`.
         code: String,
-        /// The HTTP status: an SDK retries 5xx by itself.
+        /// The HTTP status: an SDK retries 5xx on its own.
         status: u16,
     },
     /// Applied, then an error reply.
     FailAfter {
         /// The error type, such as `InternalFailure`.
         code: String,
-        /// The HTTP status: an SDK retries 5xx by itself.
+        /// The HTTP status: an SDK retries 5xx on its own.
         status: u16,
     },
     /// The service's own throttling error; not applied.
     Throttle,
-    /// Carried out after this time; later rules still apply. In JSON `{"delay_ms": 250}`.
+    /// Carried out after this delay; later rules still apply. In JSON `{"delay_ms": 250}`.
     #[serde(rename = "delay_ms", serialize_with = "to_millis", deserialize_with = "from_millis")]
     Delay(Duration),
-    /// Refused, and not applied, if the signature is dated more than five minutes from the services'
-    /// clock, as AWS does to a caller whose clock is wrong; other requests are not changed. Together
-    /// with [`Clock::advance`](crate::Clock::advance) it stands for a clock that is wrong or jumps.
+    /// Refused, and not applied, if the signature's date is more than five minutes from the
+    /// services' clock, as AWS does for a caller whose clock is wrong; other requests are not
+    /// changed. Together with [`Clock::advance`](crate::Clock::advance) it simulates a clock that is
+    /// wrong or jumps.
     CheckDate,
     /// Never answered; not applied. The caller's own timeout ends it.
     Hang,
-    /// Applied; never answered. The caller's own timeout ends it, and leaves it in doubt.
+    /// Applied; never answered. The caller's own timeout ends it, and the caller cannot know the
+    /// outcome.
     HangAfter,
     /// Applied; the connection breaks in the middle of the reply.
     DropHalfReply,
@@ -73,8 +75,8 @@ pub enum Effect {
     Disconnect,
     /// Applied; the connection breaks before the reply.
     DisconnectAfter,
-    /// Applied; an event stream says nothing after so many events, and its connection stays open.
-    /// Other replies are not changed. In JSON `{"fall_silent_after": 20}`.
+    /// Applied; an event stream sends nothing after this many events, and its connection stays
+    /// open. Other replies are not changed. In JSON `{"fall_silent_after": 20}`.
     #[serde(rename = "fall_silent_after")]
     FallSilent(usize),
 }
@@ -87,12 +89,12 @@ fn from_millis<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error>
     u64::deserialize(from).map(Duration::from_millis)
 }
 
-/// Which requests are hit, and by what.
+/// A fault rule: the requests that it matches, and its effect.
 ///
-/// A field that is not set matches everything, so `Rule::new(effect)` hits every request of
-/// every client for ever.
+/// A field that is not set matches everything: `Rule::new(effect)` hits every request of every
+/// client.
 ///
-/// # Example: two throttled writes, then peace
+/// # Example: two throttled writes
 ///
 /// ```
 /// use local_aws::{Effect, LocalAws, Rule, Service};
@@ -117,16 +119,16 @@ pub struct Rule {
     /// Only requests whose body contains this text: a shard id, a lease key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub containing: Option<String>,
-    /// Lets so many matching requests pass first.
+    /// Lets this many matching requests pass first.
     #[serde(default)]
     pub skip: u64,
-    /// Hits at most so many; no limit if absent.
+    /// Hits at most this many; no limit if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<u64>,
-    /// Chance of being hit, 0 to 1, drawn from the rule's own seeded generator.
+    /// The probability of a hit, 0 to 1, drawn from the rule's own seeded generator.
     #[serde(default = "always")]
     pub probability: f64,
-    /// What happens.
+    /// The effect.
     pub effect: Effect,
 }
 
@@ -135,7 +137,7 @@ fn always() -> f64 {
 }
 
 impl Rule {
-    /// A rule that hits every request.
+    /// Creates a rule that hits every request.
     #[must_use]
     pub fn new(effect: Effect) -> Self {
         Self {
@@ -150,28 +152,28 @@ impl Rule {
         }
     }
 
-    /// Only requests of this client.
+    /// Restricts the rule to requests of this client.
     #[must_use]
     pub fn client(mut self, client: impl Into<String>) -> Self {
         self.client = Some(client.into());
         self
     }
 
-    /// Only requests to this service.
+    /// Restricts the rule to requests to this service.
     #[must_use]
     pub fn service(mut self, service: Service) -> Self {
         self.service = Some(service);
         self
     }
 
-    /// Only this operation, such as `PutRecord`.
+    /// Restricts the rule to this operation, such as `PutRecord`.
     #[must_use]
     pub fn operation(mut self, operation: impl Into<String>) -> Self {
         self.operation = Some(operation.into());
         self
     }
 
-    /// Only requests whose body contains this text.
+    /// Restricts the rule to requests whose body contains this text.
     #[must_use]
     pub fn containing(mut self, text: impl Into<String>) -> Self {
         self.containing = Some(text.into());
@@ -192,14 +194,14 @@ impl Rule {
         self
     }
 
-    /// Hits each matching request with this chance, 0 to 1.
+    /// Hits each matching request with this probability, 0 to 1.
     #[must_use]
     pub fn probability(mut self, probability: f64) -> Self {
         self.probability = probability;
         self
     }
 
-    /// What is wrong with a rule that came from outside, if anything.
+    /// Returns what is invalid in a rule that was received from outside, if anything.
     pub(crate) fn complaint(&self) -> Option<String> {
         if !(0.0..=1.0).contains(&self.probability) {
             return Some(format!("`probability` is {}, must be 0 to 1", self.probability));
@@ -242,7 +244,7 @@ fn contains(body: &[u8], text: &[u8]) -> bool {
     text.is_empty() || body.windows(text.len()).any(|window| window == text)
 }
 
-/// Names a rule, for removing it.
+/// The id of a rule, for removing it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RuleId(pub(crate) u64);
@@ -253,10 +255,10 @@ impl fmt::Display for RuleId {
     }
 }
 
-/// A rule in force and what it has done.
+/// A rule in force and its counters.
 #[derive(Clone, Debug, Serialize)]
 pub struct RuleStatus {
-    /// Its id.
+    /// The id.
     pub id: RuleId,
     /// The rule.
     pub rule: Rule,
@@ -266,7 +268,7 @@ pub struct RuleStatus {
     pub fired: u64,
 }
 
-/// What a rule looks at.
+/// The properties of a request that rules match.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Subject<'a> {
     pub(crate) client: &'a str,
@@ -275,10 +277,10 @@ pub(crate) struct Subject<'a> {
     pub(crate) body: &'a [u8],
 }
 
-/// What the rules say about one request.
+/// The decision about one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    /// To wait first.
+    /// How long to wait first.
     pub(crate) delay: Duration,
     /// The first effect that is not a delay.
     pub(crate) effect: Option<Effect>,
@@ -325,13 +327,12 @@ impl Faults {
         Self { seed, rules: Arc::default(), partitioned: watch::Sender::new(BTreeSet::new()) }
     }
 
-    /// Puts a rule in force, after those added earlier.
+    /// Adds a rule after those added earlier.
     pub fn add(&self, rule: Rule) -> RuleId {
         self.with_rules(|rules| {
             rules.added += 1;
             let id = RuleId(rules.added);
-            // Each rule has its own generator, so that one rule's draws do not depend on
-            // which other rules exist.
+            // Each rule has its own generator, so that its draws do not depend on other rules.
             let rng =
                 fastrand::Rng::with_seed(self.seed ^ id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15));
             rules.active.insert(id, Active { rule, matched: 0, fired: 0, rng });
@@ -339,24 +340,24 @@ impl Faults {
         })
     }
 
-    /// Ends a rule; false if there is none with this id.
+    /// Removes a rule; returns false if there is none with this id.
     pub fn remove(&self, id: RuleId) -> bool {
         self.with_rules(|rules| rules.active.remove(&id).is_some())
     }
 
-    /// Ends all rules and heals all partitions.
+    /// Removes all rules and heals all partitions.
     pub fn clear(&self) {
         self.with_rules(|rules| rules.active.clear());
         self.partitioned.send_modify(BTreeSet::clear);
     }
 
-    /// How many requests the rule has hit; 0 if it is gone.
+    /// Returns how many requests the rule has hit; 0 if it was removed.
     #[must_use]
     pub fn fired(&self, id: RuleId) -> u64 {
         self.with_rules(|rules| rules.active.get(&id).map_or(0, |active| active.fired))
     }
 
-    /// All rules in force, in the order in which they are tried.
+    /// Returns all rules in force, in the order in which they are evaluated.
     #[must_use]
     pub fn rules(&self) -> Vec<RuleStatus> {
         self.with_rules(|rules| {
@@ -373,11 +374,11 @@ impl Faults {
         })
     }
 
-    /// Cuts `client` off from both services.
+    /// Partitions `client` from both services.
     ///
-    /// Its requests get no answer and are not applied, also those that a rule delays at this
-    /// moment; event streams fall silent. When the client is healed, whatever is still waiting
-    /// ends with a broken connection. For a reply that is lost, see [`Effect::HangAfter`].
+    /// Its requests get no answer and are not applied, including those that a rule delays at this
+    /// moment; event streams fall silent. When the partition is healed, every call that still waits
+    /// ends with a broken connection. For a lost reply, see [`Effect::HangAfter`].
     pub fn partition(&self, client: &str) {
         self.partitioned.send_modify(|clients| {
             clients.insert(client.to_owned());
@@ -391,7 +392,7 @@ impl Faults {
         });
     }
 
-    /// The clients that are cut off.
+    /// Returns the partitioned clients.
     #[must_use]
     pub fn partitioned(&self) -> BTreeSet<String> {
         self.partitioned.borrow().clone()
@@ -401,7 +402,7 @@ impl Faults {
         self.partitioned.borrow().contains(client)
     }
 
-    /// Waits until `client` is not cut off.
+    /// Waits until `client` is not partitioned.
     pub(crate) async fn healed(&self, client: &str) {
         self.partitioned
             .subscribe()
@@ -410,7 +411,7 @@ impl Faults {
             .expect("the sender lives in self");
     }
 
-    /// What shall happen to `request`. Counts it, so ask once per request.
+    /// Decides the fate of `request`. It is counted, so call this once per request.
     pub(crate) fn judge(&self, request: &Subject<'_>) -> Verdict {
         self.with_rules(|rules| {
             let mut verdict = Verdict::default();
@@ -420,6 +421,7 @@ impl Faults {
                         verdict.delay += by;
                     } else {
                         verdict.effect = Some(active.rule.effect.clone());
+                        // Later rules do not count a request that is already decided.
                         break;
                     }
                 }

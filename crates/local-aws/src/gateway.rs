@@ -1,8 +1,8 @@
-//! One request in, one reply out: what the socket server and the in-process client share.
+//! The gateway: one request in, one reply out, for the socket server and the in-process client.
 //!
-//! Owns reading the operation from the headers, asking the fault rules, calling the service,
-//! counting the request, and the reply's headers. Never opens a socket and never decides what
-//! goes wrong: `server` and `connector` do the first, `faults` the second.
+//! Reads the operation from the headers, consults the fault rules, calls the service, counts the
+//! request, and sets the headers of the reply. Never opens a socket and never decides which faults
+//! occur: `server` and `connector` do the first, `faults` the second.
 
 use std::future::pending;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,13 +26,13 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const SIGNED_AT: HeaderName = HeaderName::from_static("x-amz-date");
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 
-/// How far the date of a signature may be from the service's time.
+/// The largest allowed distance between the date of a signature and the service's time.
 const DATE_MARGIN_SECONDS: i64 = 5 * 60;
 
-/// How the log calls a request that got no reply.
+/// The outcome in the log of a request without a reply.
 const NO_REPLY: &str = "no reply";
 
-/// Both services, and what stands in front of them.
+/// Both services and the components in front of them.
 pub(crate) struct Gateway {
     pub(crate) clock: Clock,
     pub(crate) faults: Faults,
@@ -40,12 +40,12 @@ pub(crate) struct Gateway {
     pub(crate) kinesis: Kinesis,
     pub(crate) dynamo: Dynamo,
     pub(crate) replies: AtomicU64,
-    /// Held, not read: the data directory is ours as long as this file is open.
+    /// Held, not read: the file is the lock on the data directory while it is open.
     #[expect(dead_code, reason = "its lock is what matters")]
     pub(crate) lock: Option<std::fs::File>,
 }
 
-/// A request whose headers made sense.
+/// A request with valid headers.
 struct Call {
     client: String,
     service: Service,
@@ -55,7 +55,7 @@ struct Call {
     body: Bytes,
 }
 
-/// A reply before it has HTTP headers.
+/// A reply without its HTTP headers.
 enum Answer {
     Body(Bytes),
     EventStream(futures_util::stream::BoxStream<'static, Bytes>),
@@ -63,11 +63,11 @@ enum Answer {
 }
 
 impl Gateway {
-    /// Answers one request of `client`; `Broken` means that the connection shall break.
+    /// Answers one request of `client`; `Broken` means that the connection must break.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before it is applied, a request does nothing; there is no await between
+    /// A request that is dropped before it is applied has no effect; there is no await between
     /// applying and replying.
     pub(crate) async fn answer(
         &self,
@@ -88,12 +88,13 @@ impl Gateway {
         Ok(self.response(service, format, body))
     }
 
-    /// Applies the request as far as faults let it, and counts it.
+    /// Applies the request unless a fault prevents it, and counts it.
     async fn carry_out(&self, call: &Call) -> Result<(Option<Failure>, ReplyBody), Broken> {
         self.reach(call).await?;
         let verdict = self.faults.judge(&call.subject());
         if !verdict.delay.is_zero() {
             tokio::time::sleep(verdict.delay).await;
+            // Again, because a partition may have begun during the delay.
             self.reach(call).await?;
         }
         let answer = match &verdict.effect {
@@ -146,8 +147,8 @@ impl Gateway {
         Ok(self.body_of(call, answer))
     }
 
-    /// Passes at once unless the client is cut off; then waits for the end of that, and
-    /// breaks the connection.
+    /// Returns at once unless the client is partitioned; otherwise waits for the end of the
+    /// partition and breaks the connection.
     async fn reach(&self, call: &Call) -> Result<(), Broken> {
         if !self.faults.is_partitioned(&call.client) {
             return Ok(());
@@ -157,7 +158,7 @@ impl Gateway {
         Err(Broken)
     }
 
-    /// What AWS answers to a signature whose date is not its own time.
+    /// Returns AWS's answer to a signature whose date differs from the service's time.
     fn date_refused(&self, call: &Call) -> Option<Answer> {
         let signed_at = call.signed_at.as_deref()?;
         let signed = seconds_of(signed_at)?;
@@ -199,7 +200,7 @@ impl Gateway {
         self.requests.add(&call.client, call.service, &call.operation, outcome);
     }
 
-    /// The body of a reply; an event stream breaks when its client is cut off.
+    /// Returns the body of a reply; an event stream breaks when its client is partitioned.
     fn body_of(&self, call: &Call, answer: Answer) -> (Option<Failure>, ReplyBody) {
         match answer {
             Answer::EventStream(frames) => {
@@ -237,7 +238,7 @@ impl Gateway {
         response
     }
 
-    /// Shaped like the services' ids; counted rather than random.
+    /// Returns an id in the form of the services' ids; counted rather than random.
     fn next_request_id(&self) -> HeaderValue {
         let n = self.replies.fetch_add(1, Ordering::Relaxed);
         HeaderValue::from_str(&format!("10ca1a35-0000-4000-8000-{n:012x}"))
@@ -245,7 +246,7 @@ impl Gateway {
     }
 }
 
-/// Status and type of a reply that is an error.
+/// The status and the error type of an error reply.
 struct Failure {
     status: u16,
     code: String,
@@ -275,7 +276,7 @@ impl Answer {
 }
 
 impl Call {
-    /// The call that the headers name, if they name one.
+    /// Returns the call that the headers describe, if they are valid.
     fn read(client: &str, request: Request<Bytes>) -> Option<Self> {
         let (parts, body) = request.into_parts();
         let (prefix, operation) = parts.headers.get(TARGET)?.to_str().ok()?.split_once('.')?;
@@ -304,7 +305,8 @@ impl Call {
     }
 }
 
-/// JSON unless the header says otherwise: a body that is not JSON is then refused as such.
+/// Returns the format; JSON unless the header selects another one: a body that is not JSON is then
+/// refused as such.
 fn format_of(headers: &HeaderMap) -> Format {
     headers
         .get(CONTENT_TYPE)
@@ -317,7 +319,7 @@ fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-/// The seconds since 1970 of a date in the form of signatures, `20260131T120000Z`.
+/// Returns the seconds since 1970 of a date in the format of signatures, `20260131T120000Z`.
 fn seconds_of(date: &str) -> Option<i64> {
     let part = |range| date.get(range);
     let (year, month, day) = (part(0..4)?, part(4..6)?, part(6..8)?);
@@ -326,7 +328,7 @@ fn seconds_of(date: &str) -> Option<i64> {
     Some(DateTime::from_str(&text, DateFormat::DateTime).ok()?.secs())
 }
 
-/// The access key id that signed the request, which is how callers over HTTP are named.
+/// Returns the access key ID that signed the request, which identifies callers over HTTP.
 pub(crate) fn caller(headers: &HeaderMap) -> &str {
     headers
         .get(http::header::AUTHORIZATION)
@@ -336,8 +338,8 @@ pub(crate) fn caller(headers: &HeaderMap) -> &str {
         .map_or("anonymous", |(key, _)| key)
 }
 
-/// What the service says when a caller is too fast. Kinesis and DynamoDB have one error for
-/// records and items and another for everything about streams and tables.
+/// Returns the service's throttling error for an operation. Kinesis and DynamoDB each have one
+/// error for records and items and another for operations on streams and tables.
 fn throttling_error(service: Service, operation: &str) -> &'static str {
     match (service, operation) {
         (Service::Kinesis, "PutRecord" | "PutRecords" | "GetRecords" | "GetShardIterator") => {

@@ -1,13 +1,13 @@
 //! Kinesis and DynamoDB on one loopback port, or in process, for demos and tests.
 //!
-//! No account, no Docker, no network. A [`LocalAws`] holds both services. Programs in this
-//! process reach them through [`LocalAws::sdk_config`], without a socket; any other program
+//! Needs no account, no Docker and no network. A [`LocalAws`] contains both services. Programs in
+//! this process reach them through [`LocalAws::sdk_config`], without a socket; any other program
 //! through [`LocalAws::serve`] or the `local-aws` binary, by the endpoint URL it prints.
 //!
-//! All time is tokio's ([`Clock`]), so a test on paused time drives iterators, retention and
-//! sessions, and [`Clock::advance`] jumps ahead. What goes wrong is said by [`Faults`]: seeded
-//! rules that fail, delay, hang or half-answer the requests of one client or of all.
-//! [`RequestLog`] tells who called what.
+//! All time is tokio's ([`Clock`]), so that a test on paused time drives iterators, retention and
+//! sessions, and [`Clock::advance`] jumps ahead. [`Faults`] injects faults: seeded rules that fail,
+//! delay, hang or half-answer the requests of one client or of all. [`RequestLog`] counts the calls
+//! of each client.
 //!
 //! # Example: a record, in process
 //!
@@ -38,10 +38,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # What it is not
+//! # Limits
 //!
 //! Not for production: no authentication, no authorisation, one process. Streams are kept in
-//! memory, bounded by their retention; DynamoDB runs one operation at a time.
+//! memory, bounded by their retention; DynamoDB executes one operation at a time.
 
 mod body;
 mod builder;
@@ -71,10 +71,10 @@ pub use faults::{Effect, Faults, Rule, RuleId, RuleStatus, Service};
 pub use request_log::{RequestCount, RequestLog};
 pub use server::Server;
 
-/// The region both services are in.
+/// The region of both services.
 pub const REGION: &str = "us-east-1";
 
-/// Both services, in this process; cheap to clone, clones are the same services.
+/// Both services, in this process; cheap to clone, clones share the services.
 #[derive(Clone)]
 pub struct LocalAws {
     gateway: Arc<gateway::Gateway>,
@@ -87,17 +87,17 @@ impl std::fmt::Debug for LocalAws {
 }
 
 impl LocalAws {
-    /// Empty services that are gone when the last clone is dropped.
+    /// Creates empty services that are dropped with the last clone.
     ///
     /// # Panics
     ///
-    /// When an empty database cannot be made in memory.
+    /// If an empty in-memory database cannot be created.
     #[must_use]
     pub fn in_memory() -> Self {
         Self::builder().build().expect("an empty database in memory needs nothing but memory")
     }
 
-    /// Services with limits, kept data, a seed or a clock of their own.
+    /// Returns a builder, to set limits, a data directory, a seed or a clock.
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -106,7 +106,7 @@ impl LocalAws {
     ///
     /// # Errors
     ///
-    /// When no socket can be bound.
+    /// No socket can be bound.
     pub async fn serve(&self) -> io::Result<Server> {
         self.serve_on(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await
     }
@@ -115,29 +115,28 @@ impl LocalAws {
     ///
     /// # Errors
     ///
-    /// When the address cannot be bound: as a rule, because the port is taken.
+    /// The address cannot be bound, usually because the port is in use.
     pub async fn serve_on(&self, addr: SocketAddr) -> io::Result<Server> {
         Server::bind(self.gateway.clone(), addr).await
     }
 
-    /// An HTTP client for the SDK that calls the services without a socket. `client` names
+    /// Creates an HTTP client for the SDK that calls the services without a socket. `client` names
     /// the caller for [`Faults`] and [`RequestLog`].
     #[must_use]
     pub fn http_client(&self, client: &str) -> SharedHttpClient {
         connector::http_client(self.gateway.clone(), client)
     }
 
-    /// What [`http_client`](Self::http_client) calls, for whoever puts something of their own
-    /// between the SDK and the services.
+    /// Creates the connector that [`http_client`](Self::http_client) uses, for a caller that puts a
+    /// layer of its own between the SDK and the services.
     #[must_use]
     pub fn http_connector(&self, client: &str) -> SharedHttpConnector {
         connector::http_connector(self.gateway.clone(), client)
     }
 
-    /// An SDK configuration for calling the services without a socket, as `client`.
+    /// Creates an SDK configuration for calling the services without a socket, as `client`.
     ///
-    /// Reads no environment variable and no file. Everything that the SDK retries or limits
-    /// by default, it does here too.
+    /// Reads no environment variable and no file. Retries and timeouts are the SDK's defaults.
     #[must_use]
     pub fn sdk_config(&self, client: &str) -> SdkConfig {
         let keys = Credentials::new(client, "not-a-secret", None, None, "local-aws");
@@ -145,25 +144,25 @@ impl LocalAws {
             .behavior_version(BehaviorVersion::latest())
             .region(Region::from_static(REGION))
             .credentials_provider(SharedCredentialsProvider::new(keys))
-            // Never asked: but should the HTTP client be replaced, nothing reaches AWS.
+            // Never resolved; but if the HTTP client is replaced, no request reaches AWS.
             .endpoint_url("http://local-aws.invalid")
             .http_client(self.http_client(client))
             .build()
     }
 
-    /// The clock that both services live on.
+    /// Returns the clock of both services.
     #[must_use]
     pub fn clock(&self) -> &Clock {
         &self.gateway.clock
     }
 
-    /// What goes wrong on purpose.
+    /// Returns the fault rules.
     #[must_use]
     pub fn faults(&self) -> &Faults {
         &self.gateway.faults
     }
 
-    /// Who called what.
+    /// Returns the request log.
     #[must_use]
     pub fn requests(&self) -> &RequestLog {
         &self.gateway.requests

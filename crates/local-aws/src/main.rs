@@ -1,7 +1,8 @@
 //! `local-aws`: Kinesis and DynamoDB for any AWS SDK or CLI on this machine.
 //!
-//! stdout is four `export` lines behind a comment with the endpoint, so that a shell can read
-//! them; stderr is everything else. Owns the life of the process; `cli` declares the flags.
+//! Prints four `export` lines and a comment with the endpoint on stdout, so that a shell can
+//! evaluate them; everything else goes to stderr. Owns the life of the process; `cli` declares the
+//! flags.
 
 mod cli;
 
@@ -34,7 +35,7 @@ fn is_set(variable: &str) -> bool {
 }
 
 async fn run(options: cli::Options) -> anyhow::Result<()> {
-    // Listened for before anything is promised on stdout.
+    // Signals are handled before anything is printed, because a reader of the output may send one.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("Ctrl-C cannot be handled")?;
     let address = cli::address(options.port);
@@ -52,7 +53,7 @@ async fn run(options: cli::Options) -> anyhow::Result<()> {
 
 fn announce(endpoint: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    // boto3 and the first AWS CLI read the second name of the region only.
+    // boto3 and the first AWS CLI read only the second name of the region.
     writeln!(out, "# local-aws serves Kinesis and DynamoDB at {endpoint}")?;
     writeln!(out, "export AWS_ENDPOINT_URL={endpoint}")?;
     writeln!(out, "export AWS_REGION={REGION} AWS_DEFAULT_REGION={REGION}")?;

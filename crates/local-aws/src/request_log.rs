@@ -1,9 +1,9 @@
-//! Who called what, and how it ended.
+//! The request log: which client called what, and with which outcome.
 //!
-//! Owns counts per client, service, operation and outcome, so that a test can ask which
-//! operations a program really uses, or wait until a call has been answered. Bounded: past
-//! [`MOST_ROWS`] distinct rows everything new is counted under one client called `others`.
-//! Never keeps a request or a reply.
+//! Owns counts per client, service, operation and outcome, so that a test can check which
+//! operations a program uses, or wait until a call has been answered. Bounded: beyond [`MOST_ROWS`]
+//! distinct rows every new combination is counted under the client `others`. Never stores a request
+//! or a reply.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,13 +14,14 @@ use tokio::sync::watch;
 
 use crate::faults::Service;
 
-/// A hundred clients calling a hundred operations each; more is a program making up names.
+/// A hundred clients with a hundred operations each; more come only from a program that invents
+/// names.
 const MOST_ROWS: usize = 10_000;
 
 /// The client of everything beyond [`MOST_ROWS`].
 const OTHERS: &str = "others";
 
-/// One line of the log: a caller, what it called, how that ended, and how often.
+/// A row of the log: the caller, the operation, the outcome, and the number of requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RequestCount {
     /// The name given to [`http_client`](crate::LocalAws::http_client), or the access key id.
@@ -31,7 +32,7 @@ pub struct RequestCount {
     pub operation: String,
     /// `ok`, the error code of the reply, or `no reply`.
     pub outcome: String,
-    /// How many requests ended this way.
+    /// The number of requests with this outcome.
     pub count: u64,
 }
 
@@ -60,7 +61,7 @@ impl RequestLog {
         self.changed.send_replace(());
     }
 
-    /// Everything counted so far, ordered by client, service and operation.
+    /// Returns all counts, ordered by client, service and operation.
     #[must_use]
     pub fn counts(&self) -> Vec<RequestCount> {
         self.with_rows(|rows| {
@@ -76,8 +77,8 @@ impl RequestLog {
         })
     }
 
-    /// What `client` has called, as `kinesis:PutRecord` or `dynamodb:UpdateItem`: the form in
-    /// which policies name actions.
+    /// Returns the operations that `client` has called, as `kinesis:PutRecord` or
+    /// `dynamodb:UpdateItem`, which is the form of actions in policies.
     #[must_use]
     pub fn operations(&self, client: &str) -> BTreeSet<String> {
         self.with_rows(|rows| {
@@ -88,7 +89,7 @@ impl RequestLog {
         })
     }
 
-    /// How many requests of `client` for `operation` (such as `PutRecord`) have ended.
+    /// Returns how many requests of `client` for `operation` (such as `PutRecord`) have completed.
     #[must_use]
     pub fn count(&self, client: &str, operation: &str) -> u64 {
         self.with_rows(|rows| {
@@ -99,22 +100,22 @@ impl RequestLog {
         })
     }
 
-    /// Waits until at least `count` requests of `client` for `operation` have ended.
+    /// Waits until at least `count` requests of `client` for `operation` have completed.
     ///
     /// # Cancel safety
     ///
-    /// Only waits; dropping it changes nothing.
+    /// Dropping the future has no effect.
     pub async fn wait_for(&self, client: &str, operation: &str, count: u64) {
         let mut changed = self.changed.subscribe();
         while self.count(client, operation) < count {
             if changed.changed().await.is_err() {
-                // The sender lives in `self`: this cannot happen, and must not spin.
+                // Unreachable, because `self` owns the sender; but the loop must not spin.
                 return;
             }
         }
     }
 
-    /// Forgets all counts.
+    /// Resets all counts.
     pub fn clear(&self) {
         self.with_rows(BTreeMap::clear);
     }

@@ -1,9 +1,9 @@
 //! Both services on one loopback port, HTTP/1.1 and HTTP/2 without TLS.
 //!
-//! Owns the listener, the connections and every task they need: all run in one set that
-//! [`Server::shutdown`] joins and dropping the [`Server`] aborts. Reads whole request bodies
-//! up to a limit; replies stream. Never decides what a reply is: that is the gateway's, and
-//! below `/_local-aws/` the control interface's.
+//! Owns the listener, the connections and all their tasks: all run in one set, which
+//! [`Server::shutdown`] joins and dropping the [`Server`] aborts. Reads complete request bodies up
+//! to a limit; replies stream. Never decides on a reply: that is the gateway's job, and below
+//! `/_local-aws/` the control interface's.
 
 use std::future::Future;
 use std::io;
@@ -29,17 +29,17 @@ use crate::body::{Broken, ReplyBody};
 use crate::control;
 use crate::gateway::{Gateway, caller};
 
-/// 10 MiB of records, the most that PutRecords takes, are 14 MiB of JSON; BatchWriteItem
-/// takes 16 MiB.
+/// 10 MiB of records, the most that PutRecords accepts, are 14 MiB of JSON; BatchWriteItem accepts
+/// 16 MiB.
 const LARGEST_BODY: usize = 24 << 20;
 
-/// How long [`Server::shutdown`] waits for requests that are being answered. An event stream
-/// or a hung request would keep it waiting for ever.
+/// How long [`Server::shutdown`] waits for requests in flight. An event stream or a hung request
+/// would never end.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// A running server; see [`LocalAws::serve`](crate::LocalAws::serve).
 ///
-/// Dropping it ends it at once, requests in flight included.
+/// Dropping it stops it at once, requests in flight included.
 #[derive(Debug)]
 pub struct Server {
     addr: SocketAddr,
@@ -57,24 +57,24 @@ impl Server {
         Ok(Self { addr, stop, tasks })
     }
 
-    /// What to give an SDK as endpoint URL.
+    /// Returns the endpoint URL for an SDK.
     #[must_use]
     pub fn endpoint_url(&self) -> String {
         format!("http://{}", self.addr)
     }
 
-    /// Where it listens.
+    /// Returns the address that it listens on.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Takes no new requests, lets those in flight finish for half a second, and returns when
-    /// every task has ended.
+    /// Accepts no new requests, waits half a second for those in flight, and returns when every
+    /// task has ended.
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-way, it ends everything at once.
+    /// Dropping the future stops everything at once.
     pub async fn shutdown(self) {
         self.stop.cancel();
         let mut tasks = self.tasks.take();
@@ -91,15 +91,14 @@ impl Drop for Server {
     }
 }
 
-/// Every task of a server: the listener, the connections, and the HTTP/2 streams that hyper
-/// spawns.
+/// All tasks of a server: the listener, the connections, and the HTTP/2 streams that hyper spawns.
 #[derive(Clone, Debug)]
 struct Tasks(Arc<Mutex<Option<JoinSet<()>>>>);
 
 impl Tasks {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.0.lock();
-        // After `take` nothing new starts: the task is dropped unstarted.
+        // After `take` no task starts: the new one is dropped unstarted.
         if let Some(tasks) = tasks.as_mut() {
             while tasks.try_join_next().is_some() {}
             tasks.spawn(task);
@@ -140,7 +139,8 @@ async fn accept(
                 tasks.spawn(serve(stream, gateway.clone(), stop.clone(), tasks.clone()));
             }
             Err(error) => {
-                // Out of file descriptors, as a rule: some come back when connections end.
+                // Usually the process is out of file descriptors, and some become free when
+                // connections end.
                 tracing::warn!(%error, "a connection cannot be accepted");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -154,7 +154,7 @@ async fn serve(stream: TcpStream, gateway: Arc<Gateway>, stop: CancellationToken
         tracing::debug!(%error, "replies on this connection may be slow");
     }
     let mut builder = auto::Builder::new(tasks);
-    // The date is the clock's, which tests move.
+    // The date comes from the clock, which tests move, and not from hyper.
     builder.http1().auto_date_header(false);
     builder.http2().auto_date_header(false);
     let service = service_fn(move |request| respond(gateway.clone(), request));

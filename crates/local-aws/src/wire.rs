@@ -1,7 +1,6 @@
-//! How requests and replies look on the wire: AWS JSON 1.1, and the CBOR 1.1 that Java clients
-//! speak.
+//! The encodings of requests and replies: AWS JSON 1.1, and CBOR 1.1, which Java clients use.
 //!
-//! It knows encodings and the shape of an error, and never what an operation means.
+//! Knows encodings and the shape of an error, never the meaning of an operation.
 
 use std::fmt;
 
@@ -20,7 +19,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// The format that a `Content-Type` header names, if it is one of ours.
+    /// Returns the format that a `Content-Type` header names, if it is supported.
     pub(crate) fn from_content_type(value: &str) -> Option<Self> {
         match value.split(';').next().unwrap_or_default().trim() {
             "application/x-amz-json-1.1" | "application/json" => Some(Self::Json),
@@ -29,7 +28,7 @@ impl Format {
         }
     }
 
-    /// The `Content-Type` of replies.
+    /// Returns the `Content-Type` of replies.
     pub(crate) fn content_type(self) -> &'static str {
         match self {
             Self::Json => "application/x-amz-json-1.1",
@@ -37,12 +36,12 @@ impl Format {
         }
     }
 
-    /// Reads a request; an empty body is the empty request.
+    /// Decodes a request; an empty body is the empty request.
     ///
     /// # Errors
     ///
-    /// `ValidationException` when a required member is missing, `SerializationException` when the
-    /// text is not of this format or a member has another type.
+    /// `ValidationException` if a required member is missing, `SerializationException` if the body
+    /// is not in this format or a member has another type.
     pub(crate) fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T, ApiError> {
         let message = match self {
             Self::Json => {
@@ -64,7 +63,7 @@ impl Format {
         Err(ApiError::from_decoding(message))
     }
 
-    /// Writes a reply into one buffer that has room for `capacity` bytes.
+    /// Encodes a reply into one buffer with room for `capacity` bytes.
     pub(crate) fn encode<T: Serialize>(self, reply: &T, capacity: usize) -> Bytes {
         let mut buffer = Vec::with_capacity(capacity);
         match self {
@@ -77,25 +76,25 @@ impl Format {
     }
 }
 
-/// What a service refused, in the service's own words.
+/// A refused request, in the service's words.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ApiError {
-    /// The exception's name, such as `ResourceNotFoundException`; also the value of the header
+    /// The name of the exception, such as `ResourceNotFoundException`; also the value of the header
     /// `x-amzn-errortype`.
     pub code: &'static str,
-    /// What was wrong, for people.
+    /// The reason, for people.
     pub message: String,
-    /// 400 when the caller is at fault, 500 when the service is.
+    /// 400 for an error of the caller, 500 for an error of the service.
     pub status: u16,
 }
 
 impl ApiError {
-    /// An error of the caller.
+    /// Creates an error of the caller.
     pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), status: 400 }
     }
 
-    /// An error of the service.
+    /// Creates an error of the service.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self { code: "InternalFailure", message: message.into(), status: 500 }
     }
@@ -123,17 +122,17 @@ impl fmt::Display for ApiError {
 
 impl std::error::Error for ApiError {}
 
-/// The service writes members in messages with a small first letter.
+/// Lowers the first letter of a member's name, as the service does in messages.
 fn lower_first(member: &str) -> String {
     let mut letters = member.chars();
     letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
 }
 
-/// What an operation answers.
+/// The answer of an operation.
 pub(crate) enum Reply {
-    /// A whole body.
+    /// A complete body.
     Body(Bytes),
-    /// Encoded event-stream messages, as they come.
+    /// Encoded event-stream messages, sent one by one.
     EventStream(BoxStream<'static, Bytes>),
 }
 
@@ -146,11 +145,11 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// Bytes of a user: base64 text in JSON, a byte string in CBOR.
+/// Binary data of a request: base64 text in JSON, a byte string in CBOR.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Blob(pub Bytes);
 
-/// Bytes of a user on their way out; encoded as a [`Blob`] is.
+/// Binary data of a reply; encoded as a [`Blob`] is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlobRef<'a>(pub &'a [u8]);
 
@@ -199,7 +198,7 @@ impl Visitor<'_> for BlobVisitor {
     }
 }
 
-/// A moment in milliseconds since 1970: seconds with a fraction in JSON, whole milliseconds in
+/// A timestamp in milliseconds since 1970: seconds with a fraction in JSON, whole milliseconds in
 /// CBOR.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Timestamp(pub i64);

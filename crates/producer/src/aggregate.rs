@@ -1,8 +1,10 @@
-//! Records of one shard into one Kinesis record, in the format of the Kinesis Producer Library.
+//! Packs records of one shard into one Kinesis record, in the format of the Kinesis Producer
+//! Library.
 //!
-//! Pure. A request holds at most one aggregate of each shard, and records leave the queue in the
-//! order in which they came, so no record is overtaken by a later one of its key: not when the
-//! service refuses some of a request, and not when it stores them in another order.
+//! Pure. A request contains at most one aggregate per shard, and records leave the queue in the
+//! order in which they were added. Therefore a record is never overtaken by a later record of its
+//! key, neither when the service refuses a part of a request nor when it stores that part in
+//! another order.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,34 +15,34 @@ use tokio::time::Instant;
 use crate::batch::{Entry, MAX_BYTES, Packed, Parcel, Queue};
 use crate::shards::ShardMap;
 
-/// The KPL's default. The service bills in steps of 25 KiB, so that larger ones save nothing more;
-/// what is sent again after a lost reply, and what a consumer holds at least, stays small; and with
-/// any key it is far from the service's 1 MiB.
+/// The KPL's default. The service bills in steps of 25 KiB, so that larger aggregates save nothing.
+/// The size bounds what is sent again after a lost reply and what a consumer must hold, and with
+/// any key it is far below the service's 1 MiB.
 pub(crate) const MOST_BYTES: usize = 50 * 1024;
 
-/// So many aggregates, with their keys, are a request at most.
+/// The largest number of aggregates, keys included, that fits into a request.
 const MOST_PARCELS: usize = MAX_BYTES / (MOST_BYTES + 1024);
 
-/// The KPL's default: how long a record may wait for others.
+/// How long a record may wait for others; the KPL's default.
 pub(crate) const MOST_WAIT: Duration = Duration::from_millis(100);
 
-/// Whether what waits has to be sent now: enough for an aggregate is there, or the oldest record
+/// Returns whether the waiting records have to be sent now: they fill an aggregate, or the oldest
 /// would wait too long if it waited for the next tick.
 pub(crate) fn is_due(waiting_bytes: usize, oldest: Instant, next_tick: Instant) -> bool {
     waiting_bytes >= MOST_BYTES || next_tick.saturating_duration_since(oldest) > MOST_WAIT
 }
 
 impl Queue {
-    /// Takes the records of the next request, packed; empty when nothing waits.
+    /// Takes the records of the next request, packed; empty if nothing waits.
     ///
-    /// A record that is alone in its shard, or whose shard is not known, is sent as it is.
+    /// A record that is the only one of its shard, or whose shard is unknown, is not packed.
     pub(crate) fn next_packed(&mut self, shards: &ShardMap) -> Vec<Parcel> {
         let mut open: BTreeMap<&str, Building> = BTreeMap::new();
         let (mut left, mut full) = (Vec::new(), 0);
         while full < shards.len().clamp(1, MOST_PARCELS)
             && let Some(entry) = self.waiting.pop_front()
         {
-            // Keys of no known shard stand together: they have an order too.
+            // Keys without a known shard form one group, because their order must be kept too.
             let home = shards.of(&entry.key).map_or("", |shard| &shard.id);
             if open.len() == MOST_PARCELS && !open.contains_key(home) {
                 left.push(entry);
@@ -56,7 +58,7 @@ impl Queue {
     }
 }
 
-/// The records of one shard in one request.
+/// The records of one shard in the request that is being built.
 struct Building {
     packer: Packer,
     entries: Vec<Entry>,
@@ -70,14 +72,15 @@ impl Default for Building {
 }
 
 impl Building {
-    /// Gives the record back if there is no room, then for all later ones too.
+    /// Adds the entry, or returns it if there is no room; from then on every later entry is
+    /// returned too.
     fn take(&mut self, entry: Entry, alone: bool) -> Option<Entry> {
         if self.is_full {
             return Some(entry);
         }
         let fits = self.packer.push(&entry.key, None, &entry.data);
         self.is_full = alone || !fits;
-        // What is larger than an aggregate goes alone, as it is.
+        // A record larger than an aggregate is sent alone and not packed.
         if !fits && !self.entries.is_empty() {
             return Some(entry);
         }
@@ -100,7 +103,7 @@ mod tests {
     use kpl_format::Aggregate;
     use proptest::prelude::*;
 
-    /// What a consumer of this parcel reads.
+    /// Returns the records that a consumer of this parcel reads.
     fn unpacked(parcel: &Parcel) -> Vec<Entry> {
         let Some(packed) = &parcel.packed else { return parcel.entries.clone() };
         let aggregate = Aggregate::read(packed.data.clone()).unwrap();
@@ -189,8 +192,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is refused, and although the shards change on the way: all records are stored,
-        /// those of a key in order, and no request has two parcels of a shard.
+        /// Whatever is refused, and although the stream is resharded meanwhile: all records are
+        /// stored, those of a key in order, and no request contains two parcels of a shard.
         #[test]
         fn order_is_kept_per_key_under_any_refusals_and_reshards(
             keys in prop::collection::vec(0_u8..40, 1..300),

@@ -1,4 +1,4 @@
-//! The Kinesis client of the producer: each call is tried once, for as long as is healthy.
+//! The Kinesis client of the producer: one attempt per call, with a timeout.
 //!
 //! Makes no call.
 
@@ -9,10 +9,11 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_kinesis::Client;
 
-/// An attempt that takes longer is lost; healthy puts take milliseconds.
+/// An attempt that takes longer is given up; healthy puts take milliseconds.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client that tries each call once: retries are ours, so that they can be seen and bounded.
+/// Creates a client without retries: the producer retries itself, so that retries are visible and
+/// bounded.
 pub(crate) fn client(config: &SdkConfig) -> Client {
     let timeouts = TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
     let config = aws_sdk_kinesis::config::Builder::from(config)

@@ -1,40 +1,40 @@
-//! Which records go into the next request, and where refused ones go.
+//! Selects the records of the next request, and returns refused records to the queue.
 //!
-//! Pure. PutRecords may refuse some records of a request and store others, and promises nothing
-//! about their order, so two records of one key in one request could change places. A batch
-//! therefore holds at most one record per key, and a refused record returns to its old place: no
-//! record is ever overtaken by a later one of its key. Exactly one batch is out at a time.
+//! Pure. PutRecords may refuse some records of a request and store others, and guarantees no order,
+//! so that two records of one key in one request could change places. Therefore a batch contains at
+//! most one record per key, and a refused record returns to its old place: no record is ever
+//! overtaken by a later one of its key. Exactly one batch is in flight at a time.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
-/// PutRecords takes at most 500 records.
+/// The largest number of records in a PutRecords request.
 pub(crate) const MAX_RECORDS: usize = 500;
 
-/// PutRecords took at most 5 MiB, data and keys together, for most of its life. The limit is higher
-/// today, but our records of 200 bytes never come near either, and emulators keep the old one.
+/// The former limit of a PutRecords request, data and keys together. Today's is higher, but records
+/// of 200 bytes come near neither, and emulators keep the old one.
 pub(crate) const MAX_BYTES: usize = 5 * 1024 * 1024;
 
-/// One record on its way.
+/// A record that is not stored yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) key: String,
     pub(crate) data: Vec<u8>,
 }
 
-/// One Kinesis record on its way: a record as it is, or several in an aggregate.
+/// A Kinesis record to be sent: a single record, or several in an aggregate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Parcel {
-    /// Never none; one if not packed.
+    /// Never empty; one entry if the parcel is not packed.
     pub(crate) entries: Vec<Entry>,
     pub(crate) packed: Option<Packed>,
 }
 
-/// An aggregate.
+/// The additional fields of an aggregate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Packed {
-    /// The shard that all its records belong to, as far as is known.
+    /// The shard that all its records belong to, according to the last listing.
     pub(crate) shard: String,
     pub(crate) data: Bytes,
 }
@@ -46,7 +46,8 @@ impl From<Entry> for Parcel {
 }
 
 impl Parcel {
-    /// The partition key: that of the first record, which brings the others to its shard.
+    /// Returns the partition key: that of the first record, whose hash key routes the others to its
+    /// shard too.
     pub(crate) fn key(&self) -> &str {
         &self.entries[0].key
     }
@@ -62,31 +63,32 @@ impl Entry {
     }
 }
 
-/// Records not yet stored, oldest first.
+/// The records that are not stored yet, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     pub(crate) waiting: VecDeque<Entry>,
 }
 
 impl Queue {
-    /// Adds a record behind all others.
+    /// Adds a record at the end.
     pub(crate) fn push(&mut self, entry: Entry) {
         self.waiting.push_back(entry);
     }
 
-    /// Whether nothing waits.
+    /// Returns whether no record waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// The size of what waits.
+    /// Returns the size of the waiting records.
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.waiting.iter().map(Entry::size_bytes).sum()
     }
 
-    /// Takes the records of the next request; empty when nothing waits.
+    /// Takes the records of the next request; empty if nothing waits.
     ///
-    /// A single record larger than the limit is handed out alone: the service gives the reason.
+    /// A single record larger than the limit is sent alone: the service's refusal states the
+    /// reason.
     pub(crate) fn next_batch(&mut self) -> Vec<Entry> {
         let mut batch: Vec<Entry> = Vec::new();
         let mut keys = BTreeSet::new();
@@ -99,7 +101,8 @@ impl Queue {
                 left.push(entry);
                 break;
             }
-            // Also marks the key when the record must wait, which changes nothing: it is there.
+            // The key is also marked when the record has to wait, which changes nothing: it was
+            // marked before.
             if keys.insert(entry.key.clone()) {
                 bytes += entry.size_bytes();
                 batch.push(entry);
@@ -111,7 +114,7 @@ impl Queue {
         batch
     }
 
-    /// Puts records that were taken out back to the front, in the order given.
+    /// Returns records that were taken to the front of the queue, in the given order.
     pub(crate) fn give_back(&mut self, entries: Vec<Entry>) {
         for entry in entries.into_iter().rev() {
             self.waiting.push_front(entry);
@@ -135,7 +138,7 @@ pub(crate) mod tests {
         queue
     }
 
-    /// The data of each key, in order.
+    /// Returns the data of each key, in order.
     pub(crate) fn by_key(entries: &[Entry]) -> BTreeMap<String, Vec<Vec<u8>>> {
         let mut map: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
         for entry in entries {
@@ -190,9 +193,8 @@ pub(crate) mod tests {
     }
 
     proptest! {
-        /// Whatever the service refuses, each key's records are stored in the order they were
-        /// made, and all of them. Within a request the service may store in any order (reversed
-        /// here).
+        /// Whatever the service refuses, all records of each key are stored in the order in which
+        /// they were created. Within a request the service may store in any order (reversed here).
         #[test]
         fn order_is_kept_per_key_under_any_refusals(
             keys in prop::collection::vec(0_u8..6, 1..200),

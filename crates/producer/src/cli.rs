@@ -1,17 +1,17 @@
-//! The command line as declared; nothing is checked or used here.
+//! The command line as declared. Nothing is validated here.
 //!
-//! Flags are spelt as in the workshop (see `aws_command::args`); the last of several wins. Defaults
-//! that depend on other flags, and all limits, are in `options`.
+//! Flags are spelt as in the workshop (see `aws_command::args`); the last occurrence of a flag
+//! wins. Defaults that depend on other flags, and all limits, are in `options`.
 
 use clap::Parser;
 
 const AFTER_HELP: &str = "\
 Flags may be written with one dash or two, and with a space or `=`: -name X, --name=X.
 
-A period on stdout is one request that stored records: one record by default, one batch of a herd.
-At the end stdout gets a newline and `sent N records`; everything else goes to stderr.
-Ctrl-C or SIGTERM ends in good order; a second one at once.
-A record may be stored twice if a reply was lost; records of one unicorn keep their order.
+A period on stdout is one request that stored records: one record by default, a batch with
+--unicorns. At the end stdout gets a newline and `sent N records`; everything else goes to stderr.
+The first Ctrl-C or SIGTERM shuts down gracefully; a second one exits immediately.
+A lost reply can store a record twice; the records of one unicorn keep their order.
 
 Exit codes: 0 done or stopped, 1 failed, 2 usage, 130 interrupted twice.";
 
@@ -48,30 +48,30 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "TIME", default_value = "1s", conflicts_with = "rate")]
     pub(crate) interval: String,
 
-    /// Size of the herd: NAME, Shadowfax, Bucephalus, Rocinante, Unicorn-0004 and so on
+    /// Number of unicorns: NAME, Shadowfax, Bucephalus, Rocinante, Unicorn-0004 and so on
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) unicorns: usize,
 
-    /// Records per second over the whole herd, instead of --interval; a request holds at most one
-    /// record of each unicorn, so high rates want large herds
+    /// Records per second over all unicorns, instead of --interval; a request contains at most one
+    /// record of each unicorn, so high rates need many unicorns
     #[arg(long, value_name = "R")]
     pub(crate) rate: Option<f64>,
 
-    /// Give up if nothing can be sent for so long for a reason that is transient, such as a network
-    /// that is down, throttling or a stream that is being created, and exit with 1 [default: never]
+    /// Give up and exit with 1 if a transient failure, such as a network outage, throttling or a
+    /// stream that is being created, blocks sending for this long [default: never]
     #[arg(long, value_name = "TIME")]
     pub(crate) timeout: Option<String>,
 
     /// Pack records of one shard into one Kinesis record, in the format of the Kinesis Producer
-    /// Library: at most 50 KiB of them, or what comes in 100 ms
+    /// Library: at most 50 KiB, or the records of 100 ms
     #[arg(long)]
     pub(crate) aggregate: bool,
 
-    /// Seed of all chance; the same seed makes the same rides [default: drawn]
+    /// Random seed; the same seed produces the same rides [default: random]
     #[arg(long, value_name = "SEED")]
     pub(crate) seed: Option<u64>,
 
-    /// Direction of all rides in radians, counted from east, anticlockwise
+    /// Direction of all rides in radians, counterclockwise from east
     #[arg(long, value_name = "RADIANS", hide = true, allow_negative_numbers = true)]
     pub(crate) bearing: Option<f64>,
 
@@ -172,28 +172,27 @@ mod tests {
               --count <N>               Stop after this many records [default: never]
               --interval <TIME>         Time between two measurements of a unicorn: 200ms, 1s, 1m, or a
                                         number of seconds [default: 1s]
-              --unicorns <N>            Size of the herd: NAME, Shadowfax, Bucephalus, Rocinante,
+              --unicorns <N>            Number of unicorns: NAME, Shadowfax, Bucephalus, Rocinante,
                                         Unicorn-0004 and so on [default: 1]
-              --rate <R>                Records per second over the whole herd, instead of --interval; a
-                                        request holds at most one record of each unicorn, so high rates want
-                                        large herds
-              --timeout <TIME>          Give up if nothing can be sent for so long for a reason that is
-                                        transient, such as a network that is down, throttling or a stream
-                                        that is being created, and exit with 1 [default: never]
+              --rate <R>                Records per second over all unicorns, instead of --interval; a
+                                        request contains at most one record of each unicorn, so high rates
+                                        need many unicorns
+              --timeout <TIME>          Give up and exit with 1 if a transient failure, such as a network
+                                        outage, throttling or a stream that is being created, blocks sending
+                                        for this long [default: never]
               --aggregate               Pack records of one shard into one Kinesis record, in the format of
-                                        the Kinesis Producer Library: at most 50 KiB of them, or what comes
-                                        in 100 ms
-              --seed <SEED>             Seed of all chance; the same seed makes the same rides [default:
-                                        drawn]
+                                        the Kinesis Producer Library: at most 50 KiB, or the records of 100
+                                        ms
+              --seed <SEED>             Random seed; the same seed produces the same rides [default: random]
           -h, --help                    Print help
           -V, --version                 Print version
 
         Flags may be written with one dash or two, and with a space or `=`: -name X, --name=X.
 
-        A period on stdout is one request that stored records: one record by default, one batch of a herd.
-        At the end stdout gets a newline and `sent N records`; everything else goes to stderr.
-        Ctrl-C or SIGTERM ends in good order; a second one at once.
-        A record may be stored twice if a reply was lost; records of one unicorn keep their order.
+        A period on stdout is one request that stored records: one record by default, a batch with
+        --unicorns. At the end stdout gets a newline and `sent N records`; everything else goes to stderr.
+        The first Ctrl-C or SIGTERM shuts down gracefully; a second one exits immediately.
+        A lost reply can store a record twice; the records of one unicorn keep their order.
 
         Exit codes: 0 done or stopped, 1 failed, 2 usage, 130 interrupted twice.
         ");

@@ -1,4 +1,4 @@
-//! The command from arguments to exit code: connects the parts, owns the wall clock.
+//! The command from arguments to exit code: connects the modules and owns the wall clock.
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, IsTerminal};
@@ -21,22 +21,23 @@ use crate::report::Console;
 use crate::send::Sender;
 use crate::session::{Halt, Session};
 
-/// What messages begin with.
+/// The prefix of every message on stderr.
 const NAME: &str = "producer";
 
-/// How long a stop may take, if stdout takes nothing: more than the last put needs.
+/// How long a stop may take if stdout accepts nothing: longer than the last put needs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the `producer` command with `args`, the program's name first.
 ///
-/// Listens to signals from the start; the first ends it gracefully, the second at once.
+/// Listens for signals from the start: the first shuts the command down gracefully, the second ends
+/// it immediately.
 pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let options = parsed(args, |cli: Cli| Options::try_from(cli));
     aws_command::run(NAME, options, stoppable).await
 }
 
-/// Writing to stdout blocks while the reader of a pipe pauses, so the work has a thread of its own:
-/// signals are heard meanwhile. A stop waits for it for a while.
+/// Runs the work on a thread of its own, because writing to stdout blocks while the reader of a
+/// pipe pauses: signals are handled meanwhile. A stop waits for the work for a limited time.
 async fn stoppable(options: Options, stop: CancellationToken) -> Exit {
     let runtime = Handle::current();
     let stopped = stop.clone();
@@ -47,7 +48,7 @@ async fn stoppable(options: Options, stop: CancellationToken) -> Exit {
     };
     tokio::select! {
         biased;
-        // The hook has told of a panic.
+        // A panic has been reported by the panic hook.
         exit = work => exit.unwrap_or(Exit::Failed),
         () = given_up => Exit::Done,
     }
@@ -61,7 +62,8 @@ async fn produce(options: Options, stop: CancellationToken) -> Exit {
             return Exit::Failed;
         }
     };
-    // Not locked for long: a thread that logs would wait for it, holding what this one needs to go on.
+    // Locks neither output for long: a thread that logs would wait for the lock while it holds what
+    // this one needs to continue.
     let (mut out, mut notes) = (io::stdout(), io::stderr());
     let shared = out.is_terminal() && notes.is_terminal();
     let mut console = Console::new(&mut out, &mut notes, shared, Instant::now());
@@ -84,14 +86,15 @@ async fn produce(options: Options, stop: CancellationToken) -> Exit {
     let ended = tokio::select! {
         biased;
         ended = Emitter::new(options, session, wall_clock).run() => ended,
-        // Between two periods, which may be far apart, no write would tell.
+        // The next period may be far off, so a closed pipe is watched for and not left to the next
+        // write.
         () = reader_is_gone() => Err(Halt::Output(ErrorKind::BrokenPipe.into())),
     };
     match ended {
         Ok(()) | Err(Halt::Stopped) => Exit::Done,
         Err(Halt::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Exit::Done,
         Err(Halt::Output(error)) => {
-            let line = format!("cannot write to stdout: {error}; hint: look at where it goes");
+            let line = format!("cannot write to stdout: {error}; hint: check its disk or device");
             complain(NAME, &line);
             Exit::Failed
         }
@@ -102,7 +105,8 @@ async fn produce(options: Options, stop: CancellationToken) -> Exit {
     }
 }
 
-/// Who is sent where, and with which seed, so that a run can be repeated.
+/// Returns the first line on stderr: the unicorns, the stream, and the seed with which a run can be
+/// repeated.
 fn opening(options: &Options, place: &Place) -> String {
     let who = match options.names.as_slice() {
         [one] => format!("unicorn `{one}`"),
@@ -111,7 +115,7 @@ fn opening(options: &Options, place: &Place) -> String {
     format!("{who} to {place}, seed {}", options.seed)
 }
 
-/// The only reader of the wall clock.
+/// Reads the wall clock, which no other code does.
 fn wall_clock() -> Timestamp {
     Timestamp::now()
 }

@@ -1,7 +1,7 @@
-//! A call of the producer that failed, as the library reads it.
+//! A failed call of the producer, as the library classifies it.
 //!
-//! Names the action and the stream. What it means is decided by `kcl_lite::aws`, what a user reads by
-//! `aws_command::failure`, and whether it is tried again by `session`.
+//! Adds the action and the stream. `kcl_lite::aws` classifies the failure, `aws_command::failure`
+//! words it for the user, and `session` decides whether the call is retried.
 
 use std::error::Error;
 
@@ -25,8 +25,8 @@ where
     failed_call(format!("kinesis:{operation}"), resource(stream), error)
 }
 
-/// Reads a code in a reply that is good as a whole; without a code, `message` says why the reply makes
-/// no sense, and the call is tried again.
+/// Reads an error code in a successful reply. Without a code, `message` says why the reply is
+/// malformed, and the call is retried.
 pub(crate) fn in_reply(
     operation: &str,
     stream: &str,

@@ -3,19 +3,19 @@
 //! The binary calls [`run`] and nothing else. A record travels through the modules like this:
 //!
 //! ```text
-//! cli → options ─────────────┐ what was asked for, checked once
+//! cli → options ─────────────┐ the checked command line
 //! aws_command                │ flags, signals, region and credentials
 //! pace → emit                │ when, and how many
-//!        unicorn → reading   │ what: pure and seeded, time is an argument
+//!        unicorn → reading   │ the data: pure and seeded, time is an argument
 //!        batch               │ which records share a request; order per key
 //!        aggregate ← shards  │ with --aggregate: which records share a Kinesis record
 //!        send ← aws          │ the calls
-//!        session             │ what to do about failures (failure, retry), and what to say
-//!        report              ┘ stdout: periods and the sum; stderr: everything else
+//!        session             │ handling of failures (failure, retry) and messages
+//!        report              ┘ stdout: periods and the summary; stderr: everything else
 //! ```
 //!
 //! Delivery is at least once: a request whose reply was lost is sent again. Records of one unicorn
-//! are stored in the order they were made.
+//! are stored in the order in which they were created.
 
 mod aggregate;
 mod aws;

@@ -1,4 +1,4 @@
-//! The `producer` binary: a runtime around [`producer::run`], and logs when `RUST_LOG` asks.
+//! The `producer` binary: a runtime around [`producer::run`], and logs if `RUST_LOG` is set.
 
 use std::io;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use aws_command::terminal::has_colours;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    // Without RUST_LOG nothing is logged: what a user must know is said in plain lines.
+    // Without RUST_LOG nothing is logged: the command reports what a user must know as plain lines.
     if let Ok(filter) = EnvFilter::try_from_default_env() {
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
         log.with_ansi(has_colours()).init();
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         .build()
         .expect("the system grants a thread its timer and event queue");
     let code = runtime.block_on(producer::run(std::env::args_os()));
-    // Does not wait for a name lookup that hangs: the user has asked to leave.
+    // Does not wait for a name lookup that hangs: the user has asked to exit.
     runtime.shutdown_background();
     code
 }

@@ -1,7 +1,7 @@
-//! What was asked for, checked once: limits, defaults that depend on other flags, names of a herd.
+//! The checked command line: limits, defaults that depend on other flags, names of the unicorns.
 //!
-//! Nothing behind this module checks user input again. Never reads the environment; the only
-//! chance drawn here is a seed when none was given.
+//! User input is checked here and nowhere else. Never reads the environment; the only random value
+//! drawn here is a seed if none was given.
 
 use std::time::Duration;
 
@@ -18,16 +18,16 @@ const MAX_NAME: usize = 256;
 /// Enough for any demonstration, and about 20 MB of memory.
 const MAX_UNICORNS: usize = 100_000;
 
-/// More than one process sends over one connection.
+/// More than one process can send over one connection.
 const MAX_RATE: f64 = 100_000.0;
 
-/// The timer's resolution.
+/// The resolution of the timer.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A longer interval is a typing error.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The largest size of start points: far from where addition would overflow.
+/// The largest absolute value of the start points: far from where addition would overflow.
 const MAX_POINTS: u64 = 1_000_000_000;
 
 /// A checked command line.
@@ -41,7 +41,7 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
     pub(crate) temper: Temper,
     pub(crate) aggregate: bool,
-    /// How long what is transient is waited for, if not without end.
+    /// How long transient failures are waited out; `None` waits without a limit.
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -101,7 +101,7 @@ fn checked_rate(rate: f64) -> Result<f64, String> {
     Ok(rate)
 }
 
-/// A duration as people write it; a plain number counts seconds.
+/// Parses a duration; a plain number counts seconds.
 fn duration(flag: &str, text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
     let friendly = || text.parse::<SignedDuration>().ok().and_then(|d| d.try_into().ok());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Fast rates are served ten times a second, so that records share requests.
+/// High rates are served ten times a second, so that records share requests.
 const TICKS_PER_SECOND: f64 = 10.0;
 
 /// The rhythm of a producer.
@@ -10,12 +10,12 @@ const TICKS_PER_SECOND: f64 = 10.0;
 pub(crate) enum Pace {
     /// Every unicorn is measured once per interval.
     Every(Duration),
-    /// So many records a second over the whole herd.
+    /// This many records a second over all unicorns.
     PerSecond(f64),
 }
 
 impl Pace {
-    /// The time between two ticks.
+    /// Returns the time between two ticks.
     pub(crate) fn period(self) -> Duration {
         match self {
             Self::Every(interval) => interval,
@@ -23,9 +23,10 @@ impl Pace {
         }
     }
 
-    /// The records to make at the `tick`th tick, counted from 1, by a herd of `unicorns`.
+    /// Returns how many records to create at the `tick`th tick, counted from 1, for `unicorns`
+    /// unicorns.
     ///
-    /// Over the ticks the numbers add up to the rate, without a drift from rounding.
+    /// Over the ticks the numbers add up to the rate, without drift from rounding.
     pub(crate) fn records_due(self, tick: u64, unicorns: usize) -> usize {
         match self {
             Self::Every(_) => unicorns,
@@ -57,7 +58,7 @@ mod tests {
 
     #[test]
     fn a_rate_is_met_exactly_whatever_the_herd() {
-        // Ten seconds each, which are a hundred ticks at most.
+        // Ten seconds each, which are at most a hundred ticks.
         for (rate, ticks, records) in
             [(0.5, 5, 5), (3.0, 30, 30), (10.0, 100, 100), (25.0, 100, 250), (1_234.5, 100, 12_345)]
         {

@@ -1,8 +1,8 @@
-//! The sensor record: what one unicorn reports about one second, as bytes.
+//! The sensor record: the measurements of a unicorn in one second, as bytes.
 //!
-//! The workshop's first edition, field for field: key order, an integer `Distance`, `StatusTime`
-//! in UTC without a zone, no newline at the end. `<`, `>` and `&` are escaped as Go's encoder does,
-//! so that a record is the same bytes whichever of the two programs wrote it. Never reads a clock.
+//! The format of the workshop's first edition, field for field: key order, an integer `Distance`,
+//! `StatusTime` in UTC without a zone, no newline at the end. `<`, `>` and `&` are escaped as Go's
+//! encoder does, so that both programs write the same bytes. Never reads a clock.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -21,7 +21,7 @@ struct Reading<'a> {
     health_points: i64,
 }
 
-/// The record for what `name` measured at `time`.
+/// Returns the record for what `name` measured at `time`.
 pub(crate) fn encoded(name: &str, time: Timestamp, sample: Sample) -> Vec<u8> {
     let reading = Reading {
         name,
@@ -36,14 +36,14 @@ pub(crate) fn encoded(name: &str, time: Timestamp, sample: Sample) -> Vec<u8> {
     escaped_like_go(json).into_bytes()
 }
 
-/// `time` as `YYYY-MM-DD HH:MM:SS.mmm`, in UTC: the form that Athena reads as a timestamp.
+/// Returns `time` as `YYYY-MM-DD HH:MM:SS.mmm` in UTC, which Athena reads as a timestamp.
 fn status_time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string()
 }
 
 /// Escapes what Go's `encoding/json` escapes beyond JSON's own rules.
 ///
-/// None of these characters is part of JSON's syntax, so all of them stand inside strings.
+/// None of these characters is part of JSON's syntax, so that all of them are inside strings.
 fn escaped_like_go(json: String) -> String {
     let special = |c: char| matches!(c, '<' | '>' | '&' | '\u{2028}' | '\u{2029}');
     if !json.contains(special) {

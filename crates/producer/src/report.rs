@@ -1,7 +1,8 @@
-//! What a user sees: periods and the sum on stdout, everything else as lines on stderr.
+//! The output of the command: periods and the summary on stdout, everything else as lines on
+//! stderr.
 //!
-//! Counts records and turns counts into lines; the instant comes as an argument. A reader that
-//! closes stdout ends the ride quietly; nobody reading stderr changes nothing.
+//! Counts records and formats the counts; the instant comes as an argument. A reader that closes
+//! stdout ends the ride quietly; a closed stderr changes nothing.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -11,19 +12,19 @@ use tokio::time::Instant;
 /// Time between two status lines of a busy producer.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
 
-/// The same notice about a call that is tried again appears once in this time, and no two notices
-/// within a second: a producer that is faster than its stream would else write one for every request.
+/// The same notice about a retried call appears once within this time, and no two notices within a
+/// second: a producer that is faster than its stream would otherwise write one for every request.
 const NOTICE_EVERY: Duration = Duration::from_secs(30);
 const NOTICES_APART: Duration = Duration::from_secs(1);
 
-/// Records stored and records that had to be sent again, since a start.
+/// Records stored and records that had to be sent again since the start of an interval.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tally {
     started: Instant,
     pub(crate) sent: u64,
-    /// Kinesis records that hold several records each.
+    /// Kinesis records that contain several records each.
     pub(crate) aggregates: u64,
-    /// Records refused, or sent without an answer; each is sent again.
+    /// Records that were refused, or sent without a reply; each is sent again.
     pub(crate) failures: u64,
 }
 
@@ -32,7 +33,7 @@ impl Tally {
         Self { started: now, sent: 0, aggregates: 0, failures: 0 }
     }
 
-    /// The counts and the mean rate until `now`.
+    /// Returns the counts and the mean rate until `now`.
     fn line(&self, now: Instant) -> String {
         let seconds = now.saturating_duration_since(self.started).as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a rate for people, not for arithmetic")]
@@ -48,11 +49,11 @@ impl Tally {
     }
 }
 
-/// The two outputs.
+/// The two outputs: stdout and stderr.
 pub(crate) struct Console<'a> {
     out: &'a mut dyn Write,
     notes: &'a mut dyn Write,
-    /// Whether both are the same terminal, so that a note must leave the row of periods first.
+    /// Whether both are the same terminal, so that a note must end the row of periods first.
     shared: bool,
     in_row: bool,
     /// Counts since the last status line.
@@ -77,7 +78,7 @@ impl<'a> Console<'a> {
         Self { out, notes, shared, in_row: false, window, last_notice: None }
     }
 
-    /// One request stored records.
+    /// Writes the period for one request that stored records.
     ///
     /// # Errors
     ///
@@ -88,14 +89,15 @@ impl<'a> Console<'a> {
         self.out.flush()
     }
 
-    /// A line on stderr.
+    /// Writes a line to stderr.
     pub(crate) fn note(&mut self, line: &str) {
         let row_end = if self.shared && std::mem::take(&mut self.in_row) { "\n" } else { "" };
-        // Nobody reads stderr: no reason to stop sending.
+        // A closed stderr is no reason to stop sending.
         writeln!(self.notes, "{row_end}producer: {line}").ok();
     }
 
-    /// A line that would repeat many times a second: it appears at once, and seldom again.
+    /// Writes a line that could repeat many times a second: at once, and then at most once per
+    /// [`NOTICE_EVERY`].
     pub(crate) fn notice(&mut self, line: &str, now: Instant) {
         if let Some((last, at)) = &self.last_notice {
             let apart = if last == line { NOTICE_EVERY } else { NOTICES_APART };
@@ -107,7 +109,7 @@ impl<'a> Console<'a> {
         self.note(line);
     }
 
-    /// A status line, if the last is long enough ago.
+    /// Writes a status line if the last one is long enough ago.
     pub(crate) fn status_if_due(&mut self, tally: &Tally, now: Instant) {
         if now < self.window.started + STATUS_EVERY {
             return;
@@ -122,7 +124,7 @@ impl<'a> Console<'a> {
         self.window = Tally { started: now, ..*tally };
     }
 
-    /// The end: closes the row of periods, then the sum.
+    /// Ends the row of periods and writes the summary.
     ///
     /// # Errors
     ///

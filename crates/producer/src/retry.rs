@@ -1,8 +1,8 @@
-//! How long to wait before trying again.
+//! How long to wait before a retry.
 //!
-//! The only file that names the `backoff` crate, which is unmaintained (RUSTSEC-2025-0012), so
-//! that replacing it is a change to this file. Its own jitter is switched off because it comes
-//! from a global generator; ours is seeded. Never sleeps and never decides what is worth retrying.
+//! The only file that names the `backoff` crate, which is unmaintained (RUSTSEC-2025-0012), so that
+//! only this file changes when it is replaced. Its own jitter is switched off because it comes from
+//! a global generator; this module's is seeded. Never sleeps and never decides whether to retry.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 use fastrand::Rng;
 
-/// The first delay. A throttled shard accepts again within the second.
+/// The first delay. A throttled shard accepts records again within the second.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 
-/// No delay is longer, so that a stream that recovers is noticed soon.
+/// The longest delay, short enough to notice soon that a stream has recovered.
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
 
-/// The delays between the attempts of one piece of work.
+/// The delays between the attempts of one operation.
 #[derive(Debug)]
 pub(crate) struct Retry {
     delays: ExponentialBackoff,
@@ -36,15 +36,15 @@ impl Retry {
         Self { delays, rng: Rng::with_seed(seed) }
     }
 
-    /// Forgets earlier failures, because there was progress.
+    /// Resets the delays after progress.
     pub(crate) fn reset(&mut self) {
         self.delays.reset();
     }
 
-    /// The delay before the next attempt.
+    /// Returns the delay before the next attempt.
     ///
-    /// It lies between half and all of the exponential one, so that producers that were throttled
-    /// together do not return together.
+    /// It lies between half of the exponential delay and all of it, so that producers that were
+    /// throttled together do not retry together.
     pub(crate) fn delay_after_failure(&mut self) -> Duration {
         let whole = self.delays.next_backoff().expect("there is no limit on elapsed time");
         whole.mul_f64(0.5 + self.rng.f64() / 2.0)

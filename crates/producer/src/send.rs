@@ -1,6 +1,6 @@
-//! The calls to Kinesis, one attempt each; the only file that names operations of the SDK.
+//! The calls to Kinesis, one attempt each. The only file that names operations of the SDK.
 //!
-//! Never retries and never waits: whoever calls decides what a failure means.
+//! Never retries and never waits: the caller decides what to do about a failure.
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::primitives::Blob;
@@ -12,7 +12,7 @@ use crate::batch::Parcel;
 use crate::failure::{Failure, from_sdk, in_reply};
 use crate::shards::{Shard, ShardMap};
 
-/// A stream and the client to reach it.
+/// A stream and the client that calls it.
 #[derive(Debug, Clone)]
 pub(crate) struct Sender {
     client: Client,
@@ -33,14 +33,14 @@ impl Sender {
         self.arn().is_none().then(|| self.stream.clone())
     }
 
-    /// Puts a batch: for each Kinesis record, in order, the shard that it is stored in, or why it is
-    /// not.
+    /// Puts a batch and returns, for each Kinesis record in order, the shard that it is stored in or
+    /// why it was refused.
     ///
     /// A batch of one is a PutRecord, as the workshop's client sends it.
     ///
     /// # Errors
     ///
-    /// The request failed as a whole. If no answer came, the records may be stored all the same.
+    /// The request failed as a whole. If no reply came, the records may be stored nevertheless.
     pub(crate) async fn put(&self, batch: &[Parcel]) -> Result<Vec<Stored>, Failure> {
         match batch {
             [single] => self.put_record(single).await.map(|shard| vec![Ok(shard)]),
@@ -78,11 +78,11 @@ impl Sender {
         Ok(results.iter().map(|result| stored(&self.stream, result)).collect())
     }
 
-    /// The shards that take records.
+    /// Returns the open shards.
     ///
     /// # Errors
     ///
-    /// Why the question was not answered, or not to its end.
+    /// Why the listing failed or is incomplete.
     pub(crate) async fn shards(&self) -> Result<ShardMap, Failure> {
         let operation = "ListShards";
         let open = ShardFilter::builder().r#type(ShardFilterType::AtLatest).build();
@@ -94,7 +94,7 @@ impl Sender {
             let reply =
                 call.send().await.map_err(|error| from_sdk(operation, &self.stream, &error))?;
             shards.extend(reply.shards().iter().filter_map(shard));
-            // A token stands for all that was asked for before it, and wants to be alone.
+            // A token replaces all parameters of the first request and must be sent alone.
             let Some(token) = reply.next_token else { break };
             call = self.client.list_shards().next_token(token);
         }
@@ -104,11 +104,11 @@ impl Sender {
         Ok(ShardMap::new(shards))
     }
 
-    /// The stream's state.
+    /// Returns the status of the stream.
     ///
     /// # Errors
     ///
-    /// `Missing` if there is no such stream, else why the question was not answered.
+    /// `Missing` if the stream does not exist, otherwise why the call failed.
     pub(crate) async fn status(&self) -> Result<StreamStatus, Failure> {
         let operation = "DescribeStreamSummary";
         let call = self.client.describe_stream_summary();
@@ -119,21 +119,22 @@ impl Sender {
         status.ok_or_else(|| in_reply(operation, &self.stream, None, "an empty reply"))
     }
 
-    /// Asks for the stream to be created.
+    /// Requests the creation of the stream.
     ///
     /// # Errors
     ///
-    /// `NotReady` if it exists already, which a lost reply to an earlier attempt explains too.
+    /// `NotReady` if it exists already, which may also be the result of an earlier attempt whose
+    /// reply was lost.
     pub(crate) async fn create(&self, shards: i32) -> Result<(), Failure> {
         let call = self.client.create_stream().stream_name(&self.stream).shard_count(shards);
         call.send().await.map(drop).map_err(|error| from_sdk("CreateStream", &self.stream, &error))
     }
 }
 
-/// Where a Kinesis record is stored, or why it is not.
+/// The shard that a Kinesis record is stored in, or why it was refused.
 pub(crate) type Stored = Result<String, Failure>;
 
-/// A record without an error code is stored.
+/// Reads one result: a record without an error code is stored.
 fn stored(stream: &str, result: &PutRecordsResultEntry) -> Stored {
     match result.error_code() {
         None => Ok(result.shard_id().unwrap_or_default().to_owned()),
@@ -144,7 +145,7 @@ fn stored(stream: &str, result: &PutRecordsResultEntry) -> Stored {
     }
 }
 
-/// A listed shard, unless it is closed.
+/// Returns a listed shard, unless it is closed.
 fn shard(listed: &types::Shard) -> Option<Shard> {
     let is_closed = listed.sequence_number_range()?.ending_sequence_number().is_some();
     let range = listed.hash_key_range()?;

@@ -1,8 +1,8 @@
-//! One process's dealings with its stream: what to do about a failure, how to wait, how to stop.
+//! The calls of one process to its stream: how failures are handled, how to wait, how to stop.
 //!
-//! Owns the retry state and both outputs. Transient failures are waited out, visibly and as long as
-//! `--timeout` allows; every wait ends at once when a stop is requested, except that for a put on
-//! its way, which gets a short grace. Knows nothing of unicorns.
+//! Owns the retry state and both outputs. Transient failures are retried, visibly and as long as
+//! `--timeout` allows. Every wait ends at once when a stop is requested, except that a put in
+//! flight gets a short grace. Knows nothing of unicorns.
 
 use std::io;
 use std::time::Duration;
@@ -18,15 +18,15 @@ use crate::report::Console;
 use crate::retry::Retry;
 use crate::send::{Sender, Stored};
 
-/// How long a put that is on its way when a stop is requested may still take.
+/// How long a put that is in flight when a stop is requested may still take.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Why the work ends before its end.
+/// Why the work ends early.
 #[derive(Debug)]
 pub(crate) enum Halt {
-    /// The user asked.
+    /// A stop was requested.
     Stopped,
-    /// A call failed for good.
+    /// A call failed permanently.
     Failed(Failure),
     /// Stdout cannot be written.
     Output(io::Error),
@@ -38,7 +38,7 @@ impl From<io::Error> for Halt {
     }
 }
 
-/// The stream, the outputs and the wish to stop.
+/// The stream, the outputs and the stop token.
 #[derive(Debug)]
 pub(crate) struct Session<'a> {
     pub(crate) sender: Sender,
@@ -47,7 +47,7 @@ pub(crate) struct Session<'a> {
     place: Place,
     retry: Retry,
     timeout: Option<Duration>,
-    /// When the first failure since the last progress was.
+    /// The time of the first failure since the last progress.
     failing_since: Option<Instant>,
 }
 
@@ -67,8 +67,8 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     ///
-    /// `Stopped` if a stop was requested and the reply did not come within the grace; what the put
-    /// itself came to is the inner result.
+    /// `Stopped` if a stop was requested and the reply did not arrive within the grace. The outcome
+    /// of the put itself is the inner result.
     pub(crate) async fn put(
         &mut self,
         batch: &[Parcel],
@@ -79,6 +79,7 @@ impl<'a> Session<'a> {
         };
         tokio::select! {
             biased;
+            // The reply first: once it has arrived, the grace does not matter.
             reply = self.sender.put(batch) => return Ok(reply),
             () = grace_over => {}
         }
@@ -87,13 +88,14 @@ impl<'a> Session<'a> {
         Err(Halt::Stopped)
     }
 
-    /// Forgets earlier failures: something was stored or answered.
+    /// Resets the retry state after a call succeeded.
     pub(crate) fn progress(&mut self) {
         self.retry.reset();
         self.failing_since = None;
     }
 
-    /// Says why a call is repeated and waits before it; gives up if it is no use.
+    /// Reports why a call is retried and waits before the retry; returns an error if a retry is
+    /// useless.
     ///
     /// # Errors
     ///
@@ -103,6 +105,7 @@ impl<'a> Session<'a> {
             return Err(Halt::Failed(failure));
         }
         let delay = self.retry.delay_after_failure();
+        // Checked before the wait: a wait that ends after the timeout is useless.
         if self.is_late_after(delay) {
             return Err(Halt::Failed(failure));
         }
@@ -110,11 +113,11 @@ impl<'a> Session<'a> {
         self.pause(delay).await
     }
 
-    /// Waits for a stream that is in the way of `status`.
+    /// Waits because the stream has `status` and accepts no records.
     ///
     /// # Errors
     ///
-    /// `Failed` if that has lasted as long as `--timeout`; `Stopped`.
+    /// `Failed` if this has lasted as long as `--timeout`; `Stopped`.
     pub(crate) async fn wait_for(&mut self, status: &str, delay: Duration) -> Result<(), Halt> {
         if self.is_late_after(delay) {
             let (code, words) = ("ResourceInUseException", format!("the stream is still {status}"));
@@ -125,7 +128,7 @@ impl<'a> Session<'a> {
         self.pause(delay).await
     }
 
-    /// Whether nothing has succeeded for so long that after `delay` it is too late.
+    /// Returns whether `--timeout` will have passed without a success after `delay`.
     fn is_late_after(&mut self, delay: Duration) -> bool {
         let now = Instant::now();
         let since = *self.failing_since.get_or_insert(now);

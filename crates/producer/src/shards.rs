@@ -1,6 +1,6 @@
-//! Which shard takes a record: the open shards and the part of the hash-key space of each.
+//! The shard map: the open shards and the hash-key range of each.
 //!
-//! Pure, and only ever a prediction: a reshard makes it wrong, and the service decides.
+//! Pure, and only a prediction: resharding invalidates it, and the service decides.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +10,14 @@ use kpl_format::hash_key;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Shard {
     pub(crate) id: String,
-    /// The lowest hash key and the highest.
+    /// The lowest and the highest hash key.
     pub(crate) range: (u128, u128),
 }
 
 /// The open shards of a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ShardMap {
-    /// By their highest hash key.
+    /// Keyed by their highest hash key.
     shards: BTreeMap<u128, Shard>,
 }
 
@@ -30,19 +30,19 @@ impl ShardMap {
         self.shards.len()
     }
 
-    /// The shard that takes records of this key, if the shards cover the key.
+    /// Returns the shard that takes records of this key, if the shards cover the key.
     pub(crate) fn of(&self, key: &str) -> Option<&Shard> {
         let hash = hash_key(key);
         let (_, shard) = self.shards.range(hash..).next()?;
         (shard.range.0 <= hash).then_some(shard)
     }
 
-    /// Whether it is one of these.
+    /// Returns whether a shard of this id is open.
     pub(crate) fn has(&self, id: &str) -> bool {
         self.shards.values().any(|shard| shard.id == id)
     }
 
-    /// Whether all these keys belong to the shard with this id.
+    /// Returns whether all these keys belong to the shard with this id.
     pub(crate) fn is_home<'a>(&self, id: &str, keys: impl IntoIterator<Item = &'a str>) -> bool {
         keys.into_iter().all(|key| self.of(key).is_some_and(|shard| shard.id == id))
     }
@@ -52,7 +52,7 @@ impl ShardMap {
 pub(crate) mod tests {
     use super::*;
 
-    /// So many shards of the same size, numbered from `first`.
+    /// Returns this many shards of equal size, numbered from `first`.
     pub(crate) fn even(first: u128, count: u128) -> ShardMap {
         let size = u128::MAX / count;
         let end = |nth| if nth + 1 == count { u128::MAX } else { (nth + 1) * size - 1 };

@@ -1,7 +1,7 @@
-//! Getting a stream that takes records: creating it if asked, waiting until it is ACTIVE.
+//! Prepares a stream: creates it if requested and waits until it is ACTIVE.
 //!
-//! The ordinary producer calls none of this unless a put says that there is no stream: the
-//! permission to put is all it needs.
+//! Without `--create-stream` none of this is called unless a put reports that the stream does not
+//! exist: the permission to put is sufficient.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use kcl_lite::ServiceErrorKind;
 
 use crate::session::{Halt, Session};
 
-/// Well under the ten descriptions a second that an account may ask for.
+/// Well below the ten calls a second that an account is allowed.
 const POLL_EVERY: Duration = Duration::from_secs(1);
 
 impl Session<'_> {
@@ -18,7 +18,7 @@ impl Session<'_> {
     ///
     /// # Errors
     ///
-    /// As [`Session::wait_until_active`], or the creation is refused.
+    /// The errors of [`Session::wait_until_active`], or the creation is refused.
     pub(crate) async fn create_if_missing(&mut self, shards: i32) -> Result<(), Halt> {
         loop {
             let failure = match self.sender.status().await {
@@ -27,8 +27,8 @@ impl Session<'_> {
                     self.console.note(&format!("creating the stream with {shards} shard(s)"));
                     match self.sender.create(shards).await {
                         Ok(()) => break,
-                        // `NotReady` if somebody else was faster, or our own lost request was: the
-                        // next look finds the stream.
+                        // `NotReady` if another process created it, or an earlier request of ours
+                        // whose reply was lost: the next call finds the stream.
                         Err(failure) => failure,
                     }
                 }

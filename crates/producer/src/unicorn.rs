@@ -1,7 +1,7 @@
-//! How a unicorn moves and feels: one straight ride per run, vitals that drift.
+//! The simulated unicorn: one straight ride per run, and vitals that drift.
 //!
-//! Pure and seeded: a name, a seed and a temper give the same ride every time. It never reads a
-//! clock and knows neither JSON nor Kinesis.
+//! Pure and seeded: the same name, seed and temper give the same ride. Never reads a clock and
+//! knows neither JSON nor Kinesis.
 
 use std::f64::consts::{PI, TAU};
 
@@ -10,13 +10,13 @@ use fastrand::Rng;
 /// Where every ride starts: midtown Manhattan, in degrees of latitude and longitude.
 pub(crate) const START: (f64, f64) = (40.749167, -73.985184);
 
-/// Metres in a degree of latitude.
+/// Metres per degree of latitude.
 const METRES_PER_DEGREE_NORTH: f64 = 110_540.0;
 
-/// Metres in a degree of longitude at the equator.
+/// Metres per degree of longitude at the equator.
 const METRES_PER_DEGREE_EAST: f64 = 111_320.0;
 
-/// The slowest and fastest pace a run may draw, in metres a second.
+/// The range from which the pace of a run is drawn, in metres per second.
 const PACE: std::ops::Range<i64> = 100..200;
 
 /// How much faster than its pace a unicorn may be in one second: 0 to 19 metres.
@@ -25,10 +25,10 @@ const SPURT: i64 = 20;
 /// Magic and health points of a rested unicorn.
 pub(crate) const RESTED: i64 = 150;
 
-/// What a caller may fix about a ride instead of leaving it to chance.
+/// The parameters of a ride that a caller may fix instead of drawing them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Temper {
-    /// Direction in radians, counted from east, anticlockwise; drawn when `None`.
+    /// Direction in radians, counterclockwise from east; drawn if `None`.
     pub(crate) bearing: Option<f64>,
     /// Magic and health points at the start.
     pub(crate) points: i64,
@@ -63,9 +63,10 @@ pub(crate) struct Unicorn {
 }
 
 impl Unicorn {
-    /// A unicorn at the start of a ride of its own.
+    /// Creates a unicorn at the start of its ride.
     pub(crate) fn new(name: String, seed: u64, temper: Temper) -> Self {
         let mut rng = Rng::with_seed(seed);
+        // Drawn also if the bearing is fixed, so that the other draws stay the same.
         let drawn = rng.f64() * TAU;
         Self {
             name,
@@ -82,9 +83,9 @@ impl Unicorn {
         &self.name
     }
 
-    /// Rides on for one second and measures.
+    /// Rides for one second and measures.
     ///
-    /// Nothing has bounds: points may pass zero and a long ride leaves the map, as in the
+    /// No value is bounded: points may fall below zero and a long ride leaves the map, as with the
     /// workshop's own client.
     pub(crate) fn ride_on(&mut self) -> Sample {
         let distance = self.pace + self.rng.i64(0..SPURT);
@@ -103,14 +104,14 @@ impl Unicorn {
     }
 }
 
-/// The position `metres` away from `position`; the longitude is scaled at the old latitude.
+/// Returns the position `metres` away from `position`; the longitude is scaled at the old latitude.
 fn moved((latitude, longitude): (f64, f64), bearing: f64, metres: f64) -> (f64, f64) {
     let north = metres * bearing.sin() / METRES_PER_DEGREE_NORTH;
     let east = metres * bearing.cos() / (METRES_PER_DEGREE_EAST * (PI * latitude / 180.0).cos());
     (latitude + north, longitude + east)
 }
 
-/// 0 half of the time, else one point up or down.
+/// Returns 0 in half of the cases, otherwise one point up or down.
 fn drift(rng: &mut Rng) -> i64 {
     match rng.u8(0..4) {
         0 => 1,
@@ -119,7 +120,7 @@ fn drift(rng: &mut Rng) -> i64 {
     }
 }
 
-/// The unicorns of one producer, taking turns.
+/// The unicorns of one producer, measured in turns.
 #[derive(Debug)]
 pub(crate) struct Herd {
     unicorns: Vec<Unicorn>,
@@ -127,9 +128,9 @@ pub(crate) struct Herd {
 }
 
 impl Herd {
-    /// One unicorn per name, each with a seed of its own drawn from `seed`.
+    /// Creates one unicorn per name, each with its own seed drawn from `seed`.
     ///
-    /// `names` is never empty; options refuse a herd of none.
+    /// `names` is never empty; `options` refuses that.
     pub(crate) fn new(names: Vec<String>, seed: u64, temper: Temper) -> Self {
         debug_assert!(!names.is_empty(), "a herd has at least one unicorn");
         let mut seeds = Rng::with_seed(seed);
@@ -142,7 +143,7 @@ impl Herd {
         self.unicorns.len()
     }
 
-    /// The unicorn whose turn it is to be measured.
+    /// Returns the unicorn that is measured next.
     pub(crate) fn next_unicorn(&mut self) -> &mut Unicorn {
         let turn = self.next;
         self.next = (turn + 1) % self.unicorns.len();
@@ -150,7 +151,7 @@ impl Herd {
     }
 }
 
-/// `count` distinct names: `first`, then the stable's own unicorns, then numbered ones.
+/// Returns `count` distinct names: `first`, then the stable's own unicorns, then numbered ones.
 pub(crate) fn herd_names(first: &str, count: usize) -> Vec<String> {
     let stable = ["Shadowfax", "Bucephalus", "Rocinante"].map(String::from);
     let numbered = (stable.len() + 1..).map(|number| format!("Unicorn-{number:04}"));

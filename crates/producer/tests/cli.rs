@@ -1,7 +1,8 @@
-//! The real command against local-aws on a real socket: signals, exit codes, one line per failure.
+//! Tests of the real binary against local-aws over a socket: signals, exit codes, one line per
+//! failure.
 //!
-//! What is stored and when is tested beside the loop, on paused time; here a test waits for
-//! output, a connection or the end of the process.
+//! What is stored and when is tested with the loop, on paused time; a test here waits for output, a
+//! connection or the end of the process.
 
 #![expect(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
 
@@ -17,10 +18,11 @@ use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-/// Only ends a test that hangs; nothing here takes a tenth of it.
+/// Only ends a test that hangs; no test takes a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A `producer` with these flags and nothing of AWS in its environment but dummy keys.
+/// Returns a `producer` with these flags, without AWS settings in its environment except dummy
+/// keys.
 fn producer(flags: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_producer"));
     command.args(flags.split_whitespace()).env_clear();
@@ -64,7 +66,7 @@ async fn exit(mut child: Child) -> ExitStatus {
 }
 
 async fn served(stream: Option<&str>) -> (LocalAws, Server) {
-    // ACTIVE at once: the SDK's waiter looks every ten seconds only.
+    // ACTIVE immediately, because the SDK's waiter polls every ten seconds.
     let local = LocalAws::builder().transition(Duration::ZERO).build().unwrap();
     if let Some(stream) = stream {
         let client = Client::new(&local.sdk_config("test"));
@@ -98,8 +100,8 @@ async fn ctrl_c_and_sigterm_end_in_good_order() {
     server.shutdown().await;
 }
 
-/// A port that takes a request and never answers: the put is on its way, whatever the machine's
-/// load.
+/// Starts a producer against a port that accepts a request and never answers: the put is in flight,
+/// whatever the load of the machine.
 async fn hung_put(flags: &str) -> (Child, tokio::net::TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

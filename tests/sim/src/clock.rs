@@ -1,4 +1,4 @@
-//! The clock of one machine: it runs a little fast or slow. It goes on while the process is frozen,
+//! The clock of one machine: it runs slightly fast or slow. It runs while the process is frozen,
 //! and stands still while the machine is suspended.
 
 use std::future::Future;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::machine::Machine;
 
-/// A drifting clock.
+/// A clock with drift.
 #[derive(Debug, Clone)]
 pub(crate) struct DriftingClock(pub(crate) Arc<Machine>);
 
@@ -30,7 +30,7 @@ impl DriftingClock {
             if Self::read(&machine) >= deadline {
                 return;
             }
-            // The conversion may be a nanosecond off; or the machine has been suspended meanwhile.
+            // The conversion may be a nanosecond off, or the machine has been suspended meanwhile.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }

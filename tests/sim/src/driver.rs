@@ -1,6 +1,6 @@
-//! Runs a plan: makes operations happen, feeds the stream, looks at the clock for the checkers.
+//! The execution of a plan: performs operations, feeds the stream, and runs the periodic checks.
 //!
-//! All of it is on one thread with paused time, so a run takes as long as its computations.
+//! Everything runs on one thread with paused time, so that a run takes as long as its computations.
 
 use std::cell::RefCell;
 use std::sync::Once;
@@ -16,19 +16,19 @@ use crate::reached::Counts;
 use crate::trace::Line;
 use crate::world::World;
 
-/// How often the driver looks at the world.
+/// The interval of the periodic checks.
 const TICK: Duration = Duration::from_millis(500);
 
-/// What became of a run.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Of the whole trace.
+    /// The hash of the whole trace.
     pub hash: u64,
-    /// Lines of the trace.
+    /// The number of lines in the trace.
     pub events: u64,
-    /// The first promise that was broken.
+    /// The first broken promise.
     pub violation: Option<Violation>,
-    /// What the run reached.
+    /// The situations that the run reached.
     pub counts: Counts,
     /// Virtual time until the run ended.
     pub lasted: Duration,
@@ -37,17 +37,18 @@ pub struct Outcome {
 }
 
 thread_local! {
-    /// The panic of the library, if there was one on this thread.
+    /// The panic of the library on this thread, if there was one.
     static PANICKED: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 /// Runs a plan to its end, or to the first broken promise.
 ///
 /// # Panics
-/// Only if the runtime cannot be made.
+/// Only if the runtime cannot be created.
 #[must_use]
 pub fn run(plan: &Plan, keep_lines: bool) -> Outcome {
     watch_panics();
+    // A panic of an earlier run on this thread does not belong to this run.
     PANICKED.with_borrow_mut(Option::take);
     // The names of incarnations come from this generator.
     fastrand::seed(plan.seed);
@@ -59,7 +60,7 @@ pub fn run(plan: &Plan, keep_lines: bool) -> Outcome {
     runtime.block_on(drive(plan.clone(), keep_lines))
 }
 
-/// Panics are silent: those of processors are part of the run, others are kept and told.
+/// Silences panics: those of processors are part of the run, others are kept and reported.
 fn watch_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -67,6 +68,7 @@ fn watch_panics() {
             let text = info.to_string();
             if !text.contains(PANIC) {
                 PANICKED.with_borrow_mut(|kept| {
+                    // The first panic is the cause of later ones.
                     kept.get_or_insert(text);
                 });
             }
@@ -134,7 +136,7 @@ fn is_sound(world: &World) -> bool {
     PANICKED.with_borrow(Option::is_none) && world.violation().is_none()
 }
 
-/// Records come, unless the producer pauses.
+/// Puts records, unless the producer pauses.
 fn put(world: &World, count: usize) {
     let mut truth = world.lock();
     let now = truth.now;
@@ -144,7 +146,7 @@ fn put(world: &World, count: usize) {
     (0..count).for_each(|_| truth.shards.put(now));
 }
 
-/// What is checked by time rather than by event.
+/// Checks what depends on time rather than on an event.
 fn look(world: &World) {
     let mut truth = world.lock();
     let truth = &mut *truth;

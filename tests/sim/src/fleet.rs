@@ -1,7 +1,7 @@
-//! The workers of a run: one task per slot, which lives one incarnation after another.
+//! The workers of a run: one task per slot, which runs one incarnation after another.
 //!
-//! Does to a worker what a machine or an operator does: starts it, kills it, stops it in good order,
-//! starts it again when it ended by itself.
+//! Acts as a machine or an operator: starts a worker, kills it, shuts it down gracefully, restarts
+//! it when it stopped on its own.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,27 +28,27 @@ use crate::table::Table;
 use crate::wire;
 use crate::world::World;
 
-/// How long everyone has to stop at the end.
+/// The deadline of the shutdown of all workers at the end.
 const LAST_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a stop may take where nothing goes wrong.
+/// How long a shutdown may take in a run without faults.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
-/// How long a worker that ended by itself stays away.
+/// How long a worker that stopped on its own stays away.
 const RESTART: Duration = Duration::from_secs(2);
 
-/// What happens to a slot.
+/// A command to a slot.
 #[derive(Debug, Clone, Copy)]
 enum Command {
     Kill(Return),
     Stop(Duration, Return),
     Freeze(Duration),
     Suspend(Duration),
-    /// Start, if nothing runs and nothing is about to.
+    /// Start, if no incarnation runs and no start is scheduled.
     Revive,
-    /// Stop for good.
+    /// Stop permanently.
     End,
 }
 
-/// When and as whom a slot goes on.
+/// When a slot starts its next incarnation, and under which ID.
 #[derive(Debug, Clone, Copy)]
 struct Return {
     after: Option<Duration>,
@@ -63,16 +63,16 @@ pub(crate) struct Fleet {
     tasks: JoinSet<Option<WorkerId>>,
 }
 
-/// Per slot, the incarnation that has started.
+/// The incarnation of each slot that has started.
 type Handles = BTreeMap<usize, (Arc<Machine>, Weak<WorkerHandle>)>;
 
-/// Who runs at the moment, per slot.
+/// The incarnations that run, by slot.
 #[derive(Debug)]
 struct Live {
     slots: Mutex<Vec<Option<WorkerId>>>,
-    /// The handles of those that have started.
+    /// The handles of workers that have started.
     handles: Mutex<Handles>,
-    /// Incarnations so far.
+    /// The number of incarnations so far.
     booted: AtomicUsize,
 }
 
@@ -81,7 +81,7 @@ impl Live {
         self.slots.lock()[slot] = id;
     }
 
-    /// What the workers say that run and have started.
+    /// Returns the health reports of the running workers that have started.
     fn healths(&self) -> Vec<(Arc<Machine>, Health)> {
         let mut handles = self.handles.lock();
         handles.retain(|_, (machine, handle)| !machine.is_dead() && handle.strong_count() > 0);
@@ -120,7 +120,7 @@ impl Fleet {
         fleet
     }
 
-    /// Makes an operation happen.
+    /// Performs an operation.
     pub(crate) async fn perform(&self, what: &What) {
         self.world.say(&"plan", format_args!("{what:?}"));
         match *what {
@@ -156,18 +156,18 @@ impl Fleet {
     }
 
     async fn tell(&self, slot: usize, command: Command) {
-        // A slot that has ended needs nothing any more.
+        // A slot that has ended receives no more commands.
         self.commands[slot].send(command).await.unwrap_or(());
     }
 
-    /// The faults are over: somebody has to live.
+    /// The faults are over: at least one worker has to run.
     pub(crate) async fn keep_alive(&self) {
         if self.live.ids().is_empty() {
             self.tell(0, Command::Revive).await;
         }
     }
 
-    /// Holds what the workers say of themselves against what is so.
+    /// Compares the workers' health reports with the true state.
     pub(crate) fn compare_health(&self) {
         let healths = self.live.healths();
         let running: Vec<_> = healths.iter().map(|(machine, _)| machine.number).collect();
@@ -177,7 +177,7 @@ impl Fleet {
         truth.ledger.is_told(truth.now, &mut truth.shards, &healths);
     }
 
-    /// Looks at what has settled, stops everyone, and looks at what remains.
+    /// Checks the settled state, shuts all workers down, and checks what remains.
     pub(crate) async fn finish(mut self) {
         if self.world.now() >= self.world.plan.length {
             let mut truth = self.world.lock();
@@ -207,7 +207,7 @@ impl Fleet {
     }
 }
 
-/// How long a stop may take, and what comes after it, if anything.
+/// The deadline of a shutdown, and the restart after it, if any.
 type Stop = (Duration, Option<Return>);
 
 /// One slot.
@@ -221,14 +221,14 @@ struct Slot {
 /// How an incarnation ended.
 enum End {
     Back(Return),
-    /// Stopped in good order at the end of the run.
+    /// Shut down gracefully at the end of the run.
     Over,
-    /// Ended by itself when it was to be stopped.
+    /// Already stopped on its own when it was to be shut down.
     Gone,
 }
 
 impl Slot {
-    /// Lives until the run ends; returns the worker that was stopped last.
+    /// Runs until the run ends; returns the worker that was shut down last.
     async fn run(mut self) -> Option<WorkerId> {
         let spread = self.world.plan.boot_at + Duration::from_millis(self.number as u64 * 700);
         let mut back = Return { after: Some(spread), same_id: false };
@@ -260,7 +260,7 @@ impl Slot {
         }
     }
 
-    /// Waits for the time to start; false when there will be none.
+    /// Waits for the time to start; returns false if the slot is not to start again.
     async fn wait(&mut self, after: Option<Duration>) -> bool {
         let start = async {
             match after {
@@ -337,7 +337,7 @@ impl Slot {
                         handle.abort();
                         return self.killed(machine, back);
                     }
-                    // The first stop counts.
+                    // The first stop wins.
                     Some(Command::Stop(deadline, back)) => {
                         stop.get_or_insert((deadline, Some(back)));
                     }
@@ -358,7 +358,7 @@ impl Slot {
                         self.stopped(machine, report, back).await
                     }
                     (Ok(_), None) => {
-                        self.broken("the worker stopped, and nobody asked it to".to_owned());
+                        self.broken("the worker stopped without a request".to_owned());
                         End::Over
                     }
                     (Err(error), _) => self.ended(machine, &error, stop),
@@ -400,7 +400,8 @@ impl Slot {
         back.map_or(End::Over, End::Back)
     }
 
-    /// Where nothing goes wrong, a stop does not wait for owners that have been asked for leases.
+    /// Checks, in a run without faults, that a shutdown does not wait for owners to which requests
+    /// were sent.
     fn stopped_in_time(&self, machine: &Machine, since: Option<Duration>) {
         let mut truth = self.world.lock();
         let took = truth.now.saturating_sub(since.unwrap_or(truth.now));
@@ -412,14 +413,15 @@ impl Slot {
         }
     }
 
-    /// The worker gave up: someone starts it again, unless it must not give up for this.
+    /// Notes that the worker stopped on its own and schedules a restart, unless it must not stop
+    /// for this error.
     fn ended(&self, machine: &Machine, error: &Error, stop: Option<Stop>) -> End {
         self.world.note(Situation::GaveUp);
         self.world.say(machine, format_args!("gives up: {error}"));
         let mut truth = self.world.lock();
         let truth = &mut *truth;
         if !truth.ledger.may_give_up(machine.number, error.kind(), (&truth.shards, &truth.rows)) {
-            let text = format!("the worker ended by itself: {error}");
+            let text = format!("the worker stopped on its own: {error}");
             truth.ledger.broken(Promise::Sound, truth.now, None, text);
         }
         match stop {
@@ -453,7 +455,7 @@ async fn start(machine: &Arc<Machine>) -> Result<WorkerHandle, Error> {
             Start::At(at) => InitialPosition::AtTimestamp(service_time(at)),
             Start::Ago(ago) => InitialPosition::Ago(ago),
         },
-        // Short, so that starts that fail are seen, too.
+        // Short, so that starts that fail occur too.
         start_timeout: Duration::from_secs(30),
         stream_recreated: plan.recreated.unwrap_or_default(),
         control_plane: ControlPlane::Inline,

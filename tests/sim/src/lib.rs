@@ -1,14 +1,14 @@
-//! The worker under simulation: a whole fleet on virtual time, with seeded faults, and checkers for
-//! every promise against what the world saw.
+//! The simulation: a whole fleet of workers on virtual time, with seeded faults, and checks of
+//! every promise against the observations of the world.
 //!
-//! One seed is one run. A [`Plan`] is drawn from it: settings, and a list of operations with their
-//! times (kills, freezes, faults of a link, resharding, moods of processors). [`run`] executes it on a
-//! single-threaded runtime with paused time; same plan, same trace, byte for byte. The first broken
-//! promise ends the run as a [`Violation`]. [`shrink`](shrink::shrink) removes operations while the
-//! promise stays broken.
+//! One seed is one run. A [`Plan`] is drawn from it: settings, and a list of timed operations (kills,
+//! freezes, faults of a link, resharding, moods of processors). [`run`] executes it on a
+//! single-threaded runtime with paused time; the same plan gives the same trace, byte for byte. The
+//! first broken promise ends the run as a [`Violation`]. [`shrink`](shrink::shrink) removes operations
+//! while the promise stays broken.
 //!
-//! Never asks the library whether it did well: the table, the stream and the processors are the
-//! simulation's own, and the checkers look at those only.
+//! Never asks the library about its own success: the table, the stream and the processors are the
+//! simulation's own, and the checks look only at those.
 
 mod checks;
 mod clock;

@@ -1,7 +1,8 @@
-//! One incarnation of a worker: its identity, its clock, and whether it runs at all.
+//! One incarnation of a worker: its identity, its clock, and whether it runs.
 //!
-//! A freeze is seen at every await: whatever the worker waits for comes after it. Its clock goes on
-//! meanwhile, as in a process that is stopped; or stands still, as in a machine that is suspended.
+//! A freeze takes effect at every await: whatever the worker waits for completes after it. During a
+//! freeze the clock runs, as in a stopped process; during a suspend it stands still, as in a
+//! suspended machine.
 
 use std::fmt;
 use std::pin::pin;
@@ -24,15 +25,15 @@ use crate::world::World;
 pub(crate) struct Machine {
     pub(crate) world: Arc<World>,
     pub(crate) slot: usize,
-    /// Counts all incarnations of a run.
+    /// The number of the incarnation in the run.
     pub(crate) number: usize,
     pub(crate) id: WorkerId,
     pub(crate) rate: f64,
     pub(crate) born: Instant,
-    /// Processors and readers that have not been dropped.
+    /// The processors and readers that have not been dropped.
     pub(crate) running: AtomicUsize,
     state: Mutex<State>,
-    /// The machine is suspended from now on.
+    /// Notifies that the machine is being suspended.
     suspending: Notify,
 }
 
@@ -69,12 +70,12 @@ impl Machine {
         self.state.lock()
     }
 
-    /// Draws something.
+    /// Draws a random value.
     pub(crate) fn draw<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
         draw(&mut self.state().rng)
     }
 
-    /// The process is gone.
+    /// Kills the process.
     pub(crate) fn die(&self) {
         self.state().dead = true;
     }
@@ -93,7 +94,8 @@ impl Machine {
         state.thaws_at = Some(state.thaws_at.map_or(until, |before| before.max(until)));
     }
 
-    /// Stops the machine with its clock. One that is suspended already stays so for as long as it is.
+    /// Suspends the machine and its clock. A machine that is already suspended stays suspended as
+    /// long as before.
     pub(crate) fn suspend(&self, lasts: Duration) {
         let now = Instant::now();
         let mut state = self.state();
@@ -109,7 +111,7 @@ impl Machine {
         self.suspending.notify_waiters();
     }
 
-    /// For how long the machine has been suspended until now.
+    /// Returns how long the machine has been suspended until now.
     pub(crate) fn suspended(&self) -> Duration {
         let now = Instant::now();
         let so_far = |(since, lasts): &(Instant, Duration)| (now - *since).min(*lasts);
@@ -120,6 +122,7 @@ impl Machine {
     pub(crate) async fn resumed(&self, before: Duration) {
         loop {
             let mut suspending = pin!(self.suspending.notified());
+            // Registered before the check, so that a suspend in between is not missed.
             suspending.as_mut().enable();
             if self.suspended() > before {
                 return self.awake().await;
@@ -129,16 +132,17 @@ impl Machine {
         }
     }
 
-    /// When the last freeze ended, from the beginning of the run.
+    /// Returns when the last freeze ended, since the beginning of the run.
     pub(crate) fn thawed_at(&self) -> Option<Duration> {
         self.state().thaws_at.map(|at| at.saturating_duration_since(self.world.began))
     }
 
-    /// Completes when the process runs, in any order with others; never when it is gone.
+    /// Completes when the process runs, in any order relative to others; never if it is dead.
     pub(crate) async fn awake(&self) {
         loop {
             let (dead, thaws_at, lag) = {
                 let mut state = self.state();
+                // A few milliseconds, so that the tasks of a thawed process wake in a random order.
                 let lag = if state.thaws_at.is_some() { state.rng.u64(0..4) } else { 0 };
                 (state.dead, state.thaws_at, lag)
             };
@@ -154,14 +158,14 @@ impl Machine {
         }
     }
 
-    /// Counts something that has to be gone when the worker has stopped.
+    /// Counts an object that has to be dropped when the worker has stopped.
     pub(crate) fn hold(self: &Arc<Self>) -> Running {
         self.running.fetch_add(1, Ordering::Relaxed);
         Running(Arc::clone(self))
     }
 }
 
-/// Something that runs for a machine.
+/// The guard of an object that belongs to a machine.
 #[derive(Debug)]
 pub(crate) struct Running(Arc<Machine>);
 

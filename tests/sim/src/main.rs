@@ -1,4 +1,4 @@
-//! The command: runs seeds, replays one with its timeline, shrinks what fails.
+//! The command: runs seeds, replays one with its timeline, shrinks a failing plan.
 
 #![expect(clippy::print_stdout, reason = "a command prints")]
 
@@ -21,47 +21,47 @@ struct Arguments {
     /// Run this seed and print its timeline if it fails.
     #[arg(long)]
     seed: Option<u64>,
-    /// Run so many seeds, from `--from` on; with `--mutants`, at most so many for each bug, and a
-    /// twentieth of them for a bug that takes the whole stack.
+    /// Run this many seeds, from `--from` on; with `--mutants`, at most this many for each bug, and
+    /// a twentieth of them for a bug that needs the full stack.
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
-    /// The first of many seeds.
+    /// The first seed of a sweep.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Run seeds for so many hours instead.
+    /// Run seeds for this many hours instead.
     #[arg(long)]
     hours: Option<f64>,
-    /// Threads; each runs one seed after another.
+    /// Number of threads; each runs one seed at a time.
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// The stream is deleted and made again in every plan, and not only in one of twenty.
+    /// Re-create the stream in every plan instead of one in twenty.
     #[arg(long)]
     recreate: bool,
-    /// In every plan, and not only in one of twenty, nothing goes wrong but that one owner is busy.
+    /// Use only plans whose only fault is one busy owner, instead of one plan in twenty.
     #[arg(long, conflicts_with = "recreate")]
     busy_owner: bool,
-    /// Listings are far behind in every plan, and not only in one of twenty.
+    /// Use very stale listings in every plan instead of one in twenty.
     #[arg(long, conflicts_with_all = ["recreate", "busy_owner"])]
     older_listings: bool,
-    /// In every plan, and not only in one of twenty, a worker may hold a single lease.
+    /// Limit one worker to a single lease in every plan instead of one in twenty.
     #[arg(long, conflicts_with_all = ["recreate", "busy_owner", "older_listings"])]
     full_worker: bool,
     /// With `--seed`: keep only these operations of its plan, by number.
     #[arg(long, value_delimiter = ',')]
     keep: Option<Vec<usize>>,
-    /// With `--seed`: remove operations while it fails.
+    /// With `--seed`: remove operations while the run fails.
     #[arg(long)]
     shrink: bool,
-    /// With `--seed`: print the whole timeline, also when nothing fails.
+    /// With `--seed`: print the whole timeline, even if the run does not fail.
     #[arg(long)]
     timeline: bool,
-    /// Run every seeded bug until it is found, in a copy of the library that is built first.
+    /// Build a copy of the library with the seeded bugs and run each bug until it is found.
     #[arg(long)]
     mutants: bool,
-    /// Run this seeded bug only; with `--seed`, run that seed with it.
+    /// The same with this bug only; with `--seed`, run that seed with this bug.
     #[arg(long)]
     mutant: Option<String>,
-    /// Stop after so many failures.
+    /// Stop after this many failures.
     #[arg(long, default_value_t = 10)]
     failures: usize,
 }
@@ -93,7 +93,7 @@ impl Arguments {
 /// Seeds between two lines of progress.
 const PROGRESS: u64 = 1000;
 const PROGRESS_OF_FULL: u64 = 20;
-/// A sweep of so many seeds has to meet every situation.
+/// A sweep of this many seeds has to reach every situation.
 const ENOUGH: u64 = 1000;
 
 fn main() -> ExitCode {
@@ -153,6 +153,8 @@ fn one(arguments: &Arguments, seed: u64) -> Result<(), String> {
     let about = outcome.violation.as_ref().and_then(|it| it.shard.clone());
     let end = outcome.violation.as_ref().map_or(outcome.lasted, |it| it.at);
     for line in &outcome.lines {
+        // Causes are always printed; the other lines only for the last minute of the shard
+        // concerned.
         let is_recent = line.at + Duration::from_secs(60) >= end;
         let concerns = about.as_ref().is_none_or(|shard| line.text.contains(shard.as_str()));
         let is_cause = line.who == "plan" || line.who == "stream" || line.text.starts_with("is ");
@@ -214,7 +216,7 @@ fn hunt(arguments: &Arguments, bug: Option<Mutant>) -> Result<(), String> {
     }
 }
 
-/// What a sweep has come to.
+/// The result of a sweep.
 #[derive(Debug, Default)]
 struct Sweep {
     seeds: u64,

@@ -1,7 +1,7 @@
-//! What becomes of a call: it takes time, it may never arrive, and its answer may never come.
+//! The network: a call takes time, its request may be lost, and its reply may be lost.
 //!
-//! A request that has left its sender is a task of its own: whoever gave up waiting, or is dead,
-//! cannot recall it. So writes may land long after their sender has forgotten them.
+//! A request that has left its sender is a separate task: a sender that timed out or died cannot
+//! recall it. Therefore a write may be applied long after its sender has forgotten it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,29 +16,29 @@ use crate::plan::{Service, Trouble};
 use crate::reached::Situation;
 use crate::world::Truth;
 
-/// The call that may be told that its shard does not exist.
+/// The operation that may be refused because its shard does not exist.
 pub(crate) const READING: &str = "reading";
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Failure {
-    /// An error that the service gives; nothing was done.
+    /// An error of the service; nothing was applied.
     Refused(ServiceErrorKind),
-    /// It was done, but what came back cannot be understood.
+    /// It was applied, but the reply is unreadable.
     Broken,
 }
 
-/// What becomes of one call.
+/// The outcome of one call.
 enum Fate {
-    /// Not done; an error comes after a while.
+    /// Not applied; an error arrives after a while.
     Refused(ServiceErrorKind, Duration),
-    /// Neither done nor answered.
+    /// Neither applied nor answered.
     Lost,
-    /// Done after `request`.
+    /// Applied after `request`.
     Done { request: Duration, answer: Answer },
 }
 
-/// What the sender hears of a call that is done.
+/// The reply that the sender gets to an applied call.
 enum Answer {
     After(Duration),
     Broken(Duration),
@@ -46,7 +46,7 @@ enum Answer {
 }
 
 impl Machine {
-    /// [`attempt`](Self::attempt), with errors as the ports have them.
+    /// Does the same as [`attempt`](Self::attempt), with the errors of the ports.
     pub(crate) async fn call<T: Send + 'static>(
         self: &Arc<Self>,
         service: Service,
@@ -62,7 +62,8 @@ impl Machine {
         })
     }
 
-    /// Does `work` at the service, if the call gets there, and returns its answer, if that comes.
+    /// Executes `work` at the service, if the request arrives, and returns its answer, if that
+    /// arrives.
     pub(crate) async fn attempt<T: Send + 'static>(
         self: &Arc<Self>,
         service: Service,
@@ -76,6 +77,7 @@ impl Machine {
                 self.awake().await;
                 Err(Failure::Refused(kind))
             }
+            // The caller's own timeout ends the call.
             Fate::Lost => future::pending().await,
             Fate::Done { request, answer } => {
                 let (done, result) = oneshot::channel();

@@ -1,8 +1,8 @@
-//! What happens in one run: settings and a list of timed operations, drawn from a seed.
+//! The script of one run: settings and a list of timed operations, drawn from a seed.
 //!
-//! Owns all the chance of a run's *script*; what a single call meets is drawn while it runs, from
-//! generators that are seeded with the same seed. An operation names its targets by numbers that
-//! are resolved when its time comes, so that removing one leaves the others meaningful.
+//! Owns all random choices of a run's *script*; the fate of a single call is drawn during the run,
+//! from generators with the same seed. An operation names its targets by numbers that are resolved
+//! at its time, so that removing one operation leaves the others meaningful.
 
 use std::time::Duration;
 
@@ -12,17 +12,17 @@ use kcl_lite::{CheckpointPolicy, FailurePolicy, StreamRecreated};
 /// The script of one run.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Where everything comes from.
+    /// The seed of all random choices.
     pub seed: u64,
     /// How much of the library takes part.
     pub tier: Tier,
-    /// What the run is mostly about.
+    /// The theme of the run.
     pub theme: Theme,
     /// Slots for workers; each runs one incarnation after another.
     pub workers: usize,
-    /// How fast the clock of each slot runs.
+    /// The rate of each slot's clock.
     pub rates: Vec<f64>,
-    /// Shards at the beginning.
+    /// The initial number of shards.
     pub shards: u32,
     /// Settings of all workers.
     pub lease_duration: Duration,
@@ -40,78 +40,78 @@ pub struct Plan {
     pub slow_after: Duration,
     /// See [`kcl_lite::Settings`].
     pub callback_deadline: Duration,
-    /// Where the application starts.
+    /// The initial position of the application.
     pub start: Start,
     /// When its first worker starts; the stream is older.
     pub boot_at: Duration,
-    /// The most records of one reply.
+    /// The largest number of records in a reply.
     pub read_limit: usize,
-    /// Partition keys of the producer.
+    /// The number of partition keys of the producer.
     pub keys: usize,
-    /// How many of a hundred records of the stream are aggregates of several.
+    /// The percentage of aggregates among the records of the stream.
     pub aggregates: u8,
-    /// Mean time between puts.
+    /// The mean time between puts.
     pub put_every: Duration,
     /// How the processors acknowledge.
     pub style: Style,
-    /// What workers do when the stream is made again; `None` where it is not.
+    /// What workers do when the stream is re-created; `None` if it is not.
     pub recreated: Option<StreamRecreated>,
-    /// Whether the only trouble is an owner that is busy for minutes: see [`Plan::with_busy_owner`].
+    /// Whether the only fault is an owner that is busy for minutes: see [`Plan::with_busy_owner`].
     pub busy_owner: bool,
-    /// The last slot may hold one lease: see [`Plan::with_full_worker`].
+    /// Whether the last slot may hold only one lease: see [`Plan::with_full_worker`].
     pub full_worker: bool,
-    /// Whether listings are far behind: see [`Plan::with_older_listings`].
+    /// Whether listings are very stale: see [`Plan::with_older_listings`].
     pub older_listings: bool,
-    /// When all faults have ended and must have been repaired after a stated time.
+    /// When all faults have ended; their effects must be repaired after a stated time.
     pub calm_at: Duration,
-    /// The whole run.
+    /// The length of the run.
     pub length: Duration,
-    /// What happens, in order of time.
+    /// The operations, in order of time.
     pub operations: Vec<Operation>,
 }
 
 /// How much of the library takes part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Tier {
-    /// All above the ports: table and stream are the simulation's own.
+    /// Everything above the ports: table and stream are the simulation's own.
     Protocol,
     /// All of it, with the AWS SDK, over HTTP requests to `local-aws` in this process.
     Full,
 }
 
-/// What a run is mostly about: each makes other situations likely.
+/// The theme of a run: each makes other situations likely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Theme {
-    /// No faults at all: nothing may be repeated, and budgets hold exactly.
+    /// No faults: no record may be repeated, and budgets hold exactly.
     Calm,
-    /// A bit of everything, each kind in or out by chance.
+    /// Faults of all kinds, each kind included or excluded at random.
     Chaos,
-    /// Shards split and merge all the time.
+    /// Shards split and merge continuously.
     Resharding,
     /// Mostly merges, and workers that die at shard ends.
     Merging,
-    /// Workers stop and come back one after the other.
+    /// Workers stop and restart one after another.
     Rolling,
-    /// Links break for long.
+    /// Links break for a long time.
     Partitions,
-    /// Processes are stopped for seconds and minutes.
+    /// Processes are frozen for seconds and minutes.
     Freezes,
     /// Processors fail, panic, hang, and drop tokens.
     Processors,
-    /// Records expire, and listings are behind.
+    /// Records expire, and listings are stale.
     Retention,
 }
 
-/// Where the application starts.
+/// The initial position of the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// With everything in the stream.
+    /// The oldest record in the stream.
     Horizon,
-    /// With what comes.
+    /// New records only.
     Latest,
-    /// With what came at this time of the run, or later. It may be later than the first start.
+    /// Records from this time of the run on. It may be later than the first start.
     At(Duration),
-    /// With what came within this time before the first start.
+    /// Records from this long before the first start on.
     Ago(Duration),
 }
 
@@ -126,118 +126,118 @@ pub enum Style {
     Split,
 }
 
-/// Something that happens at a time.
+/// A timed operation.
 #[derive(Debug, Clone)]
 pub struct Operation {
-    /// When, from the beginning of the run.
+    /// The time since the beginning of the run.
     pub at: Duration,
-    /// What.
+    /// The operation.
     pub what: What,
 }
 
-/// What can happen.
+/// The kinds of operations with their parameters.
 #[derive(Debug, Clone)]
 pub enum What {
-    /// The process of a slot is gone from one moment to the next.
+    /// The process of a slot is killed.
     Kill {
         /// The slot.
         slot: usize,
         /// Time until another incarnation starts; `None`: never.
         back_after: Option<Duration>,
-        /// Whether it has the id of the old one.
+        /// Whether it has the worker ID of the old one.
         same_id: bool,
     },
-    /// The worker of a slot is asked to stop.
+    /// The worker of a slot is stopped gracefully.
     Stop {
         /// The slot.
         slot: usize,
-        /// How long it has.
+        /// The deadline of the shutdown.
         deadline: Duration,
         /// Time until another incarnation starts; `None`: never.
         back_after: Option<Duration>,
-        /// Whether it has the id of the old one.
+        /// Whether it has the worker ID of the old one.
         same_id: bool,
     },
-    /// Nothing in the process runs for a while; its clock goes on.
+    /// The process is frozen for a while; its clock runs.
     Freeze {
         /// The slot.
         slot: usize,
-        /// For how long.
+        /// The duration.
         lasts: Duration,
     },
     /// The machine of a slot is suspended, and its clock with it.
     Suspend {
         /// The slot.
         slot: usize,
-        /// For how long.
+        /// The duration.
         lasts: Duration,
     },
-    /// Some calls of a slot to a service go wrong.
+    /// Some calls of a slot to a service fail.
     Link {
         /// The slot.
         slot: usize,
-        /// To which service.
+        /// The service.
         service: Service,
-        /// In which way.
+        /// The fault.
         trouble: Trouble,
-        /// How many of a hundred.
+        /// The percentage of calls.
         percent: u8,
-        /// For how long.
+        /// The duration.
         lasts: Duration,
     },
     /// A shard is split.
     Split(u64),
-    /// Two neighbours are merged.
+    /// Two adjacent shards are merged.
     Merge(u64),
-    /// Listings show the past, each shard another one.
+    /// Listings are stale, each shard by another time.
     StaleListings {
-        /// At most this far.
+        /// The maximum age.
         lag: Duration,
-        /// For how long.
+        /// The duration.
         lasts: Duration,
     },
     /// The last reply of a shard does not name its children.
     NamelessChildren {
-        /// For how long.
+        /// The duration.
         lasts: Duration,
     },
-    /// The processors of a slot behave in another way.
+    /// The processors of a slot change their behaviour.
     Mood {
         /// The slot.
         slot: usize,
-        /// In which.
+        /// The behaviour.
         mood: Mood,
-        /// For how long.
+        /// The duration.
         lasts: Duration,
     },
-    /// Records older than this are gone, and closed shards without records with them.
+    /// Records older than this expire, and closed shards without records with them.
     Trim {
-        /// How old a record may be.
+        /// The age that a record may reach.
         keep: Duration,
     },
-    /// Someone deletes a row by hand.
+    /// An operator deletes a row by hand.
     Forget(u64),
     /// Many records at once.
     Burst(usize),
     /// The producer pauses.
     Drought {
-        /// For how long.
+        /// The duration.
         lasts: Duration,
     },
     /// The wall clock of a slot is wrong, in the full-stack tier.
     WallClock {
         /// The slot.
         slot: usize,
-        /// By so many seconds, ahead or behind.
+        /// By this many seconds, ahead or behind.
         by: i64,
-        /// For how long.
+        /// The duration.
         lasts: Duration,
     },
-    /// The stream is deleted with all that is in it, and made again under its name.
+    /// The stream is deleted with its records, and re-created under its name.
     Recreate {
-        /// The shards of the new one.
+        /// The number of shards of the new stream.
         shards: u32,
-        /// How long there is none.
+        /// How long the stream does not exist.
         gone_for: Duration,
     },
 }
@@ -251,43 +251,43 @@ pub enum Service {
     Stream,
 }
 
-/// What goes wrong with a call.
+/// The faults of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
     /// It takes up to this long in each direction.
     Slow(Duration),
-    /// An error, before anything was done.
+    /// An error, before anything was applied.
     Refused,
-    /// A read is told that its shard does not exist.
+    /// A read is refused because its shard does not exist.
     NotFound,
-    /// Too many requests, before anything was done.
+    /// Too many requests, before anything was applied.
     Throttled,
-    /// It never arrives, and no answer comes.
+    /// The request never arrives, and no answer comes.
     RequestLost,
-    /// It is done; an error comes instead of the answer.
+    /// It is applied; an error replaces the answer.
     ReplyBroken,
-    /// It is done; no answer comes.
+    /// It is applied; no answer comes.
     ReplyLost,
-    /// It is done up to this much later; no answer comes.
+    /// It is applied up to this much later; no answer comes.
     Late(Duration),
 }
 
-/// How processors behave.
+/// The behaviour of processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mood {
     /// A batch takes up to this long.
     Slow(Duration),
-    /// So many of a hundred calls fail.
+    /// This percentage of calls fails.
     Failing(u8),
-    /// So many of a hundred calls panic.
+    /// This percentage of calls panics.
     Panicking(u8),
-    /// So many of a hundred calls do not return while the mood lasts.
+    /// This percentage of calls does not return while the mood lasts.
     Hanging(u8),
-    /// So many of a hundred tokens are dropped; of plain processors, calls fail.
+    /// This percentage of tokens is dropped; with plain processors, of calls fails.
     Dropping(u8),
 }
 
-/// A generator for one concern of a run, so that one concern does not shift another.
+/// Returns a generator for one concern of a run, so that one concern does not shift another.
 pub(crate) fn chance(seed: u64, concern: &str) -> Rng {
     let mut hash = 0xcbf2_9ce4_8422_2325 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for byte in concern.bytes() {
@@ -296,7 +296,7 @@ pub(crate) fn chance(seed: u64, concern: &str) -> Rng {
     Rng::with_seed(hash)
 }
 
-/// A duration between two, to the millisecond.
+/// Draws a duration between two bounds, to the millisecond.
 pub(crate) fn between(rng: &mut Rng, least: Duration, most: Duration) -> Duration {
     let millis = |it: Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX);
     Duration::from_millis(rng.u64(millis(least)..=millis(most).max(millis(least))))
@@ -308,7 +308,7 @@ const LENGTH: Duration = Duration::from_secs(600);
 const CALM_AT: Duration = Duration::from_secs(420);
 
 impl Plan {
-    /// The plan of a seed.
+    /// Returns the plan of a seed.
     #[must_use]
     pub fn of(seed: u64) -> Self {
         let rng = &mut chance(seed, "plan");
@@ -381,8 +381,8 @@ impl Plan {
         plan.varied()
     }
 
-    /// The variation that the seed asks for, each by a generator of its own, so that the rest of the plan
-    /// is the same.
+    /// Applies the variation that the seed selects, each with a generator of its own, so that the rest of
+    /// the plan stays the same.
     fn varied(mut self) -> Self {
         if chance(self.seed, "suspend").u8(0..3) == 0 {
             self.suspend_instead();
@@ -400,11 +400,11 @@ impl Plan {
         }
     }
 
-    /// The same plan for a tier, without what that tier cannot do.
+    /// Returns the same plan for a tier, without operations that the tier does not support.
     ///
-    /// In the full-stack tier nothing is trimmed, because the service keeps records for a day at
-    /// least; and the producer sends no aggregates. Both are for the protocol tier alone. Wall clocks
-    /// are for the full-stack tier alone: the library reads none, only the AWS SDK does.
+    /// In the full-stack tier nothing is trimmed, because the service keeps records for at least a
+    /// day, and the producer sends no aggregates: both are only in the protocol tier. Wall clocks are
+    /// only in the full-stack tier: the library reads none, but the AWS SDK does.
     #[must_use]
     pub fn on(mut self, tier: Tier) -> Self {
         self.tier = tier;
@@ -419,7 +419,7 @@ impl Plan {
         self
     }
 
-    /// What replays its run.
+    /// Returns the command that replays the run.
     #[must_use]
     pub fn command(&self) -> String {
         let tier = match self.tier {
@@ -432,14 +432,15 @@ impl Plan {
         format!("cargo run -p sim --{tier}{recreate}{busy}{older} --seed {}", self.seed)
     }
 
-    /// The same plan with some of its operations only, by their numbers.
+    /// Returns the same plan with only these of its operations, by number.
     #[must_use]
     pub fn keeping(&self, numbers: &[usize]) -> Self {
         let kept = numbers.iter().filter_map(|number| self.operations.get(*number)).cloned();
         Self { operations: kept.collect(), ..self.clone() }
     }
 
-    /// By a generator of its own, so that the rest of the plan is the same.
+    /// Draws another start, with a generator of its own, so that the rest of the plan stays the
+    /// same.
     fn draw_other_start(&mut self) {
         let rng = &mut chance(self.seed, "another start");
         let is_other = rng.u8(0..3) == 0;
@@ -453,7 +454,7 @@ impl Plan {
     fn draw_operations(&mut self, rng: &mut Rng) {
         for kind in Kind::ALL {
             let most = self.theme.most(kind);
-            // Kinds that a theme is not about are in or out by chance.
+            // Kinds outside the theme are included or excluded at random.
             let count = if self.theme.is_about(kind) {
                 rng.usize(most / 2..=most)
             } else if most > 0 && rng.bool() {
@@ -477,7 +478,7 @@ impl Plan {
                     at = self.boot_at + between(rng, Duration::ZERO, Duration::from_millis(200));
                 }
                 if kind == Kind::Forget {
-                    // Who starts without the row cannot know that it was there.
+                    // A worker that starts without the row cannot know that it existed.
                     at = at.max(self.boot_at + 20 * SECOND + self.lease_duration * 2);
                 }
                 self.cut_what_is_slow(rng, at, &what);
@@ -486,7 +487,7 @@ impl Plan {
         }
     }
 
-    /// In one plan of three machines are suspended where processes would be stopped.
+    /// Replaces freezes by suspends in one plan of three.
     fn suspend_instead(&mut self) {
         for operation in &mut self.operations {
             if let What::Freeze { slot, lasts } = operation.what {
@@ -495,10 +496,10 @@ impl Plan {
         }
     }
 
-    /// The same plan, but the stream is deleted and made again meanwhile.
+    /// Returns the same plan with a stream that is deleted and re-created.
     ///
-    /// One plan in twenty is of this kind. By a generator of its own, so that the rest of the plan is
-    /// the same.
+    /// One plan in twenty is of this kind. It uses a generator of its own, so that the rest of the
+    /// plan stays the same.
     #[must_use]
     pub fn recreating(mut self) -> Self {
         if self.recreated.is_some() {
@@ -510,15 +511,15 @@ impl Plan {
         let at = between(rng, self.boot_at + 20 * SECOND, self.calm_at - 60 * SECOND);
         let gone_for = SECOND * *pick(rng, &[0, 1, 10, 50]);
         let what = What::Recreate { shards: rng.u32(1..=6), gone_for };
-        // As at the first start: who starts without a row cannot know that it was there.
+        // As at the first start, a worker that starts without a row cannot know that it existed.
         self.operations.retain(|it| it.at < at || !matches!(it.what, What::Forget(_)));
         self.operations.push(Operation { at, what });
         self.operations.sort_by_key(|operation| operation.at);
         self
     }
 
-    /// The same plan, but listings show what was so long ago that the rows of finished shards have been
-    /// deleted since: they must not be taken for shards without a lease.
+    /// Returns the same plan with listings so stale that the rows of finished shards have been deleted
+    /// since: they must not be taken for shards without a lease.
     ///
     /// One plan in twenty is of this kind.
     #[must_use]
@@ -545,9 +546,9 @@ impl Plan {
         self
     }
 
-    /// The same plan, but with short leases, and with nothing that goes wrong except that the processors
-    /// of one worker do not return for minutes. The others stop and come back, and ask it for leases:
-    /// they have to get them when the time to hand over has passed, and to stop without waiting for it.
+    /// Returns the same plan with short leases, and with no fault except that the processors of one
+    /// worker do not return for minutes. The others stop and restart, and request its leases: they have
+    /// to get them when the time for the handoff has passed, and to stop without waiting for it.
     ///
     /// One plan in twenty is of this kind.
     #[must_use]
@@ -567,7 +568,8 @@ impl Plan {
         self.operations = vec![Operation { at: begins, what: mood }];
         let mut at = self.boot_at + 5 * SECOND;
         while at < ends {
-            // Before, owners hand over at once, and whoever has asked them is stopped meanwhile.
+            // Before `begins` owners hand off at once, and workers are stopped while their requests are
+            // pending.
             let is_quick = at < begins;
             let away = if is_quick { SECOND } else { 10 * SECOND };
             let back_after = Some(between(rng, SECOND / 5, away));
@@ -583,9 +585,9 @@ impl Plan {
         self
     }
 
-    /// The same plan, but one of three workers or more may hold a single lease, and nothing goes wrong
-    /// except that another one stops and comes back to an owner of nearly all: the two have to share
-    /// what the limited one does not take.
+    /// Returns the same plan, in which one of three workers or more may hold only one lease, and with
+    /// no fault except that another worker stops and restarts while one owns nearly all leases: the
+    /// two have to share what the limited one does not take.
     ///
     /// One plan in twenty is of this kind.
     #[must_use]
@@ -602,7 +604,7 @@ impl Plan {
         self
     }
 
-    /// Removes what goes wrong, so that a variation can bring its own, and sees to so many workers.
+    /// Removes the faults, so that a variation can add its own, and ensures this many workers.
     fn clear_of_faults(&mut self, workers: usize) {
         self.recreated = None;
         self.theme = Theme::Chaos;
@@ -613,13 +615,13 @@ impl Plan {
         self.operations.clear();
     }
 
-    /// The slot whose worker may hold one lease only.
+    /// Returns the slot whose worker may hold only one lease.
     #[must_use]
     pub fn full_slot(&self) -> Option<usize> {
         self.full_worker.then_some(self.workers - 1)
     }
 
-    /// In every other plan wall clocks jump, also those of workers that start.
+    /// Makes wall clocks jump in every other plan, also those of workers that start.
     fn draw_wall_clocks(&mut self) {
         let rng = &mut chance(self.seed, "wall clocks");
         for _ in 0..*pick(rng, &[0, 0, 1, 4]) {
@@ -631,7 +633,8 @@ impl Plan {
         }
     }
 
-    /// A link that is slow and then cut: who counts from answers believes for too long.
+    /// Makes a link slow and then cuts it: a worker that measures its lease from replies would
+    /// believe in it too long.
     fn cut_what_is_slow(&mut self, rng: &mut Rng, at: Duration, what: &What) {
         let What::Link { slot, service, trouble: Trouble::Slow(_), lasts, .. } = *what else {
             return;
@@ -645,7 +648,7 @@ impl Plan {
         }
     }
 
-    /// One operation that is over within `left`.
+    /// Draws one operation that is over within `left`.
     fn draw(&self, rng: &mut Rng, kind: Kind, left: Duration) -> What {
         let slot = rng.usize(0..self.workers);
         let lasts = between(rng, SECOND, Duration::from_secs(90)).min(left);
@@ -693,7 +696,7 @@ impl Plan {
         }
     }
 
-    /// When a worker that has gone comes back; never by chance.
+    /// Draws after what time a killed or stopped worker is restarted; `None` if never.
     fn draw_return(&self, rng: &mut Rng) -> Option<Duration> {
         let soon = between(rng, Duration::from_millis(100), self.lease_duration * 2);
         (rng.u8(0..8) > 0).then_some(soon)
@@ -763,7 +766,7 @@ impl Kind {
         Self::Drought,
     ];
 
-    /// How many of it there are at most in a run that is not about it.
+    /// Returns how many of it there are at most in a run with another theme.
     fn usual(self) -> usize {
         match self {
             Self::Kill | Self::Stop | Self::Freeze | Self::Stale | Self::Mood => 4,
@@ -791,10 +794,10 @@ impl Theme {
 
     fn most(self, kind: Kind) -> usize {
         match (self, kind) {
-            // Resharding is no fault, and neither is a stop.
+            // Neither resharding nor a stop is a fault.
             (Self::Calm, Kind::Split | Kind::Merge | Kind::Burst | Kind::Drought) => kind.usual(),
             (Self::Calm, Kind::Stop) => 3,
-            // Its owner has to be well to put it back as it was.
+            // Its owner has to be healthy to re-create it with the same content.
             (Self::Calm, Kind::Forget) => 2,
             (Self::Calm, _) => 0,
             (Self::Merging, Kind::Kill) => 8,

@@ -1,7 +1,7 @@
-//! The application: processors that note what they are given, and that behave as the run wants.
+//! The application: processors that record their deliveries, and that behave as the run demands.
 //!
-//! They note an acknowledgement at the moment at which they give it; a token of an older delivery
-//! of the same record does not count.
+//! They record an acknowledgement when they give it; a token of an older delivery of the same
+//! record does not count.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,15 +18,15 @@ use crate::machine::{Machine, Running};
 use crate::plan::{Mood, Style, between};
 use crate::reached::Situation;
 
-/// What a panic of these processors says; any other panic is the library's.
+/// The panic message of these processors; any other panic is the library's.
 pub(crate) const PANIC: &str = "a processor of the simulation panics";
 
-/// The most that a batch takes in a good mood.
+/// The longest duration of a batch in a good mood.
 const USUAL: Duration = Duration::from_millis(20);
-/// The most that a later acknowledgement takes in a good mood.
+/// The longest delay of a deferred acknowledgement in a good mood.
 const LATER: Duration = Duration::from_millis(400);
 
-/// Where a processor is in its life.
+/// The phase of a processor's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     New,
@@ -43,18 +43,18 @@ pub(crate) struct SimProcessor {
     key: LeaseKey,
     tenure: TenureId,
     stage: Stage,
-    /// The number of the next record that it may be given; `None` before the first one.
+    /// The number of the next record that it may receive; `None` before the first one.
     next: Option<usize>,
 }
 
-/// A delivery by its number, and the numbers of its records.
+/// The number of a delivery, and the numbers of its records.
 #[derive(Debug, Clone)]
 struct Given {
     delivery: u64,
     records: Vec<usize>,
 }
 
-/// Notes the end of a call, also when it is dropped.
+/// Records the end of a callback, also if it is dropped.
 struct Call<'a> {
     of: &'a mut SimProcessor,
     is_over: bool,
@@ -107,7 +107,7 @@ impl SimProcessor {
         self.stage = to;
     }
 
-    /// Notes the delivery.
+    /// Records the delivery.
     fn note(&mut self, batch: &Batch) -> Given {
         let mut truth = self.machine.world.lock();
         let truth = &mut *truth;
@@ -149,7 +149,8 @@ impl SimProcessor {
         match mood {
             Some((Mood::Failing(percent), _)) if chance < percent => {
                 match chance % 4 {
-                    // Some have taken the acknowledgement over, and it may still come.
+                    // Some processors have taken the tokens, and the acknowledgement may still
+                    // arrive.
                     1 => self.acknowledge(&mut batch, given, 0),
                     2 => self.acknowledge_some(&mut batch, given),
                     3 if given.delivery != NOT_COUNTED => return Err(self.rejects(&batch, given)),
@@ -185,7 +186,8 @@ impl SimProcessor {
         Ok(())
     }
 
-    /// What is not acknowledged of this batch comes again.
+    /// Records the failure: the records of this batch that are not acknowledged are delivered
+    /// again.
     fn failed(&mut self, given: &Given) {
         let mut truth = self.machine.world.lock();
         if let Some(shard) = self.shard.filter(|_| given.delivery != NOT_COUNTED) {
@@ -196,7 +198,7 @@ impl SimProcessor {
         }
     }
 
-    /// Says of one of the records that it can never be processed.
+    /// Rejects one of the records as a poison record.
     fn rejects(&self, batch: &Batch, given: &Given) -> BoxError {
         let index = self.machine.draw(|rng| rng.usize(..given.records.len()));
         let mut truth = self.machine.world.lock();
@@ -231,7 +233,7 @@ impl SimProcessor {
         }
     }
 
-    /// Takes the acknowledgement over, and gives it later.
+    /// Takes the token, and acknowledges later.
     fn acknowledge(&self, batch: &mut Batch, given: &Given, dropped: u8) {
         let count = given.records.len();
         let mut acks: Vec<(Given, Ack)> = match self.machine.world.plan.style {
@@ -265,7 +267,7 @@ impl SimProcessor {
 }
 
 impl Given {
-    /// One for each record.
+    /// Returns one delivery for each record.
     fn each(&self) -> impl Iterator<Item = Self> {
         let delivery = self.delivery;
         self.records.iter().map(move |record| Self { delivery, records: vec![*record] })
@@ -283,7 +285,7 @@ fn settle(machine: &Machine, shard: Option<usize>, given: &Given) {
     }
 }
 
-/// A processor panics, or drops a token.
+/// Records that a processor panics, or drops a token.
 fn fails(machine: &Machine, shard: Option<usize>, given: &Given) {
     let mut truth = machine.world.lock();
     if let Some(shard) = shard {
@@ -293,7 +295,7 @@ fn fails(machine: &Machine, shard: Option<usize>, given: &Given) {
     }
 }
 
-/// Where records go that cannot be processed: that counts as processed.
+/// The dead-letter queue: a record stored there counts as processed.
 #[derive(Debug)]
 pub(crate) struct Morgue(pub(crate) Arc<Machine>);
 
@@ -308,11 +310,11 @@ impl DeadLetter for Morgue {
             }
             let mut truth = self.0.world.lock();
             truth.ledger.counts.note(Situation::PutAside);
-            truth.say(&*self.0, format_args!("puts {} of {} aside", letter.position, letter.shard));
+            truth.say(&*self.0, format_args!("stores {} of {}", letter.position, letter.shard));
             let is_rejected = letter.attempts == 0;
             let id = letter.shard.as_str();
             if !truth.shards.put_aside(self.0.number, id, &letter.position, is_rejected) {
-                let text = format!("{} is put aside, and nobody rejected it", letter.position);
+                let text = format!("{} is dead-lettered without a rejection", letter.position);
                 let now = truth.now;
                 truth.ledger.broken(Promise::Loss, now, Some(&letter.shard), text);
             }

@@ -1,23 +1,24 @@
-//! What runs have reached: a sweep that never meets a situation proves nothing about it.
+//! The situations that runs have reached: a sweep proves nothing about a situation that it never
+//! reaches.
 
 use std::fmt;
 
 use crate::plan::{Service, Tier, Trouble};
 
-/// Names the situations once: as variants, and in words.
+/// Declares the situations once: as variants, and in words.
 macro_rules! situations {
     ($($name:ident: $words:literal,)+) => {
-        /// Something that a sweep has to meet.
+        /// A situation that a sweep has to reach.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Situation {
             $(#[doc = $words] $name,)+
         }
 
         impl Situation {
-            /// All of them.
+            /// All situations.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
-            /// In words.
+            /// Returns the situation in words.
             #[must_use]
             pub fn words(self) -> &'static str {
                 match self {
@@ -43,7 +44,7 @@ situations! {
     StreamReplyBroken: "stream: done, but the answer is an error",
     StreamReplyLost: "stream: done, but not answered",
     StreamLate: "stream: done late, and not answered",
-    StreamNotFound: "stream: a shard that exists is said not to",
+    StreamNotFound: "stream: an existing shard is reported as missing",
     Killed: "a worker is killed",
     KilledAtStart: "a worker is killed while it starts",
     Stopped: "a worker is stopped",
@@ -51,18 +52,18 @@ situations! {
     Frozen: "a worker is frozen",
     FrozenForLong: "a worker is frozen for longer than a lease lasts",
     SuspendedForLong: "a machine is suspended for longer than a lease lasts",
-    SameId: "a worker comes back under its old id",
-    GaveUp: "a worker gives up, because a service does not answer",
+    SameId: "a worker restarts under its old ID",
+    GaveUp: "a worker stops, because a service does not answer",
     Split: "a shard is split",
     Merged: "two shards are merged",
-    StaleListing: "a listing shows the past",
+    StaleListing: "a listing is stale",
     NamelessEnd: "the end of a shard names no children",
     Trimmed: "a record is gone before it was acknowledged",
     ShardGone: "a shard is forgotten by the service",
     RowForgotten: "a row is deleted by hand",
-    RowPutBack: "an owner puts its row back",
-    Burst: "many records come at once",
-    Drought: "no records come",
+    RowPutBack: "an owner re-creates its row",
+    Burst: "a burst of records arrives",
+    Drought: "no records arrive",
     BatchSlow: "a batch takes long",
     BatchFailed: "a batch fails",
     BatchPanicked: "a processor panics",
@@ -71,35 +72,35 @@ situations! {
     RejectedByToken: "a record is rejected by its token",
     RejectedByError: "a record is rejected by an error",
     CutShort: "a processor is cut short",
-    PutAside: "a record is put aside",
-    NotPutAside: "a record cannot be put aside",
+    PutAside: "a record is dead-lettered",
+    NotPutAside: "a record cannot be dead-lettered",
     Delivered: "a record is delivered",
     DeliveredFromAggregate: "a record inside an aggregate is delivered",
     DeliveredFromMerge: "a record of a merged shard is delivered",
     Repeated: "a record is delivered again",
-    DeliveredWithHoles: "of a batch that failed a part is delivered again",
-    Expired: "a lease is taken because nobody renewed it",
-    AskedFor: "a lease is asked for",
+    DeliveredWithHoles: "a part of a failed batch is delivered again",
+    Expired: "an expired lease is taken",
+    AskedFor: "a lease is requested",
     Withdrawn: "a request for a lease is withdrawn",
-    HandedOver: "a lease is handed over",
-    Forced: "a lease is taken from an owner that does not let go",
+    HandedOver: "a lease is handed off",
+    Forced: "a lease is taken over from an owner that does not hand it off",
     Released: "a lease is released",
     Finished: "a shard is finished",
     Deleted: "a finished lease is removed",
     Refused: "a write is refused",
-    RefusedOfTheDead: "a write of a worker that is gone is refused",
-    AppliedOfTheDead: "a write of a worker that is gone is applied",
+    RefusedOfTheDead: "a write of a dead worker is refused",
+    AppliedOfTheDead: "a write of a dead worker is applied",
     AppliedLate: "a write is applied five seconds after it was sent",
-    LeaseLost: "a processor is told that its lease is lost",
-    ShutdownRequested: "a processor is told to let go",
-    ShardEnded: "a processor is told that its shard has ended",
-    TakenUp: "a record of a stream that was made again is delivered",
+    LeaseLost: "a processor learns that its lease is lost",
+    ShutdownRequested: "a processor is requested to stop",
+    ShardEnded: "a processor learns that its shard has ended",
+    TakenUp: "a record of a re-created stream is delivered",
     WrongTime: "a request is refused, because the wall clock of its sender has jumped",
-    LeftAlone: "a worker does not start with the leases of a stream that was made again",
+    LeftAlone: "a worker does not start with the leases of a re-created stream",
 }
 
 impl Situation {
-    /// Whether runs of a tier can reach it.
+    /// Returns whether runs of a tier can reach it.
     #[must_use]
     pub fn is_possible(self, tier: Tier) -> bool {
         // See `Plan::on`.
@@ -114,7 +115,7 @@ impl Situation {
         use Service::{Stream, Table};
         match (service, trouble) {
             (Table, Trouble::Slow(_)) => Self::TableSlow,
-            // The table is never said not to exist: that call goes well.
+            // The table never answers that it does not exist: that fault becomes a plain refusal.
             (Table, Trouble::Refused | Trouble::NotFound) => Self::TableRefused,
             (Table, Trouble::Throttled) => Self::TableThrottled,
             (Table, Trouble::RequestLost) => Self::TableRequestLost,
@@ -152,18 +153,18 @@ impl Counts {
         self.0[situation as usize] += times as u64;
     }
 
-    /// How often this one was reached.
+    /// Returns how often a situation was reached.
     #[must_use]
     pub fn of(&self, situation: Situation) -> u64 {
         self.0[situation as usize]
     }
 
-    /// The counts of several runs.
+    /// Adds the counts of other runs.
     pub fn add(&mut self, other: &Self) {
         self.0.iter_mut().zip(other.0).for_each(|(count, more)| *count += more);
     }
 
-    /// What runs of a tier can reach, and these did not.
+    /// Returns the situations that runs of a tier can reach, and these runs did not.
     #[must_use]
     pub fn never(&self, tier: Tier) -> Vec<&'static str> {
         let missed = |it: &&Situation| it.is_possible(tier) && self.of(**it) == 0;

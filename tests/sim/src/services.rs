@@ -1,8 +1,8 @@
-//! The services of the full-stack tier: `local-aws` in this process, asked without any network.
+//! The services of the full-stack tier: `local-aws` in this process, called without a network.
 //!
-//! Owns how one is asked at once, by whoever has the world locked, and how a row looks on the wire:
-//! that is read here by the attribute names of the Java library, not by the code under test. Never
-//! makes anything go wrong: the network does.
+//! Owns the synchronous calls, made while the world is locked, and the wire format of a row: it is
+//! read here by the attribute names of the Java library, not by the code under test. Never injects
+//! faults: the network does.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -27,31 +27,31 @@ use crate::stream::EPOCH;
 
 /// The stream of the simulation.
 pub(crate) const STREAM: &str = "stream";
-/// The application, and so its table.
+/// The application, which is also the name of its table.
 pub(crate) const APPLICATION: &str = "simulation";
 
 const JSON: &str = "application/x-amz-json-1.1";
 const STREAMS: &str = "Kinesis_20131202";
 const TABLES: &str = "DynamoDB_20120810";
 
-/// What answers a request.
+/// The reply to a request.
 pub(crate) type Reply = Response<Bytes>;
 
-/// A request as it goes over the wire.
+/// A request in its wire format.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     /// Service and operation, as in the header.
     pub(crate) target: String,
     pub(crate) body: Value,
-    /// When it was signed, by the clock of who sent it; in seconds.
+    /// When it was signed, by the sender's clock; in seconds.
     pub(crate) signed: i64,
 }
 
 impl Request {
-    /// The request that a client sends.
+    /// Reads a request of a client.
     ///
     /// # Panics
-    /// When it is none that these services can read: then the client is broken.
+    /// The request is malformed: the client has a bug.
     pub(crate) fn read(request: &HttpRequest) -> Self {
         let header = |name| request.headers().get(name).unwrap_or_default();
         let kind = header("content-type");
@@ -74,20 +74,20 @@ impl Request {
         self.target.rsplit('.').next().unwrap_or_default()
     }
 
-    /// The row that it is about.
+    /// Returns the key of the row that it concerns.
     pub(crate) fn key(&self) -> LeaseKey {
         let item = ["Item", "Key"].into_iter().find_map(|field| self.body.get(field));
         let key = item.and_then(|item| item["leaseKey"]["S"].as_str());
         LeaseKey::from(key.unwrap_or_default())
     }
 
-    /// Whether it is bound to the counter of the row that is there.
+    /// Returns whether it is conditional on the counter of the row.
     pub(crate) fn is_by_counter(&self) -> bool {
         let condition = self.body["ConditionExpression"].as_str();
         condition.is_some_and(|it| it.contains(":seen"))
     }
 
-    /// The attributes that an update sets, and those that it removes.
+    /// Returns the attributes that an update sets, and those that it removes.
     pub(crate) fn touches(&self) -> [BTreeSet<&str>; 2] {
         let mut touched = [BTreeSet::new(), BTreeSet::new()];
         let mut verb = "";
@@ -115,11 +115,11 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// New ones, with the stream.
+    /// Starts new services, with the stream.
     pub(crate) fn start(seed: u64, shards: u32) -> Self {
         let clock = Clock::starting_at(EPOCH);
         let local = LocalAws::builder().clock(clock).seed(seed);
-        // A reshard is over at once: the stream of the world knows no other states.
+        // Resharding takes no time: the world's stream has no transitional states.
         let local = local.transition(std::time::Duration::ZERO).build();
         let local = local.expect("services in memory need nothing");
         let services = Self { connector: local.http_connector("the world"), local };
@@ -135,12 +135,12 @@ impl Services {
         self.stream("DeleteStream", json!({}));
     }
 
-    /// A configuration for clients; its HTTP client is to be replaced.
+    /// Returns a configuration for clients; its HTTP client has to be replaced.
     pub(crate) fn sdk_config(&self, client: &str) -> SdkConfig {
         self.local.sdk_config(client)
     }
 
-    /// Answers at once.
+    /// Answers a request immediately.
     pub(crate) fn answer(&self, request: &Request) -> Reply {
         let mut http = HttpRequest::new(SdkBody::from(request.body.to_string()));
         http.headers_mut().insert("x-amz-target", request.target.clone());
@@ -152,7 +152,7 @@ impl Services {
         reply.map(|_| body.clone())
     }
 
-    /// Something that has to succeed.
+    /// Makes a call that has to succeed.
     fn ask(&self, service: &str, operation: &str, body: Value) -> Value {
         let target = format!("{service}.{operation}");
         let reply = self.answer(&Request { target, body, signed: 0 });
@@ -166,7 +166,7 @@ impl Services {
         self.ask(STREAMS, operation, body)
     }
 
-    /// The shards in the order of their numbers, and their ranges.
+    /// Returns the shards in the order of their numbers, and their ranges.
     pub(crate) fn shards(&self) -> Vec<(String, HashRange)> {
         let listing = self.stream("ListShards", json!({ "MaxResults": 10_000 }));
         let shards = listing["Shards"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -190,7 +190,7 @@ impl Services {
         self.stream("MergeShards", body);
     }
 
-    /// Stores a record; the shard that took it, and its number.
+    /// Stores a record; returns the shard that stored it, and its sequence number.
     pub(crate) fn put(&self, hash: u128, key: &str, data: &[u8]) -> (String, SequenceNumber) {
         let reply = self.stream(
             "PutRecord",
@@ -205,10 +205,10 @@ impl Services {
         (text("ShardId"), number.expect("a stored record has a number"))
     }
 
-    /// A row as it is.
+    /// Returns a row.
     ///
     /// # Errors
-    /// When it is none that the Java library could read.
+    /// The Java library could not read the row.
     pub(crate) fn row(&self, key: &LeaseKey) -> Result<Option<Lease>, String> {
         let body = json!({
             "TableName": APPLICATION,
@@ -219,7 +219,7 @@ impl Services {
         reply.get("Item").map(row).transpose()
     }
 
-    /// Deletes a row, as somebody does by hand.
+    /// Deletes a row, as an operator does by hand.
     pub(crate) fn delete_row(&self, key: &LeaseKey) {
         let key = json!({ "leaseKey": { "S": key.as_str() } });
         self.ask(TABLES, "DeleteItem", json!({ "TableName": APPLICATION, "Key": key }));
@@ -232,7 +232,7 @@ impl fmt::Debug for Services {
     }
 }
 
-/// A row as the Java library reads it, with our own attributes.
+/// Parses a row as the Java library does, with our own attributes.
 fn row(item: &Value) -> Result<Lease, String> {
     let text = |name: &str| item[name]["S"].as_str();
     let number = |name: &str| -> Option<i64> { item[name]["N"].as_str()?.parse().ok() };

@@ -1,10 +1,11 @@
-//! Makes a failing plan small: removes operations while the same promise stays broken.
+//! The shrinking of a failing plan: removes operations while the same promise stays broken.
 
 use crate::checks::Promise;
 use crate::driver::run;
 use crate::plan::Plan;
 
-/// The numbers of the operations that are needed to break `promise`, and the runs it took.
+/// Returns the numbers of the operations that are needed to break `promise`, and the number of runs
+/// it took.
 #[must_use]
 pub fn shrink(plan: &Plan, promise: Promise) -> (Vec<usize>, usize) {
     let mut kept: Vec<usize> = (0..plan.operations.len()).collect();

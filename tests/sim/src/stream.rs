@@ -1,12 +1,12 @@
-//! The stream: shards, records and lineage as they really are, and one machine's view of them.
+//! The stream: the true shards, records and lineage, and one machine's view of them.
 //!
-//! Owns what becomes of every record: put, needed, delivered, acknowledged, gone. Listings may be
-//! behind, each shard by another time; reads fail, hang, and name no children. Records are found by
-//! their index in the shard, which their data carries.
+//! Owns the fate of every record: put, needed, delivered, acknowledged, expired. Listings may be
+//! stale, each shard by another time; reads fail, hang, and omit children. Records are identified
+//! by their index in the shard, which is in their data.
 //!
-//! A stream that is deleted and made again is another stream. Shards have numbers that are unique in
-//! a run; their ids begin again with each stream, so an id alone means a shard of the newest one. Of
-//! the former ones nothing is needed any more, but what is done in their names is still looked at.
+//! A re-created stream is another stream. Shards have numbers that are unique in a run; their ids
+//! start again with each stream, so that an id alone means a shard of the newest one. Records of
+//! former streams are not needed any more, but writes for them are still checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,66 +33,66 @@ use crate::services::Services;
 use crate::table::Rows;
 use crate::world::Truth;
 
-/// When the run begins, by the service's clock.
+/// The service's time at the beginning of the run.
 pub(crate) const EPOCH: i64 = 1_700_000_000_000;
-/// How far parts of a listing may be behind others.
+/// How stale parts of a listing may be relative to others.
 const MOST_UNEVEN: Duration = Duration::from_secs(45);
 /// How long a read may hang, as in the client of the real service.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much later than its own clock a time may be from which the service gives out an iterator.
+/// How far in the future a time may be for which the service still returns an iterator.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
 /// The least time between two reads of a shard.
 const SPACING: Duration = Duration::from_millis(205);
 
-/// The service's time at a moment of the run.
+/// Returns the service's time at a moment of the run.
 pub(crate) fn service_time(at: Duration) -> Timestamp {
     Timestamp::from_millis(EPOCH + i64::try_from(at.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// One record and what became of it.
+/// A record and its fate.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) record: Record,
     pub(crate) key: usize,
     pub(crate) nth: usize,
     pub(crate) arrived: Duration,
-    /// Whether the application has to process it: it came after the start, and is not gone.
+    /// Whether the application has to process it: it arrived after the start, and has not expired.
     pub(crate) needed: bool,
     pub(crate) delivered: bool,
     pub(crate) acknowledged: bool,
-    /// Whether the library has to know that: it was not said after a failure.
+    /// Whether the library has to know of the acknowledgement: it was not given after a failure.
     pub(crate) counts: bool,
-    /// The newest delivery of it, and to whom.
+    /// The number of its newest delivery, and the receiver.
     pub(crate) delivery: u64,
     pub(crate) by: Option<TenureId>,
-    /// That delivery has failed: what its tokens say may be too late.
+    /// Whether that delivery has failed: its tokens may be too late.
     is_void: bool,
-    /// A processor said that it can never be processed.
+    /// Whether a processor has rejected it as a poison record.
     rejected: bool,
 }
 
-/// One shard as it really is.
+/// The true state of one shard.
 #[derive(Debug)]
 pub(crate) struct ShardTruth {
     pub(crate) id: ShardId,
-    /// Which of the streams it is of.
+    /// The number of its stream.
     stream: usize,
     pub(crate) parents: Vec<usize>,
     pub(crate) children: Vec<usize>,
     pub(crate) range: HashRange,
     pub(crate) opened: Duration,
     pub(crate) closed: Option<Duration>,
-    /// The first record that is still there.
+    /// The index of the first record that has not expired.
     pub(crate) trimmed: usize,
-    /// The service has forgotten it.
+    /// Whether the service has deleted it.
     pub(crate) gone: bool,
     pub(crate) entries: Vec<Entry>,
-    /// A processor has panicked or dropped a token, and the next one has not come yet.
+    /// Whether a processor has panicked or dropped a token, and no new processor has started since.
     pub(crate) failing: bool,
-    /// The acknowledgements of deliveries up to this one do not count any more: they were for an
+    /// Acknowledgements of deliveries up to this one do not count any more: they belong to an
     /// earlier processor.
     void: u64,
-    /// All needed records before this one are acknowledged.
+    /// The index before which all needed records are acknowledged.
     done: usize,
 }
 
@@ -108,26 +108,26 @@ struct Incarnation {
 /// All shards.
 pub(crate) struct Shards {
     pub(crate) all: Vec<ShardTruth>,
-    /// The streams of this name, one after the other; never empty.
+    /// The streams of this name, in order of creation; never empty.
     streams: Vec<Incarnation>,
     recreated: Option<StreamRecreated>,
     /// Per partition key: its hash, and its records as (shard, index).
     keys: Vec<(u128, Vec<(usize, usize)>)>,
-    /// Per partition key: all needed records before this one are acknowledged.
+    /// Per partition key: the index before which all needed records are acknowledged.
     keys_done: Vec<usize>,
     numbers: u64,
     aggregates: u8,
     deliveries: u64,
     start: Start,
-    /// Records that came before the application started are not needed.
+    /// When the application started. Earlier records are not needed.
     pub(crate) started: Option<Duration>,
     rng: Rng,
-    /// The stream as clients reach it, in the full-stack tier: what happens here happens there.
+    /// The stream that clients reach in the full-stack tier; every change is mirrored there.
     services: Option<Services>,
 }
 
 impl ShardTruth {
-    /// The index of the first record after what is acknowledged without a hole.
+    /// Returns the index of the first record that is not acknowledged.
     pub(crate) fn done(&mut self) -> usize {
         while self.entries.get(self.done).is_some_and(|it| it.acknowledged || !it.needed) {
             self.done += 1;
@@ -139,7 +139,7 @@ impl ShardTruth {
         self.done() == self.entries.len()
     }
 
-    /// The index of the first record that a reader gets who starts at the position of a lease.
+    /// Returns the index of the first record for a reader that starts at the position of a lease.
     pub(crate) fn first_after(&self, checkpoint: &Checkpoint, anchor: Option<Timestamp>) -> usize {
         let first = match checkpoint {
             Checkpoint::ShardEnd => self.entries.len(),
@@ -153,32 +153,33 @@ impl ShardTruth {
         first.max(self.trimmed)
     }
 
-    /// Whether a position, if it is one, is that of a record of this shard.
+    /// Returns whether a checkpoint is the position of a record of this shard, or no position.
     pub(crate) fn has(&self, checkpoint: &Checkpoint) -> bool {
         let Checkpoint::At(position) = checkpoint else { return true };
         self.entries.binary_search_by(|it| Position::of(&it.record).cmp(position)).is_ok()
     }
 
-    /// Up to where, from `start` to `end`, everything is acknowledged and counts.
+    /// Returns up to where, from `start` to `end`, everything is acknowledged and counts.
     pub(crate) fn counted(&self, start: usize, end: usize) -> usize {
         let counts = |it: &&Entry| it.counts || !(it.needed || it.delivered);
         start + self.entries[start.min(end)..end].iter().take_while(counts).count()
     }
 
-    /// Whether something before `end` was delivered, has not failed, and is not acknowledged.
+    /// Returns whether a record before `end` was delivered, has not failed, and is not
+    /// acknowledged.
     pub(crate) fn is_outstanding(&mut self, end: usize) -> bool {
         let (done, void) = (self.done().min(end), self.void);
         let is_open = |it: &Entry| !it.acknowledged && !it.is_void && it.delivery > void;
         self.entries[done..end].iter().any(is_open)
     }
 
-    /// The oldest needed record that is not acknowledged, if it came before `since`.
+    /// Returns the oldest needed record that is not acknowledged, if it arrived before `since`.
     pub(crate) fn waiting_since(&mut self, since: Duration) -> Option<&Entry> {
         let done = self.done();
         self.entries.get(done).filter(|it| it.arrived < since)
     }
 
-    /// The oldest needed record that has never been delivered.
+    /// Returns the oldest needed record that has never been delivered.
     pub(crate) fn oldest_unseen(&mut self) -> Option<&Entry> {
         let done = self.done();
         self.entries[done..].iter().find(|it| it.needed && !it.acknowledged && !it.delivered)
@@ -226,7 +227,7 @@ impl Shards {
         }
     }
 
-    /// The stream is deleted: nothing of it is needed, or there to be read.
+    /// Deletes the stream: its records can neither be read nor needed any more.
     pub(crate) fn delete(&mut self, now: Duration) {
         for shard in &mut self.all {
             shard.gone = true;
@@ -237,7 +238,7 @@ impl Shards {
         self.services.iter().for_each(Services::delete_stream);
     }
 
-    /// Another stream of the name is made.
+    /// Re-creates the stream under its name.
     pub(crate) fn make(&mut self, now: Duration, count: u32) {
         self.services.iter().for_each(|services| services.create_stream(count));
         self.streams.push(Incarnation { made: now, ..Incarnation::default() });
@@ -252,60 +253,61 @@ impl Shards {
         self.streams.last_mut().expect("there has always been a stream")
     }
 
-    /// When the stream was made that is not the first of its name.
+    /// Returns when the newest stream was created, if it is not the first of its name.
     pub(crate) fn recreated(&self) -> Option<Duration> {
         (self.streams.len() > 1).then(|| self.newest().made)
     }
 
-    /// Whether a worker that started at `born` may be told that the stream does not exist: it was
-    /// there before the last one, which is made or not.
+    /// Returns whether a worker that started at `born` may get the answer that the stream does not
+    /// exist: it started before the newest stream was created, or that is deleted.
     pub(crate) fn was_missing_since(&self, born: Duration) -> bool {
         self.newest().deleted.is_some() || self.recreated().is_some_and(|made| born <= made)
     }
 
-    /// Whether a row is of a stream of which another one has taken the place.
+    /// Returns whether a row belongs to a stream that was replaced by another one.
     pub(crate) fn is_of_former(&self, row: &Lease) -> bool {
         self.of_row(row).is_none_or(|shard| self.is_former(shard))
     }
 
-    /// Whether there are leases of a former stream that workers are to leave alone, and with them the
-    /// new one: as long as that has none, which only a table without any allows.
+    /// Returns whether workers have to leave the leases of a former stream alone, and the new stream
+    /// with them: as long as the new one has no leases, which are only created in an empty table.
     pub(crate) fn is_refused(&self, rows: &Rows) -> bool {
         self.recreated == Some(StreamRecreated::Refuse)
             && !rows.is_empty()
             && rows.values().all(|row| self.is_of_former(row))
     }
 
-    /// Whether the shard is of a stream of which another one has taken the place.
+    /// Returns whether the shard belongs to a stream that was replaced by another one.
     pub(crate) fn is_former(&self, shard: usize) -> bool {
         self.all[shard].stream + 1 < self.streams.len()
     }
 
-    /// What tells one stream from another one of its name.
+    /// Returns the identity of the stream, which a re-created stream does not share.
     fn identity(&self) -> StreamIdentity {
         let arn = "arn:aws:kinesis:eu-central-1:000000000000:stream/stream".to_owned();
         StreamIdentity { arn, created: service_time(self.newest().made) }
     }
 
-    /// The number of a shard of the newest stream by its id, or by the key of its lease, which is the
-    /// same here.
+    /// Returns the number of a shard of the newest stream by its id, or by the key of its lease,
+    /// which is the same here.
     pub(crate) fn find(&self, id: &str) -> Option<usize> {
         self.newest().by_id.get(id).copied()
     }
 
-    /// The numbers of the shards that had this id in one stream after the other, newest first.
+    /// Returns the numbers of the shards that had this id in the streams of this name, newest
+    /// first.
     pub(crate) fn find_all(&self, id: &str) -> impl Iterator<Item = usize> {
         self.streams.iter().rev().filter_map(move |stream| stream.by_id.get(id).copied())
     }
 
-    /// The number of the shard that a row is about, by the stream that it names.
+    /// Returns the number of the shard of a row, in the stream that the row names.
     pub(crate) fn of_row(&self, row: &Lease) -> Option<usize> {
         let created = row.stream.as_ref().map_or(service_time(Duration::ZERO), |it| it.created);
         let stream = self.streams.iter().find(|it| service_time(it.made) == created)?;
         stream.by_id.get(row.key.as_str()).copied()
     }
 
-    /// The row of a shard, if it has one.
+    /// Returns the row of a shard, if it has one.
     pub(crate) fn row<'a>(&self, shard: usize, rows: &'a Rows) -> Option<&'a Lease> {
         let row = rows.get(&LeaseKey::from(self.all[shard].id.clone()))?;
         (self.of_row(row) == Some(shard)).then_some(row)
@@ -341,12 +343,12 @@ impl Shards {
         number
     }
 
-    /// The services of the full-stack tier.
+    /// Returns the services of the full-stack tier.
     pub(crate) fn services(&self) -> &Services {
         self.services.as_ref().expect("only the full-stack tier has a wire")
     }
 
-    /// The stream of the services has become the same as this one.
+    /// Checks that the stream of the services equals this one.
     fn is_mirrored(&self) {
         let Some(services) = &self.services else { return };
         let there = services.shards();
@@ -359,7 +361,7 @@ impl Shards {
         (0..self.all.len()).filter(|it| self.all[*it].closed.is_none()).collect()
     }
 
-    /// One record of a key chosen by chance, or an aggregate of several of its shard.
+    /// Puts one record of a random key, or an aggregate of several records of its shard.
     pub(crate) fn put(&mut self, now: Duration) {
         if self.newest().deleted.is_some() {
             return;
@@ -371,7 +373,7 @@ impl Shards {
         };
         let shard = self.all.iter().position(|it| serves(it, hash));
         let shard = shard.expect("open shards cover the whole hash space");
-        // Numbers have gaps, and grow in width.
+        // Sequence numbers have gaps, and grow in width.
         self.numbers += self.rng.u64(1..20);
         self.append(now, shard, key, 0);
         if self.rng.u8(0..100) < self.aggregates {
@@ -408,7 +410,7 @@ impl Shards {
             packing: Packing::Plain,
         };
         let is_early = matches!(self.start, Start::At(first) if now < first);
-        // Who refuses a stream that was made again is not asked to read it.
+        // Workers that refuse a re-created stream need not read it.
         let is_read = self.recreated().is_none() || self.recreated != Some(StreamRecreated::Refuse);
         self.all[shard].entries.push(Entry {
             record,
@@ -426,8 +428,8 @@ impl Shards {
         });
     }
 
-    /// The application has started: what came before is not needed, if it starts at the tip or some time
-    /// ago.
+    /// Notes the start of the application: earlier records are not needed, if it starts at the tip or
+    /// some time ago.
     pub(crate) fn start(&mut self, now: Duration) {
         if self.started.is_some() {
             return;
@@ -461,7 +463,7 @@ impl Shards {
         Some((parent, children))
     }
 
-    /// Merges two open neighbours; returns them and their child.
+    /// Merges two adjacent open shards; returns them and their child.
     pub(crate) fn merge(&mut self, pick: u64, now: Duration) -> Option<([usize; 2], usize)> {
         let mut open = self.open();
         open.sort_by_key(|shard| self.all[*shard].range.start);
@@ -477,8 +479,8 @@ impl Shards {
         Some(([left, right], child))
     }
 
-    /// Records that came before `oldest` are gone; so are closed shards without records, but never
-    /// one that is `kept`.
+    /// Expires records that arrived before `oldest`, and closed shards without records, except
+    /// those that are `kept`.
     pub(crate) fn trim(&mut self, oldest: Duration, kept: &[bool], counts: &mut Counts) {
         for (shard, kept) in self.all.iter_mut().zip(kept) {
             let first = shard.entries.partition_point(|it| it.arrived < oldest);
@@ -497,7 +499,8 @@ impl Shards {
         }
     }
 
-    /// The index of a record that was delivered from `shard`, if it is the one it says it is.
+    /// Returns the index of a record that was delivered from `shard`, if its content is that of the
+    /// stored one.
     pub(crate) fn index_of(&self, shard: usize, record: &Record) -> Option<usize> {
         let index = u64::from_be_bytes(record.data.as_ref().try_into().ok()?);
         let index = usize::try_from(index).ok()?;
@@ -520,22 +523,23 @@ impl Shards {
     /// Notes that a record was processed, unless it has been delivered again since.
     pub(crate) fn acknowledge(&mut self, shard: usize, index: usize, delivery: u64) {
         let (failing, void) = (self.all[shard].failing, self.all[shard].void);
-        // What came of a newer stream by the lease of this one is no record of this one.
+        // A record of a newer stream that was delivered by the lease of this one is not a record of
+        // this one.
         let Some(entry) = self.all[shard].entries.get_mut(index) else { return };
         entry.acknowledged |= entry.delivery == delivery;
         let is_late = failing || entry.is_void || delivery <= void;
         entry.counts |= entry.delivery == delivery && !is_late;
     }
 
-    /// Notes that a processor says of a record that it can never be processed.
+    /// Notes that a processor rejects a record.
     pub(crate) fn reject(&mut self, shard: usize, index: usize) {
         if let Some(entry) = self.all[shard].entries.get_mut(index) {
             entry.rejected = true;
         }
     }
 
-    /// Notes that a machine has stored a record where records go that cannot be processed. False if
-    /// that is because a processor rejected it, and none did.
+    /// Notes that a machine has dead-lettered a record. Returns false if the reason is a rejection
+    /// and no processor has rejected it.
     pub(crate) fn put_aside(
         &mut self,
         machine: usize,
@@ -556,8 +560,8 @@ impl Shards {
         true
     }
 
-    /// Notes that a processor returns an error for a delivery: what its tokens have not acknowledged is
-    /// delivered again.
+    /// Notes that a processor returns an error for a delivery: records that its tokens have not
+    /// acknowledged are delivered again.
     pub(crate) fn fail(&mut self, shard: usize, records: &[usize], delivery: u64) {
         for index in records {
             let entry = self.all[shard].entries.get_mut(*index);
@@ -567,7 +571,7 @@ impl Shards {
         }
     }
 
-    /// Notes that a processor panics, or drops a token of a delivery: another one will come.
+    /// Notes that a processor panics, or drops a token of a delivery: a new processor follows.
     pub(crate) fn fail_all(&mut self, shard: usize, records: &[usize], delivery: u64) {
         let truth = &mut self.all[shard];
         let is_current =
@@ -575,13 +579,14 @@ impl Shards {
         truth.failing |= records.iter().any(|it| truth.entries.get(*it).is_some_and(is_current));
     }
 
-    /// A new processor of the shard: tokens of those before it have no effect.
+    /// Notes a new processor of the shard: tokens of earlier processors have no effect.
     pub(crate) fn begin(&mut self, shard: usize) {
         let truth = &mut self.all[shard];
         (truth.failing, truth.void) = (false, self.deliveries);
     }
 
-    /// An earlier needed record of the same key, in another shard, that is not acknowledged.
+    /// Returns an earlier needed record of the same key, in another shard, that is not
+    /// acknowledged.
     pub(crate) fn earlier_of_key(&mut self, shard: usize, index: usize) -> Option<&Entry> {
         let Entry { key, nth, .. } = self.all[shard].entries[index];
         let places = &self.keys[key].1;
@@ -597,9 +602,9 @@ impl Shards {
         earlier.map(|(shard, index)| &self.all[*shard].entries[*index])
     }
 
-    /// The shards as they were up to `lag` ago, each at a time of its own; with its closing if that was
-    /// seen already. A shard is never shown without the parents that still exist. What is further behind
-    /// than [`MOST_UNEVEN`] is so as a whole.
+    /// Returns the shards as they were up to `lag` ago, each at a time of its own, closed if the closing
+    /// had happened by then. A shard is never listed without the parents that still exist. A lag beyond
+    /// [`MOST_UNEVEN`] applies to the whole listing.
     pub(crate) fn visible(
         &self,
         now: Duration,
@@ -614,7 +619,7 @@ impl Shards {
             let seen = now.saturating_sub(lag.mul_f64(part));
             hidden[number] = shard.opened > seen && shard.opened > self.streams[shard.stream].made
                 || shard.parents.iter().any(|parent| hidden[*parent]);
-            // The first shards have always been there.
+            // The first shards have always existed.
             if !shard.gone && !hidden[number] {
                 visible.push((number, shard.closed.filter(|closed| *closed <= seen)));
             }
@@ -672,7 +677,7 @@ impl Stream for SimStream {
     fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>> {
         async move {
             let machine = Arc::clone(&self.0);
-            // Known from earlier replies, and a little early.
+            // Derived from earlier replies, and slightly early.
             let at = Timestamp::from_millis(service_time(machine.world.now()).as_millis() - 1500);
             let list = move |truth: &mut Truth| {
                 truth.ledger.listed(machine.number, truth.now);
@@ -696,7 +701,8 @@ impl Stream for SimStream {
         .boxed()
     }
 
-    /// Only where it makes a difference: elsewhere the stream knows nothing, and there is no call.
+    /// Describes the stream only where that matters: otherwise the identity is unknown, and there
+    /// is no call.
     fn describe(&self) -> BoxFuture<'_, Result<Description, ServiceError>> {
         async move {
             if self.0.world.plan.recreated.is_none() {
@@ -725,17 +731,17 @@ impl Stream for SimStream {
     }
 }
 
-/// Reads one shard.
+/// The reader of one shard.
 #[derive(Debug)]
 struct Reader {
     machine: Arc<Machine>,
     _running: Running,
     shard: ShardId,
     cursor: Cursor,
-    /// The shard and its next record, once the first read has found them: as in the iterators of the
-    /// service, which are of one stream, however many come to have its name.
+    /// The shard and its next record, after the first read has found them. As with the service's
+    /// iterators, they stay with one stream, even if a stream of the same name is created later.
     next: Option<(usize, usize)>,
-    /// When the next read may be made.
+    /// The earliest time of the next read.
     due: Instant,
 }
 
@@ -769,7 +775,7 @@ impl ShardReader for Reader {
 }
 
 impl Truth {
-    /// What a read of the service answers, and where the next one continues.
+    /// Returns the service's answer to a read, and where the next read continues.
     fn read(
         &mut self,
         id: &ShardId,
@@ -804,7 +810,7 @@ impl Truth {
         });
         let first = first.max(shard.trimmed);
         let last = entries.len().min(first + limit);
-        // An aggregate comes whole.
+        // An aggregate is returned completely.
         let rest = entries[last..].iter().take_while(|it| it.record.sub_sequence_number > 0);
         let last = last + rest.count();
         if first < last {

@@ -1,8 +1,8 @@
-//! The lease table: linearizable rows, and one machine's view of it over the network.
+//! The lease table: linearizable rows, and one machine's view of them over the network.
 //!
-//! A row changes by the library's own rule, [`LeaseWrite::apply`]; the ledger looks at every change
-//! and knows who really sent it. A scan reads the rows one after another, as the service does: each
-//! is as it was at some moment of the scan.
+//! A row changes by the library's own rule, [`LeaseWrite::apply`]; the ledger sees every change
+//! with its true sender. A scan reads the rows one after another, as the service does: each row is
+//! as of some moment of the scan.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +22,7 @@ use crate::plan::Service;
 use crate::reached::Situation;
 use crate::world::Truth;
 
-/// A write that lands so long after it was sent was forgotten by its sender.
+/// A write that arrives this long after it was sent was forgotten by its sender.
 const LATE: Duration = Duration::from_secs(5);
 
 /// The rows.
@@ -33,7 +33,7 @@ pub(crate) type Rows = BTreeMap<LeaseKey, Lease>;
 pub(crate) struct Table(pub(crate) Arc<Machine>);
 
 impl Truth {
-    /// A write arrives, which `machine` sent at `sent`.
+    /// Applies a write that arrives, which `machine` sent at `sent`.
     fn write(&mut self, machine: &Machine, sent: Duration, write: &LeaseWrite) -> WriteOutcome {
         match write.apply(self.rows.get(&write.key)) {
             Err(refused) => {
@@ -47,7 +47,7 @@ impl Truth {
         }
     }
 
-    /// A write arrived, and its condition did not hold.
+    /// Notes that a write arrived, and its condition did not hold.
     pub(crate) fn refused(&mut self, machine: &Machine, what: &dyn fmt::Display) {
         self.say(machine, format_args!("refused: {what}"));
         self.ledger.counts.note(Situation::Refused);
@@ -56,7 +56,7 @@ impl Truth {
         }
     }
 
-    /// A write of `machine` was applied: the row is now `after`.
+    /// Notes that a write of `machine` was applied: the row is now `after`.
     pub(crate) fn changed(
         &mut self,
         machine: &Machine,
@@ -82,7 +82,7 @@ impl Truth {
         if sent_before > LATE {
             self.ledger.counts.note(Situation::AppliedLate);
         }
-        // The first row of a stream continues none of a former one.
+        // The first row of a stream does not continue one of a former stream.
         let is_new = matches!(what, LeaseChange::Replace { .. });
         let before = before.filter(|row| !(is_new && self.shards.is_of_former(row)));
         let change = Change {
@@ -147,7 +147,7 @@ impl LeaseStore for Table {
             self.0.awake().await;
             let (machine, write, sent) = (Arc::clone(&self.0), write.clone(), self.0.world.now());
             self.0.world.lock().ledger.wrote(machine.number, sent);
-            // A take counts from its first attempt, which is not known here.
+            // A take counts from its first attempt, whose time is not known here.
             let is_renewal = matches!(write.change, LeaseChange::Renew { .. });
             let work = move |truth: &mut Truth| truth.write(&machine, sent, &write);
             let outcome = self.0.call(Service::Table, "writing a row", work).await?;
@@ -164,7 +164,7 @@ impl LeaseStore for Table {
     }
 }
 
-/// A write as a timeline shows it.
+/// A write in the form of the timeline.
 pub(crate) struct Shown<'a>(pub(crate) &'a LeaseKey, pub(crate) &'a LeaseChange);
 
 impl fmt::Display for Shown<'_> {
@@ -176,7 +176,7 @@ impl fmt::Display for Shown<'_> {
                 write!(f, "take {key} from {from:?} at counter {counter}")
             }
             LeaseChange::AskHandoff { counter, from, .. } => {
-                write!(f, "ask {from} for {key} at counter {counter}")
+                write!(f, "request {key} from {from} at counter {counter}")
             }
             LeaseChange::WithdrawHandoff { from, .. } => {
                 write!(f, "withdraw the request to {from} for {key}")
@@ -205,7 +205,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// What a write stores, if it is new.
+/// The update of a write, if it has one.
 struct Told<'a>(&'a LeaseUpdate);
 
 impl fmt::Display for Told<'_> {

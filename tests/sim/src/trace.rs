@@ -1,6 +1,6 @@
-//! What happened, line by line: hashed always, kept on request.
+//! The trace of a run, line by line: always hashed, kept on request.
 //!
-//! The hash is of the whole text, so two runs with the same hash went the same way.
+//! The hash covers the whole text, so that two runs with the same hash took the same course.
 
 use std::fmt::{self, Write as _};
 use std::time::Duration;
@@ -8,11 +8,11 @@ use std::time::Duration;
 /// One line of a timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// Since the beginning of the run.
+    /// The time since the beginning of the run.
     pub at: Duration,
-    /// A worker's incarnation, or what else acted.
+    /// The worker's incarnation, or another actor.
     pub who: String,
-    /// What happened.
+    /// The event.
     pub text: String,
 }
 

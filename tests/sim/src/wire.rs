@@ -1,13 +1,14 @@
-//! The full-stack tier's network: what the AWS SDK of one machine sends, and what comes back.
+//! The network of the full-stack tier: the requests of one machine's AWS SDK, and their replies.
 //!
-//! Stands in the place of the SDK's HTTP client, so that everything above it is the library's and
-//! the SDK's own code. A request meets the same fates as a call of the protocol tier; what arrives
-//! is answered by [`Services`](crate::services::Services), and what it changed is read back from there for the checkers.
-//! Pages are made small, so that there are many.
+//! Replaces the SDK's HTTP client, so that everything above it is the library's and the SDK's own code. A
+//! request meets the same faults as a call of the protocol tier; [`Services`](crate::services::Services)
+//! answers a request that arrives, and its effect is read back from there for the checks. Pages are small, so
+//! that there are many.
 //!
-//! Here is the only wall clock of a run. The library reads none (the lint of its workspace forbids
-//! it), so in the protocol tier there is nothing that could jump; but the SDK signs its requests with
-//! one, and the services refuse what was signed at another time. Then a reply tells the SDK theirs.
+//! Contains the only wall clock of a run. The library reads none (the lint of its workspace forbids
+//! it), so that in the protocol tier nothing can jump; but the SDK signs its requests with one, and
+//! the services refuse a signature with the wrong time. Their reply then tells the SDK the right
+//! time.
 
 use std::io;
 use std::sync::Arc;
@@ -45,7 +46,7 @@ use crate::world::Truth;
 /// How many seconds a signature is valid, and may be early.
 const LIFETIME: u64 = 300;
 
-/// The configuration of a machine's clients.
+/// Returns the configuration of a machine's clients.
 pub(crate) fn config(machine: &Arc<Machine>) -> SdkConfig {
     let config = machine.world.services().sdk_config(machine.id.as_str());
     let clock = DriftingClock(Arc::clone(machine));
@@ -74,12 +75,12 @@ impl TimeSource for DriftingClock {
     }
 }
 
-/// One machine's connections.
+/// The connections of one machine.
 #[derive(Debug, Clone)]
 struct Wire(Arc<Machine>);
 
 impl HttpClient for Wire {
-    /// The limits of the settings are for sockets; those that count are the SDK's own.
+    /// Ignores the settings' limits, which are for sockets; the SDK's own limits apply.
     fn http_connector(
         &self,
         _: &HttpConnectorSettings,
@@ -124,7 +125,7 @@ impl HttpConnector for Wire {
     }
 }
 
-/// What comes back when something goes wrong: an error of the service, or of the connection.
+/// Returns the reply for a fault: an error of the service, or of the connection.
 fn failed(
     machine: &Machine,
     operation: &str,
@@ -160,7 +161,8 @@ fn response(status: u16, body: String) -> HttpResponse {
 }
 
 impl Truth {
-    /// A request arrives; the reply, and the shard if it was a renewal that was applied.
+    /// Serves a request that arrives; returns the reply, and the shard if it was a renewal that was
+    /// applied.
     fn serve(
         &mut self,
         machine: &Arc<Machine>,
@@ -191,7 +193,7 @@ impl Truth {
                     self.ledger.listed(machine.number, self.now);
                     self.say(&**machine, format_args!("lists shards"));
                 }
-                // The past is told of whole listings of all shards.
+                // Only listings of all shards from the first page can be stale.
                 let is_whole = lacks("NextToken") && lacks("ShardFilter");
                 if !is_stale {
                     request.body["MaxResults"] = self.page.into();
@@ -210,7 +212,7 @@ impl Truth {
         (services.answer(&request), None)
     }
 
-    /// The reply to a request that was signed minutes before or after it came.
+    /// Returns the reply to a request whose signature is minutes early or late.
     fn refused_for_its_time(&mut self, request: &Request) -> Option<Reply> {
         let now = DateTime::from_millis(service_time(self.now).as_millis());
         if now.secs().abs_diff(request.signed) <= LIFETIME {
@@ -230,7 +232,7 @@ impl Truth {
         Some(reply)
     }
 
-    /// What a write has done; the shard if it was a renewal.
+    /// Notes the effect of a write; returns the shard if it was a renewal.
     fn written(
         &mut self,
         machine: &Machine,
@@ -262,7 +264,7 @@ impl Truth {
         shard.filter(|_| matches!(change, LeaseChange::Renew { .. }))
     }
 
-    /// A listing as it was some time ago, each shard at a time of its own.
+    /// Returns a stale listing, each shard as of a time of its own.
     fn as_it_was(&mut self, reply: &Reply) -> Reply {
         let visible = self.shards.visible(self.now, self.weather.stale.0, &mut self.rng);
         let is_closed = |id: &str| {
@@ -290,7 +292,7 @@ impl Truth {
         reply
     }
 
-    /// The last reply of a shard without its children, while they are not named.
+    /// Removes the children from the last reply of a shard, while they are not named.
     fn without_names(&mut self, reply: Reply) -> Reply {
         if self.now >= self.weather.nameless_until {
             return reply;
@@ -306,7 +308,7 @@ impl Truth {
     }
 }
 
-/// A reply with another body.
+/// Returns a reply with another body.
 fn altered(reply: &Reply, change: impl FnOnce(&mut Value)) -> Reply {
     let mut altered = Reply::new(reply.status(), Bytes::new());
     for (name, value) in reply.headers() {
@@ -318,7 +320,8 @@ fn altered(reply: &Reply, change: impl FnOnce(&mut Value)) -> Reply {
     altered
 }
 
-/// Which of the protocol's writes it was, by what the request touches and by what it did.
+/// Returns which write of the protocol it was, by the attributes that the request touches and by
+/// its effect.
 fn change(
     machine: &Machine,
     request: &Request,

@@ -1,8 +1,7 @@
-//! What is really so: the table, the stream, what is wrong with the links, and the ledger of what
-//! has been seen.
+//! The true state: the table, the stream, the faults of the links, and the ledger of observations.
 //!
-//! Owns the one lock of a run. Everything is on one thread, so it is never contended; it is held for
-//! single steps only and never across an await.
+//! Owns the one lock of a run. Everything runs on one thread, so that the lock is never contended;
+//! it is held for single steps only and never across an await.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,13 +25,13 @@ pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) began: Instant,
     truth: Mutex<Truth>,
-    /// Requests that have left their sender, and acknowledgements that come later.
+    /// Requests that have left their sender, and deferred acknowledgements.
     tasks: Mutex<JoinSet<()>>,
 }
 
-/// Everything that can change.
+/// The mutable state of the world.
 pub(crate) struct Truth {
-    /// The time of this step, from the beginning of the run.
+    /// The time of this step, since the beginning of the run.
     pub(crate) now: Duration,
     pub(crate) rows: Rows,
     pub(crate) shards: Shards,
@@ -41,21 +40,21 @@ pub(crate) struct Truth {
     pub(crate) weather: Weather,
     pub(crate) rng: Rng,
     pub(crate) tier: Tier,
-    /// The most records of one reply.
+    /// The largest number of records in a reply.
     pub(crate) read_limit: usize,
-    /// The most rows or shards of one page, in the full-stack tier.
+    /// The largest number of rows or shards on a page, in the full-stack tier.
     pub(crate) page: usize,
 }
 
-/// What is wrong at the moment.
+/// The current faults.
 #[derive(Debug, Default)]
 pub(crate) struct Weather {
     links: Vec<LinkEpisode>,
     moods: Vec<(usize, Mood, Duration)>,
     wall_clocks: Vec<(usize, i64, Duration)>,
-    /// How far listings may be behind, until when.
+    /// How stale listings may be, and until when.
     pub(crate) stale: (Duration, Duration),
-    /// Until when last replies do not name children.
+    /// Until when the last reply of a shard does not name its children.
     pub(crate) nameless_until: Duration,
     /// Until when the producer pauses.
     pub(crate) drought_until: Duration,
@@ -85,7 +84,7 @@ impl Weather {
         self.moods.push((slot, mood, until));
     }
 
-    /// What goes wrong with a call now, if anything.
+    /// Returns the fault that hits a call now, if any.
     pub(crate) fn trouble(
         &mut self,
         now: Duration,
@@ -104,13 +103,13 @@ impl Weather {
         found
     }
 
-    /// By how many seconds the wall clock of a slot is ahead.
+    /// Returns by how many seconds the wall clock of a slot is ahead.
     pub(crate) fn wall_clock(&mut self, now: Duration, slot: usize) -> i64 {
         self.wall_clocks.retain(|(_, _, until)| *until > now);
         self.wall_clocks.iter().filter(|(of, _, _)| *of == slot).map(|(_, by, _)| by).sum()
     }
 
-    /// How the processors of a slot behave now, and until when.
+    /// Returns how the processors of a slot behave now, and until when.
     pub(crate) fn mood(&mut self, now: Duration, slot: usize) -> Option<(Mood, Duration)> {
         self.moods.retain(|(_, _, until)| *until > now);
         let mood = self.moods.iter().find(|(of, _, _)| *of == slot);
@@ -144,26 +143,26 @@ impl World {
         self.lock().ledger.counts.note(situation);
     }
 
-    /// Time since the beginning.
+    /// Returns the time since the beginning.
     pub(crate) fn now(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// For one step.
+    /// Locks the state for one step.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Truth> {
         let mut truth = self.truth.lock();
         truth.now = self.now();
         truth
     }
 
-    /// Something that goes on whatever becomes of whoever started it.
+    /// Spawns a task that outlives its creator.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
     }
 
-    /// Ends what [`spawn`](Self::spawn) has started.
+    /// Aborts the tasks of [`spawn`](Self::spawn).
     pub(crate) async fn settle(&self) {
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.shutdown().await;
@@ -175,7 +174,7 @@ impl World {
         truth.trace.add(now, who, text);
     }
 
-    /// The services of the full-stack tier.
+    /// Returns the services of the full-stack tier.
     pub(crate) fn services(&self) -> Services {
         self.lock().shards.services().clone()
     }
@@ -185,11 +184,11 @@ impl World {
     }
 }
 
-/// When all workers have seen a row that was made, unless something keeps them from it.
+/// The time after which all workers have seen a new row, unless a fault prevents it.
 const SEEN: Duration = Duration::from_secs(5);
 
 impl Truth {
-    /// Changes the world as the plan says. What concerns processes is not done here.
+    /// Changes the world according to the plan. Operations on processes are executed elsewhere.
     pub(crate) fn happen(&mut self, what: &What) {
         let now = self.now;
         match *what {
@@ -245,26 +244,26 @@ impl Truth {
         }
     }
 
-    /// The stream is deleted, with all that is in it.
+    /// Deletes the stream with its records.
     pub(crate) fn delete_stream(&mut self) {
         self.shards.delete(self.now);
         self.say(&"stream", format_args!("is deleted"));
     }
 
-    /// Another stream of that name is made.
+    /// Re-creates the stream under its name.
     pub(crate) fn make_stream_again(&mut self, shards: u32) {
         self.shards.make(self.now, shards);
-        self.say(&"stream", format_args!("is made again with {shards} shards"));
+        self.say(&"stream", format_args!("is re-created with {shards} shards"));
     }
 
-    /// An incarnation starts.
+    /// Starts an incarnation.
     pub(crate) fn boots(&mut self, number: usize) {
         self.ledger.born.insert(number, self.now);
     }
 
-    /// Deletes the row of a shard that somebody holds. Never the last one: an empty table is how an
-    /// application is told to start again. And none that not all workers have seen: a worker that has not
-    /// creates it beside its owner.
+    /// Deletes the row of a shard that a worker owns. Never the last one: an empty table makes an
+    /// application start again. And none that some worker has not seen: that worker would create it while
+    /// its owner is active.
     fn forget(&mut self, pick: u64) {
         let held: Vec<_> = self.rows.values().filter(|row| row.owner.is_some()).collect();
         let at = usize::try_from(pick).unwrap_or(0) % held.len().max(1);

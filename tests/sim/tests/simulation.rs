@@ -1,13 +1,15 @@
-//! The simulation as a test: some hundred seeds, those that failed once, and that a seed is a run.
+//! The simulation as a test: some hundred seeds, the seeds that once failed, and determinism of a
+//! seed.
 //!
-//! More seeds, and the replay of one with its timeline: `cargo run -p sim -- --help`.
+//! For more seeds, and the replay of one with its timeline: `cargo run -p sim -- --help`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use sim::{Counts, Plan, Tier, run};
 
-/// Runs all plans on two threads: what they reached, and the failures as commands that replay them.
+/// Runs all plans on two threads; returns the situations reached, and the failures as commands that
+/// replay them.
 fn sweep(plans: &[Plan]) -> (Counts, Vec<String>) {
     let next = AtomicUsize::new(0);
     let swept: Mutex<(Counts, Vec<String>)> = Mutex::default();
@@ -28,21 +30,21 @@ fn sweep(plans: &[Plan]) -> (Counts, Vec<String>) {
     swept.into_inner()
 }
 
-/// Both tiers one after another, because both use all there is of the machine.
+/// Runs the tiers one after another, because each uses the whole machine.
 #[test]
 fn a_fleet_keeps_every_promise_whatever_happens_to_it() {
     let plans = |tier, seeds| (0..seeds).map(|seed| Plan::of(seed).on(tier)).collect::<Vec<_>>();
     let (counts, failures) = sweep(&plans(Tier::Protocol, 300));
     assert_eq!(failures, [""; 0]);
     let mut never = counts.never(Tier::Protocol);
-    // Once in a few hundred seeds; the command insists on it when it runs a thousand.
-    never.retain(|words| !words.contains("does not let go"));
+    // Reached once in a few hundred seeds; the command requires it in a sweep of a thousand.
+    never.retain(|words| !words.contains("does not hand it off"));
     assert_eq!(never, [""; 0], "300 seeds never met that");
 
     let (counts, failures) = sweep(&plans(Tier::Full, 20));
     assert_eq!(failures, [""; 0]);
     let mut never = counts.never(Tier::Full);
-    // Of what can go wrong with a request, everything does.
+    // Every fault of a request must be reached.
     never.retain(|words| words.starts_with("table:") || words.starts_with("stream:"));
     assert_eq!(never, [""; 0], "20 seeds never met that");
 }
@@ -69,9 +71,9 @@ fn goes_the_same_way_twice(tier: Tier, seed: u64) {
     assert!(events > 500, "seed {seed} has only {events} events");
 }
 
-/// The number of events.
+/// Runs the plan twice and returns the number of events.
 fn same_twice(plan: &Plan) -> u64 {
-    // On threads of their own, with hash maps of the SDK that are seeded otherwise.
+    // On separate threads, where the SDK's hash maps have different seeds.
     let [one, other] = [(); 2].map(|()| {
         let plan = plan.clone();
         let run = move || run(&plan, true);

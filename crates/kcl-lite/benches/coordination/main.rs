@@ -1,17 +1,17 @@
-//! How fast workers coordinate: `cargo bench -p kcl-lite --bench coordination`.
+//! The coordination benchmark: `cargo bench -p kcl-lite --bench coordination`.
 //!
-//! The real worker on paused time, with services in memory that answer after 5 to 10 ms: what is
-//! measured is the protocol, not the machine, and a run prints the same table everywhere. The last
-//! column is the 99th percentile over the target.
+//! Runs real workers on paused time, with in-memory services that reply after 5 to 10 ms. It measures the
+//! protocol, not the machine, so a run prints the same table everywhere. The last column is the 99th
+//! percentile divided by the target.
 //!
 //! ```text
-//! scenarios   what is measured
-//! world       workers, records, and everything that happened
+//! scenarios   the measurements
+//! world       workers, records, and the log
 //! ports       lease table and stream, with latency and polling
 //! report      rows and targets
 //! ```
 //!
-//! `-- --runs 20` is quicker. Exit code 1 when a target is missed.
+//! `-- --runs 20` is faster. Exits with code 1 if a target is missed.
 
 mod ports;
 mod report;
@@ -24,9 +24,10 @@ use std::process::ExitCode;
 
 use crate::report::Row;
 
-/// Runs of the scenarios with few shards.
+/// The default number of runs of the scenarios with few shards.
 const RUNS: u64 = 200;
-/// A run with 1,000 shards takes a hundred times as long as one with ten.
+/// The divisor of that number for scenarios with 1,000 shards, which take a hundred times as long as ones
+/// with ten.
 const PER_LARGE_RUN: u64 = 40;
 
 fn main() -> ExitCode {
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
     if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// A line on stdout; a reader that leaves misses the rest.
+/// Writes a line to stdout; ignores a closed pipe.
 fn say(line: &str) {
     writeln!(std::io::stdout().lock(), "{line}").ok();
 }

@@ -1,7 +1,7 @@
-//! The services of a benchmark: in memory, with the latency and the polling of the real ones.
+//! The in-memory services of the benchmark, with the latency and the poll intervals of the real ones.
 //!
-//! Every call takes 5 to 10 ms of virtual time. A shard is read as the polling reader does: at once,
-//! then every second at the tip and five times a second behind it. Nothing ever fails here.
+//! Every call takes 5 to 10 ms of virtual time. A shard is read as by the polling reader: at once, then
+//! every second at the tip and five times per second in a backlog. No call fails.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,14 +18,14 @@ use kcl_lite::{Cursor, ServiceError, ShardId};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// Milliseconds that a call takes, drawn evenly.
+/// The uniform range of a call's latency in milliseconds.
 pub(crate) const LATENCY_MS: std::ops::RangeInclusive<u64> = 5..=10;
 
-/// What a lease row weighs, and what a consistent read unit reads.
+/// The size of a lease row, and the size that one consistent read unit reads.
 const ROW_BYTES: u64 = 400;
 const UNIT_BYTES: u64 = 4096;
 
-/// The latency of calls, drawn from the seed of the run. Clones draw from the same sequence.
+/// The latency of calls, from the seed of the run. Clones share one random sequence.
 #[derive(Debug, Clone)]
 pub(crate) struct Latency(Arc<Mutex<fastrand::Rng>>);
 
@@ -34,7 +34,7 @@ impl Latency {
         Self(Arc::new(Mutex::new(fastrand::Rng::with_seed(seed))))
     }
 
-    /// Half of a call: there, or back again.
+    /// Waits for half of a call: the request, or the reply.
     async fn half(&self) {
         let micros = {
             let mut rng = self.0.lock();
@@ -43,13 +43,13 @@ impl Latency {
         sleep(Duration::from_micros(micros)).await;
     }
 
-    /// A number from 0 to 1.
+    /// Returns a random number from 0 to 1.
     fn draw(&self) -> f64 {
         self.0.lock().f64()
     }
 }
 
-/// The lease table. Clones are the same table.
+/// The lease table. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Table {
     pub(crate) rows: MemoryStore,
@@ -68,7 +68,7 @@ impl Table {
         }
     }
 
-    /// Writes so far, and read units used by scans so far.
+    /// Returns the writes so far, and the read units used by scans so far.
     pub(crate) fn used(&self) -> (u64, u64) {
         (self.writes.load(Ordering::Relaxed), self.read_units.load(Ordering::Relaxed))
     }
@@ -149,7 +149,7 @@ struct PolledReader {
 }
 
 impl PolledReader {
-    /// What there is now; an empty reply at the tip.
+    /// Reads the available records; an empty reply at the tip.
     fn look(&mut self) -> Result<Read, ServiceError> {
         let empty = Read::Records { records: Vec::new(), millis_behind_latest: 0 };
         self.inner.next().now_or_never().unwrap_or(Ok(empty))
@@ -176,7 +176,7 @@ impl PolledReader {
         {
             self.end = match self.inner.next().now_or_never() {
                 Some(Ok(end @ Read::End { .. })) => Some(end),
-                // More records would have been in the reply: nothing else can be here.
+                // More records would have been in the reply, so only the end can follow.
                 Some(_) | None => None,
             };
         }

@@ -1,16 +1,16 @@
-//! The table: each row beside its target, and how much of the target it uses.
+//! The result table: each row with its target, and the fraction of the target that it uses.
 
 use std::fmt;
 use std::time::Duration;
 
-/// What a row is held to.
+/// The target of a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Target {
-    /// At the 99th percentile, at most this.
+    /// The 99th percentile is at most this.
     Most(f64),
-    /// What a formula says.
+    /// The value is close to that of a formula.
     Near(f64),
-    /// Only shown.
+    /// None: the row is only printed.
     None,
 }
 
@@ -23,7 +23,7 @@ pub(crate) struct Row {
     values: Vec<f64>,
 }
 
-/// How far from its formula a cost may be.
+/// The tolerance of a cost around its formula.
 const NEAR: f64 = 0.1;
 
 impl Row {
@@ -35,7 +35,7 @@ impl Row {
         Self { unit: "", ..Self::seconds(what, target) }
     }
 
-    /// A row of a single value.
+    /// Creates a row with a single value.
     pub(crate) fn one(what: String, value: f64, target: Target) -> Self {
         Self { what, target, unit: "", values: vec![value] }
     }
@@ -48,7 +48,7 @@ impl Row {
         self.values.extend(times.into_iter().map(|time| time.as_secs_f64()));
     }
 
-    /// The value that so many percent of all values do not exceed.
+    /// Returns a percentile of the values.
     fn quantile(&self, percent: usize) -> f64 {
         let mut values = self.values.clone();
         values.sort_unstable_by(f64::total_cmp);
@@ -56,7 +56,7 @@ impl Row {
         values.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
     }
 
-    /// Whether the target is missed.
+    /// Returns whether the target is missed.
     pub(crate) fn is_missed(&self) -> bool {
         let p99 = self.quantile(99);
         match self.target {
@@ -94,7 +94,7 @@ fn ratio(value: f64, of: f64) -> String {
     if of == 0.0 { "–".to_owned() } else { format!("{:.2}", value / of) }
 }
 
-/// Prints the head of the table.
+/// Prints the header of the table.
 pub(crate) fn head() -> String {
     format!(
         "| {:<52} | {:>10} | {:>9} | {:>9} | {:>9} | {:>5} |\n|{}|{}|{}|{}|{}|{}|",

@@ -1,7 +1,7 @@
-//! What is measured: one function a row or a few, each over many seeds.
+//! The measurements: one function per row or few rows, each over many seeds.
 //!
-//! Times are virtual. A measure is what a user would notice: from the moment something happens to
-//! a worker until the records of its shards reach a processor again.
+//! Times are virtual. A measure is what a user notices: the time from an event of a worker until the
+//! records of its shards reach a processor again.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use tokio::time::{Instant, sleep};
 use crate::report::{Row, Target};
 use crate::world::{LEASE, World, run};
 
-/// How long a stop in good order may take.
+/// How long a graceful shutdown may take.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Between two records of a shard: there is always something to deliver.
+/// The time between two records of a shard, so short that there is always one to deliver.
 const STEADY: Duration = Duration::from_millis(200);
 
-/// From the first call to the first record of each shard.
+/// Measures from the first call to the first record of each shard.
 pub(crate) fn start(runs: u64) -> Vec<Row> {
     let mut empty = Row::seconds("start, empty table: first record of a shard", Target::Most(3.0));
     let mut existing =
@@ -40,7 +40,7 @@ pub(crate) fn start(runs: u64) -> Vec<Row> {
     vec![empty, existing]
 }
 
-/// A stop in good order, and a death: until another worker delivers.
+/// Measures from a graceful shutdown, and from a kill, until another worker delivers.
 pub(crate) fn takeover(runs: u64) -> Vec<Row> {
     let mut stopped = Row::seconds("clean stop: another worker delivers", Target::Most(2.0));
     let mut repeats = Row::count("clean stop: repeats", Target::Most(0.0));
@@ -72,7 +72,7 @@ pub(crate) fn takeover(runs: u64) -> Vec<Row> {
     vec![stopped, repeats, killed]
 }
 
-/// Three workers that share the shards and have done so for a time that the seed draws.
+/// Starts three workers that share the shards for a random time.
 async fn three(world: &World) -> (tokio::task::JoinSet<()>, Vec<kcl_lite::WorkerHandle>) {
     let feeding = world.feed(STEADY);
     let mut workers = Vec::new();
@@ -84,12 +84,12 @@ async fn three(world: &World) -> (tokio::task::JoinSet<()>, Vec<kcl_lite::Worker
     (feeding, workers)
 }
 
-/// A time up to `most` seconds.
+/// Returns a random time up to `most` seconds.
 fn drawn(seed: u64, most: f64) -> Duration {
     Duration::from_secs_f64(fastrand::Rng::with_seed(seed).f64() * most)
 }
 
-/// A fifth worker joins four that share 1,000 leases.
+/// Measures a fifth worker that joins four with 1,000 leases.
 pub(crate) fn join(runs: u64) -> Vec<Row> {
     let mut balanced = Row::seconds("join, 1,000 leases: balanced", Target::Most(30.0));
     let mut moves = Row::count("join, 1,000 leases: moves", Target::Most(200.0));
@@ -122,7 +122,7 @@ pub(crate) fn join(runs: u64) -> Vec<Row> {
     vec![balanced, moves, repeats, pauses]
 }
 
-/// The time from the last delivery of another worker to the first of `new`.
+/// Returns the time from the last delivery of another worker to the first of `new`.
 fn pause(world: &World, shard: &ShardId, new: &str) -> Option<Duration> {
     let log = world.log();
     let theirs = || log.deliveries.iter().filter(|delivery| delivery.shard == *shard);
@@ -131,7 +131,7 @@ fn pause(world: &World, shard: &ShardId, new: &str) -> Option<Duration> {
     Some(first - last)
 }
 
-/// From the last acknowledgement of a parent to the first record of a child.
+/// Measures from the last acknowledgement of a parent to the first record of a child.
 pub(crate) fn reshard(runs: u64) -> Vec<Row> {
     let mut split =
         Row::seconds("split: a child delivers after its parent's end", Target::Most(2.0));
@@ -169,7 +169,7 @@ fn after_end(world: &World, parents: &[ShardId], child: &ShardId) -> Duration {
     first.at - last
 }
 
-/// What ten minutes cost the table, against what the README says they cost.
+/// Measures the cost of ten minutes for the table, against the formulas in the README.
 pub(crate) fn cost() -> Vec<Row> {
     let mut rows = Vec::new();
     for (leases, names) in [(1, 1), (8, 2), (100, 10), (1_000, 10)] {
@@ -196,14 +196,14 @@ pub(crate) fn cost() -> Vec<Row> {
     rows
 }
 
-/// Read units per minute as the README has them.
+/// Returns the read units per minute by the formula in the README.
 fn formula(leases: u32, workers: u32) -> f64 {
     let bytes = f64::from(leases) * 400.0;
     let interval = (bytes / (20.0 * 1024.0)).max(1.0).min(LEASE.as_secs_f64() / 2.0);
     f64::from(workers) * (bytes / 4096.0).ceil() / interval * 60.0
 }
 
-/// Leases that move while nothing happens.
+/// Counts the leases that move while nothing happens.
 pub(crate) fn quiet_hour() -> Vec<Row> {
     let moves = run(7, 100, async |world: World| {
         let names: Vec<_> = (0..10).map(|number| format!("worker-{number}")).collect();

@@ -1,6 +1,6 @@
-//! One run: workers on one stream and one table, on paused time, and everything they did.
+//! One run: workers on one stream and one table, on paused time, and the log of their actions.
 //!
-//! A delivery is a call of `process`. Killing a worker is dropping it: nothing more of it happens.
+//! A delivery is a call of `process`. A worker is killed by dropping it: it does nothing more.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use tokio::time::{Instant, sleep};
 
 use crate::ports::{Latency, Polled, Table};
 
-/// The default of the library.
+/// The library's default lease duration.
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
 
-/// What happens within minutes is given up after an hour of virtual time.
+/// The limit of a wait in virtual time, for events that take minutes at most.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// Time between two looks of a wait. Instants are taken when things happen, not when one looks.
+/// The poll interval of a wait. Instants are recorded when events happen, not when they are polled.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// One record, delivered.
+/// A delivery of one record.
 #[derive(Debug, Clone)]
 pub(crate) struct Delivery {
     pub(crate) at: Instant,
@@ -34,7 +34,7 @@ pub(crate) struct Delivery {
     pub(crate) shard: ShardId,
 }
 
-/// Everything the workers did.
+/// The log of all workers.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     pub(crate) deliveries: Vec<Delivery>,
@@ -44,7 +44,7 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Leases taken, and records delivered again.
+    /// Leases taken, and records delivered more than once.
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.taken, self.repeats)
     }
@@ -59,7 +59,7 @@ pub(crate) struct World {
     log: Arc<Mutex<Log>>,
 }
 
-/// Runs `play` on paused time and returns what it measured.
+/// Runs `play` on paused time and returns its measurement.
 pub(crate) fn run<T>(seed: u64, shards: u32, play: impl AsyncFnOnce(World) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -108,7 +108,7 @@ impl World {
         lock(&self.log)
     }
 
-    /// Puts a record into every open shard, again and again, until dropped.
+    /// Puts a record into every open shard, repeatedly, until dropped.
     pub(crate) fn feed(&self, every: Duration) -> JoinSet<()> {
         let world = self.clone();
         let mut feeding = JoinSet::new();
@@ -143,8 +143,8 @@ impl World {
         }
     }
 
-    /// Waits until these workers hold all leases, none of them two more than another, and no lease
-    /// is on its way.
+    /// Waits until these workers hold all leases, their counts differ by at most one, and no handoff is
+    /// pending.
     pub(crate) async fn until_balanced(&self, workers: &[&str]) {
         self.until("the leases are balanced", |world| {
             let mut held = vec![0_usize; workers.len()];
@@ -163,7 +163,7 @@ impl World {
         .await;
     }
 
-    /// The shards whose leases `worker` holds.
+    /// Returns the shards whose leases `worker` holds.
     pub(crate) fn held_by(&self, worker: &str) -> Vec<ShardId> {
         let leases = self.table.rows.snapshot().into_iter();
         let theirs =
@@ -171,7 +171,7 @@ impl World {
         theirs.map(|lease| lease.shard()).collect()
     }
 
-    /// Waits until another worker than `left` delivers each of `shards`; the times since `since`.
+    /// Waits until a worker other than `left` delivers each of `shards`; returns the times since `since`.
     pub(crate) async fn until_others_deliver(
         &self,
         shards: &[ShardId],
@@ -193,7 +193,7 @@ impl World {
     }
 }
 
-/// A processor that notes what it is given.
+/// A processor that logs its deliveries.
 struct Recorder {
     log: Arc<Mutex<Log>>,
     worker: String,

@@ -1,5 +1,5 @@
-//! The reference: a task per shard that calls `GetRecords`, at the rate that the service allows, or that
-//! takes the events of one `SubscribeToShard`.
+//! The reference: a task per shard that calls `GetRecords` at the rate that the service allows, or that
+//! receives the events of one `SubscribeToShard`.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! Kinesis as a set of replies that were written before: an HTTP client of the SDK without a service.
+//! Kinesis as a set of prepared replies: an HTTP client for the SDK without a service.
 //!
-//! Every shard has the same records. An iterator is the shard's next reply by its number.
+//! Every shard has the same records. An iterator is the number of the shard's next reply.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 use crate::measure::{Load, STREAM};
 
-/// A client that answers with the records of `load`.
+/// Creates a client that replies with the records of `load`.
 pub(crate) fn http_client(load: &Load) -> SharedHttpClient {
     let data = base64_simd::STANDARD.encode_to_string(vec![b'x'; load.size]);
     let replies = load.records / load.per_reply;
@@ -78,7 +78,7 @@ impl HttpConnector for Canned {
     }
 }
 
-/// The digits of `{"ShardIterator":"7"}`.
+/// Parses the digits of `{"ShardIterator":"7"}`.
 fn iterator(request: &[u8]) -> usize {
     let digits =
         request.iter().skip_while(|byte| **byte != b':').filter(|byte| byte.is_ascii_digit());

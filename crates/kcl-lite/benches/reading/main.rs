@@ -1,18 +1,18 @@
-//! What reading costs beside the bare SDK: `cargo bench -p kcl-lite --bench reading`.
+//! The cost of reading compared with the bare SDK: `cargo bench -p kcl-lite --bench reading`.
 //!
-//! The same stream is read by a bare loop of `GetRecords` calls and by a worker, each in a process of
-//! its own, in turns; the table shows the worker's processor time per record, records per second and
-//! peak memory as ratios to the bare loop's of the same run (the median over the rounds).
+//! A bare loop of `GetRecords` calls and a worker read the same stream in turn, each in its own process;
+//! the table shows the worker's CPU time per record, records per second and peak memory as ratios to
+//! those of the bare loop in the same round (the median over the rounds).
 //!
 //! ```text
-//! canned      replies that were written before, without a service or a socket, on paused time: what
-//!             is measured is the SDK's work and ours, and nothing else
-//! polling     local-aws in the process of the benchmark, HTTP on the loopback, real time: both readers
-//!             keep to five calls and 2 MB per second and shard
+//! canned      prepared replies, without a service or a socket, on paused time: measures only the work of
+//!             the SDK and of this library
+//! polling     local-aws in the benchmark process, HTTP on the loopback, real time: both readers keep to
+//!             five calls and 2 MB per second and shard
 //! fan-out     the same with one `SubscribeToShard` per shard
 //! ```
 //!
-//! `-- --rounds 1` is quicker, `-- --only canned` (or `polling`, `fan-out`) is a part.
+//! `-- --rounds 1` is faster, `-- --only canned` (or `polling`, `fan-out`) runs one part.
 
 mod bare;
 mod canned;
@@ -27,7 +27,7 @@ use std::process::{Command, ExitCode};
 
 use measure::{Cost, Load, Reader, Transport, Way};
 
-/// Both readers read everything so often.
+/// The default number of rounds, in each of which both readers read everything.
 const ROUNDS: usize = 5;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -86,7 +86,7 @@ fn row(part: &str, load: &Load, transport: &Transport, rounds: usize) -> Result<
     Ok(())
 }
 
-/// One measurement in a process of its own, so that its peak of memory is its own too.
+/// Runs one measurement in its own process, so that its peak memory is separate, too.
 fn spawn(reader: Reader, load: &Load, transport: &Transport) -> Result<Cost> {
     let output = Command::new(env::current_exe()?)
         .arg("--measure")
@@ -103,7 +103,7 @@ fn spawn(reader: Reader, load: &Load, transport: &Transport) -> Result<Cost> {
     Cost::parse(&text)
 }
 
-/// A line on stdout; a reader that leaves misses the rest.
+/// Writes a line to stdout; ignores a closed pipe.
 fn say(line: &str) {
     writeln!(std::io::stdout().lock(), "{line}").ok();
 }

@@ -1,4 +1,4 @@
-//! One measurement: a process that reads one load in one way, and tells what it cost.
+//! One measurement: a process that reads one load in one way, and prints the cost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,34 +13,34 @@ use tokio::sync::Notify;
 
 use crate::{Result, bare, canned, say, worker};
 
-/// The stream that is read.
+/// The name of the stream.
 pub(crate) const STREAM: &str = "reading";
 
-/// Who reads.
+/// The reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reader {
-    /// A loop of calls.
+    /// A bare loop of calls.
     Bare,
     /// A worker of this library.
     Worker,
 }
 
-/// Where the records come from.
+/// The source of the records.
 #[derive(Debug, Clone)]
 pub(crate) enum Transport {
     Canned,
-    /// An endpoint, and how it is read.
+    /// An endpoint, and the way of reading.
     Served(String, Way),
 }
 
-/// How records are fetched.
+/// The way of reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     Polling,
     FanOut,
 }
 
-/// What is read.
+/// The records to read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Load {
     pub(crate) shards: usize,
@@ -53,7 +53,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// As many records as take a second or two.
+    /// Returns a load that takes a second or two.
     pub(crate) fn canned() -> Vec<Self> {
         let load = |shards, size, replies, per_reply| Self {
             shards,
@@ -74,7 +74,7 @@ impl Load {
         ]
     }
 
-    /// As many records as one shard gives in some seconds, and as many shards as fit into memory.
+    /// Returns a load of some seconds per shard, with as many shards as fit into memory.
     pub(crate) fn served() -> Vec<Self> {
         let load = |shards, size, records| Self { shards, size, records, per_reply: 0 };
         vec![
@@ -95,13 +95,13 @@ impl Load {
     }
 }
 
-/// What a reader took.
+/// The cost of a reader.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cost {
     pub(crate) records: u64,
     pub(crate) cpu: Duration,
     pub(crate) wall: Duration,
-    /// Peak of the resident memory, if the system tells (Linux).
+    /// The peak resident memory, if the system reports it (Linux).
     pub(crate) peak_kib: Option<u64>,
 }
 
@@ -213,8 +213,8 @@ async fn read(
     })
 }
 
-/// A stream consumer of this process alone: the service protects a subscription for five seconds, also
-/// that of the measurement before.
+/// Registers a stream consumer for this process alone: the service protects a subscription for five
+/// seconds, including that of the previous measurement.
 async fn register(config: &SdkConfig) -> Result<String> {
     let client = Client::new(config);
     let stream = client.describe_stream_summary().stream_name(STREAM).send().await?;
@@ -224,24 +224,24 @@ async fn register(config: &SdkConfig) -> Result<String> {
     Ok(consumer.send().await?.consumer.ok_or("no consumer")?.consumer_arn)
 }
 
-/// The processor time of this process, and the time of the day's clock that never jumps.
+/// Returns the CPU time of this process, and the monotonic time.
 fn clocks() -> [Duration; 2] {
     [ClockId::ProcessCPUTime, ClockId::Monotonic]
         .map(|id| Duration::try_from(clock_gettime(id)).expect("these clocks start at zero"))
 }
 
-/// The high-water mark of this process.
+/// Returns the peak resident memory of this process.
 fn peak_kib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// What has been read by all shards.
+/// The totals of all shards.
 #[derive(Debug, Default)]
 pub(crate) struct Count {
     pub(crate) records: AtomicU64,
-    /// So that every record is looked at.
+    /// The payload bytes, so that every record is accessed.
     pub(crate) bytes: AtomicU64,
     changed: Notify,
 }
@@ -253,7 +253,7 @@ impl Count {
         self.changed.notify_one();
     }
 
-    /// Waits until so many records have been read.
+    /// Waits until this many records have been read.
     pub(crate) async fn reached(&self, total: u64) {
         while self.records.load(Ordering::Relaxed) < total {
             self.changed.notified().await;

@@ -1,4 +1,4 @@
-//! The table: each load's cost of the worker beside that of the bare loop.
+//! The result table: the cost of the worker and of the bare loop for each load.
 
 use crate::measure::{Cost, Load};
 
@@ -18,7 +18,7 @@ pub(crate) fn row(part: &str, load: &Load, pairs: &[(Cost, Cost)]) -> String {
     let cpu = |cost: &Cost| cost.cpu.as_secs_f64() * 1e6 / count(cost.records);
     let bare = median(pairs.iter().map(|(bare, _)| cpu(bare)).collect());
     let per_second = |cost: &Cost| count(cost.records) / cost.wall.as_secs_f64();
-    // On paused time, and with the replies in its own memory, these say nothing.
+    // On paused time, and with the replies in its own memory, these are meaningless.
     let of_processes = if part == "canned" {
         ["–".to_owned(), "–".to_owned()]
     } else {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::Result;
 use crate::measure::{Load, STREAM};
 
-/// The bounds of one `PutRecords` call.
+/// The limits of one `PutRecords` call.
 const MOST_RECORDS: usize = 500;
 const MOST_BYTES: usize = 4 << 20;
 

@@ -1,4 +1,4 @@
-//! What is measured: a worker whose processor counts.
+//! The measured reader: a worker whose processor counts.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl RecordProcessor for Counter {
     }
 }
 
-/// Reads with the leases in DynamoDB; on paused time in memory, on this thread.
+/// Reads with the leases in DynamoDB; on paused time with in-memory leases, on this thread.
 pub(crate) async fn read(
     config: &SdkConfig,
     count: &Arc<Count>,

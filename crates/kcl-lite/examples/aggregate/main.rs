@@ -1,14 +1,14 @@
-//! Module 3 of the workshop: one row per unicorn and minute, put to another stream or to stdout.
+//! Module 3 of the workshop: one row per unicorn and minute, written to another stream or to stdout.
 //!
 //! ```text
 //! cargo run -p kcl-lite --example aggregate -- --stream wildrydes --output-stream wildrydes-summary
 //! ```
 //!
-//! (`wildrydes-aggregated` is the name in the workshop's first edition.) A worker that is killed
-//! loses no minute: see `processor` for how, and `tests/it/aggregate.rs` for the proof.
-//! Limits: when a shard is split or merged, its last minute comes as two rows, one of the parent
-//! and one of the child; and a shard that could not be read for half a minute across the end of
-//! a minute counts what it reads late in the minute after.
+//! (`wildrydes-aggregated` is the name in the workshop's first edition.) A killed worker loses no minute:
+//! `processor` explains why, and `tests/it/aggregate.rs` tests it.
+//! Limits: when a shard is split or merged, its last minute results in two rows, one of the parent and one
+//! of the child; and if a shard cannot be read for half a minute across the end of a minute, its late
+//! records count in the next minute.
 
 mod processor;
 mod window;
@@ -27,7 +27,7 @@ use tokio::task::spawn_blocking;
 use processor::{Aggregate, RowSink};
 use window::Row;
 
-/// The service takes at most this many records in one request.
+/// The service accepts at most this many records in one request.
 const MOST_RECORDS: usize = 500;
 
 /// Sum up each unicorn's minute
@@ -47,7 +47,7 @@ struct Options {
 fn main() -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Runtime::new()?;
     let ended = runtime.block_on(run());
-    // Does not wait for a write to a pipe that nobody reads.
+    // Does not wait for a blocked write to a pipe.
     runtime.shutdown_background();
     ended
 }
@@ -69,10 +69,10 @@ async fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Everything but the renewals, which come every few seconds.
+/// Logs all events except renewals, which come every few seconds.
 fn tell(event: &Event) {
     if !matches!(event, Event::LeaseRenewed { .. }) {
-        // If stderr is closed there is nobody to tell.
+        // A closed stderr is ignored.
         writeln!(io::stderr(), "aggregate: {event}").ok();
     }
 }
@@ -92,13 +92,13 @@ impl RowSink for Arc<Output> {
                     serde_json::to_writer(&mut text, row)?;
                     text.push(b'\n');
                 }
-                // Blocks for as long as the reader of a pipe pleases: on a thread of its own.
+                // Blocks for as long as the reader of a pipe does not read, hence on a separate thread.
                 Ok(heartbeat.during(spawn_blocking(move || print(&text))).await??)
             }
             Output::Stream { client, stream } => {
                 for rows in rows.chunks(MOST_RECORDS) {
                     put_records(client, stream, rows).await?;
-                    // Not during the call: one that is never answered must not be waited for.
+                    // Not during the call: a call without a reply must run into the callback deadline.
                     heartbeat.beat();
                 }
                 Ok(())
@@ -113,11 +113,12 @@ fn print(text: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
-/// One request. If a part of it is refused, all of it is put again: rows replace their like.
+/// Sends one request. If a part is refused, it fails as a whole and all rows are sent again: a row replaces
+/// one of the same key.
 async fn put_records(client: &Client, stream: &str, rows: &[Row]) -> Result<(), BoxError> {
     let mut entries = Vec::with_capacity(rows.len());
     for row in rows {
-        // The newline is for Firehose, which puts records into files as they are.
+        // The newline is for Firehose, which concatenates records into files unchanged.
         let data = serde_json::to_string(row)? + "\n";
         let entry = PutRecordsRequestEntry::builder().partition_key(&row.name);
         entries.push(entry.data(Blob::new(data)).build()?);

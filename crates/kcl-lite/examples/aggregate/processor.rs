@@ -1,9 +1,9 @@
-//! The processor: sums each unicorn's minute, puts the row out, and acknowledges only then.
+//! The processor: sums each unicorn's minute, writes the row, and acknowledges only then.
 //!
-//! Every record is acknowledged by itself, after the row that it went into is out. So the stored
-//! checkpoint always stands before the oldest open minute, and whoever takes the shard over reads
-//! that minute again from its beginning and puts out the same row. Acknowledging whole batches would
-//! not do: a batch may hold the end of one minute and the beginning of the next.
+//! Every record is acknowledged individually, after its row is written. So the stored checkpoint is always
+//! before the oldest open minute, and the next owner of the shard reads that minute again from its start
+//! and writes the same row. Acknowledging whole batches would not work: a batch may contain the end of one
+//! minute and the start of the next.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use super::window::{Closed, Row, Windows};
 
-/// Where rows go. A row may be put again after a failure or a crash, with the same content.
+/// A destination of rows. A row may be written again after a failure or a crash, with the same content.
 pub(crate) trait RowSink: Send + Sync + 'static {
-    /// Puts rows out; `Ok` means that they are stored. Beats while it gets on, however slowly.
+    /// Writes rows; `Ok` means that they are stored. Sends heartbeats while it makes progress, even slowly.
     fn put(
         &self,
         rows: &[Row],
@@ -30,9 +30,9 @@ pub(crate) struct Aggregate<S> {
     sink: S,
     heartbeat: Heartbeat,
     windows: Windows<Ack>,
-    /// Finished, but not yet put out.
+    /// Closed windows that are not written yet.
     closed: VecDeque<Closed<Ack>>,
-    /// When the last record came.
+    /// When the last record was delivered.
     heard: Instant,
 }
 
@@ -59,8 +59,8 @@ impl<S: RowSink> Aggregate<S> {
 
 impl<S: RowSink> RecordProcessor for Aggregate<S> {
     async fn process(&mut self, mut batch: Batch) -> Result<(), BoxError> {
-        // First, before anything of the batch is counted: after an error the same batch is
-        // delivered to this value again.
+        // Before any record of the batch is counted: after an error the same batch is delivered to this
+        // processor again.
         self.put_closed().await?;
         for (record, ack) in batch.split() {
             let reading = serde_json::from_slice(&record.data)
@@ -69,13 +69,13 @@ impl<S: RowSink> RecordProcessor for Aggregate<S> {
             self.closed.extend(self.windows.add(record.arrived, reading.as_ref(), ack));
         }
         self.heard = Instant::now();
-        // What has just been closed goes out with the next call, which comes within a second.
+        // A window that was just closed is written in the next call, which comes within a second.
         Ok(())
     }
 
     async fn idle(&mut self) -> Result<(), BoxError> {
         self.closed.extend(self.windows.close_after(self.heard.elapsed()));
-        // After an error here the shard starts again after what is acknowledged: nothing is lost.
+        // After an error the shard restarts at the checkpoint: nothing is lost.
         self.put_closed().await
     }
 
@@ -83,18 +83,18 @@ impl<S: RowSink> RecordProcessor for Aggregate<S> {
         if let Err(error) = self.put_closed().await {
             tell(&format!("rows are left to the next owner of the shard: {error}"));
         }
-        // Dropped tokens say that the open minute is not done: the next owner reads it again.
+        // The tokens of the open minute are dropped, not acknowledged: the next owner reads it again.
         self.closed.clear();
         self.windows = Windows::default();
     }
 }
 
-/// A record that is no reading must not hold up the shard for ever.
+/// Logs a record that is not a reading: it must not block the shard indefinitely.
 fn skipped(key: &str, error: &serde_json::Error) {
     tell(&format!("a record of `{key}` is no reading and is left out: {error}"));
 }
 
 fn tell(line: &str) {
-    // If stderr is closed there is nobody to tell.
+    // A closed stderr is ignored.
     writeln!(io::stderr(), "aggregate: {line}").ok();
 }

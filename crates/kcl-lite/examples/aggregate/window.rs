@@ -1,8 +1,8 @@
-//! One-minute windows of one shard: arithmetic on readings and on the times they arrived.
+//! One-minute windows of one shard: arithmetic on readings and their arrival times.
 //!
-//! A window is a minute of the service's arrival time, as in the workshop, and a run of records
-//! without a gap in the shard's order. So everything before an open window is finished, and that
-//! is where the checkpoint may stand. Pure: never reads a clock and never writes a row.
+//! A window is a minute of arrival time at the service, as in the workshop, and a contiguous run of
+//! records in the shard's order. So all records before an open window are finished, and the checkpoint may
+//! be there. Pure: never reads a clock and never writes a row.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize, Serializer};
 
 const MINUTE_MS: i64 = 60_000;
 
-/// How much longer than its minute a window stays open in a shard where nothing arrives: more than
-/// the pause between two reads of a shard that is being throttled (15 s).
+/// How much longer than its minute a window stays open in a shard without new records: more than the pause
+/// between two reads of a throttled shard (15 s).
 const GRACE: Duration = Duration::from_secs(30);
 
-/// What a unicorn sends; fields that are not needed are not read.
+/// A reading of a unicorn; other fields are ignored.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Reading {
@@ -28,12 +28,12 @@ pub(crate) struct Reading {
 
 /// One unicorn's minute, in the fields of the workshop's summary.
 ///
-/// Name and minute are its key: whoever stores rows replaces an earlier row of the same key.
+/// Name and minute are its key: a store replaces an earlier row of the same key.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Row {
     pub(crate) name: String,
-    /// The *start* of the minute, UTC: what rows of the workshop's first module carry.
+    /// The *start* of the minute in UTC, as in the rows of the workshop's first module.
     pub(crate) status_time: String,
     #[serde(serialize_with = "without_needless_fraction")]
     pub(crate) distance: f64,
@@ -43,14 +43,13 @@ pub(crate) struct Row {
     max_health_points: i64,
 }
 
-/// The windows of one shard. `T` is what is handed back with a window when it is closed: the
-/// acknowledgements of its records.
+/// The windows of one shard. `T` is the value that a closed window returns for each record: its token.
 #[derive(Debug)]
 pub(crate) struct Windows<T> {
     /// At most one is open: a record of a later minute closes it.
     open: Option<Window<T>>,
-    /// The service's time as far as records have told it. Arrival times may be out of order by
-    /// a little; a record that seems older than its predecessor counts as if it came with it.
+    /// The newest arrival time. Arrival times may be slightly out of order; a record that seems older than
+    /// its predecessor counts as arriving with it.
     newest: i64,
 }
 
@@ -67,7 +66,7 @@ struct Window<T> {
     held: Vec<T>,
 }
 
-/// A finished window.
+/// A closed window.
 #[derive(Debug)]
 pub(crate) struct Closed<T> {
     pub(crate) rows: Vec<Row>,
@@ -75,8 +74,8 @@ pub(crate) struct Closed<T> {
 }
 
 impl<T> Windows<T> {
-    /// Takes in the next record of the shard; `None` stands for one that is no reading, which has
-    /// a place in the order and nothing else. Returns the window that this closed.
+    /// Adds the next record of the shard; `None` is a record that is not a reading and only has a place in
+    /// the order. Returns the window that this record closes.
     pub(crate) fn add(
         &mut self,
         arrived: Timestamp,
@@ -98,11 +97,10 @@ impl<T> Windows<T> {
         closed
     }
 
-    /// Closes the window if its minute must be over: nothing has arrived for `silence`.
+    /// Closes the window if its minute must be over, since nothing has arrived for `silence`.
     ///
-    /// Needs no wall clock: the service's time is at least that of the newest record plus the
-    /// silence since. A worker that is behind hears records all the time, so it never closes
-    /// a window of which it has read only a part.
+    /// Needs no wall clock: the service's time is at least that of the newest record plus the silence since.
+    /// A worker with a backlog receives records all the time, so it never closes a partly read window.
     pub(crate) fn close_after(&mut self, silence: Duration) -> Option<Closed<T>> {
         let end = (self.open.as_ref()?.minute + 1) * MINUTE_MS;
         let silence = silence.checked_sub(GRACE)?.as_millis();
@@ -110,8 +108,8 @@ impl<T> Windows<T> {
         if now < end {
             return None;
         }
-        // What is delivered even later counts in the next minute: it must not make a second, partial
-        // row of this one.
+        // A record that is delivered even later counts in the next minute: it must not create a second,
+        // partial row of this one.
         self.newest = end;
         self.open.take().map(Closed::from)
     }
@@ -149,9 +147,9 @@ fn status_time(minute: i64) -> String {
         .unwrap_or_else(|_| "unknown".to_owned())
 }
 
-/// Distances of the workshop's first edition are whole metres, and so are their sums.
+/// Serializes a distance: in the workshop's first edition they are whole metres, as are their sums.
 fn without_needless_fraction<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
-    /// Up to here every whole `f64` is an exact `i64`.
+    /// Up to this value every whole `f64` is an exact `i64`.
     const LARGEST: f64 = 9_007_199_254_740_992.0;
     if value.fract() == 0.0 && value.abs() <= LARGEST {
         #[expect(clippy::cast_possible_truncation, reason = "whole, and small enough")]

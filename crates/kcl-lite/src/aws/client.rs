@@ -1,9 +1,9 @@
-//! The HTTPS client: one connection pool for each way to send a request, opened when it is first needed.
+//! The HTTPS client: one connection pool per route of a request, created when it is first needed.
 //!
 //! The default HTTPS client of the AWS SDK needs a C library that takes minutes to build, so it is
-//! switched off in this workspace; a client has to be given to every configuration, and this is it.
-//! It gives each subscription a connection of its own. A request that cannot be sent fails with the reason;
-//! nothing here panics, whatever the environment says.
+//! disabled in this workspace, and every configuration needs this client instead. It opens a separate
+//! connection for each subscription. A request that cannot be sent fails with the reason; no value in the
+//! environment causes a panic.
 
 use std::sync::{Arc, OnceLock};
 
@@ -23,25 +23,25 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use super::proxy::{self, Proxy};
 use super::trust;
 
-/// What the environment says about sending requests, and the pools for it.
+/// The network configuration of the environment, and the connection pools.
 #[derive(Debug)]
 pub(super) struct Network {
-    /// Without TLS, and with it.
+    /// The proxies of requests without and with TLS.
     proxies: [Result<Option<Proxy>, String>; 2],
     bundle: Option<String>,
     trust: OnceLock<Result<TlsContext, String>>,
-    /// Without and with TLS; straight, and through the proxy.
+    /// Indexed by TLS (without, with), then by proxy (without, with).
     pools: [[OnceLock<SharedHttpClient>; 2]; 2],
 }
 
-/// One way to send a request.
+/// The route of a request.
 struct Way<'a> {
     is_tls: bool,
     proxy: Option<&'a Proxy>,
 }
 
 impl Network {
-    /// Reads the environment once.
+    /// Reads the environment variables through `variable`, once.
     pub(super) fn new(variable: impl Fn(&str) -> Option<String>) -> Self {
         Self {
             proxies: [proxy::proxy(false, &variable), proxy::proxy(true, &variable)],
@@ -51,7 +51,7 @@ impl Network {
         }
     }
 
-    /// Returns why no request to `url` can be sent, if that is so.
+    /// Returns why requests to `url` cannot be sent; `None` if they can.
     pub(super) fn obstacle(&self, url: &str) -> Option<String> {
         self.way(url).and_then(|way| self.context(&way)).err()
     }
@@ -66,7 +66,7 @@ impl Network {
         Ok(Way { is_tls, proxy: proxy.as_ref() })
     }
 
-    /// The certificates are looked for only when a server, or a proxy, has to show its own.
+    /// Returns the TLS context. Loads the certificate authorities only if the server or the proxy uses TLS.
     fn context(&self, way: &Way<'_>) -> Result<TlsContext, String> {
         if !way.is_tls && !way.proxy.is_some_and(|proxy| proxy.has_tls) {
             return trust::nobody();
@@ -86,7 +86,7 @@ impl Network {
         }))
     }
 
-    /// The pool for `request`; it ends with its only connection where that is for nobody else.
+    /// Returns the connection pool for `request`: a new one for a subscription, otherwise a shared one.
     fn pool(&self, request: &HttpRequest) -> Result<SharedHttpClient, String> {
         let way = self.way(request.uri())?;
         let target = request.headers().get("x-amz-target").unwrap_or_default();
@@ -102,7 +102,7 @@ impl Network {
     }
 }
 
-/// The client that the SDK is given.
+/// The HTTP client of the SDK configurations.
 #[derive(Debug)]
 pub(super) struct Https(Arc<Network>);
 

@@ -1,7 +1,7 @@
-//! Why there are no credentials, and what to do about it.
+//! Diagnosis of missing credentials, with a remedy.
 //!
-//! The SDK looks for credentials with the first call and calls every failure one of dispatch. Here the
-//! failures are told apart that last until somebody does something. Never shows a credential.
+//! The SDK loads credentials with the first call and reports every failure as a dispatch failure. This
+//! module identifies the failures that are not transient. Never shows a credential.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -16,13 +16,13 @@ use super::lookup::Found;
 use super::profile;
 use crate::error::chain;
 
-/// There are no credentials, and waiting does not bring any.
+/// The error of missing credentials that a retry cannot provide.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NoCredentials {
-    /// What was tried and failed, in one line.
+    /// What was tried and failed, on one line.
     pub reason: String,
-    /// What to do about it.
+    /// How to fix it.
     pub remedy: String,
 }
 
@@ -35,17 +35,17 @@ impl fmt::Display for NoCredentials {
 impl StdError for NoCredentials {}
 
 impl Found {
-    /// Gets credentials once, so that a program can say at its start that there are none.
+    /// Loads credentials once, so that a program can report at its start that there are none.
     ///
-    /// The first call to AWS uses these. A failure that may pass, such as a network that is not up yet, is
-    /// left to the calls.
+    /// The first call to AWS uses these credentials. Transient failures, such as a network that is not up
+    /// yet, are not reported here, because the calls retry.
     ///
     /// # Errors
-    /// There is nothing to act as, or the profile cannot be used: an SSO login that has expired, a
-    /// `credential_process` that fails. The error says what to do.
+    /// When no provider has credentials, or the profile cannot be used: an SSO login that has expired, a
+    /// `credential_process` that fails. The error contains the remedy.
     ///
     /// # Cancel safety
-    /// Dropping the future has no effect but that a `credential_process` may have been started.
+    /// Dropping the future has no effect, except that a `credential_process` may have been started.
     pub async fn with_credentials(mut self) -> Result<Self, NoCredentials> {
         let Some(provider) = self.config.credentials_provider() else { return Ok(self) };
         match provider.provide_credentials().await {
@@ -60,7 +60,7 @@ impl Found {
     }
 }
 
-/// Credentials that were got already, then those of a provider.
+/// A provider that returns already loaded credentials once, and then those of another provider.
 #[derive(Debug)]
 struct First {
     credentials: Mutex<Option<Credentials>>,
@@ -84,15 +84,15 @@ impl ProvideCredentials for First {
     }
 }
 
-/// The failure behind an error of a call, if it was never sent for want of credentials and waiting does not
-/// help.
+/// Returns the cause of an error of a call, if the call was not sent because of missing credentials that a
+/// retry cannot provide.
 pub(crate) fn missing(error: &(dyn StdError + 'static)) -> Option<NoCredentials> {
     chain(error).find_map(|error| error.downcast_ref()).and_then(unfixed)
 }
 
-/// What waiting does not change, with its remedy.
+/// Returns the failure with its remedy, unless it is transient.
 pub(crate) fn unfixed(error: &CredentialsError) -> Option<NoCredentials> {
-    // The SDK keeps the types of what follows to itself; these are its words for what fails on this machine.
+    // The types of these errors are private to the SDK, so its messages are matched instead.
     let words = chain(error).skip(1).map(ToString::to_string).collect::<Vec<_>>().join(": ");
     let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
     let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
@@ -100,7 +100,7 @@ pub(crate) fn unfixed(error: &CredentialsError) -> Option<NoCredentials> {
         Some(NoCredentials { reason: reason.to_owned(), remedy: remedy.to_owned() })
     };
     if matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
-        // The error itself tells of every provider in turn, a screenful.
+        // The text of the error lists every provider in turn and fills a screen.
         return no(
             "none in the environment, the profile or the instance",
             "run `aws configure`, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -110,17 +110,17 @@ pub(crate) fn unfixed(error: &CredentialsError) -> Option<NoCredentials> {
         return None;
     }
     if says(&["SSO token", "sso/cache", "UnauthorizedException"]) {
-        let words = "the profile's SSO login has expired, or there was none";
+        let words = "the profile's SSO login has expired, or does not exist";
         return no(words, &format!("run `aws sso login{}`", of_profile()));
     }
     if says(&["external process"]) {
-        return no(&words, "run the profile's `credential_process` by hand to see what is wrong");
+        return no(&words, "run the profile's `credential_process` by hand to see its error");
     }
     matches!(error, CredentialsError::InvalidConfiguration(_))
         .then(|| no(&words, "correct the profile"))?
 }
 
-/// The flag of AWS commands for the profile that is used.
+/// Returns the flag of the AWS CLI that selects the current profile.
 fn of_profile() -> String {
     let named = variable("AWS_PROFILE").filter(|name| name != profile::DEFAULT);
     named.map_or_else(String::new, |name| format!(" --profile {name}"))

@@ -1,4 +1,6 @@
-//! Reading environment variables, and what the SDK's retries are where they set them.
+//! Environment variables, and the configuration of the SDK's retries from them.
+//!
+//! A blank variable is not set. An invalid value is ignored rather than an error.
 
 use aws_smithy_types::retry::{RetryConfig, RetryMode};
 
@@ -8,7 +10,7 @@ pub(super) fn variable(name: &str) -> Option<String> {
     (!value.trim().is_empty()).then_some(value)
 }
 
-/// The SDK's own retries, where they are asked for in a way that it knows.
+/// Returns the configuration of the SDK's retries; values that the SDK does not know are ignored.
 pub(super) fn retries(attempts: Option<String>, mode: Option<String>) -> RetryConfig {
     let mut config = RetryConfig::standard();
     let attempts = attempts.and_then(|attempts| attempts.trim().parse().ok());

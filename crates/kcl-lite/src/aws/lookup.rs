@@ -1,7 +1,7 @@
-//! Region, endpoints and credentials from environment and profile, checked before anything is called.
+//! Region, endpoints and credentials from environment and profile, checked before the first call.
 //!
-//! Owns the order in which they are asked and what each value may be. A blank value is not set. Makes no
-//! call, but to the instance metadata service for a region that nobody else names.
+//! Owns the order of precedence and the valid values. A blank value is not set. The only call is to the
+//! instance metadata service, for a region that neither environment nor profile sets.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,21 +21,21 @@ use super::profile;
 use super::proxy::without_password;
 use crate::error::{Error, ErrorKind};
 
-/// How long the instance metadata service gets: it answers in milliseconds where there is one.
+/// The timeout of the instance metadata service, which answers in milliseconds where it exists.
 const INSTANCE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The longest label of a host name, and a region is one.
+/// The maximum length of a region, which is a label of a host name.
 const LONGEST_REGION: usize = 63;
 
-/// What the SDK calls the services, and the part that it adds to the names of variables.
+/// The SDK's names of the services, and the suffixes of their environment variables.
 const KINESIS: (&str, &str) = ("Kinesis", "KINESIS");
 const DYNAMODB: (&str, &str) = ("DynamoDB", "DYNAMODB");
 
-/// Finds region, endpoints and credentials as every AWS tool does, and checks what it finds.
+/// A lookup of region, endpoints and credentials in the way of every AWS tool, with checks.
 ///
-/// The AWS SDK for Rust goes on with a profile that does not exist, a region that is none or an endpoint
-/// without a scheme, and its calls then fail for reasons that do not tell. This look-up fails at once and
-/// names the variable or the profile.
+/// The AWS SDK for Rust accepts a profile that does not exist, an invalid region or an endpoint without a
+/// scheme, and its calls then fail with unrelated errors. This lookup fails immediately and names the
+/// variable or the profile.
 ///
 /// # Example
 /// ```no_run
@@ -53,7 +53,7 @@ pub struct Lookup {
     default_region: Option<String>,
 }
 
-/// Who named the region.
+/// The source of the region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RegionSource {
@@ -69,7 +69,7 @@ pub enum RegionSource {
     Default,
 }
 
-/// What a [`Lookup`] has found.
+/// The result of a [`Lookup`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Found {
@@ -77,45 +77,45 @@ pub struct Found {
     pub config: SdkConfig,
     /// The region.
     pub region: String,
-    /// Who named the region.
+    /// The source of the region.
     pub region_source: RegionSource,
-    /// The endpoint of Kinesis, where it is not the region's.
+    /// The endpoint of Kinesis, if it is not that of the region.
     pub kinesis_endpoint: Option<String>,
-    /// The endpoint of DynamoDB, where it is not the region's.
+    /// The endpoint of DynamoDB, if it is not that of the region.
     pub dynamodb_endpoint: Option<String>,
 }
 
 impl Lookup {
-    /// Starts a look-up that asks environment and profile for everything.
+    /// Creates a lookup that reads everything from environment and profile.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets the region, whatever environment and profile say.
+    /// Sets the region, which overrides environment and profile.
     pub fn region(mut self, region: impl Into<String>) -> Self {
         self.region = Some(region.into());
         self
     }
 
-    /// Sets the endpoint of all services, whatever environment and profile say.
+    /// Sets the endpoint of all services, which overrides environment and profile.
     pub fn endpoint_url(mut self, url: impl Into<String>) -> Self {
         self.endpoint_url = Some(url.into());
         self
     }
 
-    /// Sets the region that is used when neither environment nor profile names one; the instance
-    /// metadata service is then not asked.
+    /// Sets the region that is used when neither environment nor profile sets one. The instance metadata
+    /// service is then not called.
     pub fn default_region(mut self, region: impl Into<String>) -> Self {
         self.default_region = Some(region.into());
         self
     }
 
-    /// Finds and checks.
+    /// Loads and checks the configuration.
     ///
     /// # Errors
-    /// Kind `Config`: profile files that cannot be read, a profile that does not exist, roles in a loop, a
+    /// Kind `Config`: profile files that cannot be parsed, a profile that does not exist, roles in a loop, a
     /// missing or malformed region, a malformed endpoint or proxy, no certificate authority for an HTTPS
-    /// endpoint. The message names the variable or profile and says what to do.
+    /// endpoint. The message names the variable or profile and the remedy.
     ///
     /// # Cancel safety
     /// Dropping the future has no effect.
@@ -137,7 +137,7 @@ impl Lookup {
             .http_client(http)
             .region(Region::new(region.clone()))
             .retry_config(retries(attempts, mode))
-            // A blank AWS_PROFILE is none.
+            // Set explicitly, so that a blank AWS_PROFILE counts as not set.
             .profile_name(profiles.selected_profile());
         if let Some(url) = &self.endpoint_url {
             loader = loader.endpoint_url(checked_endpoint("the endpoint", url.clone())?);
@@ -189,10 +189,10 @@ impl Lookup {
     }
 }
 
-const NO_REGION: &str = "no AWS region is set: set AWS_REGION, or `region` in the profile, or give a \
-    configuration that has one to `aws_config`";
+const NO_REGION: &str = "no AWS region is set: set AWS_REGION, or `region` in the profile, or pass a \
+    configuration with a region to `aws_config`";
 
-/// Where there is no instance, nobody answers, and one attempt is enough to know.
+/// Returns the region of the EC2 instance. One attempt is enough, because outside of EC2 nothing answers.
 async fn instance_region(http: &SharedHttpClient) -> Option<String> {
     let client = imds::Client::builder()
         .configure(&ProviderConfig::default().with_http_client(http.clone()))
@@ -204,7 +204,7 @@ async fn instance_region(http: &SharedHttpClient) -> Option<String> {
     Some(region.to_string()).filter(|region| is_region(region))
 }
 
-/// The endpoint that environment or profile name for a service, in the order of the AWS SDKs.
+/// Returns the endpoint that environment or profile set for a service, in the order of the AWS SDKs.
 fn endpoint_of(
     (service, suffix): (&str, &str),
     config: &SdkConfig,
@@ -220,8 +220,8 @@ fn endpoint_of(
             return checked_endpoint(name, url).map(Some);
         }
     }
-    // What the SDK finds in the profile: in its `services` section, else in itself. No variable has an
-    // empty name.
+    // The endpoint in the `services` section of the profile, otherwise in the profile itself. The empty
+    // name matches no variable, so the SDK reads only the profile.
     let key =
         ServiceConfigKey::builder().service_id(service).env("").profile("endpoint_url").build();
     let of_service =
@@ -233,11 +233,11 @@ fn endpoint_of(
     url.map(|url| checked_endpoint(&name, url)).transpose()
 }
 
-/// The endpoints that were found and checked, in place of what the SDK would find by itself.
+/// The checked endpoints, which replace those that the SDK would look up itself.
 struct Endpoints {
     kinesis: Option<String>,
     dynamodb: Option<String>,
-    /// The configuration as the SDK loaded it; what it says of other services stays.
+    /// The configuration as the SDK loaded it, which stays in effect for other services.
     others: SdkConfig,
 }
 
@@ -280,7 +280,7 @@ impl LoadServiceConfig for Endpoints {
     }
 }
 
-/// The SDK has no address for an endpoint that is given when FIPS or dual-stack ones are asked for.
+/// Rejects an explicit endpoint together with FIPS or dual-stack endpoints, which the SDK cannot combine.
 fn excluded(config: &SdkConfig, endpoint: Option<&str>) -> Result<(), String> {
     let Some(url) = endpoint else { return Ok(()) };
     for (is_asked, name) in [
@@ -297,7 +297,7 @@ fn excluded(config: &SdkConfig, endpoint: Option<&str>) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks a configuration that a user has made.
+/// Checks a configuration that the user has passed in.
 pub(crate) fn check(config: &SdkConfig) -> Result<(), Error> {
     let checked = (|| {
         let region = config.region().ok_or(NO_REGION)?;

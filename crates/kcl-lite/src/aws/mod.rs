@@ -1,7 +1,7 @@
-//! How the library finds AWS: region, credentials, endpoints and HTTPS as every AWS tool does.
+//! The AWS configuration: region, credentials, endpoints and HTTPS, as in every AWS tool.
 //!
-//! [`Lookup`] asks environment and profile and checks what they say; [`https_client`] sends requests by
-//! rustls and ring, through the proxy and with the certificate authorities that the environment names.
+//! [`Lookup`] reads environment and profile and checks the values; [`https_client`] sends requests with
+//! rustls and ring, through the proxy and with the certificate authorities that the environment sets.
 //! Makes no call to Kinesis or DynamoDB.
 
 mod client;
@@ -27,10 +27,9 @@ pub use proxy::without_password;
 
 /// Returns a loader of the shared AWS configuration (environment, profiles, roles) with an HTTPS client.
 ///
-/// The SDK panics at values of `AWS_MAX_ATTEMPTS` and `AWS_RETRY_MODE` that it does not know, and at such
-/// values in a profile. This loader takes the two variables where they are valid, its defaults where they
-/// are not, and never the profile's: the library does its own retries anyway. [`Lookup`] also checks what it
-/// finds.
+/// The SDK panics on invalid values of `AWS_MAX_ATTEMPTS` and `AWS_RETRY_MODE`, also in a profile. This
+/// loader uses valid values of the two variables, the defaults in place of invalid ones, and never the
+/// values of the profile; the library does its own retries anyway. [`Lookup`] also checks the other values.
 ///
 /// # Example: another endpoint
 /// ```no_run
@@ -48,14 +47,14 @@ pub fn config() -> ConfigLoader {
 
 /// Returns a new HTTPS client with a connection pool of its own.
 ///
-/// HTTP/2 is spoken where the service offers it, as Kinesis does, and then all calls share one
-/// connection; but each `SubscribeToShard` gets a new one. Subscriptions on one connection would share
-/// its flow-control window, so that shards whose processors are slow stop all others; and a subscription
-/// that is made again because its connection has died must not be sent on the same connection.
+/// The client uses HTTP/2 if the service offers it, as Kinesis does, and then all calls share one
+/// connection, except that each `SubscribeToShard` opens a new one. Subscriptions on one connection would
+/// share its flow-control window, so that shards with slow processors would stop all others. And a
+/// subscription that is renewed because its connection is dead must not use the same connection.
 ///
-/// Requests go through the HTTP proxy that `HTTPS_PROXY`, `HTTP_PROXY` or `ALL_PROXY` name (also in lower
-/// case), unless `NO_PROXY` lists the host or it is a loopback or link-local address. `AWS_CA_BUNDLE` names a
-/// file or directory of PEM certificates that are trusted instead of the system's.
+/// Requests go through the HTTP proxy in `HTTPS_PROXY`, `HTTP_PROXY` or `ALL_PROXY` (also in lower case),
+/// unless `NO_PROXY` lists the host or it is a loopback or link-local address. `AWS_CA_BUNDLE` names a file
+/// or directory of PEM certificates that are trusted instead of the system's.
 #[must_use]
 pub fn https_client() -> SharedHttpClient {
     SharedHttpClient::new(Https::new(Arc::new(Network::new(variable))))

@@ -1,6 +1,6 @@
-//! What is wrong with the profile files, as far as that can be seen without asking anyone.
+//! Checks of the AWS profile files, without a call to a service.
 //!
-//! The SDK goes on without a profile that it cannot read or find, and fails much later for another reason.
+//! The SDK ignores a profile that it cannot read or find, and fails much later with an unrelated error.
 //! Never reads a credential.
 
 use std::error::Error as StdError;
@@ -11,7 +11,7 @@ use aws_config::profile::ProfileSet;
 
 use super::environment::variable;
 
-/// The name of the profile that is used when none is named.
+/// The profile that is used when `AWS_PROFILE` is not set.
 pub(super) const DEFAULT: &str = "default";
 
 /// Reads the profile files and checks the profile that is selected.
@@ -25,14 +25,14 @@ pub(super) async fn load() -> Result<ProfileSet, String> {
     Ok(profiles)
 }
 
-/// The SDK takes a file that is not UTF-8 for an empty one; PowerShell writes such files.
+/// Rejects files that are not UTF-8, which PowerShell writes and the SDK treats as empty.
 fn readable() -> Result<(), String> {
     for (name, default) in
         [("AWS_CONFIG_FILE", ".aws/config"), ("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials")]
     {
         let in_home = || std::env::home_dir().map(|home| home.join(default));
         let Some(path) = variable(name).map(PathBuf::from).or_else(in_home) else { continue };
-        // What cannot be read is no profile: containers run as users who may not look into HOME.
+        // An unreadable file counts as absent: users in containers often have no access to HOME.
         let is_text = std::fs::read(&path).map_or(true, |bytes| str::from_utf8(&bytes).is_ok());
         if !is_text {
             return Err(format!("`{}` is not UTF-8: save it in that encoding", path.display()));
@@ -46,7 +46,7 @@ fn unreadable(error: &(dyn StdError + 'static)) -> String {
     if let Some(cause) = error.source() {
         words = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
     }
-    // A byte order mark makes the first section unknown, and no editor shows it.
+    // A byte order mark makes the first section invalid, and editors do not show it.
     let remedy = if words.contains("on line 1:") {
         "correct the line; if it looks right, save the file without a byte order mark"
     } else {
@@ -55,7 +55,7 @@ fn unreadable(error: &(dyn StdError + 'static)) -> String {
     format!("the AWS profiles cannot be used: {words}: {remedy}")
 }
 
-/// Whether the selected profile exists, and those that it takes its credentials from.
+/// Checks that the selected profile exists, and the chain of profiles that it takes its credentials from.
 fn check(profiles: &ProfileSet) -> Result<(), String> {
     let selected = profiles.selected_profile();
     if selected != DEFAULT && profiles.get_profile(selected).is_none() {
@@ -63,7 +63,7 @@ fn check(profiles: &ProfileSet) -> Result<(), String> {
         known.sort();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         return Err(format!(
-            "the AWS profile `{selected}` that AWS_PROFILE names does not exist (there is {known}): correct \
+            "the AWS profile `{selected}` in AWS_PROFILE does not exist (existing profiles: {known}): correct \
              the name, or run `aws configure --profile {selected}`; in ~/.aws/config its section is \
              `[profile {selected}]`"
         ));
@@ -73,20 +73,20 @@ fn check(profiles: &ProfileSet) -> Result<(), String> {
         let last = seen[seen.len() - 1];
         if profiles.get_profile(source).is_none() {
             return Err(format!(
-                "the AWS profile `{last}` takes its role with `source_profile = {source}`, and there is no \
-                 profile `{source}`: correct the name, or run `aws configure --profile {source}`"
+                "the AWS profile `{last}` has `source_profile = {source}`, but there is no profile \
+                 `{source}`: correct the name, or run `aws configure --profile {source}`"
             ));
         }
         if seen.contains(&source) {
             let mut path = String::new();
             for name in seen.iter().chain([&source]) {
                 let arrow = if path.is_empty() { "" } else { " → " };
-                // Writing to a string does not fail.
+                // Writing to a string cannot fail.
                 write!(path, "{arrow}`{name}`").ok();
             }
             return Err(format!(
-                "the AWS profiles take their roles from each other ({path}): one of them needs keys or \
-                 another `source_profile`"
+                "the `source_profile` settings of the AWS profiles form a loop ({path}): one of the \
+                 profiles needs keys or another `source_profile`"
             ));
         }
         seen.push(source);
@@ -94,10 +94,10 @@ fn check(profiles: &ProfileSet) -> Result<(), String> {
     Ok(())
 }
 
-/// The profile whose credentials this one uses to take a role.
+/// Returns the profile whose credentials this one uses to assume its role.
 fn source<'a>(profiles: &'a ProfileSet, name: &str) -> Option<&'a str> {
     let profile = profiles.get_profile(name)?;
     profile.get("role_arn")?;
-    // One that names itself has keys of its own.
+    // A profile that names itself has its own keys.
     profile.get("source_profile").filter(|source| *source != name)
 }

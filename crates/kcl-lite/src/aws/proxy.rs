@@ -1,43 +1,43 @@
-//! Which proxy the environment names for a request.
+//! The proxy that the environment sets for a request.
 //!
-//! Variables come as a function, so that tests have their own.
+//! Variables are read through a function, so that tests can set their own.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
 use aws_smithy_http_client::proxy::ProxyConfig;
 
-/// Where EC2 answers over IPv6 and where EKS hands out credentials: on the machine itself.
+/// The IPv6 addresses of the EC2 instance metadata service and of the EKS credentials service, which are
+/// reachable only from the machine.
 const INSTANCE: [Ipv6Addr; 2] = [
     Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
     Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
 ];
 
-/// A proxy, and the hosts that are reached without it.
+/// A proxy, and the hosts that bypass it.
 #[derive(Clone)]
 pub(super) struct Proxy {
     pub(super) config: ProxyConfig,
-    /// Whether the proxy itself is spoken to over TLS.
+    /// Whether the connection to the proxy uses TLS.
     pub(super) has_tls: bool,
     url: String,
     but: String,
 }
 
 impl fmt::Debug for Proxy {
-    /// Without the password that may be in the URL.
+    /// Omits the password in the URL.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let url = without_password(&self.url);
         f.debug_struct("Proxy").field("url", &url).field("but", &self.but).finish_non_exhaustive()
     }
 }
 
-/// Finds the proxy of requests over TLS, or of those without, as curl does. A variable that is blank is
-/// not set.
+/// Returns the proxy for requests with or without TLS, by the rules of curl. A blank variable is not set.
 pub(super) fn proxy(
     is_tls: bool,
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<Proxy>, String> {
-    // A web server gives its programs request headers in such variables: `Proxy` becomes HTTP_PROXY.
+    // Under CGI a client could set HTTP_PROXY, because the request header `Proxy` becomes that variable.
     let is_cgi = variable("REQUEST_METHOD").is_some();
     let names: &[&str] = match (is_tls, is_cgi) {
         (true, _) => &["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"],
@@ -60,8 +60,8 @@ pub(super) fn proxy(
     Ok(Some(Proxy { config: config.no_proxy(&but), has_tls, url, but }))
 }
 
-/// Whether no proxy can reach `host`: this machine, and what answers only on it or on its link, such as the
-/// services that hand out credentials on EC2, ECS and EKS.
+/// Returns whether a proxy cannot reach `host`: loopback and link-local addresses, such as those of the
+/// credentials services on EC2, ECS and EKS.
 pub(super) fn is_local(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     match host.parse() {
@@ -73,14 +73,14 @@ pub(super) fn is_local(host: &str) -> bool {
     }
 }
 
-/// Returns `url` without the name and password that may stand before its host.
+/// Returns `url` without the user name and password.
 #[must_use]
 pub fn without_password(url: &str) -> String {
     let (scheme, rest) = match url.split_once("://") {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), url),
     };
-    // A password may contain what ends a host elsewhere.
+    // Split at the last `@`, because a password may contain one.
     let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
     format!("{scheme}{rest}")
 }
@@ -89,7 +89,7 @@ pub fn without_password(url: &str) -> String {
 mod tests {
     use super::*;
 
-    /// What is found with these variables, as its own words tell it.
+    /// Returns the debug text of the proxy that these variables set, or the error.
     fn found(is_tls: bool, variables: &[(&str, &str)]) -> String {
         let variable = |name: &str| {
             let (_, value) = variables.iter().find(|(set, _)| *set == name)?;

@@ -1,7 +1,7 @@
-//! Whose certificates are trusted: the system's, or those of `AWS_CA_BUNDLE`.
+//! The trusted certificate authorities: the system's, or those of `AWS_CA_BUNDLE`.
 //!
-//! The SDK's HTTP client panics where there is none, and at a certificate that it cannot use; so only what
-//! has been checked here gets there.
+//! The SDK's HTTP client panics if there is none, and on a certificate that it cannot use. Therefore only
+//! certificates that were checked here are passed to it.
 
 use std::path::Path;
 
@@ -10,10 +10,10 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls_native_certs::{CertificateResult, load_certs_from_paths, load_native_certs};
 
-const NONE: &str = "no certificate authority is known on this machine, so no HTTPS server can be \
-    trusted: install its package `ca-certificates`, or name a file of certificates in AWS_CA_BUNDLE";
+const NONE: &str = "this machine has no certificate authorities, so no HTTPS server can be trusted: \
+    install the package `ca-certificates`, or set AWS_CA_BUNDLE to a file of certificates";
 
-/// Reads the certificate authorities; `bundle` is a file or a directory of PEM certificates.
+/// Loads the certificate authorities; `bundle` is a file or a directory of PEM certificates.
 pub(super) fn trusted(bundle: Option<&str>) -> Result<TlsContext, String> {
     let Some(bundle) = bundle else { return context(system()?) };
     let path = Path::new(bundle);
@@ -25,13 +25,13 @@ pub(super) fn trusted(bundle: Option<&str>) -> Result<TlsContext, String> {
     context(only(&found).ok_or_else(|| {
         let why = found.errors.first().map_or_else(String::new, |error| format!(" ({error})"));
         format!(
-            "AWS_CA_BUNDLE `{bundle}` has no certificate that can be used{why}: name a file of PEM \
+            "AWS_CA_BUNDLE `{bundle}` contains no usable certificate{why}: set it to a file of PEM \
              certificates, or unset it"
         )
     })?)
 }
 
-/// Trusts nobody, for a client that sends over plain HTTP only.
+/// Returns a context without certificate authorities, for plain HTTP only.
 pub(super) fn nobody() -> Result<TlsContext, String> {
     context(TrustStore::empty())
 }
@@ -43,13 +43,13 @@ fn context(store: TrustStore) -> Result<TlsContext, String> {
 
 fn system() -> Result<TrustStore, String> {
     if load_native_certs().certs.iter().any(is_usable) {
-        // The SDK reads and filters them itself.
+        // The SDK loads and filters the system's certificates itself.
         return Ok(TrustStore::default());
     }
     Err(NONE.to_owned())
 }
 
-/// What can be used of `found`, and nothing else.
+/// Returns a trust store of the usable certificates in `found`; `None` if there are none.
 fn only(found: &CertificateResult) -> Option<TrustStore> {
     let usable: Vec<_> = found.certs.iter().filter(|certificate| is_usable(certificate)).collect();
     let add = |store: TrustStore, certificate| store.with_pem_certificate(pem(certificate));

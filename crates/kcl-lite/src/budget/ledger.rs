@@ -1,25 +1,25 @@
-//! Who may read next: the bytes in use, who uses them, and who waits in which order.
+//! The ledger of a memory budget: the bytes in use, which shards use them, and the queue of requests.
 //!
-//! Pure: wakes nobody, reads no clock. The rules stand on [`Ledger::grants`].
+//! Pure: wakes no task, reads no clock. [`Ledger::grants`] states the rules.
 
 use std::collections::{BTreeMap, VecDeque};
 
-/// The number of a shard's account.
+/// The ID of a shard's account.
 pub(super) type AccountId = u64;
-/// The number of a request.
+/// The ID of a request.
 pub(super) type Ticket = u64;
 
-/// The books of one budget.
+/// The accounts and requests of one budget.
 #[derive(Debug)]
 pub(super) struct Ledger {
     size: u64,
-    /// May be more than `size`: a reply may turn out larger than was set aside for it.
+    /// May exceed `size`: a reply can be larger than what was set aside for it.
     used: u64,
     accounts: BTreeMap<AccountId, Account>,
     queue: VecDeque<Request>,
-    /// The shard that may read beyond the budget.
+    /// The shard that may exceed the budget.
     exempt: Option<Exempt>,
-    /// Somebody waits for room, or uses more than the budget because there was none.
+    /// Whether a request waits for room, or more than the budget is in use because there was no room.
     is_short: bool,
     numbers: u64,
 }
@@ -27,7 +27,7 @@ pub(super) struct Ledger {
 #[derive(Debug)]
 struct Exempt {
     account: AccountId,
-    /// It has given something back since it was granted something, or asks for nothing any more.
+    /// Whether it has released memory since its last grant, or has withdrawn its request.
     made_progress: bool,
 }
 
@@ -36,7 +36,7 @@ struct Account {
     used: u64,
     /// Its processor has nothing to work on and waits for records.
     is_starved: bool,
-    /// Its shard task is gone. Batches that a processor has kept may not be.
+    /// Its shard task is gone. Batches that a processor has kept may still exist.
     is_closed: bool,
 }
 
@@ -49,7 +49,7 @@ struct Request {
     insists: bool,
 }
 
-/// A request that was granted.
+/// A granted request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Grant {
     pub(super) ticket: Ticket,
@@ -57,12 +57,12 @@ pub(super) struct Grant {
     pub(super) bytes: u64,
 }
 
-/// What becomes of a request for now.
+/// The decision about a request for now.
 enum Verdict {
     Granted,
-    /// It waits, and nobody behind it may have what it waits for.
+    /// It waits, and no request behind it may use the room it waits for.
     First,
-    /// It waits, and others may pass.
+    /// It waits, and requests behind it may be granted.
     Waits,
 }
 
@@ -72,17 +72,17 @@ impl Ledger {
         Self { size, used: 0, accounts, queue, exempt: None, is_short: false, numbers: 0 }
     }
 
-    /// A shard begins.
+    /// Opens the account of a shard.
     pub(super) fn open(&mut self) -> AccountId {
         self.numbers += 1;
         self.accounts.insert(self.numbers, Account::default());
         self.numbers
     }
 
-    /// A shard task has ended, or was given up.
+    /// Closes the account of a shard task that has ended or was abandoned.
     pub(super) fn close(&mut self, account: AccountId) {
         self.exempt.take_if(|exempt| exempt.account == account);
-        // Of a task that was given up nobody would take the permit.
+        // An abandoned task would never take the permit.
         self.queue.retain(|request| request.account != account);
         if let Some(account) = self.accounts.get_mut(&account) {
             account.is_closed = true;
@@ -90,16 +90,16 @@ impl Ledger {
         self.tidy(account);
     }
 
-    /// A shard asks for memory, behind all that have asked before.
+    /// Queues a request for memory behind all earlier ones.
     pub(super) fn ask(&mut self, account: AccountId, bytes: u64) -> Ticket {
         self.numbers += 1;
-        // More than there is cannot be had: all of it has to do.
+        // A request for more than the budget waits for all of it, and has to make do with that.
         let bytes = bytes.min(self.size);
         self.queue.push_back(Request { ticket: self.numbers, account, bytes, insists: false });
         self.numbers
     }
 
-    /// A request is taken back, if it has not been granted.
+    /// Withdraws a request that has not been granted.
     pub(super) fn withdraw(&mut self, ticket: Ticket) {
         let Some(place) = self.queue.iter().position(|it| it.ticket == ticket) else { return };
         let account = self.queue.remove(place).map(|request| request.account);
@@ -108,21 +108,22 @@ impl Ledger {
         }
     }
 
-    /// A request has waited for long.
+    /// Marks a request that has waited for long.
     pub(super) fn escalate(&mut self, ticket: Ticket) {
         for request in self.queue.iter_mut().filter(|request| request.ticket == ticket) {
             request.insists = true;
         }
     }
 
-    /// Whether a shard's processor waits for records, with nothing else to do.
+    /// Sets whether a shard's processor waits for records and has nothing else to do.
     pub(super) fn starved(&mut self, account: AccountId, is_starved: bool) {
         if let Some(account) = self.accounts.get_mut(&account) {
             account.is_starved = is_starved;
         }
     }
 
-    /// What `from` bytes were set aside for takes `to` bytes. More is always granted: it is there.
+    /// Changes memory that is set aside from `from` to `to` bytes. An increase is always granted: the
+    /// memory is in use already.
     pub(super) fn resize(&mut self, account: AccountId, from: u64, to: u64) {
         self.used = self.used - from + to;
         if let Some(account) = self.accounts.get_mut(&account) {
@@ -134,7 +135,8 @@ impl Ledger {
         self.tidy(account);
     }
 
-    /// Whether others wait for what this shard holds: more than any other, while there is no room.
+    /// Returns whether other shards wait for the memory of this one: it holds more than any other,
+    /// and there is no room.
     pub(super) fn blocks_others(&self, account: AccountId) -> bool {
         let open = |account: &&Account| !account.is_closed;
         let Some(account) = self.accounts.get(&account).filter(open) else { return false };
@@ -142,23 +144,24 @@ impl Ledger {
         self.is_short && account.used > 0 && holds_most()
     }
 
-    /// The exemption, if it is this shard's.
+    /// Returns the exemption if this shard has it.
     fn exempt(&mut self, account: AccountId) -> Option<&mut Exempt> {
         self.exempt.as_mut().filter(|exempt| exempt.account == account)
     }
 
-    /// Takes the requests out that may be granted now:
+    /// Removes and returns the requests that can be granted now:
     ///
-    /// 1. in the order in which they were made, as long as the budget has room for them; all of it is
-    ///    room for the largest;
-    /// 2. one shard may read *ahead* of its processor while less than half of the budget is in use,
-    ///    or within its own share, and nobody in front of it waits for room;
+    /// 1. in order, as long as the budget has room for them; the largest request needs no more than
+    ///    the whole budget;
+    /// 2. a shard may *prefetch* while less than half of the budget is in use, or within its own
+    ///    share, if no request in front of it waits for room;
     /// 3. a shard whose processor has nothing to do, and which has waited for long, is exempt: it may
-    ///    read beyond the budget, up to about twice of it. One shard at a time: until there is room
-    ///    again, or until it has given something back and another one has waited for long.
+    ///    exceed the budget, up to about twice its size. One shard at a time has the exemption: until
+    ///    there is room again, or until it has released memory and another shard has waited for long.
     ///
-    /// So nobody overtakes for ever (1), a stuck processor does not fill the budget with what it will
-    /// not look at (2), and whoever needs more records to finish those it has gets them (3).
+    /// So no request is overtaken indefinitely (1), a stuck processor does not fill the budget with
+    /// records that it will not process (2), and a shard that needs more records to finish those it
+    /// has gets them (3).
     pub(super) fn grants(&mut self) -> Vec<Grant> {
         self.choose_exempt();
         let mut granted = Vec::new();
@@ -185,7 +188,8 @@ impl Ledger {
     }
 
     fn choose_exempt(&mut self) {
-        // With some room: where the budget stays full, one exemption would follow the other.
+        // Ends the exemption only with some room to spare: while the budget stays full, one exemption
+        // would immediately follow another.
         self.exempt.take_if(|_| self.used <= self.size / 8 * 7);
         if self.exempt.as_ref().is_some_and(|exempt| !exempt.made_progress) {
             return;
@@ -219,7 +223,7 @@ impl Ledger {
         if is_exempt && self.used < self.size * 2 { Verdict::Granted } else { Verdict::First }
     }
 
-    /// What every shard could have at once.
+    /// Returns the bytes that every shard could have at the same time.
     fn share(&self) -> u64 {
         let open = self.accounts.values().filter(|account| !account.is_closed).count();
         self.size / u64::try_from(open).unwrap_or(u64::MAX).max(1)
@@ -233,7 +237,7 @@ impl Ledger {
 }
 
 impl Account {
-    /// Whether what it reads now is ahead of its processor.
+    /// Returns whether a read now would be a prefetch.
     fn has_work(&self) -> bool {
         self.used > 0 && !self.is_starved
     }
@@ -245,7 +249,7 @@ mod tests {
 
     use super::*;
 
-    /// A ledger of 100 bytes with `count` shards, all of which have nothing to do.
+    /// Returns a ledger of 100 bytes with `count` shards whose processors have nothing to do.
     fn ledger(count: usize) -> (Ledger, Vec<AccountId>) {
         let mut ledger = Ledger::new(100);
         let accounts: Vec<_> = (0..count).map(|_| ledger.open()).collect();
@@ -253,14 +257,14 @@ mod tests {
         (ledger, accounts)
     }
 
-    /// Asks, and has waited for long.
+    /// Makes a request that has waited for long.
     fn escalated(ledger: &mut Ledger, account: AccountId, bytes: u64) -> Ticket {
         let ticket = ledger.ask(account, bytes);
         ledger.escalate(ticket);
         ticket
     }
 
-    /// Who is granted what, by the place of its account.
+    /// Returns the granted accounts and bytes, in the order of the grants.
     fn granted(ledger: &mut Ledger) -> Vec<(u64, u64)> {
         ledger.grants().into_iter().map(|grant| (grant.account, grant.bytes)).collect()
     }
@@ -312,7 +316,7 @@ mod tests {
         ledger.ask(ids[1], 15);
         assert_eq!(granted(&mut ledger), [(ids[1], 15)], "a quarter for each of four");
         ledger.ask(ids[2], 20);
-        assert_eq!(granted(&mut ledger), [(ids[2], 20)], "who reads ahead is in nobody's way");
+        assert_eq!(granted(&mut ledger), [(ids[2], 20)], "prefetching does not block others");
     }
 
     #[test]
@@ -370,7 +374,7 @@ mod tests {
         escalated(&mut ledger, ids[2], 10);
         escalated(&mut ledger, ids[1], 10);
         ledger.resize(ids[1], 10, 5);
-        assert_eq!(granted(&mut ledger), [(ids[1], 10)], "it has given nothing back yet");
+        assert_eq!(granted(&mut ledger), [(ids[1], 10)], "it has released nothing yet");
         ledger.resize(ids[1], 10, 0);
         escalated(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[2], 10)]);
@@ -382,7 +386,7 @@ mod tests {
         ledger.resize(ids[0], 0, 100);
         escalated(&mut ledger, ids[1], 10);
         assert_eq!(granted(&mut ledger), [(ids[1], 10)]);
-        // A look at the tip of a subscription takes nothing.
+        // A read at the tip of a subscription uses no memory.
         ledger.ask(ids[1], 0);
         assert_eq!(granted(&mut ledger), [(ids[1], 0)]);
         ledger.resize(ids[1], 0, 0);
@@ -398,7 +402,7 @@ mod tests {
         assert_eq!(granted(&mut ledger), [(ids[1], 10)]);
         ledger.resize(ids[1], 10, 0);
         escalated(&mut ledger, ids[1], 10);
-        assert_eq!(granted(&mut ledger), [(ids[1], 10)], "nobody else waits");
+        assert_eq!(granted(&mut ledger), [(ids[1], 10)], "no other shard waits");
         let waits = escalated(&mut ledger, ids[2], 10);
         assert_eq!(granted(&mut ledger), []);
         ledger.withdraw(waits);
@@ -455,21 +459,21 @@ mod tests {
         ledger.resize(ids[1], 24, 80);
         assert_eq!(blocking(&ledger), [false, true, false, false]);
         ledger.close(ids[1]);
-        assert_eq!(blocking(&ledger), [true, false, false, false], "nobody can ask it any more");
+        assert_eq!(blocking(&ledger), [true, false, false, false], "closed ones block nobody");
         ledger.resize(ids[1], 80, 0);
         assert_eq!(granted(&mut ledger), []);
         assert_eq!(blocking(&ledger), [false; 4]);
     }
 
-    /// What a shard of the model does with its batches.
+    /// What the processor of a shard of the model does with its batches.
     #[derive(Debug, Clone, Copy)]
     enum Handler {
         Processes,
-        /// Acknowledges when it has so many.
+        /// Acknowledges once it has this many.
         Collects(usize),
-        /// Acknowledges the oldest when it has more than so many.
+        /// Acknowledges the oldest once it has more than this many.
         Slides(usize),
-        /// Never returns from its first one.
+        /// Never returns from its first batch.
         Hangs,
         /// Takes all that it can get.
         Hoards,
@@ -481,8 +485,8 @@ mod tests {
         }
     }
 
-    /// A shard: its handler, and the size of its batches. The windows of all have room in twice the
-    /// budget, and whoever processes one by one needs room for one only.
+    /// A shard: its handler, and the size of its batches. All windows together fit into twice the
+    /// budget, and a handler that processes batches one by one needs room for only one.
     fn shard() -> impl Strategy<Value = (Handler, u64)> {
         prop_oneof![
             3 => (1_u64..60).prop_map(|bytes| (Handler::Processes, bytes)),
@@ -493,14 +497,14 @@ mod tests {
         ]
     }
 
-    /// One shard of the model.
+    /// A shard of the model.
     struct Shard {
         id: AccountId,
         handler: Handler,
         bytes: u64,
-        /// Read, and not delivered.
+        /// Read and not delivered.
         ahead: VecDeque<u64>,
-        /// Delivered, and not acknowledged.
+        /// Delivered and not acknowledged.
         held: VecDeque<u64>,
         request: Option<Ticket>,
         done: usize,
@@ -516,19 +520,19 @@ mod tests {
             self.ahead.iter().chain(&self.held).sum()
         }
 
-        /// The reader: one batch waits, and one more is read meanwhile.
+        /// Reads: one batch waits while one more is read.
         fn read(&mut self, ledger: &mut Ledger) {
             if self.request.is_none() && self.ahead.len() < 2 {
                 self.request = Some(escalated(ledger, self.id, self.bytes));
             }
         }
 
-        /// Whether the processor waits for a batch.
+        /// Returns whether the processor waits for a batch.
         fn returns(&self) -> bool {
             !matches!(self.handler, Handler::Hangs) || self.held.is_empty()
         }
 
-        /// The processor gets one batch, if it waits for one.
+        /// Delivers one batch to the processor if it waits for one.
         fn process(&mut self, ledger: &mut Ledger) {
             if self.returns() {
                 self.held.extend(self.ahead.pop_front());
@@ -546,7 +550,7 @@ mod tests {
             ledger.starved(self.id, self.returns() && self.ahead.is_empty());
         }
 
-        /// Its task ends, and what it held is given back.
+        /// Ends its task and releases what it held.
         fn end(&mut self, ledger: &mut Ledger) {
             self.request.take().into_iter().for_each(|ticket| ledger.withdraw(ticket));
             ledger.close(self.id);
@@ -556,12 +560,12 @@ mod tests {
         }
     }
 
-    /// In how many rounds whoever hangs or hoards is judged.
+    /// After this many rounds a handler that hangs or hoards is ended.
     const DEADLINE: usize = 20;
 
     proptest! {
-        /// Whatever the others do, every shard whose processor works gets on and on; and what is
-        /// counted is what is there, within the bounds.
+        /// Whatever the others do, every shard with a working processor keeps making progress; and
+        /// the counted memory is the memory in use, within the bounds.
         #[test]
         fn nobody_starves_and_nothing_is_counted_twice(
             kinds in proptest::collection::vec(shard(), 1..12),
@@ -582,11 +586,11 @@ mod tests {
                 prop_assert_eq!(ledger.used, total);
                 prop_assert!(total < 200 + most, "{} in use", total);
                 let all_hang = kinds.iter().all(|(handler, _)| matches!(handler, Handler::Hangs));
-                prop_assert!(!all_hang || total <= 100 + most, "{} in use by who hangs", total);
+                prop_assert!(!all_hang || total <= 100 + most, "{} in use by hanging shards", total);
                 shards.iter_mut().for_each(|shard| shard.process(&mut ledger));
                 let is_any = shards.iter().any(|shard| ledger.blocks_others(shard.id));
                 let is_blocked = ledger.is_short && shards.iter().any(|shard| shard.used() > 0);
-                prop_assert_eq!(is_any, is_blocked, "who is to blame");
+                prop_assert_eq!(is_any, is_blocked, "which shard blocks others");
                 if round % DEADLINE == 0 {
                     for shard in shards.iter_mut().filter(|shard| shard.handler.is_judged()) {
                         shard.end(&mut ledger);

@@ -1,16 +1,18 @@
-//! One budget of memory for all shards of a worker.
+//! The memory budget that all shards of a worker share.
 //!
-//! Memory is set aside before a read and given back when the last of its records is done with. What
-//! is counted, from when to when:
+//! Memory is set aside before a read and released when the last of its records is acknowledged. The
+//! budget counts:
 //!
-//! - before a read: the most that the next reply may take while it is received and parsed, as the
-//!   reader says ([`most_bytes`](crate::stream::ShardReader::most_bytes));
-//! - when the reply is there: its records as they are delivered, aggregates unpacked, [`cost`] each;
+//! - before a read: the maximum that the next reply may use while it is received and parsed, as the
+//!   reader states it ([`most_bytes`](crate::stream::ShardReader::most_bytes));
+//! - once the reply has arrived: its records as they are delivered, aggregates unpacked, [`cost`]
+//!   each;
 //! - until the records of the reply are all acknowledged, and the batches that hold them are dropped:
-//!   given back reply by reply, and at once when the shard is lost or starts again. Records that a
-//!   processor has cloned are its own.
+//!   memory is released reply by reply, and all of it when the shard is lost or restarts. Records
+//!   that a processor has cloned are not counted.
 //!
-//! [`ledger`] decides who may read; here it is waited for. Never refuses what is already there.
+//! [`ledger`] decides which shard may read; this module waits for its grants. Never refuses memory
+//! that is in use already.
 
 mod ledger;
 
@@ -24,30 +26,31 @@ use tokio::sync::oneshot;
 use crate::clock::{self, Clock};
 use ledger::{AccountId, Ledger, Ticket};
 
-/// What a record takes beside its key and data: its own fields, its number, and what the allocator
-/// adds to three small blocks.
+/// The overhead of a record in addition to its key and data: its own fields, its sequence number, and
+/// what the allocator adds to three small blocks.
 const RECORD_OVERHEAD: u64 = 320;
 
-/// How long a shard with nothing to do waits before the budget may be exceeded for it: a part of the
-/// minute in which every shard should get something.
+/// How long a shard with nothing to do waits before the budget may be exceeded for it: a fraction of
+/// the minute within which every shard should get something.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What so many records take that hold so many `bytes`: these, and a quarter more, which an allocator
-/// loses between large blocks of different sizes. Measured: without that quarter, a process with glibc's allocator takes
-/// 1.6 times what is counted; with a fixed `MALLOC_MMAP_THRESHOLD_` it takes less than is counted.
+/// Returns the memory of this many records that hold `bytes`: these, and a quarter more, which an
+/// allocator loses between large blocks of different sizes. Measured: without that quarter, a process
+/// with glibc's allocator uses 1.6 times what is counted; with a fixed `MALLOC_MMAP_THRESHOLD_` it
+/// uses less than is counted.
 pub(crate) fn cost(records: usize, bytes: u64) -> u64 {
     let bytes = bytes + RECORD_OVERHEAD * records as u64;
     bytes + bytes / 4
 }
 
-/// The memory of a worker. Clones share it.
+/// The memory budget of a worker. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
     ledger: Ledger,
-    /// Those who wait.
+    /// The waiting requests.
     waiting: BTreeMap<Ticket, oneshot::Sender<Permit>>,
 }
 
@@ -57,17 +60,17 @@ impl Budget {
         Self(Arc::new(Mutex::new(state)))
     }
 
-    /// The account of one shard, for as long as its task runs.
+    /// Opens the account of a shard, for as long as its task runs.
     pub(crate) fn account(&self) -> Account {
         Account { budget: self.clone(), id: self.update(Ledger::open) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that is called while the lock is held can panic half-way.
+        // No code that runs under the lock can panic half-way.
         self.0.lock()
     }
 
-    /// Changes the books, and tells whoever may read now.
+    /// Changes the ledger, and wakes the requests that are granted now.
     fn update<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
         let (value, granted) = {
             let mut state = self.lock();
@@ -80,14 +83,14 @@ impl Budget {
         for (waiting, grant) in granted {
             let permit =
                 Permit { budget: self.clone(), account: grant.account, bytes: grant.bytes };
-            // Who does not wait any more drops it, which gives it back.
+            // If the request is no longer awaited, the permit is dropped, which releases the memory.
             waiting.and_then(|waiting| waiting.send(permit).err());
         }
         value
     }
 }
 
-/// A shard's account. Dropping it ends the shard's claims, not its permits.
+/// A shard's account. Dropping it ends the shard's requests, not its permits.
 #[derive(Debug)]
 pub(crate) struct Account {
     budget: Budget,
@@ -98,7 +101,7 @@ impl Account {
     /// Sets `bytes` aside, in turn with the other shards.
     ///
     /// # Cancel safety
-    /// Dropping the future gives the place in the queue up.
+    /// Dropping the future gives up the place in the queue.
     pub(crate) async fn acquire(&self, clock: &Arc<dyn Clock>, bytes: u64) -> Permit {
         let (sender, mut granted) = oneshot::channel();
         let ticket = {
@@ -108,19 +111,21 @@ impl Account {
             ticket
         };
         let place = Place { budget: &self.budget, ticket };
+        // Grants what fits now, which may be this request.
         self.budget.update(|_| ());
         let permit = tokio::select! {
             biased;
+            // First, so that a grant at the last instant does not escalate.
             permit = &mut granted => permit,
             () = clock::sleep(clock, PATIENCE) => {
                 self.budget.update(|ledger| ledger.escalate(place.ticket));
                 granted.await
             }
         };
-        permit.expect("a place that is held is in the books")
+        permit.expect("a queued request is in the ledger")
     }
 
-    /// Sets `bytes` aside at once; the budget has room for them.
+    /// Sets `bytes` aside immediately; the budget must have room for them.
     #[cfg(test)]
     pub(crate) fn reserved(&self, bytes: u64) -> Permit {
         use futures_util::FutureExt as _;
@@ -128,17 +133,17 @@ impl Account {
         self.acquire(&clock, bytes).now_or_never().expect("there is room")
     }
 
-    /// Whether other shards wait for memory while this one holds its share of it or more.
+    /// Returns whether other shards wait for memory while this one holds more than any other.
     pub(crate) fn blocks_others(&self) -> bool {
         self.budget.lock().ledger.blocks_others(self.id)
     }
 
-    /// Ends the shard's claims, as dropping the account does: for a task that nobody can drop.
+    /// Closes the account, as dropping it does: for a task that cannot be dropped.
     pub(crate) fn close(&self) {
         self.budget.update(|ledger| ledger.close(self.id));
     }
 
-    /// Tells whether the shard's processor waits for records, with nothing else to do.
+    /// Sets whether the shard's processor waits for records and has nothing else to do.
     pub(crate) fn starved(&self, is_starved: bool) {
         self.budget.update(|ledger| ledger.starved(self.id, is_starved));
     }
@@ -164,7 +169,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Memory that is set aside, or in use. Dropping it gives it back.
+/// Memory that is set aside or in use. Dropping it releases the memory.
 #[derive(Debug)]
 pub(crate) struct Permit {
     budget: Budget,
@@ -173,7 +178,7 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    /// What it was set aside for takes `bytes`, be it more or less.
+    /// Changes the memory that is set aside to `bytes`, more or less.
     pub(crate) fn resize(&mut self, bytes: u64) {
         let from = std::mem::replace(&mut self.bytes, bytes);
         self.budget.update(|ledger| ledger.resize(self.account, from, bytes));
@@ -220,7 +225,7 @@ mod tests {
         let first = a.acquire(&clock, 100).await;
         let mut waits = Box::pin(b.acquire(&clock, 100));
         assert!(futures_util::poll!(&mut waits).is_pending());
-        // Granted, and then nobody looks.
+        // Granted, and then dropped without being polled.
         drop(first);
         drop(waits);
         a.acquire(&clock, 100).await;

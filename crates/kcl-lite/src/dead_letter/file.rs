@@ -1,6 +1,6 @@
-//! Dead letters in a file: one JSON object a line, on the disk before it counts.
+//! Dead letters in a file: one JSON object per line, synced to disk before it counts as stored.
 //!
-//! Appends only. A line that was cut short by a crash is ended before the next one is written.
+//! Appends only. A line that a crash has truncated is terminated before the next one is written.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -14,7 +14,8 @@ use serde::Serialize;
 use super::{DeadLetter, DeadLetterRecord};
 use crate::error::BoxError;
 
-/// A file of JSON lines, for all shards of one worker. Two processes must not share one.
+/// A sink that appends JSON lines to a file, for all shards of one worker. Two processes must not share a
+/// file.
 ///
 /// The fields of a line: `stream`, `shard`, `sequence_number`, `sub_sequence_number`,
 /// `partition_key`, `data` (base64), `arrived_ms`, `attempts`, `error`.
@@ -38,14 +39,14 @@ struct Line<'a> {
 }
 
 impl JsonLines {
-    /// Opens the file at `path` for appending, and makes it if it is not there.
+    /// Opens the file at `path` for appending, and creates it if it does not exist.
     ///
     /// # Errors
     /// When the file cannot be opened.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref().to_owned();
         let file = OpenOptions::new().read(true).append(true).create(true).open(&path)?;
-        // The name of a new file has to reach the disk too. Not every system lets a folder be opened.
+        // The directory entry of a new file must reach the disk too. Not every system can open a folder.
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         if let Ok(folder) = File::open(folder.unwrap_or(Path::new("."))) {
             folder.sync_all()?;
@@ -76,7 +77,7 @@ impl JsonLines {
     }
 }
 
-/// False after a write that stopped half-way: the disk was full, or the process was killed.
+/// Returns false after a partial write, when the disk was full or the process was killed.
 fn ends_with_a_line(file: &mut File) -> io::Result<bool> {
     if file.seek(SeekFrom::End(0))? == 0 {
         return Ok(true);
@@ -89,8 +90,8 @@ fn ends_with_a_line(file: &mut File) -> io::Result<bool> {
 
 impl DeadLetter for JsonLines {
     fn store<'a>(&'a self, letter: &'a DeadLetterRecord) -> BoxFuture<'a, Result<(), BoxError>> {
-        // Blocks its thread for one write to the disk: dead letters are rare, and the control plane
-        // does not run here.
+        // Blocks its thread for one write to the disk. Dead letters are rare, and the control plane runs
+        // on another thread by default.
         async move {
             self.append(letter)
                 .map_err(|error| format!("writing to `{}`: {error}", self.path.display()).into())

@@ -1,7 +1,7 @@
 //! Dead letters in another Kinesis stream.
 //!
-//! Names the Kinesis SDK. One record per dead letter, with the same key and the same data; retries
-//! nothing, because the shard does.
+//! Uses the Kinesis SDK. Writes one record per dead letter, with the same key and data. Never retries,
+//! because the shard task does.
 
 use aws_config::SdkConfig;
 use aws_sdk_kinesis::Client;
@@ -14,8 +14,8 @@ use futures_util::future::BoxFuture;
 use super::{DeadLetter, DeadLetterRecord};
 use crate::error::{BoxError, words};
 
-/// A stream that receives the data of dead letters under their partition keys. Why a record is there
-/// is told by the worker's [`Event::DeadLettered`](crate::Event::DeadLettered), not by the record.
+/// A sink that puts the data of dead letters into a Kinesis stream, under their partition keys. The record
+/// does not contain the error; the worker's [`Event::DeadLettered`](crate::Event::DeadLettered) does.
 ///
 /// Needs `kinesis:PutRecord` on that stream.
 #[derive(Debug)]
@@ -25,8 +25,8 @@ pub struct KinesisStream {
 }
 
 impl KinesisStream {
-    /// The stream called `name_or_arn`, in the region and with the credentials of `config`. Calls
-    /// nothing.
+    /// Creates a sink for the stream `name_or_arn`, with the region and credentials of `config`. Makes no
+    /// call.
     #[must_use]
     pub fn new(config: &SdkConfig, name_or_arn: impl Into<String>) -> Self {
         let config = aws_sdk_kinesis::config::Builder::from(config)

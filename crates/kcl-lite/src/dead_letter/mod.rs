@@ -1,7 +1,7 @@
-//! The port to where poison records go, and two ready places.
+//! The port to a sink for dead letters, and two implementations.
 //!
-//! A record counts as acknowledged only after [`DeadLetter::store`] has returned `Ok`. Whoever
-//! implements it makes the record durable before that; trying again is the shard's business.
+//! A record counts as acknowledged only after [`DeadLetter::store`] has returned `Ok`. An implementation
+//! makes the record durable before that and need not retry, because the shard task does.
 
 mod file;
 mod kinesis;
@@ -18,11 +18,11 @@ use crate::error::BoxError;
 use crate::position::Position;
 use crate::record::{ShardId, Timestamp};
 
-/// A place for poison records: those that the processor rejects
+/// A sink for poison records: those that the processor rejects
 /// ([`Ack::reject`](crate::Ack::reject), [`PoisonRecord`](crate::PoisonRecord)), and with
 /// [`FailurePolicy::DeadLetter`](crate::FailurePolicy::DeadLetter) those that keep failing.
 ///
-/// One value serves all shards of a worker at the same time.
+/// One value serves all shards of a worker concurrently.
 ///
 /// # Example: a file of JSON lines
 /// ```no_run
@@ -34,37 +34,38 @@ use crate::record::{ShardId, Timestamp};
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub trait DeadLetter: Send + Sync + fmt::Debug {
-    /// Stores a record; `Ok` means that it will not be lost. After an error, or when it takes longer
-    /// than 30 s, it is called again with the same record, later and later: the shard waits, and no
-    /// checkpoint passes the record. May store a record twice, after a crash for instance.
+    /// Stores a record durably before it returns `Ok`. After an error, or after 30 s, the worker retries
+    /// the same record with exponential backoff; until then the shard waits, and no checkpoint passes the
+    /// record. A record can be stored twice, for instance after a crash.
     ///
     /// # Cancel safety
-    /// The future is dropped when the lease is lost; the next owner of the shard starts again.
+    /// The worker drops the future when the lease is lost; the next owner of the shard stores the record
+    /// again.
     ///
     /// # Errors
-    /// When the record may not be stored.
+    /// When the record may not have been stored.
     fn store<'a>(&'a self, letter: &'a DeadLetterRecord) -> BoxFuture<'a, Result<(), BoxError>>;
 }
 
-/// A record that could not be processed, and why.
+/// A dead letter: a record that could not be processed, and its error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetterRecord {
-    /// The stream, by name or ARN as the worker was told.
+    /// The stream, by the name or ARN that the builder received.
     pub stream: String,
     /// The shard.
     pub shard: ShardId,
-    /// Its place in the shard.
+    /// The position in the shard.
     pub position: Position,
-    /// The key that chose the shard.
+    /// The key that selects the shard.
     pub partition_key: String,
     /// The payload.
     pub data: Bytes,
-    /// When the service received it.
+    /// The arrival time, by the service's clock.
     pub arrived: Timestamp,
-    /// How often this record alone was delivered and failed: what the policy's
-    /// [`attempts`](crate::FailurePolicy::DeadLetter::attempts) limits. 0 if the processor rejected it.
+    /// How often this record alone was delivered and failed, limited by the policy's
+    /// [`attempts`](crate::FailurePolicy::DeadLetter::attempts). 0 if the processor rejected it.
     pub attempts: u32,
-    /// The error with which the processor rejected it, or the last one with which it failed, down to
-    /// the first cause; or the message of the panic.
+    /// The error with which the processor rejected the record, or its last error, down to the first
+    /// cause; or the message of the panic.
     pub error: String,
 }

@@ -1,7 +1,7 @@
-//! When another worker's lease has expired, judged by this worker's own clock alone.
+//! Expiry: when another worker's lease has expired, by this worker's monotonic clock alone.
 //!
-//! Owns, per lease, the instant at which its counter was last seen to change. Pure: instants come
-//! in as arguments. Never looks at a wall clock or at a time stored in a row.
+//! Owns, per lease, the instant at which its counter was last seen to change. Pure: instants are
+//! arguments. Never reads a wall clock or a time stored in a row.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Lease, LeaseKey};
 
-/// What this worker has seen of the counters.
+/// What this worker has observed of the lease counters.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(crate) struct Observations {
@@ -25,10 +25,11 @@ struct Seen {
 }
 
 impl Observations {
-    /// Takes note of a scan whose reply came at `now`.
+    /// Records a scan whose reply arrived at `now`.
     ///
-    /// The reply counts, not the request: the owner may have renewed between the two, and its own
-    /// validity starts when it sent that renewal, so counting from the reply is never too early.
+    /// The instant of the reply counts, not that of the request: the owner may have renewed in
+    /// between, and its own validity starts when it sent that renewal, so counting from the reply is
+    /// never too early.
     pub(crate) fn scanned(&mut self, now: Instant, leases: &[Lease]) {
         let mut seen = BTreeMap::new();
         for lease in leases {
@@ -41,7 +42,7 @@ impl Observations {
         self.seen = seen;
     }
 
-    /// Takes note of one row, read or written at `now`.
+    /// Records one row that was read or written at `now`.
     pub(crate) fn saw(&mut self, now: Instant, lease: &Lease) {
         let seen = self
             .seen
@@ -52,7 +53,7 @@ impl Observations {
         }
     }
 
-    /// For how long the counter of `lease` has not changed.
+    /// Returns for how long the counter of `lease` has not changed.
     pub(crate) fn unchanged_for(&self, now: Instant, lease: &Lease) -> Duration {
         match self.seen.get(&lease.key) {
             Some(seen) if seen.counter == lease.counter => {
@@ -62,7 +63,7 @@ impl Observations {
         }
     }
 
-    /// When `lease` expires if nobody renews it.
+    /// Returns when `lease` expires unless it is renewed.
     pub(crate) fn expires_at(&self, lease: &Lease, duration: Duration) -> Option<Instant> {
         self.seen.get(&lease.key).map(|seen| seen.since + duration)
     }

@@ -1,8 +1,8 @@
-//! Every interleaving of an owner and a taker on one row: renewals and checkpoints, a take, a request
-//! and a handover, a release, with writes that never arrive, arrive late, or lose their reply.
+//! Test of every interleaving of an owner and a taker on one row: renewals and checkpoints, a take, a
+//! handoff, a release, with writes that never arrive, arrive late, or lose their reply.
 //!
-//! The rule of the writes and the two sides' [`Tenure`] are the real ones; what is explored is the
-//! order of sending, applying, answering and giving up. States that read the same are visited once.
+//! The rules of the writes and the [`Tenure`] of both sides are the real ones; the test explores the
+//! order of sending, applying, answering and timing out. States with the same text are visited once.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,7 +19,7 @@ fn at(position: usize) -> Checkpoint {
     Checkpoint::parse(&position.to_string(), 0).unwrap()
 }
 
-/// What one side has sent.
+/// A write that one side has sent.
 #[derive(Debug, Clone)]
 struct Message {
     from: usize,
@@ -27,13 +27,13 @@ struct Message {
     goal: Goal,
 }
 
-/// One worker.
+/// One of the two workers.
 #[derive(Debug, Clone)]
 struct Side {
     tenure: Option<Tenure>,
-    /// The write whose answer is waited for.
+    /// The write whose reply is awaited.
     waiting: Option<LeaseWrite>,
-    /// The row as last read, by a side without a tenure.
+    /// The row as last read by a side without a tenure.
     seen: Option<Lease>,
     acknowledged: usize,
     sends_left: usize,
@@ -45,7 +45,7 @@ struct World {
     row: Lease,
     sides: [Side; 2],
     wire: Vec<Message>,
-    /// How often the row changed hands.
+    /// How often the row was taken.
     takes: usize,
     let_go: bool,
 }
@@ -78,7 +78,7 @@ impl World {
         Self { row, sides, wire: Vec::new(), takes: 0, let_go: false }
     }
 
-    /// All worlds that one step leads to.
+    /// Returns all worlds that are one step away.
     fn steps(&self, now: Instant) -> Vec<Self> {
         let mut next = Vec::new();
         for side in 0..2 {
@@ -123,7 +123,7 @@ impl World {
         }
     }
 
-    /// A holder writes; `news` tells whether another record was acknowledged before.
+    /// Sends a write of the owner; with `update` another record was acknowledged before.
     fn writes(&self, side: usize, goal: Goal, update: bool, now: Instant) -> Self {
         let mut world = self.clone();
         let this = &mut world.sides[side];
@@ -138,7 +138,7 @@ impl World {
         world
     }
 
-    /// A side without a tenure takes the lease by the row it has seen, or asks for it.
+    /// Lets a side without a tenure take the lease by the row it has seen, or request a handoff.
     fn wants(&self, side: usize, row: &Lease) -> Vec<Self> {
         let (counter, from, key) = (row.counter, row.owner.clone(), row.key.clone());
         let take = LeaseChange::Take { counter, from: from.clone(), owner: name(side) };
@@ -163,7 +163,7 @@ impl World {
         self.wire.push(Message { from, write, goal });
     }
 
-    /// The table gets a write, and answers if somebody still listens.
+    /// Applies a write to the table, and delivers the reply if the sender still waits.
     fn arrives(&mut self, index: usize, is_answered: bool, now: Instant) {
         let Message { from, write, goal } = self.wire.remove(index);
         let outcome = match write.apply(Some(&self.row)) {
@@ -184,7 +184,7 @@ impl World {
         }
     }
 
-    /// I3 and I4, on every write that is applied.
+    /// Checks I1, I3 and I4 on every write that is applied.
     fn check(&mut self, from: usize, write: &LeaseWrite, after: &Lease) {
         assert!(after.checkpoint >= self.row.checkpoint, "I3: {write:?} on {:?}", self.row);
         let most = self.sides.iter().map(|side| side.acknowledged).max();
@@ -192,7 +192,7 @@ impl World {
         if matches!(write.change, LeaseChange::Take { .. }) {
             self.takes += 1;
         } else if matches!(write.change, LeaseChange::AskHandoff { .. }) {
-            assert_eq!(self.row.actual_owner(), after.actual_owner(), "who reads goes on");
+            assert_eq!(self.row.actual_owner(), after.actual_owner(), "the owner keeps reading");
         } else {
             assert_eq!(self.row.actual_owner(), Some(&name(from)), "I4: {write:?}");
             self.let_go |= after.actual_owner() != Some(&name(from));
@@ -209,7 +209,7 @@ impl World {
     ) {
         let this = &mut self.sides[from];
         let Some(holder) = &mut this.tenure else {
-            // As the coordinator does: applied, or refused by a row that carries the mark of the take.
+            // As in the coordinator: applied, or refused by a row that carries the mark of the take.
             let (WriteOutcome::Done(row) | WriteOutcome::Refused(row)) = outcome;
             let row = row.expect("nothing here deletes");
             let is_take = matches!(write.change, LeaseChange::Take { .. });
@@ -224,7 +224,7 @@ impl World {
             Verdict::Held { reached: true } if *goal == Goal::Release => this.tenure = None,
             Verdict::Held { .. } | Verdict::OtherSuccessor => {}
             Verdict::Lost { .. } => {
-                assert!(self.takes > 0 || self.let_go, "D04: nobody took it, nobody let it go");
+                assert!(self.takes > 0 || self.let_go, "D04: nobody took it, nobody released it");
                 this.tenure = None;
             }
             Verdict::Vanished => unreachable!("nothing here deletes"),
@@ -244,7 +244,7 @@ fn l16_no_interleaving_of_owner_and_taker_moves_a_checkpoint_back_or_passes_the_
     let mut open = vec![World::new(now)];
     let (mut handed, mut taken) = (0, 0);
     while let Some(world) = open.pop() {
-        // No state in which nobody may act: whoever reads the row can take the lease.
+        // No state is a dead end: any worker that reads the row can take the lease.
         let (counter, from) = (world.row.counter, world.row.owner.clone());
         let take = LeaseChange::Take { counter, from, owner: "c".into() };
         let take =

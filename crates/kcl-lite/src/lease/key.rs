@@ -1,8 +1,8 @@
-//! The key of a lease row, and what it says about stream and shard.
+//! The key of a lease row, which contains the shard and, with several streams, the stream.
 //!
-//! A worker of one stream keys its leases by shard id; a worker of several puts the stream before
-//! it, as the Java KCL does. Everything else in a row (parents, children) names bare shard ids, so
-//! looking up a relative needs the stream of the row it stands in. Pure.
+//! A worker of one stream keys its leases by shard ID; a worker of several streams prefixes the stream, as
+//! the Java KCL does. The parents and children in a row are plain shard IDs, so their keys are derived from
+//! the key of that row. Pure.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,15 +10,15 @@ use std::sync::Arc;
 pub use crate::record::LeaseKey;
 use crate::record::{ShardId, Timestamp};
 
-/// Which stream of a worker a lease belongs to.
+/// The stream part of a lease key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct StreamKey(Option<Arc<str>>);
 
 impl StreamKey {
-    /// The stream of a worker that reads only one: its leases are keyed by shard id alone.
+    /// The only stream of a worker, whose leases are keyed by the shard ID alone.
     pub const ONLY: Self = Self(None);
 
-    /// One of several streams, by the three parts that the Java KCL calls a stream identifier:
+    /// Creates the key of one of several streams from the three parts of the Java KCL's stream identifier:
     /// account, name, and the second of its creation.
     #[must_use]
     pub fn of_several(account: &str, name: &str, created: Timestamp) -> Self {
@@ -26,26 +26,26 @@ impl StreamKey {
         Self(Some(format!("{account}:{name}:{epoch}").into()))
     }
 
-    /// `account:stream:epoch`, or `None` for the only stream.
+    /// Returns `account:stream:epoch`, or `None` for the only stream.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         self.0.as_deref()
     }
 
-    /// Whether both are several streams' keys of one account and name, and this one is of a stream that
-    /// was made earlier.
+    /// Returns whether this is the key of a stream that was deleted and re-created as `other`: account and
+    /// name are equal, and this one was created earlier.
     pub(crate) fn is_former_of(&self, other: &Self) -> bool {
         let parts = self.parts().zip(other.parts());
         parts.is_some_and(|(one, other)| one.0 == other.0 && one.1 < other.1)
     }
 
-    /// Account and name, and the second of the creation.
+    /// Returns account and name, and the second of the creation.
     fn parts(&self) -> Option<(&str, i64)> {
         let (name, epoch) = self.as_str()?.rsplit_once(':')?;
         Some((name, epoch.parse().ok()?))
     }
 
-    /// The key of the lease of one of this stream's shards.
+    /// Returns the lease key of a shard of this stream.
     #[must_use]
     pub fn lease(&self, shard: &ShardId) -> LeaseKey {
         match &self.0 {
@@ -62,20 +62,20 @@ impl fmt::Display for StreamKey {
 }
 
 impl LeaseKey {
-    /// The shard. No shard id has a colon in it.
+    /// Returns the shard ID, which never contains a colon.
     #[must_use]
     pub fn shard(&self) -> ShardId {
         let text = self.as_str();
         text.rsplit_once(':').map_or(text, |(_, shard)| shard).into()
     }
 
-    /// The stream.
+    /// Returns the stream part.
     #[must_use]
     pub fn stream(&self) -> StreamKey {
         StreamKey(self.as_str().rsplit_once(':').map(|(stream, _)| stream.into()))
     }
 
-    /// The key of another shard of the same stream.
+    /// Returns the key of another shard of the same stream.
     #[must_use]
     pub fn sibling(&self, shard: &ShardId) -> Self {
         self.stream().lease(shard)

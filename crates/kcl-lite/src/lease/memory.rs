@@ -1,6 +1,6 @@
-//! A lease store in a map, for a single process without a table, and for tests.
+//! A lease store in memory, for a single process without a table, and for tests.
 //!
-//! Runs the pure rule of each write; adds nothing to it. Nothing outlives the process.
+//! Applies the pure rule of each write and adds nothing to it. The leases end with the process.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,26 +16,26 @@ use crate::error::ServiceError;
 /// Leases in memory. Clones share the same leases.
 ///
 /// On paused time (`#[tokio::test(start_paused = true)]`) the worker needs
-/// [`ControlPlane::Inline`](crate::ControlPlane::Inline); `start` refuses the default.
+/// [`ControlPlane::Inline`](crate::ControlPlane::Inline); with the default, `start` fails.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryStore {
     leases: Arc<Mutex<BTreeMap<LeaseKey, Lease>>>,
 }
 
 impl MemoryStore {
-    /// An empty store.
+    /// Creates an empty store.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A copy of all leases in key order.
+    /// Returns a copy of all leases in key order.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Lease> {
         self.leases.lock().values().cloned().collect()
     }
 
-    /// Removes a row as if someone had deleted it by hand: for tests of what a worker does then.
+    /// Removes a row, as if it had been deleted by hand. Use it to test how a worker reacts.
     pub fn forget(&self, key: &LeaseKey) {
         self.leases.lock().remove(key);
     }

@@ -1,9 +1,9 @@
-//! The lease: one row per shard that says who reads it and how far it has been read.
+//! Leases: one row per shard, with its owner, lease counter and checkpoint.
 //!
 //! Owns the row as data, every write that may change it, and the rule of each write
-//! ([`LeaseWrite::apply`]): the in-memory store runs that rule, the DynamoDB store says the same
-//! in condition expressions, and tests hold the two together.
-//! Pure: never talks to a table, never reads a clock.
+//! ([`LeaseWrite::apply`]). The in-memory store applies that rule, the DynamoDB store expresses it in
+//! condition expressions, and tests check that the two agree.
+//! Pure: never calls a table, never reads a clock.
 
 pub(crate) mod balance;
 pub mod dynamo;
@@ -25,32 +25,32 @@ use crate::position::{Checkpoint, Cursor};
 use crate::record::{ShardId, Timestamp, WorkerId};
 use crate::shard::HashRange;
 
-/// A mark on a row that tells a worker whether the last write was its own.
+/// The ID of the last write to a row, by which a worker recognizes its own write.
 ///
-/// Unique per worker incarnation and per value of the lease counter, so that a write whose reply
-/// was lost can be recognised by reading the row.
+/// Unique per incarnation and value of the lease counter, so that a write with a lost reply can be
+/// recognized by reading the row.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WriteId(String);
 
 impl WriteId {
-    /// A mark from its text.
+    /// Creates a write ID from its text.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// Whether an incarnation of `worker` made the write.
+    /// Returns whether an incarnation of `worker` made the write.
     pub(crate) fn is_of(&self, worker: &WorkerId) -> bool {
         let rest = self.0.strip_prefix(worker.as_str());
         rest.is_some_and(|rest| rest.starts_with('#'))
     }
 
-    /// The counter at which the write was made, if this library made it.
+    /// Returns the counter on which the write was conditional, if this library made it.
     pub(crate) fn counter(&self) -> Option<u64> {
         self.0.rsplit_once(':').and_then(|(_, counter)| counter.parse().ok())
     }
 
-    /// The text as it stands in the row.
+    /// Returns the text that the row stores.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -63,7 +63,7 @@ impl fmt::Debug for WriteId {
     }
 }
 
-/// A checkpoint that was prepared but not committed (two-phase checkpoints of the KCL).
+/// A prepared checkpoint that is not committed yet (two-phase checkpoints of the KCL).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingCheckpoint {
     /// The prepared position.
@@ -72,77 +72,76 @@ pub struct PendingCheckpoint {
     pub state: Option<Vec<u8>>,
 }
 
-/// What a write stores besides proving life or letting go.
+/// The fields that a renewal, handover or release stores in addition to its purpose.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LeaseUpdate {
-    /// What has been acknowledged since the last write, if anything.
+    /// The new checkpoint, if it moved.
     pub checkpoint: Option<Checkpoint>,
-    /// What becomes of the prepared checkpoint.
+    /// The change of the prepared checkpoint.
     pub pending: PendingChange,
-    /// The newest time up to which everything that arrived is acknowledged, if it moved.
+    /// The time up to which all records that arrived are acknowledged, if it moved.
     pub read_until: Option<Timestamp>,
-    /// The bytes per second of late, if they were measured.
+    /// The recent throughput in bytes per second, if it was measured.
     pub throughput: Option<u64>,
 }
 
-/// What a write does to a prepared checkpoint.
+/// How a write changes the prepared checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum PendingChange {
-    /// Leaves it as it is.
+    /// Keeps it unchanged.
     #[default]
     Keep,
-    /// Prepares this one.
+    /// Stores a new one.
     Prepare(PendingCheckpoint),
-    /// Removes it: the checkpoint has reached it, or it was given up.
+    /// Removes it, because the checkpoint has reached it or it was abandoned.
     Clear,
 }
 
 /// One lease row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lease {
-    /// The shard, and the key of the row.
+    /// The key of the row, which contains the shard.
     pub key: LeaseKey,
-    /// Who may read the shard. During a KCL 3 handoff this is already the next owner.
+    /// The owner. During a handoff this is already the next owner, as in KCL 3.
     pub owner: Option<WorkerId>,
-    /// Grows by one with every renewal and every change of owner; every write is conditional on it. At
-    /// most [`MOST_COUNTER`](Self::MOST_COUNTER).
+    /// The version of the row. It grows with every renewal and every change of owner, and almost every
+    /// write is conditional on it. At most [`MOST_COUNTER`](Self::MOST_COUNTER).
     pub counter: u64,
-    /// Changes of owner since the last checkpoint.
+    /// The number of changes of owner since the last checkpoint.
     pub owner_switches: u64,
-    /// What has been processed.
+    /// The stored checkpoint.
     pub checkpoint: Checkpoint,
-    /// A prepared checkpoint, if there is one.
+    /// The prepared checkpoint, if there is one.
     pub pending: Option<PendingCheckpoint>,
-    /// The shard's parents, also those that the service no longer lists.
+    /// The parents of the shard, including those that the service no longer lists.
     pub parents: BTreeSet<ShardId>,
-    /// The shard's children, known once it has ended.
+    /// The children of the shard, known once it has ended.
     pub children: BTreeSet<ShardId>,
-    /// What the shard serves.
+    /// The range of hash keys that the shard serves.
     pub hash_range: Option<HashRange>,
-    /// KCL 3: the old owner that still has to checkpoint and let go.
+    /// During a handoff, as in KCL 3: the old owner, which still has to drain and hand off.
     pub checkpoint_owner: Option<WorkerId>,
-    /// Our own mark: what wrote last. Absent on rows last written by another library.
+    /// Only this library's: the ID of the last write. Absent if another library wrote the row last.
     pub write_id: Option<WriteId>,
-    /// Our own fact: the time that `LATEST` or `AT_TIMESTAMP` was resolved to when the row was made, or
-    /// that of a parent of which nothing was read, or the time at which a stream was made in whose place
-    /// another one had been. What arrived before is not wanted.
+    /// Only this library's: the time to which `LATEST` or `AT_TIMESTAMP` was resolved when the row was
+    /// created, or the anchor of a parent of which nothing was read, or the creation time of a re-created
+    /// stream. Records that arrived before are not read.
     pub anchor: Option<Timestamp>,
-    /// Our own fact: everything that arrived up to this time of the service is acknowledged. It moves
-    /// also while nothing arrives, so it tells a quiet shard from a gap.
+    /// Only this library's: all records that arrived up to this time of the service are acknowledged. It
+    /// moves also while no records arrive, which distinguishes a quiet shard from a gap.
     pub read_until: Option<Timestamp>,
-    /// How many bytes per second the shard carried lately, if it was measured.
+    /// The recent throughput of the shard in bytes per second, if it was measured.
     pub throughput: Option<u64>,
-    /// Our own fact: which stream the row was made for.
+    /// Only this library's: the stream for which the row was created.
     pub stream: Option<StreamIdentity>,
 }
 
 impl Lease {
-    /// The greatest counter from which a lease can go on: what the Java KCL can read, and far enough
-    /// from the end of the type that no series of writes comes there. A store lists rows with greater ones
-    /// as unreadable.
+    /// The greatest valid counter: the maximum that the Java KCL can read, and so far below the maximum of
+    /// the type that writes never reach it. A store lists rows with a greater counter as unreadable.
     pub const MOST_COUNTER: u64 = i64::MAX.unsigned_abs();
 
-    /// A new lease that nobody owns.
+    /// Creates a lease without an owner.
     #[must_use]
     pub fn new(key: impl Into<LeaseKey>, checkpoint: Checkpoint) -> Self {
         Self {
@@ -164,11 +163,11 @@ impl Lease {
         }
     }
 
-    /// A new lease of a shard of `stream`.
+    /// Creates a lease of a shard of `stream`.
     ///
-    /// Its counter begins with the time at which the stream was made, in milliseconds, and grows by a
-    /// few each second: no row of a later stream ever has a counter that a row of an earlier one had, and
-    /// a write that was meant for the earlier one is refused, however late it comes.
+    /// Its counter starts at the creation time of the stream in milliseconds, and grows by a few per
+    /// second. Therefore no row of a re-created stream ever has a counter that a row of the earlier stream
+    /// had, and a delayed write to the earlier row is always refused.
     pub(crate) fn of_stream(
         stream: Option<StreamIdentity>,
         key: impl Into<LeaseKey>,
@@ -179,51 +178,51 @@ impl Lease {
         Self { counter, stream, ..Self::new(key, checkpoint) }
     }
 
-    /// What the stream of `row` is to that of this row, if both say it and it is another.
+    /// Returns how the stream of `row` relates to that of this row, if both are known and differ.
     pub(crate) fn other_stream(&self, row: &Self) -> Option<Other> {
         self.stream.as_ref()?.other(row.stream.as_ref()?)
     }
 
-    /// Which stream the row was made for, in words: by its key, if it does not say it.
+    /// Returns the stream for which the row was created, for messages; its key, if the stream is unknown.
     pub(crate) fn made_for(&self) -> String {
         self.stream.as_ref().map_or_else(|| self.key.to_string(), ToString::to_string)
     }
 
-    /// The shard this lease is for.
+    /// Returns the shard of this lease.
     #[must_use]
     pub fn shard(&self) -> ShardId {
         self.key.shard()
     }
 
-    /// The keys of the leases of its parents.
+    /// Returns the lease keys of the parents.
     pub(crate) fn parent_keys(&self) -> impl Iterator<Item = LeaseKey> {
         self.parents.iter().map(|parent| self.key.sibling(parent))
     }
 
-    /// The keys of the leases of its children.
+    /// Returns the lease keys of the children.
     pub(crate) fn child_keys(&self) -> impl Iterator<Item = LeaseKey> {
         self.children.iter().map(|child| self.key.sibling(child))
     }
 
-    /// Who is reading the shard now: during a handoff the old owner still is.
+    /// Returns the worker that reads the shard now, which during a handoff is still the old owner.
     #[must_use]
     pub fn actual_owner(&self) -> Option<&WorkerId> {
         self.checkpoint_owner.as_ref().or(self.owner.as_ref())
     }
 
-    /// Where a reader of this shard starts, or `None` if the shard is finished.
+    /// Returns the cursor at which a reader of this shard starts, or `None` if the shard is finished.
     ///
-    /// Starts *at* the checkpoint: the checkpointed record is read once more and dropped, because it
-    /// may be an aggregate of which only a part is done (as the KCL does).
-    /// A row of another library may say `LATEST` without an anchor; its tip is then the horizon,
-    /// which repeats rather than loses.
+    /// Reading starts *at* the checkpoint, as in the KCL: the record of the checkpoint is read again and
+    /// dropped, because it can be an aggregate of which only a part is processed.
+    /// A row of another library can have `LATEST` without an anchor. It then starts at the horizon, which
+    /// repeats records rather than losing them.
     #[must_use]
     pub fn cursor(&self) -> Option<Cursor> {
         match &self.checkpoint {
             Checkpoint::ShardEnd => None,
             Checkpoint::At(position) => Some(Cursor::At(position.sequence_number.clone())),
             Checkpoint::TrimHorizon | Checkpoint::Latest | Checkpoint::AtTimestamp => {
-                // No record is older than 1970, and no service takes such a time.
+                // No record is older than 1970, and no service accepts such a time.
                 let since = self.anchor.filter(|time| time.as_millis() >= 0);
                 Some(since.map_or(Cursor::Horizon, Cursor::Timestamp))
             }
@@ -231,17 +230,19 @@ impl Lease {
     }
 }
 
-/// The counter after a write. It never starts again at 0, where earlier counters would be valid once more.
+/// Returns the counter after a write. It saturates instead of wrapping to 0, where earlier values of the
+/// counter would become valid again.
 pub(crate) fn counter_after(counter: u64, by: u64) -> u64 {
     counter.saturating_add(by)
 }
 
-/// What became of a conditional write.
+/// The outcome of a conditional write.
 #[derive(Debug, Clone, PartialEq)]
 pub enum WriteOutcome {
-    /// Applied; the row as it is now, `None` after a delete.
+    /// The write was applied. Contains the row after it, `None` after a delete.
     Done(Option<Lease>),
-    /// The condition did not hold; the row as it is now. Absent is not stolen.
+    /// The condition did not hold. Contains the present row, `None` if there is none: a missing row does
+    /// not mean that another worker owns the lease.
     Refused(Option<Lease>),
 }
 
@@ -250,8 +251,8 @@ pub enum WriteOutcome {
 pub struct Table {
     /// The leases in key order.
     pub leases: Vec<Lease>,
-    /// Rows that are there but cannot be read, and why. They are neither free nor finished: nobody
-    /// takes them, and the children of such a shard wait.
+    /// The unreadable rows, and why. They count as neither unowned nor finished: no worker takes them, and
+    /// the children of such a shard wait.
     pub unreadable: BTreeMap<LeaseKey, String>,
 }
 
@@ -266,125 +267,126 @@ impl From<Vec<Lease>> for Table {
 pub struct LeaseWrite {
     /// The row.
     pub key: LeaseKey,
-    /// The mark this write leaves on the row.
+    /// The ID that this write stores in the row.
     pub id: WriteId,
-    /// What to change, and under which condition.
+    /// The change and its condition.
     pub change: LeaseChange,
 }
 
 /// The writes of the lease protocol. `counter` is always the value that the writer last saw.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LeaseChange {
-    /// Make the row. Condition: it does not exist.
+    /// Creates the row. Condition: it does not exist.
     Create(Box<Lease>),
-    /// Become the owner, of a free lease or from another worker. Condition: the counter.
+    /// Takes a lease that is unowned, or from its owner. Condition: the counter.
     Take {
-        /// The counter as observed.
+        /// The observed counter.
         counter: u64,
-        /// The owner in the row that was observed. Only decides whether the take counts as a
-        /// switch: it is in the request, because no expression of DynamoDB can add on a condition.
+        /// The observed owner. Only decides whether the take counts as a change of owner. The writer
+        /// compares, because a DynamoDB expression cannot add conditionally.
         from: Option<WorkerId>,
         /// The new owner.
         owner: WorkerId,
     },
-    /// Ask the owner to hand the lease over. Condition: the counter, the owner, and that nobody has
-    /// asked before. The counter and the mark stay the owner's; it reads the shard until it lets go.
+    /// Requests a handoff from the owner. Condition: the counter, the owner, and that no handoff has been
+    /// requested. Changes neither counter nor write ID, so that the owner can read the shard and renew until
+    /// it hands off.
     AskHandoff {
-        /// The counter as observed.
+        /// The observed counter.
         counter: u64,
         /// The owner, which becomes the `checkpoint_owner`.
         from: WorkerId,
-        /// The worker that asks, and becomes the owner.
+        /// The worker that requests the handoff, which becomes the `owner`.
         to: WorkerId,
     },
-    /// Withdraw a request for a handoff: the owner keeps the lease, or releases it to anyone if it has
-    /// drained already. Condition: the row still says that `to` has asked `from`. It holds whatever the
-    /// counter is, so that an owner that renews meanwhile cannot refuse it; counter and mark stay the
-    /// owner's.
+    /// Withdraws a handoff request: the owner keeps the lease, or releases it if it has drained already.
+    /// Condition: the row still contains the request of `to` to `from`. Independent of the counter, so that
+    /// a concurrent renewal of the owner cannot cause a refusal. Changes neither counter nor write ID.
     WithdrawHandoff {
         /// The owner, as in the request.
         from: WorkerId,
-        /// The worker that had asked.
+        /// The worker that requested the handoff.
         to: WorkerId,
     },
-    /// Give the lease to the worker that asked, storing the newest checkpoint if there is one.
-    /// Condition: the counter, and that this worker is still the one that asks.
+    /// Hands the lease off to the worker that requested it, and stores the newest checkpoint, if any.
+    /// Condition: the counter, and that the row still contains the request of `to`.
     HandOver {
-        /// Our counter.
+        /// The owner's counter.
         counter: u64,
-        /// What to store.
+        /// The fields to store.
         update: LeaseUpdate,
-        /// The worker that asked.
+        /// The worker that requested the handoff.
         to: WorkerId,
     },
-    /// Prove life, and store the newest checkpoint if there is one. Condition: the counter, and that
-    /// `owner` is the actual owner: a row that somebody deleted and another worker created afresh may
-    /// have the counter that it had.
+    /// Renews the lease, and stores the newest checkpoint, if any. Condition: the counter, and that
+    /// `owner` is the actual owner: a row that was deleted by hand and created by another worker can have
+    /// the same counter.
     Renew {
-        /// Our counter.
+        /// The owner's counter.
         counter: u64,
         /// The worker that renews.
         owner: WorkerId,
-        /// What to store.
+        /// The fields to store.
         update: LeaseUpdate,
     },
-    /// End the shard: `SHARD_END`, its children, no owner. Condition: the counter.
+    /// Finishes the shard: stores `SHARD_END` and its children, and clears the owner. Condition: the
+    /// counter.
     Finish {
-        /// Our counter.
+        /// The owner's counter.
         counter: u64,
         /// The children, whose rows exist already.
         children: BTreeSet<ShardId>,
     },
-    /// Let go, storing the newest checkpoint if there is one. Condition: the counter, and that nobody
-    /// has asked for the lease: whoever has gets it by a handover instead.
+    /// Releases the lease, and stores the newest checkpoint, if any. Condition: the counter, and that no
+    /// handoff has been requested: otherwise the owner hands off instead.
     Release {
-        /// Our counter.
+        /// The owner's counter.
         counter: u64,
-        /// What to store.
+        /// The fields to store.
         update: LeaseUpdate,
     },
-    /// Remove a finished lease. Condition: the counter, and `SHARD_END`.
+    /// Deletes a finished lease. Condition: the counter, and `SHARD_END`.
     Delete {
-        /// The counter as observed.
+        /// The observed counter.
         counter: u64,
     },
-    /// Start a shard again from another place, whoever owns it: the only write that may move a
-    /// checkpoint back. Its owner, if there is one, is fenced by the counter, stops, and takes it again
-    /// at once; it stays the owner in the row, so that nobody else begins before it has stopped.
+    /// Resets a shard to another position, regardless of its owner: the only write that may move a
+    /// checkpoint back. The counter fences the owner, which stops and takes the lease again at once. The
+    /// owner stays in the row, so that no other worker starts before the owner has stopped.
     /// Condition: the counter.
     Reset {
-        /// The counter as observed.
+        /// The observed counter.
         counter: u64,
-        /// The new place; symbolic, or a position.
+        /// The new checkpoint; symbolic, or a position.
         checkpoint: Checkpoint,
-        /// What a symbolic place by time means.
+        /// The time of a symbolic checkpoint, if it has one.
         anchor: Option<Timestamp>,
     },
-    /// Remove a lease that is not finished: its shard belongs to a stream that does not exist any
-    /// more. Condition: the counter.
+    /// Deletes an unfinished lease whose shard belongs to a deleted stream. Condition: the counter.
     Discard {
-        /// The counter as observed.
+        /// The observed counter.
         counter: u64,
     },
-    /// The same, but with the row of a stream that exists in its place: a table of which all rows were
-    /// discarded would look like one of an application that has never started. Condition: the counter.
+    /// Replaces the row of a deleted stream by a row of an existing one. If all rows were discarded
+    /// instead, the table would look like that of an application that has never started. Condition: the
+    /// counter.
     Replace {
-        /// The counter as observed.
+        /// The observed counter.
         counter: u64,
         /// The new row, with a greater counter.
         with: Box<Lease>,
     },
 }
 
-/// The condition of a write did not hold; the row, if there is one, says why.
+/// The error of a write whose condition did not hold.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Refused {
-    /// The row as it was when the write was refused.
+    /// The row when the write was refused, if there is one.
     pub current: Option<Box<Lease>>,
 }
 
 impl LeaseWrite {
-    /// What the row becomes: `Ok(None)` when it is deleted.
+    /// Applies the write to `row` and returns the new row: `Ok(None)` when it is deleted.
     ///
     /// # Errors
     /// [`Refused`] when the condition does not hold.
@@ -456,16 +458,15 @@ impl LeaseWrite {
 }
 
 impl LeaseChange {
-    /// Whether a take counts as a change of owner. A free lease has none to change, and a new
-    /// tenure of the same worker is no switch, as in the Java taker.
+    /// Returns whether a take counts as a change of owner. The take of an unowned lease does not, nor does a
+    /// new tenure of the same worker, as in the Java KCL.
     pub(crate) fn is_switch(from: Option<&WorkerId>, owner: &WorkerId) -> bool {
         from.is_some_and(|from| from != owner)
     }
 }
 
 impl Lease {
-    /// Nobody's. Also not the old owner's of a handoff, who would still count as the actual owner;
-    /// whoever shares out leases assigns it again.
+    /// Clears the owner, and also the old owner of a handoff, which would still count as the actual owner.
     fn freed(mut self) -> Self {
         self.owner = None;
         self.checkpoint_owner = None;
@@ -481,7 +482,7 @@ impl Lease {
         self
     }
 
-    /// `None` if `from` is not the owner, or another worker has asked before.
+    /// Stores a handoff request; `None` if `from` is not the owner, or a handoff was requested before.
     fn asked(mut self, from: &WorkerId, to: &WorkerId) -> Option<Self> {
         if self.owner.as_ref() != Some(from) || self.checkpoint_owner.is_some() {
             return None;
@@ -490,7 +491,7 @@ impl Lease {
         Some(self)
     }
 
-    /// `None` if `to` is not the worker that asks `from`.
+    /// Removes the handoff request of `to` to `from`; `None` if the row does not contain it.
     fn withdrawn(mut self, from: &WorkerId, to: &WorkerId) -> Option<Self> {
         if self.owner.as_ref() != Some(to) || self.checkpoint_owner.as_ref() != Some(from) {
             return None;
@@ -500,7 +501,7 @@ impl Lease {
     }
 
     fn reset(mut self, checkpoint: &Checkpoint, anchor: Option<Timestamp>) -> Self {
-        // The Java library takes one more at its own row for a lost reply of its own.
+        // The Java KCL takes a counter that is one higher, on a row that it owns, for its own lost reply.
         self.counter = counter_after(self.counter, 2);
         self.checkpoint = checkpoint.clone();
         self.anchor = anchor;
@@ -529,13 +530,13 @@ impl Lease {
 }
 
 impl LeaseUpdate {
-    /// LeaseUpdate of a checkpoint alone.
+    /// Creates an update of the checkpoint alone.
     #[must_use]
     pub fn of(checkpoint: Option<Checkpoint>) -> Self {
         Self { checkpoint, ..Self::default() }
     }
 
-    /// Everything is acknowledged, so nothing can be pending.
+    /// Creates the update of a finished shard. All records are acknowledged, so nothing can be pending.
     pub(crate) fn shard_end() -> Self {
         Self { pending: PendingChange::Clear, ..Self::of(Some(Checkpoint::ShardEnd)) }
     }

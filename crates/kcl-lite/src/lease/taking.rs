@@ -1,8 +1,8 @@
-//! Takes whose answer never came, and what it takes to know that a lease is ours.
+//! Takes whose reply was lost, and how a worker finds out that a lease is its own.
 //!
-//! Pure, the counterpart of [`tenure`](super::tenure) before there is one. The same two rules: a take
-//! that is only recognised by its mark counts from the *oldest* that was sent at that counter, and a
-//! refusal that carries our mark is our own take.
+//! Pure, the counterpart of [`tenure`](super::tenure) before a tenure starts. The same two rules
+//! apply: a take that is only recognised by its mark counts from the *oldest* take that was sent at
+//! that counter, and a refusal that carries our mark is our own take.
 
 use std::collections::BTreeMap;
 
@@ -10,27 +10,29 @@ use tokio::time::Instant;
 
 use super::{LeaseChange, LeaseKey, LeaseWrite, WriteOutcome};
 
-/// The takes of one worker that were never answered.
+/// The unanswered takes of one worker.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(crate) struct Takes {
-    /// At which counter, and when the oldest was sent.
+    /// For each lease, the counter of the take and when the oldest one at that counter was sent.
     unanswered: BTreeMap<LeaseKey, (u64, Instant)>,
 }
 
 impl Takes {
-    /// Nobody waits any more for the answer to `take`, first sent at `sent`: it may have been applied,
-    /// or may be later.
+    /// Records that the worker no longer waits for the reply to `take`, first sent at `sent`: the
+    /// table may have applied it, or may still apply it later.
     pub(crate) fn gave_up(&mut self, take: &LeaseWrite, sent: Instant) {
         if let LeaseChange::Take { counter, .. } = take.change {
             self.oldest(&take.key, counter, sent);
         }
     }
 
-    /// `take`, first sent at `sent`, was answered: since when the lease is ours, if it is.
+    /// Processes the reply to `take`, first sent at `sent`, and returns since when the lease is ours,
+    /// if it is.
     ///
-    /// It is ours if the take was applied now, or if the row is as an earlier attempt of it left it.
-    /// Such a row may be as old as the first attempt: the others count from when it changed.
+    /// It is ours if the take was applied now, or if the row is as an earlier attempt of the take
+    /// left it. Such a row may be as old as the first attempt, because other workers count from when
+    /// it changed.
     pub(crate) fn answered(
         &mut self,
         take: &LeaseWrite,
@@ -53,7 +55,7 @@ impl Takes {
         Some(since)
     }
 
-    /// When the oldest take at `counter` was sent, counting one sent at `sent`.
+    /// Returns when the oldest take at `counter` was sent, including the one sent at `sent`.
     fn oldest(&mut self, key: &LeaseKey, counter: u64, sent: Instant) -> Instant {
         let oldest = self.unanswered.entry(key.clone()).or_insert((counter, sent));
         if oldest.0 != counter {
@@ -62,7 +64,7 @@ impl Takes {
         oldest.1
     }
 
-    /// The counter and the instant of the oldest take of `key` that was never answered.
+    /// Returns the counter and the instant of the oldest unanswered take of `key`.
     #[cfg(test)]
     pub(super) fn unanswered(&self, key: &LeaseKey) -> Option<(u64, Instant)> {
         self.unanswered.get(key).copied()

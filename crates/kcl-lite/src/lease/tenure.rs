@@ -1,9 +1,10 @@
-//! One worker's hold on one lease: what it may still believe, and what an answer of the table means.
+//! The tenure of one worker on one lease: how long it may rely on it, and what a reply of the table
+//! means.
 //!
-//! Pure: the keeper does the talking. Two rules live here. Validity counts from when a write was
-//! *sent*; and a write that is only recognised later, by reading its mark on the row, extends it
-//! only from the *oldest* write at that counter that was never answered, because the counter may
-//! have moved then and others have counted from that moment.
+//! Pure: the lease keeper makes the calls. It owns two rules. Validity counts from when a write was
+//! *sent*. A write whose reply was lost, and which is recognised later by its mark on the row,
+//! extends validity only from the *oldest* unanswered write at that counter, because the counter may
+//! have changed then and other workers count from that change.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,20 +17,20 @@ use super::{
 };
 use crate::record::{ShardId, WorkerId};
 
-/// The mark of this worker's write at `counter`.
+/// Returns the mark of this worker's write at `counter`.
 ///
 /// All attempts at one counter share it: whichever was applied, the row then carries the mark.
 pub(crate) fn write_id(incarnation: &str, counter: u64) -> WriteId {
     WriteId::new(format!("{incarnation}:{counter}"))
 }
 
-/// The mark of this worker's take at `counter`: a mark of its own, so that a late renewal or release
-/// of an earlier tenure is not mistaken for it.
+/// Returns the mark of this worker's take at `counter`. It differs from that of other writes, so that
+/// a late renewal or release of an earlier tenure is not mistaken for a take.
 pub(crate) fn take_id(incarnation: &str, counter: u64) -> WriteId {
     WriteId::new(format!("{incarnation}:take:{counter}"))
 }
 
-/// The write that makes a new row.
+/// Returns the write that creates a row.
 pub(crate) fn create_write(lease: Lease, incarnation: &str) -> LeaseWrite {
     LeaseWrite {
         key: lease.key.clone(),
@@ -38,7 +39,7 @@ pub(crate) fn create_write(lease: Lease, incarnation: &str) -> LeaseWrite {
     }
 }
 
-/// The write that removes a row of a stream that is gone.
+/// Returns the write that removes a row of a stream that no longer exists.
 pub(crate) fn discard_write(row: &Lease, incarnation: &str) -> LeaseWrite {
     LeaseWrite {
         key: row.key.clone(),
@@ -47,7 +48,7 @@ pub(crate) fn discard_write(row: &Lease, incarnation: &str) -> LeaseWrite {
     }
 }
 
-/// Whether `mark` was left by another life of the worker `me`: the same id, another start.
+/// Returns whether another incarnation of the worker `me` left `mark`.
 pub(crate) fn is_by_other_life(mark: &WriteId, me: &WorkerId, incarnation: &str) -> bool {
     let starts = |with: &str, sign| {
         mark.as_str().strip_prefix(with).is_some_and(|rest| rest.starts_with(sign))
@@ -55,7 +56,7 @@ pub(crate) fn is_by_other_life(mark: &WriteId, me: &WorkerId, incarnation: &str)
     starts(me.as_str(), '#') && !starts(incarnation, ':')
 }
 
-/// A lease that this worker has taken.
+/// The tenure of a lease that this worker has taken.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(crate) struct Tenure {
@@ -64,38 +65,39 @@ pub(crate) struct Tenure {
     incarnation: String,
     lease_duration: Duration,
     margin: Duration,
-    /// When the write that proved our hold was sent.
+    /// When the last confirmed write was sent.
     valid_from: Instant,
-    /// When the oldest unanswered write at the present counter was sent.
+    /// When the oldest unanswered write at the current counter was sent.
     unanswered_since: Option<Instant>,
 }
 
-/// What the holder wants to write.
+/// What the owner wants to achieve with its next write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Goal {
     /// Keep the lease.
     Keep,
-    /// Let it go.
+    /// Release the lease, or hand it over if a handoff is requested.
     Release,
-    /// End the shard.
+    /// Finish the shard, whose children these are.
     Finish(BTreeSet<ShardId>),
 }
 
-/// What an answer means.
+/// What a reply means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The row is ours and was written; `reached` tells whether the goal was.
+    /// The row is ours and was written; `reached` tells whether the write reached its goal.
     Held { reached: bool },
-    /// Another worker has asked for the lease since, or has withdrawn its request; nothing was written.
+    /// Another worker has requested a handoff since, or has withdrawn its request; nothing was
+    /// written.
     OtherSuccessor,
-    /// The row is gone. It was not stolen: write it again.
+    /// The row does not exist. No worker took it, so the owner re-creates it.
     Vanished,
-    /// Another worker has it, or it was released under us.
+    /// Another worker owns the lease, or it was released without this worker.
     Lost { to: Option<WorkerId> },
 }
 
 impl Tenure {
-    /// Starts with the row as taken by a write that was sent at `sent`.
+    /// Starts a tenure with the row that a take, sent at `sent`, has written.
     pub(crate) fn new(
         lease: Lease,
         sent: Instant,
@@ -116,29 +118,30 @@ impl Tenure {
         }
     }
 
-    /// The row as last known.
+    /// Returns the row as last known.
     pub(crate) fn lease(&self) -> &Lease {
         &self.lease
     }
 
-    /// When the write that proves our hold was sent.
+    /// Returns when the last confirmed write was sent.
     pub(crate) fn valid_from(&self) -> Instant {
         self.valid_from
     }
 
-    /// When the oldest unanswered write at the present counter was sent.
+    /// Returns when the oldest unanswered write at the current counter was sent.
     #[cfg(test)]
     pub(super) fn unanswered_since(&self) -> Option<Instant> {
         self.unanswered_since
     }
 
-    /// When this worker must have stopped, unless a write is confirmed before: a margin earlier than
-    /// anyone may take the lease.
+    /// Returns the fence: when this worker must have stopped unless a write is confirmed before. It
+    /// is a margin earlier than the time at which any other worker may take the lease.
     pub(crate) fn fenced_at(&self) -> Instant {
         self.valid_from + self.lease_duration - self.margin
     }
 
-    /// The next write towards `goal`, storing what of `told` is news.
+    /// Returns the next write towards `goal`, with the fields of `wanted` that are newer than the
+    /// row.
     pub(crate) fn write(&self, goal: &Goal, wanted: &LeaseUpdate) -> LeaseWrite {
         let counter = self.lease.counter;
         let update = self.update(wanted);
@@ -153,7 +156,8 @@ impl Tenure {
         LeaseWrite { key: self.lease.key.clone(), id: write_id(&self.incarnation, counter), change }
     }
 
-    /// Nothing durable moves back, and a prepared checkpoint stays until the checkpoint has reached it.
+    /// Nothing stored moves back, and a prepared checkpoint stays until the checkpoint has reached
+    /// it.
     fn update(&self, wanted: &LeaseUpdate) -> LeaseUpdate {
         let checkpoint = wanted.checkpoint.clone().filter(|update| *update > self.lease.checkpoint);
         let newest = checkpoint.as_ref().unwrap_or(&self.lease.checkpoint);
@@ -168,12 +172,12 @@ impl Tenure {
         LeaseUpdate { checkpoint, pending, read_until, throughput: wanted.throughput }
     }
 
-    /// The worker that has asked for this lease, if the row says so.
+    /// Returns the worker that has requested a handoff of this lease, according to the row.
     pub(crate) fn asked_by(&self) -> Option<&WorkerId> {
         self.lease.owner.as_ref().filter(|_| self.lease.checkpoint_owner.as_ref() == Some(&self.me))
     }
 
-    /// The write that puts a vanished row back with its position.
+    /// Returns the write that re-creates a vanished row with its newest position.
     pub(crate) fn write_again(&self, wanted: &LeaseUpdate) -> LeaseWrite {
         let mut lease = self.lease.clone();
         lease.counter = counter_after(lease.counter, 1);
@@ -187,12 +191,12 @@ impl Tenure {
         }
     }
 
-    /// A write is sent at `now`.
+    /// Records that a write is sent at `now`.
     pub(crate) fn sent(&mut self, now: Instant) {
         self.unanswered_since.get_or_insert(now);
     }
 
-    /// The write that was sent at `sent` has been answered.
+    /// Processes the reply to the write that was sent at `sent`.
     pub(crate) fn answered(
         &mut self,
         sent: Instant,
@@ -228,8 +232,8 @@ impl Tenure {
         Verdict::Held { reached }
     }
 
-    /// A request and its withdrawal leave the counter alone, so a row at our counter, of which we are
-    /// the actual owner, is still ours.
+    /// A request and its withdrawal do not change the counter, so a row at our counter of which we
+    /// are the actual owner is still ours.
     fn has_other_successor(&self, row: &Lease) -> bool {
         row.counter == self.lease.counter && row.actual_owner() == Some(&self.me)
     }

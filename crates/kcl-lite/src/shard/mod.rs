@@ -1,6 +1,6 @@
-//! Shards as the service lists them: ids, hash ranges, parents.
+//! Shards as the service lists them: IDs, hash ranges, parents.
 //!
-//! Owns the plain data. What follows from a listing is decided in [`plan`](crate::shard::plan).
+//! Owns the plain data. [`plan`](crate::shard::plan) decides what follows from a listing.
 
 pub(crate) mod plan;
 
@@ -22,7 +22,7 @@ impl HashRange {
     /// The whole space, 0 to 2^128 − 1.
     pub const ALL: Self = Self { start: 0, end: u128::MAX };
 
-    /// Reads the two decimal numbers of a listing or a lease row; `None` if they are no range.
+    /// Parses the two decimal numbers of a listing or a lease row; `None` if they are not a range.
     #[must_use]
     pub fn parse(start: &str, end: &str) -> Option<Self> {
         let (start, end) = (start.parse().ok()?, end.parse().ok()?);
@@ -39,42 +39,42 @@ impl fmt::Display for HashRange {
 /// One shard of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shard {
-    /// Its id.
+    /// The shard ID.
     pub id: ShardId,
-    /// None for the first shards of a stream, one after a split, two after a merge.
+    /// The parents: none for the first shards of a stream, one after a split, two after a merge.
     pub parents: BTreeSet<ShardId>,
-    /// What it serves.
+    /// The range of hash keys that it serves.
     pub hash_range: HashRange,
-    /// Whether it still takes records: it has no ending sequence number.
+    /// Whether it still accepts records: it has no ending sequence number.
     pub is_open: bool,
 }
 
-/// A child named by the last reply of its parent.
+/// A child shard, as the last reply of its parent names it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChildShard {
-    /// Its id.
+    /// The shard ID.
     pub id: ShardId,
-    /// One parent after a split, two after a merge.
+    /// The parents: one after a split, two after a merge.
     pub parents: BTreeSet<ShardId>,
-    /// What it serves, if the reply said so.
+    /// The range of hash keys that it serves, if the reply contains it.
     pub hash_range: Option<HashRange>,
 }
 
 impl ChildShard {
-    /// The shards of a listing that continue `parent`.
+    /// Returns the children of `parent` in a listing.
     pub(crate) fn of(parent: &ShardId, shards: Vec<Shard>) -> Vec<Self> {
         let children = shards.into_iter().filter(|shard| shard.parents.contains(parent));
         children.map(Self::from).collect()
     }
 
-    /// Whether these continue all that their parent served: a listing that is behind may show only
-    /// some of them, or none.
+    /// Returns whether the children cover the range of their parent. A stale listing may contain only some
+    /// of them, or none.
     pub(crate) fn cover(children: &[Self], whole: HashRange) -> bool {
         covers(children.iter().filter_map(|child| child.hash_range), whole)
     }
 }
 
-/// What a reply of the parent would say of a shard that is listed.
+/// Converts a listed shard to what the last reply of its parent contains.
 impl From<Shard> for ChildShard {
     fn from(shard: Shard) -> Self {
         let Shard { id, parents, hash_range, is_open: _ } = shard;
@@ -95,29 +95,29 @@ pub enum ListFrom {
     AtTimestamp(Timestamp),
 }
 
-/// A complete, fully paged listing. It is a hint: the service may be behind.
+/// A complete listing of all pages. It is only a hint, because it may be stale.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    /// The shards in id order; a child's id is greater than those of its parents.
+    /// The shards in the order of their IDs; a child's ID is greater than those of its parents.
     pub shards: Vec<Shard>,
-    /// The service's clock *before* the listing was asked for, a second or two early: the durable
-    /// meaning of "latest".
+    /// The service's clock *before* the listing was requested, a second or two early: the time to which
+    /// `Latest` is resolved.
     pub at: Timestamp,
 }
 
-/// Whether the ranges together cover the hash space; overlaps are allowed.
+/// Returns whether the ranges together cover the hash space; overlaps are allowed.
 pub(crate) fn covers_everything(ranges: impl Iterator<Item = HashRange>) -> bool {
     covers(ranges, HashRange::ALL)
 }
 
-/// Whether the ranges together cover `whole`; overlaps are allowed.
+/// Returns whether the ranges together cover `whole`; overlaps are allowed.
 pub(crate) fn covers(ranges: impl Iterator<Item = HashRange>, whole: HashRange) -> bool {
     let mut ranges: Vec<_> = ranges.collect();
     ranges.sort_unstable();
     cover(ranges.into_iter(), whole)
 }
 
-/// Whether `ranges`, which are sorted, together cover `whole`; overlaps are allowed.
+/// Returns whether sorted `ranges` together cover `whole`; overlaps are allowed.
 pub(crate) fn cover(ranges: impl Iterator<Item = HashRange>, whole: HashRange) -> bool {
     let mut next = whole.start;
     for range in ranges {

@@ -1,9 +1,9 @@
-//! A stream in memory: for tests, examples and simulation, without a service and without polling.
+//! A stream in memory for tests, examples and simulation, without a service and without polling.
 //!
-//! Owns the shards, their records and their lineage. It has the service's semantics (lists that
-//! forget, closed shards with children, numbers that grow over the whole stream) without its
-//! limits and its failures: for those there is `local-aws`. All time is tokio's, so paused time
-//! drives it; it never reads the wall clock, and equal calls give equal streams.
+//! Owns the shards, their records and their lineage. It has the service's semantics (listings that drop
+//! expired shards, closed shards with children, sequence numbers that grow over the whole stream) without
+//! its limits and failures, which `local-aws` simulates. All time is tokio's, so paused time drives it; it
+//! never reads the wall clock, and equal calls produce equal streams.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -23,21 +23,21 @@ use crate::position::Cursor;
 use crate::record::{Packing, Record, SequenceNumber, ShardId, Timestamp};
 use crate::shard::{ChildShard, HashRange, Shard};
 
-/// When the clock of every memory stream starts: 2023-11-14 22:13:20 UTC.
+/// The start of the clock of every memory stream: 2023-11-14 22:13:20 UTC.
 const EPOCH: i64 = 1_700_000_000_000;
 
-/// How long a reader at the tip waits before it says that there is nothing.
+/// How long a reader at the tip waits before it returns an empty reply.
 const TIP_WAIT: Duration = Duration::from_secs(1);
 
-/// As in the service: the most records of one reply.
+/// The maximum number of records of one reply, as in the service.
 const READ_LIMIT: usize = 10_000;
 
-/// A stream in memory. Cheap to clone; clones are the same stream.
+/// A stream in memory. Cheap to clone; clones share the same stream.
 ///
 /// On paused time (`#[tokio::test(start_paused = true)]`) the worker needs
-/// [`ControlPlane::Inline`](crate::ControlPlane::Inline); `start` refuses the default.
+/// [`ControlPlane::Inline`](crate::ControlPlane::Inline); with the default, `start` fails.
 ///
-/// # Example: a record, and where it went
+/// # Example: write a record and read it
 /// ```
 /// use kcl_lite::stream::memory::MemoryStream;
 /// use kcl_lite::stream::{Read, Stream as _};
@@ -82,13 +82,13 @@ struct Log {
 }
 
 impl Log {
-    /// Whether the shard took records at `time` or later. The moment of closing counts, because
+    /// Returns whether the shard accepted records at `time` or later. The time of closing counts, because
     /// a record may have arrived in the same millisecond.
     fn lasts_until(&self, time: Timestamp) -> bool {
         self.closed.is_none_or(|closed| closed >= time)
     }
 
-    /// The index of the first record that `cursor` asks for.
+    /// Returns the index of the first record at `cursor`.
     fn seek(&self, cursor: &Cursor) -> usize {
         self.records.partition_point(|record| match cursor {
             Cursor::Horizon => false,
@@ -142,7 +142,7 @@ impl State {
         number
     }
 
-    /// The open shard that serves `hash`.
+    /// Returns the open shard that serves `hash`.
     fn serving(&self, hash: u128) -> ShardId {
         let serves = |log: &&Log| {
             let range = log.shard.hash_range;
@@ -152,8 +152,8 @@ impl State {
         log.expect("open shards cover the whole hash range").shard.id.clone()
     }
 
-    /// The shards that hold what arrived at `time` and later, without those that their parents
-    /// lead to.
+    /// Returns the shards with records that arrived at `time` or later, except those that a reader reaches
+    /// through their parents.
     fn starting_at(&self, time: Timestamp) -> Vec<Shard> {
         let lasts = |id: &ShardId| self.shards.get(id).is_some_and(|log| log.lasts_until(time));
         let starts = |log: &&Log| log.lasts_until(time) && !log.shard.parents.iter().any(lasts);
@@ -183,7 +183,7 @@ impl State {
             .collect()
     }
 
-    /// What a reader at `cursor` gets now; `None` at the tip of an open shard.
+    /// Returns what a reader at `cursor` gets now; `None` at the tip of an open shard.
     fn read(
         &self,
         shard: &ShardId,
@@ -199,7 +199,7 @@ impl State {
             let behind = later.first().map_or(0, |next| now.as_millis() - next.arrived.as_millis());
             return Ok(Some(Read::Records {
                 records: reply.to_vec(),
-                // Records that wait are at least a millisecond old to a reader.
+                // A backlog is reported as at least 1 ms, so that the reader is not taken to be at the tip.
                 millis_behind_latest: u64::try_from(behind)
                     .unwrap_or(0)
                     .max(u64::from(!later.is_empty())),
@@ -210,7 +210,7 @@ impl State {
 }
 
 impl MemoryStream {
-    /// A stream of `shards` open shards of equal size.
+    /// Creates a stream of `shards` open shards of equal size.
     ///
     /// # Panics
     /// When `shards` is 0.
@@ -230,7 +230,7 @@ impl MemoryStream {
         Self { shared: Arc::new(shared), read_limit: READ_LIMIT }
     }
 
-    /// The same stream, whose readers opened here get at most `records` at once.
+    /// Returns the same stream; readers opened through it get at most `records` per reply.
     ///
     /// # Panics
     /// When `records` is 0.
@@ -241,14 +241,14 @@ impl MemoryStream {
         self
     }
 
-    /// The time of this stream's clock, which marks arrivals.
+    /// Returns the time of this stream's clock, which sets the arrival times.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         let elapsed = self.shared.started.elapsed().as_millis();
         Timestamp::from_millis(EPOCH.saturating_add(i64::try_from(elapsed).unwrap_or(i64::MAX)))
     }
 
-    /// The open shard that records of `key` go to.
+    /// Returns the open shard that receives records of `key`.
     #[must_use]
     pub fn shard_of(&self, key: &str) -> ShardId {
         self.lock().serving(hash_key(key))
@@ -266,7 +266,7 @@ impl MemoryStream {
         })
     }
 
-    /// Appends a record to `shard`, whatever its key.
+    /// Appends a record to `shard`, regardless of its key.
     ///
     /// # Panics
     /// When `shard` is not open, or the stream has been deleted.
@@ -275,7 +275,7 @@ impl MemoryStream {
         self.change(|state| state.append(shard, key, data.into(), now))
     }
 
-    /// Closes `shard` and continues it with two halves.
+    /// Splits `shard` into two halves.
     ///
     /// # Panics
     /// When `shard` is not open or serves a single hash key.
@@ -290,10 +290,10 @@ impl MemoryStream {
         })
     }
 
-    /// Closes two neighbours and continues them with one shard.
+    /// Merges two adjacent shards.
     ///
     /// # Panics
-    /// When one is not open, or they are not neighbours.
+    /// When one of them is not open, or they are not adjacent.
     pub fn merge(&self, left: &ShardId, right: &ShardId) -> ShardId {
         let now = self.now();
         self.change(|state| {
@@ -301,14 +301,14 @@ impl MemoryStream {
             let (low, high) = if a < b { (a, b) } else { (b, a) };
             assert!(
                 low.end.checked_add(1) == Some(high.start),
-                "`{left}` and `{right}` are not neighbours"
+                "`{left}` and `{right}` are not adjacent"
             );
             let parents = BTreeSet::from([left.clone(), right.clone()]);
             state.add_shard(parents, HashRange { start: low.start, end: high.end })
         })
     }
 
-    /// Forgets a closed shard with its records, as the service does after the retention period.
+    /// Removes a closed shard with its records, as the service does after the retention period.
     ///
     /// # Panics
     /// When `shard` is unknown or still open.
@@ -321,7 +321,7 @@ impl MemoryStream {
         });
     }
 
-    /// Deletes the stream: listings and readers answer that it is missing.
+    /// Deletes the stream: listings and readers fail with kind `Missing`.
     pub fn delete(&self) {
         self.change(|state| state.deleted = true);
     }
@@ -372,7 +372,7 @@ impl Stream for MemoryStream {
     }
 }
 
-/// Wakes when something is put; looks again after [`TIP_WAIT`] otherwise.
+/// A reader of a memory stream. At the tip it waits for a change, at most for [`TIP_WAIT`].
 #[derive(Debug)]
 struct MemoryReader {
     stream: MemoryStream,
@@ -390,13 +390,14 @@ impl MemoryReader {
         let tip = tokio::time::sleep(TIP_WAIT);
         tokio::pin!(tip);
         loop {
-            // Made before the look, so that a record put in between wakes it.
+            // Created before the read, so that a record put in between wakes the reader.
             let changed = self.stream.shared.changed.notified();
             if let Some(read) = self.read()? {
                 return Ok(read);
             }
             tokio::select! {
                 biased;
+                // The change first, so that a record put at the last moment is read.
                 () = changed => {}
                 () = &mut tip => {
                     return Ok(Read::Records { records: Vec::new(), millis_behind_latest: 0 });
@@ -423,7 +424,7 @@ impl ShardReader for MemoryReader {
 fn missing(what: &str) -> ServiceError {
     ServiceError::new(
         ServiceErrorKind::Missing,
-        format!("{what} does not exist in memory: it was deleted, expired or never made"),
+        format!("{what} does not exist in memory: it was deleted, expired or never created"),
     )
 }
 

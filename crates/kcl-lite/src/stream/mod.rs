@@ -1,7 +1,8 @@
-//! The ports to a stream: what shards it has, and reading one of them.
+//! The ports to a stream: listing its shards, and reading one of them.
 //!
-//! A reader yields batches or the end of its shard; it retries what passes by itself and reports it.
-//! Implementations: [`kinesis`] (the service) and [`memory`] (vectors, for tests and examples).
+//! A reader yields batches or the end of its shard. It returns each failure of the service, and the next
+//! call retries with backoff. Implementations: [`kinesis`] (the service) and [`memory`] (vectors, for tests
+//! and examples).
 
 pub mod kinesis;
 pub mod memory;
@@ -21,57 +22,60 @@ use crate::record::{LeaseKey, Record, ShardId, Timestamp};
 use crate::shard::ChildShard;
 pub use crate::shard::{ListFrom, Listing};
 
-/// What a service knows of a stream beside its shards.
+/// The properties of a stream apart from its shards.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Description {
-    /// Which stream it is, if that can be told.
+    /// The identity of the stream, if known.
     pub identity: Option<StreamIdentity>,
-    /// For how long records are kept, if not for ever.
+    /// The retention of records; `None` if it is unlimited.
     pub retention: Option<Duration>,
-    /// The service's clock, a second or two early, if it told.
+    /// The service's clock, a second or two early, if known.
     pub at: Option<Timestamp>,
 }
 
-/// A stream.
+/// The port to a stream.
 ///
 /// # Cancel safety
-/// All futures may be dropped; nothing is lost.
+/// All futures may be dropped without losing records.
 pub trait Stream: Send + Sync + fmt::Debug {
     /// Lists the shards.
     ///
     /// # Errors
     /// `Missing` when the stream does not exist (the message names the stream and the region),
-    /// `NotReady` while it is being created, and the other kinds by their meaning.
+    /// `NotReady` while it is being created, and the other kinds as documented on
+    /// [`ServiceErrorKind`](crate::ServiceErrorKind).
     fn list(&self, from: ListFrom) -> BoxFuture<'_, Result<Listing, ServiceError>>;
 
-    /// Describes the stream. A stream that never expires and is never made again knows nothing.
+    /// Describes the stream. The default is for a stream whose records never expire and that is never
+    /// re-created: nothing is known.
     ///
     /// # Errors
-    /// As [`list`](Self::list).
+    /// The errors of [`list`](Self::list).
     fn describe(&self) -> BoxFuture<'_, Result<Description, ServiceError>> {
         Box::pin(async { Ok(Description::default()) })
     }
 
-    /// Makes ready what reading needs beside the stream, once, before the first reader is opened.
+    /// Prepares what reading needs in addition to the stream, such as a stream consumer. Called once,
+    /// before the first reader is opened.
     ///
     /// # Errors
-    /// What a worker cannot start without, as [`list`](Self::list).
+    /// The errors of [`list`](Self::list), if the worker cannot start without it.
     fn prepare(&self) -> BoxFuture<'_, Result<Option<Notice>, ServiceError>> {
         Box::pin(async { Ok(None) })
     }
 
-    /// A reader of one shard that starts at `cursor`.
+    /// Opens a reader of one shard that starts at `cursor`.
     fn open(&self, shard: &ShardId, cursor: Cursor) -> Box<dyn ShardReader>;
 }
 
-/// Reads one shard from a cursor on.
+/// The port to a reader of one shard.
 ///
-/// Called in turn: [`ready`](Self::ready), then [`most_bytes`](Self::most_bytes), whose answer the
-/// worker takes out of its memory budget however long that takes, then [`next`](Self::next).
+/// The worker calls in this order: [`ready`](Self::ready), then [`most_bytes`](Self::most_bytes), whose
+/// result it reserves in its memory budget, which can take any time, then [`next`](Self::next).
 pub trait ShardReader: Send + fmt::Debug {
-    /// Waits until [`next`](Self::next) would begin to read: until the pace of the service allows
-    /// another call, or until the socket has something. So a reader that only waits holds none of
-    /// the worker's memory. By default at once.
+    /// Waits until [`next`](Self::next) would begin to read: until the rate limit allows another call, or
+    /// until the socket has data. Therefore a reader that only waits reserves no memory. The default
+    /// returns immediately.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
@@ -79,58 +83,57 @@ pub trait ShardReader: Send + fmt::Debug {
         Box::pin(async {})
     }
 
-    /// The most memory that the next reply may take while it is read, in bytes: what the worker sets
-    /// aside before it calls [`next`](Self::next). By default nothing, which is right for a reader
-    /// whose records are in memory anyway: what they take is counted when they are there.
+    /// Returns the maximum memory that the next reply may take while it is read, in bytes. The worker
+    /// reserves it before it calls [`next`](Self::next). The default is 0, for a reader whose records are
+    /// in memory anyway: the worker counts them when it has them.
     fn most_bytes(&self) -> u64 {
         0
     }
 
-    /// The next records, an empty reply at the tip, or the end.
+    /// Returns the next records, an empty reply at the tip, or the end of the shard.
     ///
-    /// Waits as [`ready`](Self::ready) does when that was not called before. Never ends a shard
-    /// because of an error, a missing iterator or an empty reply.
+    /// Waits as [`ready`](Self::ready) does if that was not called before. Never ends a shard because of
+    /// an error, a missing iterator or an empty reply.
     ///
     /// # Cancel safety
-    /// Dropping the future loses no record: the next call reads from the same place.
+    /// Dropping the future loses no record: the next call reads from the same position.
     ///
     /// # Errors
-    /// After every failed call to the service; calling again tries again, later and later.
+    /// After every failed call to the service. The next call retries, with exponential backoff.
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>>;
 
-    /// Since when what the last reply said has been true, if that is longer ago than the call of
-    /// `next`: the reply to a call was written after it was made, but an event of a subscription may
-    /// have waited to be read.
+    /// Returns the time as of which the last reply is valid, if it is before the call of `next`. The reply
+    /// to a call is written after the call, but an event of a subscription may have waited to be read.
     fn asked(&self) -> Option<Instant> {
         None
     }
 
-    /// What there is to tell beside records, once.
+    /// Removes and returns a pending notice.
     fn notice(&mut self) -> Option<Notice> {
         None
     }
 }
 
-/// Something that a worker makes an event of.
+/// A notice of a reader or a stream, which the worker emits as an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notice {
-    /// A consumer for enhanced fan-out was registered.
+    /// A stream consumer for enhanced fan-out was registered.
     ConsumerRegistered {
         /// Its ARN.
         consumer: String,
     },
-    /// A reader fetches records in another way from now on.
+    /// A reader switched between polling and enhanced fan-out.
     RetrievalChanged {
-        /// How it fetches them now.
+        /// How it fetches records from now on.
         to: Fetching,
-        /// Why.
+        /// Why it switched.
         reason: String,
     },
 }
 
 impl Notice {
-    /// What a worker's sink is told; `shard` is whose reader it came from.
+    /// Converts the notice of the reader of `shard` to an event.
     pub(crate) fn event(self, shard: &LeaseKey) -> Event {
         match self {
             Self::ConsumerRegistered { consumer } => Event::ConsumerRegistered { consumer },
@@ -141,7 +144,7 @@ impl Notice {
     }
 }
 
-/// One step of a reader.
+/// The result of one read.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Read {
     /// Records in order, possibly none.
@@ -151,10 +154,9 @@ pub enum Read {
         /// How far the reply was behind the tip by the service's clock, in milliseconds.
         millis_behind_latest: u64,
     },
-    /// Everything has been read and nothing will follow. The children, none if the service
-    /// no longer knows them.
+    /// The end of a closed shard: everything has been read.
     End {
-        /// The shards that continue this one.
+        /// The child shards; none if the service no longer knows them.
         children: Vec<ChildShard>,
     },
 }

@@ -1,4 +1,7 @@
-//! From names, settings and components to a running worker.
+//! The builder of a worker, and the start of its control plane.
+//!
+//! `build` checks the settings and creates the components that were not passed in; `start` hands all of
+//! them to the coordinator.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -44,27 +47,27 @@ pub struct StreamSource {
 }
 
 impl StreamSource {
-    /// The Kinesis stream of that name or ARN.
+    /// Creates a source from the name or ARN of a Kinesis stream.
     #[must_use]
     pub fn new(name_or_arn: impl Into<Arc<str>>) -> Self {
         Self { name_or_arn: name_or_arn.into(), position: None, aws_config: None, stream: None }
     }
 
-    /// Another initial position than that of the settings.
+    /// Sets the initial position of this stream, in place of that of the settings.
     #[must_use]
     pub fn initial_position(mut self, position: InitialPosition) -> Self {
         self.position = Some(position);
         self
     }
 
-    /// Another region, account or endpoint than the worker's.
+    /// Sets the region, credentials and endpoint of this stream, in place of the worker's.
     #[must_use]
     pub fn aws_config(mut self, config: aws_config::SdkConfig) -> Self {
         self.aws_config = Some(config);
         self
     }
 
-    /// Another stream than the Kinesis stream of that name.
+    /// Sets an implementation to read from, in place of the Kinesis stream of that name.
     #[must_use]
     pub fn stream(mut self, stream: impl Stream + 'static) -> Self {
         self.stream = Some(Arc::new(stream));
@@ -73,7 +76,8 @@ impl StreamSource {
 }
 
 impl StreamSource {
-    /// A service knows the streams of its own region only, and would call the ARN malformed.
+    /// Checks that the ARN is in the region of the configuration: a service knows only the streams of its
+    /// own region, and reports other ARNs as malformed.
     fn is_in_region_of(&self, config: &aws_config::SdkConfig) -> Result<(), Error> {
         let config = self.aws_config.as_ref().unwrap_or(config);
         let of_arn = self.name_or_arn.strip_prefix("arn:").and_then(|arn| arn.split(':').nth(2));
@@ -81,8 +85,8 @@ impl StreamSource {
             (Some(of_arn), Some(region)) if self.stream.is_none() && of_arn != region.as_ref() => {
                 let stream = &self.name_or_arn;
                 let context = format!(
-                    "stream `{stream}` is in region `{of_arn}`, but its configuration names \
-                     `{region}`: give it one for its own region with `StreamSource::aws_config`"
+                    "stream `{stream}` is in region `{of_arn}`, but its configuration has region \
+                     `{region}`: set one with the stream's region by `StreamSource::aws_config`"
                 );
                 Err(Error::new(ErrorKind::Config, context))
             }
@@ -107,7 +111,7 @@ impl From<&String> for StreamSource {
     }
 }
 
-/// Builds a [`Worker`]: names first, then settings and components.
+/// A builder of a [`Worker`] from names, settings and components.
 #[must_use]
 pub struct WorkerBuilder {
     application: String,
@@ -132,85 +136,86 @@ pub struct Worker {
     events: Events,
     dead_letter: Option<Arc<dyn DeadLetter>>,
     rng: fastrand::Rng,
-    /// Tells this start from every other one, also of the same id and seed: its writes carry it.
+    /// Distinguishes this incarnation from every other, even with the same ID and seed. Part of the
+    /// write IDs.
     nonce: u64,
 }
 
 impl WorkerBuilder {
-    /// Another id than a random one. Two running workers must not share one.
+    /// Sets the worker ID, in place of a random one. Two running workers must not share an ID.
     pub fn worker_id(mut self, id: impl Into<WorkerId>) -> Self {
         self.worker_id = Some(id.into());
         self
     }
 
-    /// All settings at once.
+    /// Sets all settings.
     pub fn settings(mut self, settings: Settings) -> Self {
         self.settings = settings;
         self
     }
 
-    /// Region, credentials, endpoints; without it the shared AWS configuration is loaded.
+    /// Sets region, credentials and endpoints. Without it the shared AWS configuration is loaded.
     ///
-    /// Its HTTP client is used for the lease table too. If your processors block whole threads, do
-    /// not use the same client for DynamoDB calls of your own: see `DESIGN.md`.
+    /// The HTTP client of `config` is used for the lease table too. If your processors block whole
+    /// threads, do not use the same client for DynamoDB calls of your own: see `DESIGN.md`.
     pub fn aws_config(mut self, config: aws_config::SdkConfig) -> Self {
         self.aws_config = Some(config);
         self
     }
 
-    /// Another region, account or endpoint for the lease table than for the streams.
+    /// Sets region, credentials and endpoint of the lease table, in place of those of the streams.
     pub fn lease_aws_config(mut self, config: aws_config::SdkConfig) -> Self {
         self.lease_aws_config = Some(config);
         self
     }
 
-    /// One more stream. All streams share the lease table and the workers; leases are then keyed by
+    /// Adds a stream. All streams share the lease table and the workers; the lease keys then contain the
     /// stream, as in the Java KCL.
     pub fn and_stream(mut self, stream: impl Into<StreamSource>) -> Self {
         self.streams.push(stream.into());
         self
     }
 
-    /// Another lease store than the DynamoDB table named after the application.
+    /// Sets the lease store, in place of the DynamoDB table that is named after the application.
     pub fn lease_store(mut self, store: impl LeaseStore + 'static) -> Self {
         self.store = Some(Arc::new(store));
         self
     }
 
-    /// Another stream than the Kinesis stream of that name, for the first stream.
+    /// Sets an implementation of the first stream, in place of the Kinesis stream of that name.
     pub fn stream(mut self, stream: impl Stream + 'static) -> Self {
         self.streams[0].stream = Some(Arc::new(stream));
         self
     }
 
-    /// Another clock than tokio's.
+    /// Sets the clock, in place of tokio's.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// Who receives the events. Called on the worker's tasks: it must not block.
+    /// Registers the callback that receives the events. It runs on the worker's tasks and must not block.
     pub fn on_event(mut self, sink: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.sink = Some(Arc::new(sink));
         self
     }
 
-    /// Sets where the records go that the processor rejects ([`Ack::reject`](crate::Ack::reject),
-    /// [`PoisonRecord`](crate::PoisonRecord)), and those that keep failing if the policy is
+    /// Sets the sink for records that the processor rejects ([`Ack::reject`](crate::Ack::reject),
+    /// [`PoisonRecord`](crate::PoisonRecord)), and for those that keep failing if the policy is
     /// [`FailurePolicy::DeadLetter`](crate::FailurePolicy::DeadLetter).
     pub fn dead_letter(mut self, sink: impl DeadLetter + 'static) -> Self {
         self.dead_letter = Some(Arc::new(sink));
         self
     }
 
-    /// Checks the settings and loads what was not given.
+    /// Checks the settings and creates the components that were not set.
     ///
     /// # Errors
-    /// Kind `Config` when settings are out of bounds, a stream is given twice, the failure policy is
-    /// `DeadLetter` and no [`dead_letter`](Self::dead_letter) was given, or a configuration names no
-    /// region, a malformed one, or another than the ARN of its stream. Without
-    /// [`aws_config`](Self::aws_config), also when environment or profile cannot work, as
-    /// [`Lookup::load`](aws::Lookup::load) says.
+    /// Kind `Config` when settings are out of bounds, a stream is added twice, the failure policy is
+    /// `DeadLetter` without a [`dead_letter`](Self::dead_letter) sink, or a configuration has no region,
+    /// a malformed one, or another than the ARN of its stream. Without
+    /// [`aws_config`](Self::aws_config), also the errors of [`Lookup::load`](aws::Lookup::load) about
+    /// environment and profile.
     pub async fn build(mut self) -> Result<Worker, Error> {
         self.settings.retrieval.name_consumer(&self.application);
         self.settings.validate()?;
@@ -218,7 +223,7 @@ impl WorkerBuilder {
         self.one_stream_for_a_consumer_arn()?;
         self.a_place_for_dead_letters()?;
         let needs_no_service = self.needs_no_service();
-        // The only chance in the library that is not seeded: names must differ between processes.
+        // The only randomness in the library that is not seeded: IDs must differ between processes.
         let nonce = fastrand::u64(..);
         let me = self.worker_id.unwrap_or_else(|| format!("worker-{nonce:016x}").into());
         let seed = self.settings.seed.unwrap_or(nonce);
@@ -237,10 +242,10 @@ impl WorkerBuilder {
                 (none.clone(), none)
             }
             None => {
-                // Boxed, because it is large and every caller's future would carry it.
+                // Boxed, because it is large and would be part of every caller's future.
                 let config = Box::pin(aws::Lookup::new().load()).await?.config;
-                // Connections are driven by the runtime that opened them: renewals get their own,
-                // so that a processor that blocks the user's runtime cannot hold them up.
+                // The runtime that opened a connection drives it. Renewals get their own connections, so
+                // that a processor that blocks the user's runtime cannot delay them.
                 let own = config.to_builder().http_client(aws::https_client()).build();
                 (config, own)
             }
@@ -291,7 +296,7 @@ impl WorkerBuilder {
         if puts_aside && self.dead_letter.is_none() {
             return Err(Error::new(
                 ErrorKind::Config,
-                "`failures` is `DeadLetter`, but there is no sink: give one to \
+                "`failures` is `DeadLetter`, but there is no sink: set one with \
                  `WorkerBuilder::dead_letter`",
             ));
         }
@@ -303,8 +308,8 @@ impl WorkerBuilder {
         if self.streams.len() > 1 && matches!(consumer, Some(StreamConsumer::Arn(_))) {
             return Err(Error::new(
                 ErrorKind::Config,
-                "the consumer of `retrieval` is given by its ARN, which belongs to one stream, but \
-                 there are several: give its name",
+                "the consumer of `retrieval` is set by its ARN, which belongs to one stream, but the \
+                 worker has several: set it by its name",
             ));
         }
         Ok(())
@@ -323,7 +328,8 @@ impl WorkerBuilder {
 }
 
 impl Worker {
-    /// A worker of `application`, which names the lease table, on the stream `stream` (name or ARN).
+    /// Returns a builder of a worker of `application`, which is also the name of the lease table, for
+    /// `stream` (name or ARN).
     pub fn builder(
         application: impl Into<String>,
         stream: impl Into<StreamSource>,
@@ -342,15 +348,15 @@ impl Worker {
         }
     }
 
-    /// This worker's id.
+    /// Returns the worker ID.
     #[must_use]
     pub fn worker_id(&self) -> &WorkerId {
         &self.me
     }
 
-    /// Starts, and returns when the worker is ready: the stream and the table exist and the shards
-    /// have leases. Waits for what is transient, such as a stream that is being created, throttling, or
-    /// a service that cannot be reached, up to `Settings::start_timeout`; events tell of it.
+    /// Starts the worker and returns when it is ready: the stream and the table exist and the shards
+    /// have leases. Waits out transient failures, such as a stream that is being created, throttling, or
+    /// an unreachable service, up to `Settings::start_timeout`, and reports them as events.
     ///
     /// The worker runs as long as the handle is kept: [dropping it](WorkerHandle#dropping-the-handle)
     /// stops the worker.
@@ -359,9 +365,10 @@ impl Worker {
     /// Dropping the future stops the worker.
     ///
     /// # Errors
-    /// At once `Missing` (the stream, or a table that may not be created), `Credentials`, `Denied` or
-    /// `Config`; `Unavailable` with the last reason after `Settings::start_timeout`. Each names the
-    /// call and its object. `Config` also when tokio's time is paused and
+    /// Immediately `Missing` (the stream, or a table that may not be created), `OtherStream`,
+    /// `Credentials`, `Denied` or `Config`; `Unavailable` with the last reason after
+    /// `Settings::start_timeout`. The message names the call and its resource. `Config` also when tokio's
+    /// time is paused and
     /// [`Settings::control_plane`](crate::Settings::control_plane) is not
     /// [`ControlPlane::Inline`](crate::ControlPlane::Inline).
     pub async fn start<P, F>(self, factory: F) -> Result<WorkerHandle, Error>
@@ -381,7 +388,7 @@ impl Worker {
         if control == ControlPlane::OwnThread && is_paused(&*clock) {
             return Err(paused_time());
         }
-        // Boxed, because it is large and the caller's future would carry it.
+        // Boxed, because it is large and would be part of the caller's future.
         let run = Box::pin(self.run(factory, Handle::current(), ready, asked, asked_for, status));
         let handle = handle::spawn(control, me, clock, stop, seen, commands, run)?;
         match is_ready.await {
@@ -390,14 +397,16 @@ impl Worker {
         }
     }
 
-    /// Starts, runs until `shutdown` completes, then stops gracefully within 30 seconds.
+    /// Starts the worker, runs it until `shutdown` completes, and then stops it gracefully within 30
+    /// seconds.
     ///
     /// # Cancel safety
     /// Dropping the future stops the worker in the background, as
     /// [dropping a handle](WorkerHandle#dropping-the-handle) does.
     ///
     /// # Errors
-    /// As [`start`](Self::start); and `Missing` when the stream is deleted while it runs.
+    /// The errors of [`start`](Self::start) and of [`WorkerHandle::stopped`], such as `Missing` when the
+    /// stream is deleted while the worker runs.
     pub async fn run_until<P, F>(self, factory: F, shutdown: impl Future) -> Result<Report, Error>
     where
         P: RecordProcessor,
@@ -406,19 +415,21 @@ impl Worker {
         let mut shutdown = std::pin::pin!(shutdown);
         let handle = tokio::select! {
             biased;
+            // An error of the start wins over a shutdown that is ready at the same time.
             handle = self.start(factory) => handle?,
-            // Dropping the start stops it; nothing is held yet.
+            // Dropping the start cancels it; no lease is held yet.
             _ = &mut shutdown => return Ok(Report::default()),
         };
         tokio::select! {
             biased;
+            // The error of a worker that has ended wins over a shutdown.
             stopped = handle.stopped() => return stopped,
             _ = shutdown => {}
         }
         handle.shutdown(STOP_DEADLINE).await
     }
 
-    /// The control plane from the first call to the last.
+    /// Runs the control plane, from the first call to the last.
     async fn run(
         mut self,
         factory: Factory,
@@ -443,12 +454,12 @@ impl Worker {
         };
         let (streams, leases) = tokio::select! {
             biased;
-            // Nothing is held yet, and nobody hears how it ends.
+            // The caller dropped `start`: no lease is held yet, and no caller waits for the outcome.
             () = ready.closed() => return Ok(Report::default()),
             made = start::make_ready(&control_context, &self.streams, &mut self.rng) => made?,
         };
         self.events.emit(&Event::Started { leases });
-        // If nobody waits any more, the handle is gone, too: the coordinator stops.
+        // Fails if the caller dropped `start`. Then the handle is dropped too, and the coordinator stops.
         ready.send(()).ok();
         let sources = streams.values().map(|stream| stream.source.clone()).collect();
         let state = State::new(
@@ -496,14 +507,14 @@ impl Worker {
     }
 }
 
-/// Paused time stops on this runtime and jumps; the control thread has a runtime of its own, where time
-/// goes on. What the one proves of a lease has expired for the other, so nothing would be delivered.
+/// Creates the error of a start on paused time. Paused time jumps on this runtime, while the control
+/// thread has its own runtime with real time, so leases that are valid on one have expired on the other.
 fn paused_time() -> Error {
     Error::new(
         ErrorKind::Config,
-        "tokio's time is paused on this runtime, but the control plane has a thread and a time of its \
-         own, so nothing would be delivered: set `control_plane` to `ControlPlane::Inline`, or do not \
-         pause time",
+        "tokio's time is paused on this runtime, but the control plane runs on its own thread with its \
+         own time, so no record would be delivered: set `control_plane` to `ControlPlane::Inline`, or do \
+         not pause time",
     )
 }
 

@@ -1,7 +1,8 @@
-//! The leases of the shards that continue a finished one: made before `SHARD_END` is stored.
+//! The creation of child leases at shard end, before `SHARD_END` is stored.
 //!
-//! Tries until it is done; dropping it is safe at any point, since every step can be repeated. Never
-//! makes a merge child while a listed parent has no lease row: such a child could start too early.
+//! Retries until it succeeds; dropping the future is safe at any point, since every step is idempotent.
+//! Never creates the child of a merge while a listed parent has no lease row: such a child could start
+//! too early.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,12 +16,13 @@ use crate::record::ShardId;
 use crate::shard::{self, ChildShard, Shard, plan};
 use crate::stream::ListFrom;
 
-/// How often, once a second, a listing that shows neither a parent nor its children, but what came of
-/// them, is taken for one that is behind in parts; then the parent is history. And for how long another
-/// parent may have no lease, where others have begun behind its child.
+/// How many attempts, one per second, treat a listing that shows neither a parent nor its children, but
+/// their descendants, as partly stale; after that the parent counts as trimmed from the listing. Also how
+/// long another parent may lack a lease when the descendants of its child have one.
 const PATIENCE: u32 = 30;
 
-/// Makes the leases of the children of `parent`; returns their ids, without those that were passed over.
+/// Creates the leases of the children of `parent`; returns the shard IDs of those that were created or
+/// exist, without the skipped ones.
 pub(crate) async fn make(
     context: ControlContext,
     parent: Lease,
@@ -30,12 +32,12 @@ pub(crate) async fn make(
     loop {
         match try_make(&context, &parent, &named, attempts >= PATIENCE).await {
             Ok(children) => return children,
-            // The other parent is being read, or the listing is behind: part of every healthy reshard.
+            // The other parent is still being read, or the listing is stale: normal in a resharding.
             Err(error) if error.kind == ServiceErrorKind::NotReady => {
-                tracing::debug!("the end of {} waits: {error}", parent.key);
+                tracing::debug!("the shard end of {} is delayed: {error}", parent.key);
             }
             Err(error) => context.events.emit(&Event::CoordinationFailed {
-                operation: "creating the leases of the children",
+                operation: "creating child leases",
                 error: error.to_string(),
                 transient: error.is_transient(),
                 call: error.call.clone(),
@@ -83,8 +85,8 @@ async fn create(
     timely(context, context.create(&plan::child_lease(parent, child))).await
 }
 
-/// The children by a listing. One that is behind may show only some of them, or none: they have to
-/// continue all that the parent served, unless the parent itself has been history for a while.
+/// Lists the children. A stale listing may show only some of them, or none: together they have to cover
+/// the parent's hash range, unless the parent itself has been trimmed for a while.
 async fn listed_children(
     context: &ControlContext,
     parent: &Lease,
@@ -93,7 +95,7 @@ async fn listed_children(
     let shards = listed(context).await?;
     let id = parent.shard();
     let is_listed = shards.iter().any(|shard| shard.id == id);
-    // What came of it has greater ids, and serves all that it served; or the listing is older than it.
+    // Its descendants have greater IDs and cover its hash range; otherwise the listing predates it.
     let later = shards.iter().filter(|shard| shard.id > id).map(|shard| shard.hash_range);
     let is_history =
         !is_listed && parent.hash_range.is_none_or(|whole| shard::covers(later, whole));
@@ -103,7 +105,7 @@ async fn listed_children(
     if may_be_behind && (children.is_empty() || !is_whole) {
         return Err(ServiceError::new(
             ServiceErrorKind::NotReady,
-            format!("the shard listing does not show all children of {} yet", parent.key),
+            format!("the shard listing does not contain all children of {} yet", parent.key),
         ));
     }
     Ok(children)
@@ -136,8 +138,8 @@ async fn missing_behind(
     Ok(plan::missing_behind(&child.id, &shards, &served))
 }
 
-/// A parent counts if it has a lease, or if a listing that shows the child no longer shows it; and
-/// none has to be looked for if the child has a lease already.
+/// Checks that another parent of a merge is accounted for: it has a lease, or a listing that shows the
+/// child no longer shows it. If the child has a lease already, the other parent does not matter.
 async fn other_parent_is_known(
     context: &ControlContext,
     parent: &Lease,
@@ -152,11 +154,11 @@ async fn other_parent_is_known(
     }
     let shards = listed(context).await?;
     let shows = |key: &LeaseKey| shards.iter().any(|shard| shard.id == key.shard());
-    // A listing without the child is older than it, and tells nothing of its parents.
+    // A listing without the child predates it, and proves nothing about its parents.
     if shows(other) || !shows(child) {
         return Err(ServiceError::new(
             ServiceErrorKind::NotReady,
-            format!("{child} waits: its other parent {other} has no lease yet"),
+            format!("{child} is not created yet: its other parent {other} has no lease"),
         ));
     }
     Ok(())
@@ -170,7 +172,7 @@ async fn listed(context: &ControlContext) -> Result<Vec<Shard>, ServiceError> {
     Ok(timely(context, context.stream.list(ListFrom::All)).await?.shards)
 }
 
-/// A call that hangs must not hold the end of a shard up for ever.
+/// Bounds a call: one that hangs must not block the end of a shard indefinitely.
 async fn timely<T>(
     context: &ControlContext,
     call: impl Future<Output = Result<T, ServiceError>>,
@@ -197,7 +199,7 @@ mod tests {
     use crate::shard::HashRange;
     use crate::stream::{Listing, ShardReader, Stream};
 
-    /// A stream whose listing is what it is given.
+    /// A stream with a fixed listing.
     #[derive(Debug)]
     struct Listed(Vec<Shard>);
 
@@ -235,7 +237,7 @@ mod tests {
         made_beside(&[], shards, named, has_waited).await
     }
 
-    /// How many leases are made beside `rows`.
+    /// Returns how many leases are created beside `rows`.
     async fn made_beside(
         rows: &[&str],
         shards: Vec<Shard>,
@@ -278,7 +280,7 @@ mod tests {
         }
     }
 
-    /// Of two shards that were merged one is read to its end long before the other has a lease.
+    /// One parent of a merge is read to its end long before the other has a lease.
     #[tokio::test(start_paused = true)]
     async fn an_end_that_waits_for_the_other_parent_is_no_failure() {
         let [first, second] = ["0", "1"].map(|id| shard(id, &[], 0, u128::MAX));

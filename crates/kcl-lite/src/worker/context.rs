@@ -1,7 +1,7 @@
-//! What the tasks of a control plane share, and the two writes that several of them make.
+//! The state that the tasks of a control plane share, and the two writes that several of them issue.
 //!
-//! A row of a stream that is gone is replaced or removed however often its owner, who does not know yet,
-//! renews it meanwhile.
+//! A row of a deleted stream is replaced or removed, however often its owner renews it before it learns
+//! that the stream is deleted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use crate::lease::{Lease, LeaseChange, LeaseWrite, WriteOutcome, counter_after, 
 use crate::settings::Settings;
 use crate::stream::Stream;
 
-/// What the tasks of a control plane share.
+/// The state that the tasks of a control plane share.
 #[derive(Debug, Clone)]
 pub(crate) struct ControlContext {
     pub(crate) store: Arc<dyn LeaseStore>,
     pub(crate) stream: Arc<dyn Stream>,
-    /// The clock that leases are measured on by their owner: a [`LeaseClock`](crate::clock::LeaseClock).
+    /// The clock on which an owner measures its leases: a [`LeaseClock`](crate::clock::LeaseClock).
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) settings: Arc<Settings>,
     pub(crate) events: Events,
@@ -34,7 +34,7 @@ pub(crate) struct ControlContext {
 }
 
 impl ControlContext {
-    /// Returns how long a call to the lease table may hang.
+    /// Returns how long a call to the lease table may take.
     pub(super) fn write_limit(&self) -> Duration {
         timing::write_limit(self.settings.lease_duration)
     }
@@ -43,15 +43,15 @@ impl ControlContext {
         timing::renew_interval(self.settings.lease_duration)
     }
 
-    /// Makes a lease, unless it is there, and tells of it. A row of a former stream makes way, however
-    /// often an owner that does not know yet moves it meanwhile.
+    /// Creates a lease, unless it exists, and emits an event. Replaces a row of a former stream, however
+    /// often an owner that does not know of the new stream renews it.
     pub(super) async fn create(&self, lease: &Lease) -> Result<(), ServiceError> {
         let mut write = create_write(lease.clone(), &self.incarnation);
         loop {
             match self.store.write(&write).await? {
                 WriteOutcome::Refused(Some(row)) if self.is_replaceable(&row, lease) => {
                     let counter = row.counter;
-                    // The counter of a row that another library made may have begun anywhere.
+                    // The counter of a row that another library created may have started anywhere.
                     let with = Lease {
                         counter: lease.counter.max(counter_after(counter, 2)),
                         ..lease.clone()
@@ -63,9 +63,9 @@ impl ControlContext {
                 WriteOutcome::Refused(None)
                     if matches!(write.change, LeaseChange::Replace { .. }) =>
                 {
-                    // Nobody has made the new row yet, or it has come and gone: the caller has to look
-                    // and try again.
-                    let context = format!("{} was removed meanwhile", lease.key);
+                    // The new row does not exist yet, or was created and deleted: the caller has to read
+                    // it and retry.
+                    let context = format!("{} was removed before it could be replaced", lease.key);
                     return Err(ServiceError::new(ServiceErrorKind::NotReady, context));
                 }
                 WriteOutcome::Refused(_) => return Ok(()),
@@ -81,7 +81,7 @@ impl ControlContext {
         lease.other_stream(row).is_some_and(|it| self.settings.stream_recreated.removes(it))
     }
 
-    /// Removes a row of a stream that is gone, as long as `is_other` says that it is one.
+    /// Removes a row of a deleted stream, as long as `is_other` holds for the row.
     pub(super) async fn discard(
         &self,
         mut row: Lease,
@@ -89,7 +89,7 @@ impl ControlContext {
     ) -> Result<(), ServiceError> {
         loop {
             match self.store.write(&discard_write(&row, &self.incarnation)).await? {
-                // Its owner, who does not know yet, has moved it.
+                // Its owner, which does not know of the new stream yet, has renewed it.
                 WriteOutcome::Refused(Some(now)) if is_other(&now) => row = now,
                 WriteOutcome::Refused(_) | WriteOutcome::Done(_) => return Ok(()),
             }

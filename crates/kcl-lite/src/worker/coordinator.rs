@@ -1,8 +1,8 @@
 //! The task that owns a worker's leases: it feeds the state machine and performs its actions.
 //!
-//! The only select of the control plane is in [`Coordinator::next_input`]; no arm waits for a
-//! store or a processor. Spawns calls and keepers here, and shard tasks on the user's runtime.
-//! Never decides anything: [`State::step`] does.
+//! The only select of the coordinator is in [`Coordinator::next_wake`]; no arm waits for a store or a
+//! processor. Spawns calls and keepers on the control plane, and shard tasks on the user's runtime.
+//! Decides nothing: [`State::step`] does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
@@ -39,14 +39,14 @@ use crate::processor::ShardContext;
 use crate::record::WorkerId;
 use crate::stream::{Description, ListFrom, Listing};
 
-/// How often the shards are judged by their progress.
+/// How often the liveness of the shards is judged.
 const JUDGE_INTERVAL: Duration = Duration::from_secs(1);
-/// How much later than that the process must have been stopped meanwhile.
+/// A judgement that is later than this means that the process was suspended or starved.
 const JUDGE_LATENESS: Duration = Duration::from_secs(2);
-/// How often a write whose answer is unknown is sent again before a scan has to settle it.
+/// How often a write with an unknown outcome is sent before a scan has to settle it.
 const WRITE_ATTEMPTS: u32 = 3;
 
-/// The task.
+/// The task that owns the leases of one worker.
 pub(crate) struct Coordinator {
     pub(crate) me: WorkerId,
     pub(crate) control_context: ControlContext,
@@ -55,7 +55,7 @@ pub(crate) struct Coordinator {
     pub(crate) streams: BTreeMap<StreamKey, ReadyStream>,
     pub(crate) data_plane: Handle,
     pub(crate) state: State,
-    /// Set to the deadline when a stop is asked for.
+    /// Set to the deadline when a stop is requested.
     pub(crate) stop: watch::Receiver<Option<Instant>>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) rng: fastrand::Rng,
@@ -63,7 +63,7 @@ pub(crate) struct Coordinator {
     pub(crate) calls: JoinSet<Input>,
     pub(crate) keepers: JoinMap<LeaseKey, KeeperExit>,
     pub(crate) shards: JoinMap<LeaseKey, ShardExit>,
-    /// What the user asks of a running worker.
+    /// Requests of the handle to a running worker.
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) paused: watch::Sender<bool>,
     pub(crate) report: Report,
@@ -71,56 +71,56 @@ pub(crate) struct Coordinator {
     pub(crate) judge_at: Instant,
     /// Since when this task has been running without a long break.
     pub(crate) awake_since: Instant,
-    /// Why the worker stops by itself.
+    /// The error that stops the worker.
     pub(crate) failure: Option<Error>,
 }
 
-/// A request of the handle, with where to answer. A worker that is stopping drops it instead.
+/// A request of the handle, with the channel for the answer. A stopping worker drops it unanswered.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Hold nothing.
+    /// Release all leases and take none.
     Drain(oneshot::Sender<()>),
     /// Keep all leases and deliver nothing.
     Pause(oneshot::Sender<()>),
-    /// Take part and deliver again.
+    /// Take leases and deliver again.
     Resume(oneshot::Sender<()>),
-    /// Say what would be done with every lease, and why.
+    /// Explain what the balancer would do with every lease, and why.
     Explain(oneshot::Sender<Vec<Explanation>>),
 }
 
-/// One held lease, as the coordinator sees it.
+/// A held lease, as the coordinator tracks it.
 #[derive(Debug)]
 pub(crate) struct Held {
     drain: CancellationToken,
     lost: CancellationToken,
     give_up: CancellationToken,
     progress: Arc<Mutex<Progress>>,
-    /// Of its task, while there is one.
+    /// The memory account of its shard task, while that exists.
     memory: Weak<Account>,
     /// The checkpoint in the row.
     stored: watch::Receiver<Checkpoint>,
-    /// Why it was given up.
+    /// Why it was judged stuck and released.
     stuck: Option<String>,
     keeper: Option<KeeperExit>,
     shard: Option<ShardExit>,
 }
 
-/// What wakes the coordinator.
+/// The reason why the coordinator wakes.
 enum Wake {
     Input(Box<Input>),
     KeeperExited(LeaseKey, KeeperExit),
     ShardExited(LeaseKey, ShardExit),
     StopDeadline,
-    /// The machine was suspended, and runs again.
+    /// The machine was suspended and has resumed.
     Resumed,
     JudgeDue,
     Command(Command),
-    /// A call panicked: a bug in a store or stream, and what it was for is unknown.
+    /// A call panicked: a bug in a store or stream, and which call it was is unknown.
     CallPanicked(JoinError),
 }
 
 impl Coordinator {
-    /// Runs until a stop is asked for and done, or its deadline has passed.
+    /// Runs until a requested stop is complete or its deadline has passed.
     ///
     /// # Errors
     /// Kind `Internal` when a store or stream panicked.
@@ -162,6 +162,7 @@ impl Coordinator {
                 stopping = asked.or(Some(self.now() + STOP_DEADLINE));
             }
             self.step(input);
+            // A failure drains the shards, too, but within a shorter deadline.
             if stopping.is_none() && self.failure.is_some() {
                 stopping = Some(self.now() + FAILURE_DEADLINE);
                 self.step(Input::StopRequested);
@@ -172,7 +173,8 @@ impl Coordinator {
         self.failure.map_or(Ok(self.report), Err)
     }
 
-    /// The time that is not the leases' own: everything that other workers do is measured on it.
+    /// Returns the time on the plain clock, which measures what other workers do. Own leases are measured
+    /// on the lease clock.
     fn now(&self) -> Instant {
         self.shard_context.clock.now()
     }
@@ -196,7 +198,7 @@ impl Coordinator {
         if self.state.phase() == WorkerState::Stopping {
             return None;
         }
-        // Whoever asked may be gone by the time of the answer.
+        // The caller may have dropped its receiver by now.
         match command {
             Command::Drain(accepted) => {
                 accepted.send(()).ok();
@@ -219,8 +221,9 @@ impl Coordinator {
         }
     }
 
-    /// The only select. In this order: the deadline of a stop, the stop, finished tasks, finished
-    /// calls, time.
+    /// Waits for the next event. The arms are in order of urgency: the deadline of a stop, a resume of the
+    /// machine, the stop, commands, finished tasks, finished calls, timers. A steady stream of call
+    /// results can therefore neither delay a stop nor the end of a tenure.
     async fn next_wake(&mut self, stopping: Option<Instant>) -> Wake {
         let clock = Arc::clone(&self.shard_context.clock);
         let deadline = async {
@@ -238,9 +241,10 @@ impl Coordinator {
         tokio::select! {
             biased;
             () = deadline => Wake::StopDeadline,
-            // Whatever was known of our own leases may be old: keepers look before anything else.
+            // After a suspend the own leases may have expired: the keepers check them before the
+            // coordinator acts on old knowledge.
             () = self.lease_clock.wait_for_resume() => Wake::Resumed,
-            // An error means that the handle is gone: that is a stop, too.
+            // An error means that the handle was dropped, which is a stop, too.
             _ = self.stop.wait_for(Option::is_some), if stopping.is_none() => {
                 Wake::Input(Box::new(Input::StopRequested))
             }
@@ -260,11 +264,11 @@ impl Coordinator {
         }
     }
 
-    /// Gives back what makes no progress and cannot help itself.
+    /// Releases shards that make no progress and whose task cannot end by itself.
     fn judge_shards(&mut self) {
         let now = self.now();
         if now > self.judge_at + JUDGE_LATENESS {
-            // The whole process was stopped, or starved: no shard is to blame for that time.
+            // The whole process was suspended or starved: no shard is to blame for that time.
             self.awake_since = now;
         }
         self.judge_at = now + JUDGE_INTERVAL;
@@ -397,7 +401,7 @@ impl Coordinator {
             // Each processor of the shard gets its own.
             heartbeat: Heartbeat::default(),
         };
-        // A lease at its end has no reader; dropping the line lets the keeper release it.
+        // A finished lease has no reader; dropping the link makes the keeper release it.
         match lease.cursor() {
             Some(cursor) => {
                 let start = ShardStart {
@@ -430,7 +434,7 @@ impl Coordinator {
     fn keeper_exited(&mut self, key: LeaseKey, exit: KeeperExit) -> Option<Input> {
         let held = self.held.get_mut(&key)?;
         if exit == KeeperExit::Lost {
-            // Also when the keeper itself panicked: nobody renews any more, so nobody may process.
+            // Also if the keeper panicked: without renewals the shard must not be processed.
             held.lost.cancel();
         }
         held.keeper = Some(exit);
@@ -449,7 +453,7 @@ impl Coordinator {
         self.tenure_ended(key)
     }
 
-    /// A lease is free for the next tenure only when both its tasks are gone.
+    /// Ends a tenure once both its tasks have ended: only then may the next one start.
     fn tenure_ended(&mut self, key: LeaseKey) -> Option<Input> {
         let held = self.held.get(&key)?;
         let (Some(keeper), Some(shard)) = (&held.keeper, &held.shard) else { return None };
@@ -475,7 +479,7 @@ impl Coordinator {
         Some(Input::TenureEnded { key, row, how })
     }
 
-    /// The deadline has passed: stop what is left without a word. Their leases expire.
+    /// Aborts the remaining tasks at the stop deadline, without a release. Their leases expire.
     fn abandon_the_rest(&mut self) {
         for (key, held) in std::mem::take(&mut self.held) {
             held.lost.cancel();
@@ -523,19 +527,19 @@ impl Coordinator {
     }
 }
 
-/// What follows from a shard task that ended without a word; the keeper sees the dropped line and
-/// releases.
+/// Maps a shard task that was cancelled or panicked to an exit. The keeper sees the dropped link and
+/// releases the lease.
 fn broken_off(error: &JoinError) -> ShardExit {
     if error.is_cancelled() {
-        // Nobody else cancels one: no shard can be processed any more.
+        // Only the shutdown of the user's runtime cancels a task: no shard can be processed any more.
         return ShardExit::Stop(Error::runtime_gone());
     }
     // A panic outside a callback.
-    ShardExit::GivenBack { reason: format!("its task: {error}") }
+    ShardExit::GivenBack { reason: format!("its shard task failed: {error}") }
 }
 
-/// Sends the same condition again while the answer is unknown: if an earlier attempt was applied,
-/// the refusal shows our own mark.
+/// Repeats a conditional write while its outcome is unknown: if an earlier attempt was applied, the
+/// refusal shows this worker's own mark.
 async fn write_until_answered(
     context: &ControlContext,
     write: &LeaseWrite,
@@ -552,8 +556,8 @@ async fn write_until_answered(
     }
 }
 
-/// Lists the shards, and looks whether it is still the stream that the leases are for. A listing is worth
-/// having also where that is not known in time.
+/// Lists the shards, and checks that the stream is still the one the leases were created for. If the
+/// check does not answer in time, the listing is returned anyway.
 async fn listing(
     stream: &ReadyStream,
     clock: &Arc<dyn Clock>,
@@ -568,7 +572,7 @@ async fn listing(
     let describe = clock::within(clock, limit, stream.stream.describe());
     match future::join(describe, list).await {
         (Some(Ok(Description { identity: Some(is), .. })), _) if is != *was => {
-            let context = format!("{was} was deleted, and a stream of that name made again: {is}");
+            let context = format!("{was} was deleted and re-created as {is}");
             Err(ServiceError::new(ServiceErrorKind::Missing, context))
         }
         (Some(Err(error)), _) if error.kind == ServiceErrorKind::Missing => Err(error),

@@ -1,7 +1,7 @@
-//! What a user holds of a running worker, and where its control plane runs.
+//! The handle of a running worker, and the thread of its control plane.
 //!
-//! Knows how the worker has ended, and adds that to what the coordinator says of itself. Decides nothing
-//! about leases: dropping the handle only tells the coordinator that nobody is left to ask for a stop.
+//! Adds the outcome of the worker to the status that the coordinator publishes. Decides nothing about
+//! leases: dropping the handle closes a channel, which the coordinator takes for a stop request.
 
 use std::fmt;
 use std::future::Future;
@@ -25,25 +25,25 @@ use crate::settings::ControlPlane;
 
 type Outcome = Result<Report, Error>;
 
-/// A running worker: to look at it, and to stop it.
+/// The handle of a running worker, with which to observe and stop it.
 ///
 /// # Dropping the handle
 ///
-/// Dropping the handle stops the worker gracefully in the background, as
-/// [`shutdown`](Self::shutdown) does with a deadline of 30 seconds: no batch is delivered any more,
-/// every processor gets `shutdown_requested`, checkpoints are stored, and the leases are released. The
-/// drop itself does not wait, and works inside and outside of a runtime. Nobody learns the outcome, so
-/// prefer `shutdown`, or [`Worker::run_until`](crate::Worker::run_until).
+/// Dropping the handle starts a graceful shutdown in the background, as [`shutdown`](Self::shutdown) does
+/// with a deadline of 30 seconds: no more batches are delivered, every processor gets
+/// `shutdown_requested`, checkpoints are stored, and the leases are released. The drop does not wait, and
+/// works inside and outside of a runtime. Its outcome is lost, so prefer `shutdown`, or
+/// [`Worker::run_until`](crate::Worker::run_until).
 ///
 /// Therefore a worker whose handle is not kept stops right after its start: in
 /// `worker.start(factory).await?;` the handle is a temporary that is dropped at the semicolon. The
 /// compiler warns about that line.
 ///
-/// The background needs something to run on. When the process exits first, for instance because `main`
-/// returns, the leases expire as after a crash. When the runtime that `start` was called on shuts down
-/// first, processors are dropped where they are. With [`ControlPlane::OwnThread`] the worker notices
-/// that, stores what was acknowledged until then, releases its leases and ends with
-/// [`ErrorKind::Stopped`]; with [`ControlPlane::Inline`] it is dropped with its runtime, and its leases
+/// The background shutdown needs a runtime. If the process exits first, for instance because `main`
+/// returns, the leases expire as after a crash. If the runtime that `start` was called on shuts down
+/// first, processors are dropped at their current await point. With [`ControlPlane::OwnThread`] the worker
+/// detects that, stores the checkpoints of what is acknowledged, releases its leases and ends with
+/// [`ErrorKind::Stopped`]. With [`ControlPlane::Inline`] it is dropped with its runtime, and its leases
 /// expire.
 ///
 /// # Processors that get no last callback
@@ -51,21 +51,21 @@ type Outcome = Result<Report, Error>;
 /// A processor normally ends with exactly one of `shard_ended`, `shutdown_requested` and `lease_lost`.
 /// It is dropped without any of them
 ///
-/// - when a stop has reached its deadline: that of [`shutdown`](Self::shutdown), 30 seconds after the
-///   handle was dropped, 10 seconds after the worker failed. A callback that is still running then is
-///   dropped at its next `.await`, and its shard is released without a new checkpoint or expires;
+/// - when a shutdown has reached its deadline: that of [`shutdown`](Self::shutdown), 30 seconds after the
+///   handle was dropped, or 10 seconds after the worker failed. A callback that is still running then is
+///   dropped at its next `.await`, and its lease is released without a new checkpoint or expires;
 /// - when [`abort`](Self::abort) is called, the runtime shuts down, or the process ends;
 /// - when one of its callbacks has panicked, or its `initialize` has failed;
 /// - when the last callback itself takes longer than
-///   [`Settings::callback_deadline`](crate::Settings::callback_deadline): it is dropped half-way.
+///   [`Settings::callback_deadline`](crate::Settings::callback_deadline): it is dropped before it ends.
 ///
-/// Release what must be released in `Drop`, and store what must not be lost before acknowledging it.
+/// Release resources in `Drop`, and store results before acknowledging their records.
 #[must_use = "dropping the handle stops the worker: keep it and call `shutdown`, or use \
               `Worker::run_until`"]
 pub struct WorkerHandle {
     me: WorkerId,
     clock: Arc<dyn Clock>,
-    /// The deadline of a stop. The coordinator takes it for a stop, too, when this is dropped.
+    /// The deadline of a shutdown. Dropping the sender also requests one.
     stop: watch::Sender<Option<Instant>>,
     status: watch::Receiver<Status>,
     commands: mpsc::Sender<Command>,
@@ -74,14 +74,14 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Returns this worker's id.
+    /// Returns the worker ID.
     #[must_use]
     pub fn worker_id(&self) -> &WorkerId {
         &self.me
     }
 
-    /// Returns what the worker holds, as of a second or two ago at most. Once it has ended, it holds
-    /// no shard and its state is `Stopped` or `Failed` at once.
+    /// Returns the worker's status, at most a second or two old. Once the worker has ended, the status
+    /// immediately has no shards and the state `Stopped` or `Failed`.
     #[must_use]
     pub fn status(&self) -> Status {
         let mut status = self.status.borrow().clone();
@@ -92,16 +92,16 @@ impl WorkerHandle {
         status
     }
 
-    /// Returns the state of the worker, and what is wrong, as of a second or two ago at most: for a
-    /// health endpoint, and for people. A worker that has ended is not well, and says why it failed.
+    /// Returns the worker's state and its problems, at most a second or two old. Suited for a health
+    /// endpoint. A worker that has ended is not healthy; its state contains why it failed.
     #[must_use]
     pub fn health(&self) -> Health {
         self.status().health
     }
 
-    /// Releases every shard gracefully and takes no other, but keeps running: for maintenance. Returns
-    /// when the worker has accepted that, not when all shards are released;
-    /// [`resume`](Self::resume) ends it.
+    /// Releases every shard gracefully and takes no other until [`resume`](Self::resume), but keeps
+    /// running. Use it for maintenance. Returns when the worker has accepted the request, not when all
+    /// shards are released.
     ///
     /// # Cancel safety
     /// If the future is dropped, the request may or may not take effect.
@@ -112,8 +112,8 @@ impl WorkerHandle {
         self.command(Command::Drain).await
     }
 
-    /// Delivers nothing more until [`resume`](Self::resume), and keeps every lease: for a sink that is
-    /// being repaired. What is being processed goes on to its end; `idle` is still called.
+    /// Stops delivery until [`resume`](Self::resume), and keeps every lease. Use it while a sink is being
+    /// repaired. Running callbacks continue to their end; `idle` is still called.
     ///
     /// # Cancel safety
     /// If the future is dropped, the request may or may not take effect.
@@ -124,7 +124,7 @@ impl WorkerHandle {
         self.command(Command::Pause).await
     }
 
-    /// Goes on after [`drain`](Self::drain) or [`pause`](Self::pause).
+    /// Resumes after [`drain`](Self::drain) or [`pause`](Self::pause).
     ///
     /// # Cancel safety
     /// If the future is dropped, the request may or may not take effect.
@@ -138,38 +138,39 @@ impl WorkerHandle {
     /// Returns what this worker would do now with every lease, and why.
     ///
     /// # Cancel safety
-    /// May be dropped.
+    /// Dropping the future has no effect.
     ///
     /// # Errors
-    /// Kind `Stopped` when the worker is stopping or has ended: it would do nothing.
+    /// Kind `Stopped` when the worker is stopping or has ended, and so would do nothing.
     pub async fn explain(&self) -> Result<Vec<Explanation>, Error> {
         self.command(Command::Explain).await
     }
 
-    /// Sends a command and waits for the answer, which the coordinator drops when it is stopping.
+    /// Sends a command and waits for the reply, whose sender the coordinator drops when it is stopping.
     async fn command<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
-        // Where this fails, the command and with it the answer's sender are dropped.
+        // If this fails, the command and the sender of the reply in it are dropped.
         self.commands.send(command(answer)).await.ok();
         answered.await.map_err(|_| {
             let (me, state) = (&self.me, self.status().health.state);
-            let context = format!("worker `{me}` takes no requests ({state}): start another one");
+            let context = format!("worker `{me}` accepts no requests ({state}): start another one");
             Error::new(ErrorKind::Stopped, context)
         })
     }
 
-    /// Stops gracefully: takes no new shards, drains every shard and stores its checkpoint, and releases
-    /// the leases. What is not done after `deadline` is abandoned without a checkpoint: its processor
-    /// is dropped without another callback. May be called again; the first deadline counts.
+    /// Shuts the worker down gracefully: it takes no new shards, drains every shard, stores the
+    /// checkpoints, and releases the leases. Shards that are not drained after `deadline` are abandoned
+    /// without a new checkpoint, and their processors are dropped without another callback. May be called
+    /// again; the first deadline counts.
     ///
     /// # Cancel safety
-    /// Dropping the future does not take the request back.
+    /// Dropping the future does not cancel the request.
     ///
     /// # Errors
-    /// Why the worker had stopped by itself before, if it had.
+    /// The error of [`stopped`](Self::stopped), if the worker had already ended because of one.
     pub async fn shutdown(&self, deadline: Duration) -> Outcome {
         let now = self.clock.now();
         let a_year = Duration::from_secs(365 * 24 * 3_600);
@@ -182,21 +183,21 @@ impl WorkerHandle {
         self.stopped().await
     }
 
-    /// Ends the worker at once, as a crash of the process would: processors are dropped at their next
-    /// `.await` without another callback, nothing is stored, and the leases are left to expire. For
-    /// tests of exactly that, and for a process that must not wait any longer.
+    /// Ends the worker immediately, as a crash of the process would: processors are dropped at their next
+    /// `.await` without another callback, nothing is stored, and the leases expire. Use it to test a
+    /// crash, and in a process that must not wait any longer.
     pub fn abort(&self) {
         self.abort.cancel();
     }
 
-    /// Completes when the worker has ended: by [`shutdown`](Self::shutdown), by
-    /// [`abort`](Self::abort), or by itself.
+    /// Completes when the worker has ended: by [`shutdown`](Self::shutdown), by [`abort`](Self::abort), or
+    /// because of an error.
     ///
     /// # Cancel safety
-    /// May be dropped and called again.
+    /// The future may be dropped, and the method called again.
     ///
     /// # Errors
-    /// Why it stopped by itself; kind `Stopped` when it was aborted, or when its runtime has shut down.
+    /// The error that ended the worker; kind `Stopped` when it was aborted, or its runtime has shut down.
     pub async fn stopped(&self) -> Outcome {
         let mut outcome = self.outcome.clone();
         match outcome.wait_for(Option::is_some).await {
@@ -205,9 +206,10 @@ impl WorkerHandle {
         }
     }
 
-    /// How the worker has ended, if it has.
+    /// Returns the final state of the worker, if it has ended.
     fn ended(&self) -> Option<WorkerState> {
-        // First, because the outcome is set before the channel is closed.
+        // Read before the outcome, which is set before the channel is closed: otherwise an outcome that is
+        // set between the two reads would be missed.
         let is_closed = self.outcome.has_changed().is_err();
         let failed = |error: &Error| WorkerState::Failed { reason: error.to_string() };
         match &*self.outcome.borrow() {
@@ -220,7 +222,7 @@ impl WorkerHandle {
 }
 
 fn aborted() -> Error {
-    Error::new(ErrorKind::Stopped, "the worker was aborted: its leases expire")
+    Error::new(ErrorKind::Stopped, "the worker was aborted; its leases expire")
 }
 
 fn panicked() -> Error {
@@ -228,8 +230,8 @@ fn panicked() -> Error {
     Error::new(ErrorKind::Internal, context)
 }
 
-/// Runs the control plane where the settings say. It goes on when the handle is dropped, until it has
-/// stopped.
+/// Spawns the control plane on its own thread or on this runtime. It continues after the handle is
+/// dropped, until the worker has stopped.
 pub(super) fn spawn(
     place: ControlPlane,
     me: WorkerId,
@@ -245,6 +247,7 @@ pub(super) fn spawn(
     let control = async move {
         let result = tokio::select! {
             biased;
+            // An abort wins over an outcome that is ready at the same time.
             () = asked_to_abort.cancelled() => Err(aborted()),
             result = AssertUnwindSafe(run).catch_unwind() => result.unwrap_or_else(|_| Err(panicked())),
         };
@@ -254,7 +257,7 @@ pub(super) fn spawn(
         ControlPlane::Inline => {
             let mut inline = JoinSet::new();
             inline.spawn(control);
-            // `done` tells whoever has the handle when it ends, also when it is dropped.
+            // The end is visible through `done`: its value, or the closed channel if the task is dropped.
             inline.detach_all();
         }
         ControlPlane::OwnThread => on_own_thread(control)?,

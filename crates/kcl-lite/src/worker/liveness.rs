@@ -1,7 +1,7 @@
-//! Whether a shard makes progress, judged by what its task is doing and since when.
+//! The liveness of a shard, judged by the activity of its task and its duration.
 //!
-//! The task says what it does; the control plane judges it about once a second, so that a task whose
-//! thread is blocked, or that nobody runs any more, is found out too. Pure: reads no clock, cancels
+//! The task publishes its activity; the control plane judges it about once a second, so that a task whose
+//! thread is blocked, or that is no longer polled, is detected too. Pure: reads no clock, cancels
 //! nothing.
 
 use std::fmt;
@@ -11,51 +11,51 @@ use tokio::time::Instant;
 
 use crate::settings::Settings;
 
-/// How long one step of a reader may take: longer than the service's calls and their own limits.
+/// How long one step of a reader may take: longer than the timeouts of the calls to the service.
 pub(crate) const READ_LIMIT: Duration = Duration::from_secs(90);
-/// A shard task ends by itself what takes too long. Only one that cannot is judged stuck, so much
-/// later; after a short deadline, half of it.
+/// A shard task enforces its deadlines itself. It is judged stuck only if it did not, this much later;
+/// after a short deadline, half of that deadline later.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long after a reply the next one is overdue, unless polls are further apart. An idle subscription
-/// sends an event every five seconds.
+/// How long after a reply the next one is overdue, unless the poll interval is longer. An idle
+/// subscription sends an event every five seconds.
 const REPLY_OVERDUE: Duration = Duration::from_secs(10);
-/// How often a reader is replaced before its shard is given back.
+/// How many readers in a row may hang before the shard is released.
 pub(crate) const READER_RESTARTS: u32 = 3;
 
-/// What a shard task is doing.
+/// The current activity of a shard task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Activity {
     /// Waiting for a processor's callback.
     Processing { callback: &'static str },
-    /// Waiting for records, and some are there.
+    /// Waiting for records of the backlog.
     Reading,
-    /// Waiting for records that have not arrived yet.
+    /// Waiting for records at the tip.
     WaitingAtTip,
-    /// Waiting for records, which may not be read before others give memory back.
+    /// Waiting for records, which may not be read before other shards release memory.
     WaitingForMemory,
-    /// The service refuses to be read.
+    /// Calls to the service fail.
     ReadFailing { error: String },
     /// The window of unacknowledged records is full.
     WaitingForAcknowledgements,
-    /// Records are not acknowledged, and other shards wait for their memory.
+    /// Records in flight hold memory that other shards wait for.
     HoldingMemory,
-    /// All is read, and some records are not acknowledged.
+    /// The shard is fully read, and some records are in flight.
     WaitingForTheEnd,
-    /// Told to deliver nothing.
+    /// The user has paused delivery.
     Paused,
-    /// Letting the shard go.
+    /// Draining the shard before its release.
     Draining,
     /// Waiting before the next attempt.
     Retrying { failures: u32, error: String },
-    /// Storing a record that cannot be processed.
+    /// Storing a poison record as a dead letter.
     DeadLettering { error: Option<String> },
-    /// Waiting for the lease table: a proof of the lease, a checkpoint.
+    /// Waiting for the lease table: for a renewal or a stored checkpoint.
     Storing,
-    /// Waiting until the end of the shard is stored, and before it the leases of its children.
+    /// Waiting until the child leases, and then the shard end, are stored.
     Ending,
 }
 
-/// What the reader last found.
+/// The last reply of the reader.
 #[derive(Debug, Clone, Copy)]
 struct Reply {
     at: Instant,
@@ -63,30 +63,30 @@ struct Reply {
     behind: Option<u64>,
 }
 
-/// What others may look at while a shard task runs.
+/// The progress of a running shard task, shared with the control plane.
 #[derive(Debug, Clone)]
 pub(crate) struct Progress {
-    /// When the shard last proved life: a reply, a batch done, or a heartbeat of its processor.
+    /// When the shard last made progress: a reply, a processed batch, or a heartbeat of its processor.
     pub(crate) at: Instant,
     reply: Option<Reply>,
-    /// The service said that the shard or stream does not exist, or did not understand what was asked
-    /// for: the stream may be another one.
+    /// The service reported that the shard or stream does not exist, or rejected the request as invalid:
+    /// the stream may be a re-created one.
     pub(crate) is_missing: bool,
-    /// When the processor last said that it is alive.
+    /// When the processor last sent a heartbeat.
     beat: Instant,
     activity: Activity,
     since: Instant,
     is_at_tip: bool,
-    /// Since when records are in flight and the checkpoint cannot move past the first of them.
+    /// Since when records are in flight and the oldest of them holds the checkpoint back.
     open_since: Option<Instant>,
-    /// Why reading fails, and since when.
+    /// The latest read error, and when the series of errors began.
     read_error: Option<(String, Instant)>,
-    /// Since when the reader may not read for want of memory.
+    /// Since when the reader waits for the memory budget.
     no_memory_since: Option<Instant>,
 }
 
 impl Progress {
-    /// Of a shard task that starts.
+    /// Creates the progress of a shard task that starts.
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             at: now,
@@ -102,7 +102,7 @@ impl Progress {
         }
     }
 
-    /// What the task is doing, and since when.
+    /// Returns the activity of the task, and since when it lasts.
     pub(crate) fn current(&self) -> (Activity, Instant) {
         if self.activity == Activity::Reading
             && let Some(since) = self.no_memory_since
@@ -121,36 +121,36 @@ impl Progress {
         }
     }
 
-    /// The processor says that it is alive.
+    /// Records a heartbeat of the processor.
     pub(crate) fn beat(&mut self, now: Instant) {
         self.beat = now;
         self.at = now;
     }
 
-    /// When the processor was last heard of, which began something at `begun`.
+    /// Returns the time of the last heartbeat, or `begun`, when the current activity began, if later.
     pub(crate) fn heard_since(&self, begun: Instant) -> Instant {
         self.beat.max(begun)
     }
 
-    /// The task does this since then.
+    /// Records the activity of the task and since when it lasts.
     pub(crate) fn doing(&mut self, activity: Activity, since: Instant) {
         self.activity = activity;
         self.since = since;
     }
 
-    /// The oldest record in flight keeps the checkpoint where it is since then.
+    /// Records since when the oldest record in flight holds the checkpoint back.
     pub(crate) fn holds_checkpoint(&mut self, since: Option<Instant>) {
         self.open_since = since;
     }
 
-    /// Since when nobody was heard of the oldest record in flight, while the task waits for more records.
-    /// Whatever else it waits for is judged by itself.
+    /// Returns since when the oldest record in flight holds the checkpoint back without a heartbeat, while
+    /// the task waits for more records. Any other activity has a limit of its own.
     pub(crate) fn open_since(&self) -> Option<Instant> {
         let since = self.open_since.filter(|_| self.activity == Activity::Reading)?;
         Some(self.heard_since(since))
     }
 
-    /// The reader has answered; `behind` is `None` at the end of the shard.
+    /// Records a reply of the reader; `behind` is `None` at the end of the shard.
     pub(crate) fn replied(&mut self, now: Instant, is_at_tip: bool, behind: Option<u64>) {
         self.at = now;
         self.is_missing = false;
@@ -160,13 +160,13 @@ impl Progress {
         self.reader_lives(now);
     }
 
-    /// How old the last reply is.
+    /// Returns the age of the last reply.
     pub(crate) fn since_reply(&self, now: Instant) -> Option<Duration> {
         Some(now.saturating_duration_since(self.reply?.at))
     }
 
-    /// How far reading is behind the tip, in milliseconds: what the last reply said, and the time since
-    /// while the next one is overdue.
+    /// Returns the backlog in milliseconds: the value of the last reply, plus its age while the next reply
+    /// is overdue.
     pub(crate) fn millis_behind(&self, now: Instant, poll_interval: Duration) -> Option<u64> {
         let Some(behind) = self.reply?.behind else { return Some(0) };
         let age = self.since_reply(now)?;
@@ -176,7 +176,7 @@ impl Progress {
         Some(behind.saturating_add(since))
     }
 
-    /// The service has answered that it cannot be read, or has not answered.
+    /// Records a failed read. A series of failures counts from its first one.
     pub(crate) fn read_failed(&mut self, now: Instant, error: String, is_missing: bool) {
         let since = self.read_error.as_ref().map_or(now, |(_, since)| *since);
         self.read_error = Some((error, since));
@@ -184,33 +184,33 @@ impl Progress {
         self.reader_lives(now);
     }
 
-    /// The reader waits for memory, or has it.
+    /// Records whether the reader waits for the memory budget.
     pub(crate) fn waits_for_memory(&mut self, now: Instant, waits: bool) {
         self.no_memory_since = waits.then_some(now);
-        // The time of waiting is not the reader's.
+        // The reader is not to blame for the time it waited.
         self.reader_lives(now);
     }
 
     fn reader_lives(&mut self, now: Instant) {
-        // Only who waits for the reader: it may well answer while a callback hangs.
+        // Only while the task waits for the reader: prefetch may reply while a callback hangs.
         if self.activity == Activity::Reading {
             self.since = now;
         }
     }
 }
 
-/// How a shard is.
+/// The judgement on a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Liveness {
-    /// It makes progress, or there is nothing to do.
+    /// The shard makes progress, or there is nothing to do.
     Well,
-    /// It makes none, and is still waited for.
+    /// The shard makes no progress; the worker keeps waiting.
     Slow { cause: String },
-    /// It makes none, and its task cannot help itself: give it back.
+    /// The shard makes no progress and its task cannot end by itself: release it.
     Stuck { cause: String },
 }
 
-/// Judges what has been going on since `since`.
+/// Judges an activity that has lasted since `since`.
 pub(crate) fn judge(
     activity: &Activity,
     since: Instant,
@@ -229,25 +229,25 @@ pub(crate) fn judge(
     }
 }
 
-/// Judges a shard that is read, and whose oldest record in flight nobody has acknowledged since `since`.
+/// Judges a shard that is being read while its oldest record in flight has not been acknowledged since
+/// `since`.
 ///
-/// It is not released for that: other records are processed, and when no more fit it is judged by
-/// [`judge`].
+/// The shard is slow, never stuck: later records are still processed. Once the in-flight or memory limit
+/// is reached, [`judge`] decides.
 pub(crate) fn judge_open_record(since: Instant, now: Instant, settings: &Settings) -> Liveness {
     let lasting = now.saturating_duration_since(since);
     if lasting < settings.callback_deadline {
         return Liveness::Well;
     }
     let cause = format!(
-        "the checkpoint has not moved, because a delivered record has been neither acknowledged nor \
-         given up for {}: its token must be acknowledged or dropped, or the processor must send \
-         heartbeats",
+        "checkpoint held back: the oldest record in flight has been neither acknowledged nor dropped \
+         for {}; acknowledge or drop its token, or send heartbeats",
         Rounded(lasting)
     );
     Liveness::Slow { cause }
 }
 
-/// From when on it is slow, and stuck.
+/// Returns after how long an activity is slow, and after how long it is stuck.
 fn limits(activity: &Activity, settings: &Settings) -> (Duration, Duration) {
     let (slow, deadline) = (settings.slow_after, settings.callback_deadline);
     match activity {
@@ -257,12 +257,12 @@ fn limits(activity: &Activity, settings: &Settings) -> (Duration, Duration) {
             (READ_LIMIT + GRACE, READ_LIMIT * READER_RESTARTS + GRACE * 2)
         }
         Activity::Paused => (Duration::MAX, Duration::MAX),
-        // Each of these is an event again and again, and giving the shard back would not help, or
-        // is what the failure policy decides.
+        // Each of these repeats an event, so it shows at once. A release would not help, or is for the
+        // failure policy to decide.
         Activity::ReadFailing { .. }
         | Activity::Retrying { .. }
         | Activity::DeadLettering { error: Some(_) } => (Duration::ZERO, Duration::MAX),
-        // Who holds the memory is judged by itself.
+        // The shard that holds the memory is judged, not the one that waits for it.
         Activity::WaitingForMemory
         | Activity::DeadLettering { error: None }
         | Activity::WaitingForTheEnd
@@ -273,7 +273,7 @@ fn limits(activity: &Activity, settings: &Settings) -> (Duration, Duration) {
 }
 
 impl Activity {
-    /// Whether it lasts until the processor returns or acknowledges something.
+    /// Returns whether the activity lasts until the processor returns or acknowledges something.
     fn is_the_processors(&self) -> bool {
         match self {
             Self::Processing { .. }
@@ -300,37 +300,37 @@ impl fmt::Display for Activity {
             Self::Processing { callback } => {
                 write!(f, "the processor's `{callback}` has not returned or sent a heartbeat")
             }
-            Self::Reading => f.write_str("the reader has not answered"),
-            Self::WaitingAtTip => f.write_str("the reader has not answered at the tip"),
-            Self::WaitingForMemory => f.write_str("the reader waits for memory"),
-            Self::ReadFailing { error } => write!(f, "reading fails ({error})"),
+            Self::Reading => f.write_str("no reply from the reader"),
+            Self::WaitingAtTip => f.write_str("no reply from the reader at the tip"),
+            Self::WaitingForMemory => f.write_str("reading blocked by the memory budget"),
+            Self::ReadFailing { error } => write!(f, "reads have been failing ({error})"),
             Self::WaitingForAcknowledgements => {
-                f.write_str("no record was acknowledged and no more may be delivered")
+                f.write_str("no record acknowledged while the in-flight limit is reached")
             }
             Self::HoldingMemory => {
-                f.write_str("no record was acknowledged and other shards wait for their memory")
+                f.write_str("no record acknowledged while other shards wait for memory")
             }
             Self::WaitingForTheEnd => {
-                f.write_str("all is read and some records are not acknowledged")
+                f.write_str("shard fully read, but records in flight are not acknowledged")
             }
             Self::Paused => f.write_str("paused"),
-            Self::Draining => f.write_str("letting the shard go"),
+            Self::Draining => f.write_str("draining"),
             Self::Retrying { failures, error } => {
-                write!(f, "the processor fails ({failures} times, last: {error})")
+                write!(f, "the processor has been failing ({failures} times, last: {error})")
             }
             Self::DeadLettering { error: None } => f.write_str("storing a dead letter"),
             Self::DeadLettering { error: Some(error) } => {
-                write!(f, "storing a dead letter fails ({error})")
+                write!(f, "storing a dead letter has been failing ({error})")
             }
-            Self::Storing => f.write_str("the lease table has not confirmed a write"),
+            Self::Storing => f.write_str("a lease table write has not been confirmed"),
             Self::Ending => f.write_str(
-                "all is read and the leases of the children, and then the end, could not be stored",
+                "shard fully read, but the child leases and the shard end have not been stored",
             ),
         }
     }
 }
 
-/// A duration as people read it: whole seconds.
+/// A duration for people: whole seconds, or minutes and seconds.
 struct Rounded(Duration);
 
 impl fmt::Display for Rounded {
@@ -392,7 +392,10 @@ mod tests {
     fn what_is_refused_from_outside_is_named_at_once_and_never_given_back() {
         let error = "GetRecords: AccessDenied".to_owned();
         let failing = Activity::ReadFailing { error };
-        assert_eq!(after(&failing, 0), slow("reading fails (GetRecords: AccessDenied) for 0 s"));
+        assert_eq!(
+            after(&failing, 0),
+            slow("reads have been failing (GetRecords: AccessDenied) for 0 s")
+        );
         let retrying = Activity::Retrying { failures: 3, error: "no disk".to_owned() };
         let day = 24 * 3600;
         for activity in [failing, retrying, Activity::Draining, Activity::WaitingForTheEnd] {
@@ -400,11 +403,10 @@ mod tests {
         }
     }
 
-    /// The other parent of a child may be behind a long backlog: that is no fault of the table.
+    /// The other parent of a child may have a long backlog, which is not a fault of the table.
     #[test]
     fn an_end_that_waits_for_its_children_says_so_and_is_never_given_back() {
-        let cause =
-            "all is read and the leases of the children, and then the end, could not be stored";
+        let cause = "shard fully read, but the child leases and the shard end have not been stored";
         assert_eq!(after(&Activity::Ending, 45), slow(&format!("{cause} for 45 s")));
         assert!(matches!(after(&Activity::Ending, 24 * 3600), Liveness::Slow { .. }));
     }
@@ -470,7 +472,7 @@ mod tests {
         progress.waits_for_memory(start + READ_LIMIT, true);
         assert_eq!(progress.current(), (Activity::WaitingForMemory, start + READ_LIMIT));
         assert_eq!(after(&Activity::WaitingForMemory, 29), Liveness::Well);
-        let cause = "the reader waits for memory for 30 s";
+        let cause = "reading blocked by the memory budget for 30 s";
         assert_eq!(after(&Activity::WaitingForMemory, 30), slow(cause));
         let day = 24 * 3600;
         assert!(matches!(after(&Activity::WaitingForMemory, day), Liveness::Slow { .. }));

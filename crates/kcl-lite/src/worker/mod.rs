@@ -1,8 +1,8 @@
-//! The facade: build a worker, start it, watch it, stop it.
+//! The worker: building, starting, observing and stopping it.
 //!
-//! Its parts: [`start`] makes everything ready; the [`coordinator`] owns the leases and asks
-//! [`state`] what to do; a [`lease_keeper`] per lease writes its row; a [`shard_task`] per lease
-//! reads and processes. Control plane and data plane run on different threads by default.
+//! [`start`] prepares streams, table and leases; the [`coordinator`] owns the leases and executes the
+//! decisions of [`state`]; one [`lease_keeper`] per held lease writes its row; one [`shard_task`] per held
+//! lease reads and processes. Control plane and data plane run on different threads by default.
 
 mod builder;
 mod children;

@@ -1,6 +1,7 @@
-//! The service's time, as its last listing said it, carried on by our own monotonic clock.
+//! The clock of the service, as the last listing returned it, extrapolated by the local monotonic clock.
 //!
-//! Decides nothing about leases: it dates what was read, so that a quiet shard can be told from a gap.
+//! Decides nothing about leases: it dates what was read, so that a quiet shard is distinguished from a
+//! gap.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::record::Timestamp;
 
-/// The time of one stream's service; a second or two early, never late. Clones share it.
+/// The service's clock for one stream; a second or two behind, never ahead. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct ServiceClock {
     clock: Arc<dyn Clock>,
@@ -19,28 +20,28 @@ pub(crate) struct ServiceClock {
 }
 
 impl ServiceClock {
-    /// A clock that knows nothing yet.
+    /// Creates a clock without a reading.
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         Self { clock, seen: Arc::default() }
     }
 
-    /// The service has just said that it is `at`.
+    /// Sets the time that the service has just returned.
     pub(crate) fn set(&self, at: Timestamp) {
         let seen = Some((at, self.clock.now()));
         *self.seen.lock() = seen;
     }
 
-    /// The service's time now, once it has been heard.
+    /// Returns the service's time now; `None` before the first reading.
     pub(crate) fn now(&self) -> Option<Timestamp> {
         self.at(self.clock.now())
     }
 
-    /// The service's time at `instant`, which may be before it was heard.
+    /// Returns the service's time at `instant`, which may be before the reading.
     pub(crate) fn at(&self, instant: Instant) -> Option<Timestamp> {
         let (at, seen) = (*self.seen.lock())?;
         let millis = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
         let later = millis(instant.saturating_duration_since(seen));
-        // Rounded up: too early repeats a record, too late loses one.
+        // Rounded up: a time that is too early repeats a record, one that is too late loses a record.
         let earlier = seen.saturating_duration_since(instant) + Duration::from_millis(1);
         let earlier = if instant < seen { millis(earlier) } else { 0 };
         Some(Timestamp::from_millis(at.as_millis().saturating_add(later).saturating_sub(earlier)))

@@ -1,8 +1,8 @@
-//! What has to be true before a worker is ready: its streams are there, the table exists, and every
-//! stream has leases that were made for it and start at a time that has come.
+//! The start of a worker. Before it is ready, its streams are active, the lease table exists, and every
+//! stream has leases that were created for it and that do not start in the future.
 //!
-//! Every step can be repeated. Transient failures are tried again for as long as the settings allow,
-//! others are the typed error that `start` returns. Never takes a lease.
+//! Every step is idempotent. Transient failures are retried for as long as the settings allow; others
+//! become the typed error that `start` returns. Never takes a lease.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,15 +28,15 @@ use crate::stream::{Description, ListFrom, Listing, Notice, Stream};
 
 /// How long one call may take; creating a table takes several.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
-/// Time between looks at a stream that is being created.
+/// Time between two checks of a stream that is being created.
 const STREAM_POLL: Duration = Duration::from_secs(1);
-/// How much earlier than the service's clock a time may be that it told, besides the time that the
-/// answer took: the header is cut to whole seconds, and a margin is taken off.
+/// How far a time from the service may be behind its clock, besides the duration of the call: the `Date`
+/// header is truncated to whole seconds, and a margin is subtracted.
 const EARLY: Duration = Duration::from_secs(5);
-/// How often a row is rewritten whose owner moves its counter meanwhile.
+/// How often the rewrite of a row is attempted while its owner keeps incrementing the counter.
 const REWRITES: u32 = 20;
 
-/// A stream that a worker is given.
+/// A stream as the user passed it to the worker.
 #[derive(Debug, Clone)]
 pub(crate) struct GivenStream {
     /// The name or ARN by which the user knows it.
@@ -56,7 +56,7 @@ pub(crate) struct ReadyStream {
 }
 
 impl ReadyStream {
-    /// What arrived before this may have aged out; `None` when that is not known.
+    /// Returns the time before which records may have aged out; `None` if it is unknown.
     pub(crate) fn horizon(&self) -> Option<Timestamp> {
         let retention = i64::try_from(self.retention?.as_millis()).unwrap_or(i64::MAX);
         let now = self.service_clock.now()?.as_millis();
@@ -64,14 +64,14 @@ impl ReadyStream {
     }
 }
 
-/// Makes everything ready; returns the streams, and how many leases there are.
+/// Prepares the streams, the table and the first leases; returns the streams and the number of leases.
 pub(crate) async fn make_ready(
     context: &ControlContext,
     given: &[GivenStream],
     rng: &mut fastrand::Rng,
 ) -> Result<(BTreeMap<StreamKey, ReadyStream>, usize), Error> {
     let began = context.clock.now();
-    // First the streams: a wrong name must not leave a table behind.
+    // Streams first: a wrong name must not leave a new table behind.
     let mut described = Vec::new();
     for given in given {
         described.push(describe(context, given, rng).await?);
@@ -95,7 +95,7 @@ pub(crate) async fn make_ready(
     if !is_new {
         prepare(context, rng).await?;
     }
-    // All are looked at before anything is written.
+    // All streams are checked before anything is written.
     let mut settled = Vec::new();
     for (given, description) in given.iter().zip(described) {
         let mut ready = ready(context, given, &description, &table)?;
@@ -112,7 +112,8 @@ pub(crate) async fn make_ready(
                 rows
             }
         };
-        // Only now: until the first lease is there they tell that the stream was made again.
+        // Last: until the first new lease exists, these rows are the evidence that the stream was
+        // re-created.
         for row in others {
             discard(context, &ready.source, row, rng).await?;
         }
@@ -121,7 +122,7 @@ pub(crate) async fn make_ready(
     Ok((streams, leases))
 }
 
-/// The store bounds its own wait for a new table.
+/// Prepares the table. The store bounds its own wait for a new table.
 async fn prepare(context: &ControlContext, rng: &mut fastrand::Rng) -> Result<(), Error> {
     let mut retry = attempts();
     while let Err(error) = context.store.prepare().await {
@@ -130,7 +131,7 @@ async fn prepare(context: &ControlContext, rng: &mut fastrand::Rng) -> Result<()
     Ok(())
 }
 
-/// Asks what the stream is. Permission to ask is not needed to read it.
+/// Describes the stream. Reading it does not require the permission to describe it.
 async fn describe(
     context: &ControlContext,
     given: &GivenStream,
@@ -139,10 +140,10 @@ async fn describe(
     let describe = || given.stream.describe();
     match wait_until_ready(context, rng, describe).await {
         Err(error) if error.kind == ServiceErrorKind::Denied => {
-            // The listing says whether anything at all is allowed, and names the call.
+            // The listing shows whether any access is allowed, and its error names the denied call.
             let list = || given.stream.list(ListFrom::Latest);
             let listing = wait_until_ready(context, rng, list).await?;
-            tracing::info!("the stream cannot be told from one of the same name: {error}");
+            tracing::info!("a re-created stream of the same name cannot be detected: {error}");
             Ok(Description { at: Some(listing.at), ..Description::default() })
         }
         description => Ok(description?),
@@ -171,7 +172,7 @@ fn ready(
     })
 }
 
-/// By which keys the rows of one of several streams stand in the table.
+/// Returns the stream part of the lease keys, for one of several streams.
 fn key_of(
     identity: &Option<StreamIdentity>,
     name: &str,
@@ -181,25 +182,25 @@ fn key_of(
         return Err(Error::new(
             ErrorKind::Denied,
             format!(
-                "a worker of several streams has to know the account and the age of `{name}`: allow \
-                 `kinesis:DescribeStreamSummary`"
+                "a worker of several streams needs the account and the creation time of `{name}`: \
+                 allow `kinesis:DescribeStreamSummary`"
             ),
         ));
     };
     Ok(plan::key_among_several(identity, &table.leases))
 }
 
-/// The rows of a stream that are there.
+/// Returns the existing rows of a stream.
 fn rows_of<'a>(source: &'a Source, leases: &'a [Lease]) -> impl Iterator<Item = &'a Lease> + Clone {
     let is_its =
         |row: &&Lease| row.key.stream() == source.key && source.other_stream(row).is_none();
     leases.iter().filter(is_its)
 }
 
-/// How many rows there are with which the worker goes on; with none it begins.
+/// Counts the rows from which the worker continues; with zero it creates the first leases.
 fn rows_to_go_on_with(source: &Source, table: &Table, others: &[&Lease]) -> usize {
     let rows = rows_of(source, &table.leases);
-    // Nobody knows of which stream those are that cannot be read.
+    // Unreadable rows may belong to either stream.
     if !others.is_empty() && rows.clone().next().is_none() {
         return 0;
     }
@@ -207,8 +208,8 @@ fn rows_to_go_on_with(source: &Source, table: &Table, others: &[&Lease]) -> usiz
     rows.count() + unreadable.count()
 }
 
-/// Whether the worker may start beside rows of other streams, such as a former one of the same name:
-/// then those are to be removed, and where it is to start over, `source` says so.
+/// Checks whether the worker may start beside rows of other streams, such as a former one of the same
+/// name. Returns the rows to remove; if the worker has to start over, sets the position in `source`.
 fn settle_others<'a>(
     table: &'a Table,
     source: &mut Source,
@@ -220,15 +221,15 @@ fn settle_others<'a>(
     if kinds.contains(&Other::Newer) {
         return Err(Error::new(
             ErrorKind::Missing,
-            "the stream was deleted and made again while the worker was starting; start it again",
+            "the stream was re-created while the worker was starting; restart the worker",
         ));
     }
     let own: Vec<_> = rows_of(source, &table.leases).collect();
-    // By its key a row says of which of several streams it is.
+    // With several streams, the key of a row names its stream.
     let is_marked = |row: &&Lease| row.stream.is_some() || source.key != StreamKey::ONLY;
     if kinds.iter().all(|kind| *kind == Other::Former) && own.iter().any(is_marked) {
-        // The new stream has leases: it has been decided, but an owner that did not know has put rows
-        // of the former one back.
+        // The new stream has leases, so the start over has happened; an owner that did not know of it
+        // has written rows of the former stream again.
         return Ok(rows);
     }
     if recreated == StreamRecreated::Refuse {
@@ -237,8 +238,8 @@ fn settle_others<'a>(
         return Err(Error::new(
             ErrorKind::OtherStream,
             format!(
-                "the leases belong to another stream: they were made for {was}, the stream of that \
-                 name is now {is}; use another application name"
+                "the leases belong to another stream: they were created for {was}, but the stream of \
+                 that name is now {is}; use another application name"
             ),
         ));
     }
@@ -246,8 +247,8 @@ fn settle_others<'a>(
         return Err(Error::new(
             ErrorKind::Config,
             format!(
-                "the lease `{}` does not say which stream it was made for, and others are of a stream \
-                 that is gone: remove it, or use another application name",
+                "the lease row `{}` does not name its stream, and other rows belong to a deleted \
+                 stream: delete it, or use another application name",
                 row.key
             ),
         ));
@@ -268,8 +269,8 @@ async fn discard(
     retried(context, rng, || context.discard(row.clone(), is_other)).await
 }
 
-/// Makes the first leases of a stream that had none when the table was last looked at, and the table
-/// before them.
+/// Creates the table, if it is missing, and the first leases of a stream that had none when the table was
+/// last read.
 async fn create_first(
     context: &ControlContext,
     ready: &ReadyStream,
@@ -286,9 +287,9 @@ async fn create_first(
     for lease in wanted {
         let mut retry = attempts();
         loop {
-            // At each attempt: the process was stopped meanwhile, or had no answer, and others may have
-            // made this row, finished its shard and removed it. What is missing where there are rows
-            // is found by the first audit.
+            // Before each attempt: while the process was stopped or had no reply, other workers may have
+            // created this row, finished its shard and deleted it. If there are rows, the first audit
+            // finds what is missing.
             if context.clock.now() > looked + context.settings.lease_duration * 2 {
                 looked = context.clock.now();
                 if let Some(rows) = rows_made_by_others(context, ready, rng).await? {
@@ -305,7 +306,7 @@ async fn create_first(
     Ok(count)
 }
 
-/// Decides where the first leases start. Times count by the service's clock when it was first asked.
+/// Decides where the first leases start. Times refer to the service's clock at the first call.
 async fn decide_start(
     context: &ControlContext,
     ready: &ReadyStream,
@@ -328,15 +329,15 @@ async fn decide_start(
     Ok(start)
 }
 
-/// Whether a time is certainly later than the service's clock, which said `now` up to `asked` ago.
+/// Returns whether a time is certainly in the future of the service's clock, which returned `now` at most
+/// `asked` ago.
 fn is_to_come(time: Timestamp, now: Timestamp, asked: Duration) -> bool {
     let most = i64::try_from((asked + EARLY).as_millis()).unwrap_or(i64::MAX);
     time > Timestamp::from_millis(now.as_millis().saturating_add(most))
 }
 
-/// Starts shards again from their oldest record whose rows say that they start at a time that is still
-/// to come. Such a row was made by a program whose clock was ahead; when it was meant to start is not
-/// known any more, and nothing has been read yet.
+/// Resets shards whose rows start in the future to their oldest record. Such a row was created by a
+/// program whose clock was ahead; the intended start is unknown, and nothing has been read yet.
 async fn repair_future_starts(
     context: &ControlContext,
     ready: &ReadyStream,
@@ -354,8 +355,8 @@ async fn repair_future_starts(
     if suspects.is_empty() {
         return Ok(());
     }
-    // The table was read after the service had told its time, and rows may have been made meanwhile.
-    // None of them can rightly start after what it says now.
+    // The table was read after the service returned its time, and rows may have been created since.
+    // None of them can correctly start later than the service's time now.
     let asked = context.clock.now();
     let described = retried(context, rng, || ready.stream.describe()).await;
     let now = match described.ok().and_then(|description| description.at) {
@@ -369,8 +370,8 @@ async fn repair_future_starts(
     Ok(())
 }
 
-/// Rewrites a row as long as its `start` is wrong. Its owner, which cannot read anything, loses the lease
-/// by that and takes it again.
+/// Rewrites a row while its `start` is wrong. Its owner, which cannot read anything, loses the lease by
+/// this write and takes it again.
 async fn start_again(
     context: &ControlContext,
     mut row: Lease,
@@ -392,11 +393,11 @@ async fn start_again(
             }
         }
     }
-    let context = format!("the row `{}` changes too quickly; start the worker again", row.key);
+    let context = format!("the lease row `{}` changes too quickly; restart the worker", row.key);
     Err(ServiceError::new(ServiceErrorKind::Unavailable, context))
 }
 
-/// How many rows the stream has, if others made any of them.
+/// Returns how many rows the stream has, if other workers created any of them.
 async fn rows_made_by_others(
     context: &ControlContext,
     ready: &ReadyStream,
@@ -433,7 +434,8 @@ where
     }
 }
 
-/// The listing may be caught in the middle of a reshard: ask again until it covers everything.
+/// Returns the first leases. A listing may fall into a resharding: lists again until the shards cover the
+/// whole hash space.
 async fn first_leases(
     context: &ControlContext,
     ready: &ReadyStream,
@@ -450,21 +452,21 @@ async fn first_leases(
         if !may_wait(context, STREAM_POLL) {
             return Err(Error::new(
                 ErrorKind::Unavailable,
-                "the shard listing does not cover the whole hash space; try again when the reshard is \
-                 over",
+                "the shard listing does not cover the whole hash space; retry when the resharding is \
+                 complete",
             ));
         }
         sleep(&context.clock, STREAM_POLL).await;
         let at = listing.at;
         let list = || ready.stream.list(start.listed());
         listing = wait_until_ready(context, rng, list).await?;
-        // "Latest" is when the worker first asked.
+        // "Latest" is the time of the first listing.
         listing.at = at;
     }
 }
 
-/// The shards that were open when "latest" was, rather than those that are open now: one that closed
-/// in between still has records to deliver, and its children come when it ends.
+/// Lists the shards that were open at the time of "latest", not those that are open now: a shard that
+/// closed in between still has records to deliver, and its children follow when it ends.
 async fn listing_as_of(
     context: &ControlContext,
     stream: &Arc<dyn Stream>,
@@ -481,7 +483,7 @@ async fn listing_as_of(
     }
 }
 
-/// Tries a call again while its failure may pass and there is time.
+/// Retries a call while its error is transient and the start timeout allows.
 async fn retried<T, F>(
     context: &ControlContext,
     rng: &mut fastrand::Rng,
@@ -525,12 +527,12 @@ async fn pause(
     Ok(())
 }
 
-/// Whether the start may still take as long as this.
+/// Returns whether the start may take another `delay`.
 fn may_wait(context: &ControlContext, delay: Duration) -> bool {
     context.clock.now() - context.began + delay < context.settings.start_timeout
 }
 
-/// How long a call may take, so that it ends in time.
+/// Returns how long a call may take within the start timeout.
 fn call_limit(context: &ControlContext) -> Duration {
     let elapsed = context.clock.now() - context.began;
     CALL_LIMIT.min(context.settings.start_timeout.saturating_sub(elapsed))

@@ -1,7 +1,6 @@
-//! What a worker says of itself: the state it is in, what it holds, what goes wrong.
+//! The status of a worker: its state, the leases it holds, and its problems.
 //!
-//! Plain data and its text. Never finds anything out: the coordinator fills it in, and the handle adds
-//! how the worker ended.
+//! Plain data and its text. The coordinator fills it in, and the handle adds the outcome of the worker.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +9,7 @@ use std::time::Duration;
 use crate::position::Checkpoint;
 use crate::record::LeaseKey;
 
-/// Where a worker is in its life. It only moves down this list.
+/// The state of a worker. It only changes from an earlier variant to a later one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WorkerState {
@@ -19,12 +18,12 @@ pub enum WorkerState {
     Starting,
     /// The worker takes its share of the leases. A paused or drained worker is running, too.
     Running,
-    /// The worker drains its shards and releases its leases, because it was asked to stop, its handle
+    /// The worker drains its shards and releases its leases, because a shutdown was requested, its handle
     /// was dropped, or it failed.
     Stopping,
-    /// The worker has stopped because it was asked to, and holds nothing.
+    /// The worker has shut down on request and holds no lease.
     Stopped,
-    /// The worker has ended by itself or was aborted, and holds nothing.
+    /// The worker has ended because of an error or was aborted, and holds no lease.
     Failed {
         /// The message of the error that [`WorkerHandle::stopped`](crate::WorkerHandle::stopped)
         /// returns.
@@ -55,22 +54,22 @@ impl fmt::Display for WorkerState {
     }
 }
 
-/// A worker at one moment.
+/// A snapshot of a worker.
 ///
-/// Its `Display` is a summary for people, with one line per shard; the format may change.
+/// Its `Display` is a human-readable summary, with one line per shard; the format may change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
-    /// Leases in the table that are not finished, as the worker last saw it.
+    /// The number of unfinished leases in the table at the last scan.
     pub leases: usize,
-    /// The shards this worker holds. Empty once the worker has ended.
+    /// The shards that this worker holds. Empty once the worker has ended.
     pub shards: BTreeMap<LeaseKey, ShardStatus>,
-    /// The state of the worker, and what is wrong.
+    /// The state of the worker, and its problems.
     pub health: Health,
-    /// Records of aggregates since the start whose hash key belongs to another shard than the one
-    /// they were read from: [`Settings::on_misrouted`](crate::Settings::on_misrouted).
+    /// The number of misrouted records since the start; see
+    /// [`Settings::on_misrouted`](crate::Settings::on_misrouted).
     pub misrouted_records: u64,
-    /// Kinesis records since the start that say they are aggregates and cannot be unpacked. Each was
-    /// delivered as it was read: [`Packing::Corrupt`](crate::Packing::Corrupt).
+    /// The number of Kinesis records since the start that are marked as aggregates but cannot be
+    /// unpacked. Each was delivered unchanged, as [`Packing::Corrupt`](crate::Packing::Corrupt).
     pub corrupt_aggregates: u64,
 }
 
@@ -90,26 +89,26 @@ impl fmt::Display for Status {
     }
 }
 
-/// The state of a worker, and what it sees going wrong: in its own shards, and in those that nobody
-/// reads.
+/// The state of a worker and the problems it sees: in its own shards, and in shards without an owner.
 ///
-/// Its `Display` is one line for people, such as the body of a health endpoint; the format may change.
+/// Its `Display` is one human-readable line, suited as the body of a health endpoint; the format may
+/// change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Health {
-    /// Where the worker is in its life. Once it has ended, nothing else is reported here.
+    /// The state of the worker. Once it has ended, no problems are reported.
     pub state: WorkerState,
-    /// Why the lease table cannot be used, if it has not been for a lease duration.
+    /// Why the lease table cannot be used, if it could not be for a lease duration.
     pub table: Option<String>,
-    /// Shards without progress, and the cause: held here and stuck or slow, held by nobody, or with a
-    /// row that cannot be read.
+    /// The shards without progress, and the cause: held here but stuck or slow, unowned, or with an
+    /// unreadable row.
     pub shards: BTreeMap<LeaseKey, String>,
 }
 
 impl Health {
-    /// Returns whether the worker is running and nothing is wrong.
+    /// Returns whether the worker is running without problems.
     ///
-    /// A worker that is starting, stopping or has ended is never well. A liveness probe that must not
-    /// kill a worker in the middle of its shutdown looks at [`state`](Self::state) as well.
+    /// A worker that is starting, stopping or has ended is never healthy. A liveness probe that must not
+    /// kill a worker during its shutdown should check [`state`](Self::state) as well.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.state == WorkerState::Running && self.table.is_none() && self.shards.is_empty()
@@ -132,26 +131,27 @@ impl fmt::Display for Health {
     }
 }
 
-/// A shard at one moment.
+/// A snapshot of a shard that a worker holds.
 ///
-/// Its `Display` is one line for people; the format may change.
+/// Its `Display` is one human-readable line; the format may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardStatus {
-    /// The checkpoint that the lease table holds, as far as this worker knows: the one it took the
-    /// lease with at first, then the one of the latest renewal.
+    /// The stored checkpoint, as far as this worker knows: the one of the take at first, then the one of
+    /// the latest renewal.
     pub checkpoint: Checkpoint,
-    /// How far reading is behind the tip of the shard, in milliseconds; `None` before the first reply.
+    /// The backlog: how far reading is behind the tip of the shard, in milliseconds. `None` before the
+    /// first reply.
     ///
-    /// This is what the last reply said. While the next one is overdue, the time since the last one is
-    /// added, so that lag grows while nothing can be read. The next reply is overdue as soon as a read
-    /// has failed, or when the last one is ten seconds old (two poll intervals, if that is longer).
+    /// This is the value of the last reply. While the next reply is overdue, the time since the last one
+    /// is added, so that the value grows while nothing can be read. A reply is overdue as soon as a read
+    /// has failed, or when the last reply is ten seconds old (two poll intervals, if that is longer).
     pub millis_behind_latest: Option<u64>,
-    /// How old the last reply is; `None` before the first.
+    /// The time since the last reply; `None` before the first.
     pub since_reply: Option<Duration>,
-    /// Time since the shard last proved life: a reply, a batch done, or a
-    /// [`Heartbeat`](crate::Heartbeat) of its processor.
+    /// The time since the last progress: a reply, a processed batch, or a
+    /// [`Heartbeat`](crate::Heartbeat) of the processor.
     pub since_progress: Duration,
-    /// Why it makes no progress, and for how long, if it makes none.
+    /// Why the shard makes no progress, and for how long, if it makes none.
     pub trouble: Option<String>,
 }
 
@@ -172,19 +172,19 @@ impl fmt::Display for ShardStatus {
     }
 }
 
-/// What a worker did with its shards when it stopped.
+/// The outcome of a stopped worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// The shards that were held when the stop was asked for.
+    /// The shards that were held when the stop was requested.
     pub shards: BTreeMap<LeaseKey, ShardReport>,
 }
 
-/// How one shard was left.
+/// The final state of one shard at the stop of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardReport {
     /// Whether everything delivered was acknowledged and stored, so that nothing will be repeated.
     pub drained: bool,
-    /// The checkpoint last stored.
+    /// The last stored checkpoint.
     pub checkpoint: Checkpoint,
 }
 

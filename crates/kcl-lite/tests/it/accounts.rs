@@ -1,7 +1,7 @@
-//! A stream of another account, given by its ARN, on the local services in process.
+//! A stream of another account, identified by its ARN, on in-process local services.
 //!
-//! Their only account stands for the other one: on the way to them the ARN is translated, and what
-//! each request named is noted.
+//! The only account of the services stands for the other one: requests are intercepted to translate the
+//! ARN and to record what each request named.
 
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 const THEIRS: &str = "arn:aws:kinesis:us-east-1:123456789012:stream/wildrydes";
 const OURS: &str = "arn:aws:kinesis:us-east-1:000000000000:stream/wildrydes";
 
-/// Of paused time: only ends a test that would hang.
+/// A limit on paused time, which only ends a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Operations, and whether they named the stream by the other account's ARN and nothing else.
@@ -124,7 +124,7 @@ async fn every_call_names_a_stream_of_another_account_by_its_arn() {
         tokio::time::timeout(PATIENCE, told.notified()).await.unwrap();
         worker.shutdown(PATIENCE).await.unwrap();
         let mut named = named.lock().clone();
-        // By the ARN of the consumer, which the services have given.
+        // Identified by the consumer ARN that the services returned.
         named.remove(&("SubscribeToShard".to_owned(), false));
         let expected = calls.iter().map(|call| ((*call).to_owned(), true));
         assert_eq!(named, expected.collect());

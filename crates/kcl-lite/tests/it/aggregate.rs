@@ -1,7 +1,7 @@
-//! The example `aggregate` on paused time: no minute is lost when a worker is killed, when it is
-//! stopped, or when rows cannot be put out for a while.
+//! The example `aggregate` on paused time: no minute is lost when a worker is killed or stopped, or when
+//! rows cannot be written for a while.
 //!
-//! Two unicorns send a reading a second; the rows are compared with sums made while sending.
+//! Two unicorns send a reading per second; the rows are compared with sums computed while sending.
 
 #[path = "../../examples/aggregate/processor.rs"]
 mod processor;
@@ -25,7 +25,7 @@ use self::processor::{Aggregate, RowSink};
 use self::window::Row;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Of paused time: only ends a test that would hang.
+/// A limit on paused time, which only ends a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Distance by name and minute (in milliseconds since 1970).
@@ -49,7 +49,7 @@ impl RowSink for Rows {
         for row in rows {
             let key = (row.name.clone(), row.status_time.clone());
             let before = self.0.rows.lock().insert(key, row.clone());
-            // A replay puts out the same row: anything else would replace a whole one by a part.
+            // A replay writes the same row: any other would replace a complete row by a partial one.
             assert!(before.is_none_or(|before| before == *row), "another row for {row:?}");
         }
         self.0.changed.notify_one();
@@ -93,7 +93,7 @@ struct Ride {
 impl Ride {
     fn new() -> Self {
         Self {
-            // Small replies, so that some of a backlog span the end of a minute.
+            // Small replies, so that some replies of a backlog span the end of a minute.
             stream: MemoryStream::new(1).with_read_limit(25),
             store: MemoryStore::new(),
             rows: Rows::default(),
@@ -141,9 +141,9 @@ impl Ride {
     }
 }
 
-/// Kills workers at many moments of a ride of five minutes. The next takes over when the lease has
-/// expired, reads the open minute again, and puts out what the killed one would have. The second
-/// comes late, finds a backlog, and is killed soon after it has stored a position in it.
+/// Kills workers at many moments of a ride of five minutes. The next worker takes the expired lease, reads
+/// the open minute again, and writes the row that the killed one would have written. The second worker
+/// starts late, finds a backlog, and is killed soon after it has stored a position in it.
 #[tokio::test(start_paused = true)]
 async fn a_killed_worker_loses_no_minute() {
     for kill_at in (5..200).step_by(13) {

@@ -1,5 +1,5 @@
-//! Replies that the services in this process cannot give: the next canned one for an operation, as
-//! often as it is asked for; everything else reaches the services. Never delays anything.
+//! Canned replies that the in-process services cannot produce, in order per operation; all other requests
+//! reach the services. Never delays anything.
 
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -15,7 +15,7 @@ use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
 use local_aws::LocalAws;
 
-/// A reply, and how often it is given.
+/// A reply, and how often it is returned.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
     pub(crate) operation: &'static str,
@@ -25,14 +25,14 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// An error with the service's words, given `times` times.
+    /// Creates an error with the service's text, returned `times` times.
     pub(crate) fn error(operation: &'static str, code: &str, words: &str, times: usize) -> Self {
         let body = serde_json::json!({ "__type": code, "message": words }).to_string();
         Self { operation, status: 400, body, times }
     }
 }
 
-/// The configuration of `client`, whose requests get these replies, in order, before real ones.
+/// Returns the configuration of `client`, whose requests get these replies in order, then real ones.
 pub(crate) fn config(local: &LocalAws, client: &str, replies: Vec<Reply>) -> SdkConfig {
     let behind = local.http_client(client);
     let script = Arc::new(Mutex::new(VecDeque::from(replies)));

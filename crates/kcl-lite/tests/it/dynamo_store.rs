@@ -1,4 +1,4 @@
-//! The lease store on DynamoDB, with the real SDK against the service in this process.
+//! The lease store on DynamoDB, with the real SDK against the in-process service.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -61,7 +61,7 @@ impl Bench {
     }
 }
 
-/// The attributes that every row has, as KCL 2.5.8 makes them for a new shard.
+/// The attributes that every row has, as KCL 2.5.8 writes them for a new shard.
 fn bare(key: &str) -> String {
     format!(
         "leaseKey S {key}; leaseCounter N 0; ownerSwitchesSinceCheckpoint N 0; \
@@ -90,15 +90,15 @@ fn renew(counter: u64) -> LeaseChange {
     LeaseChange::Renew { counter, owner: "w1".into(), update: LeaseUpdate::default() }
 }
 
-/// The lower half of the hash keys, and what follows it.
+/// The lower half of the hash keys, and the upper half.
 const LOW: HashRange = HashRange { start: 0, end: u128::MAX / 2 };
 const HIGH: HashRange = HashRange { start: u128::MAX / 2 + 1, end: u128::MAX };
 
-/// A row as the Java library left it in a table, and the lease it is.
+/// A row as the Java library wrote it, and the lease that it represents.
 type Sample = (&'static str, Lease);
 
-/// KCL 2.5.8: created; taken; an aggregate done up to its fifth record and the next one
-/// prepared; a split parent at its end, still owned.
+/// KCL 2.5.8: created; taken; an aggregate processed up to its fifth record and the next one prepared; a
+/// split parent at its shard end, still owned.
 fn rows_of_kcl_2() -> Vec<Sample> {
     let first = |checkpoint| Lease { hash_range: Some(LOW), ..Lease::new(SHARD, checkpoint) };
     let aggregate = "49680467067409085667164030489077425005650163091424411650";
@@ -157,9 +157,9 @@ fn rows_of_kcl_2() -> Vec<Sample> {
     ]
 }
 
-/// KCL 3: the child of a split, ended by a merge; a handoff that the old owner has not finished;
-/// and, of 3.5, the child of the merge, which says what it is. Its pending state is a number by
-/// a bug of that library.
+/// KCL 3: the child of a split, ended by a merge; a handoff that the old owner has not finished; and, of
+/// 3.5, the child of the merge, whose row names its entity type. Its pending state is a number because of
+/// a bug in that library.
 fn rows_of_kcl_3() -> Vec<Sample> {
     let handed = "49680466984294208312240398040570176226030862195935412242";
     vec![
@@ -235,7 +235,7 @@ async fn one_damaged_row_is_listed_apart_with_its_fault_and_named_when_asked_for
         ("leaseCounter S 1; checkpoint S LATEST", "`leaseCounter` is not a number"),
         (
             "leaseCounter N -1; checkpoint S LATEST",
-            "`leaseCounter` is -1, from which no lease can go on: it has to be a whole number from 0 to \
+            "`leaseCounter` is -1, which is out of range: it must be a whole number from 0 to \
              9223372036854775807",
         ),
         ("leaseCounter N 1; checkpoint S soon", "`checkpoint`: `soon` is not a checkpoint"),
@@ -246,7 +246,7 @@ async fn one_damaged_row_is_listed_apart_with_its_fault_and_named_when_asked_for
         ),
         (
             "leaseCounter N 1; checkpoint S LATEST; startingHashKey S 9; endingHashKey S 3",
-            "`startingHashKey` and `endingHashKey` are no range",
+            "`startingHashKey` and `endingHashKey` are not a range",
         ),
     ] {
         bench.put(&format!("{key}; {row}")).await;
@@ -260,7 +260,7 @@ async fn one_damaged_row_is_listed_apart_with_its_fault_and_named_when_asked_for
     }
 }
 
-/// The table holds numbers of 38 digits, and a hand or another program may have written any of them.
+/// The table stores numbers of 38 digits, and a person or another program may have written any of them.
 #[tokio::test(start_paused = true)]
 async fn numbers_of_any_size_are_read_or_reported() {
     let bench = Bench::new().await;
@@ -302,7 +302,7 @@ async fn numbers_of_any_size_are_read_or_reported() {
                 LeaseChange::Reset { counter, checkpoint: Checkpoint::TrimHorizon, anchor: None },
             ] {
                 let change = write(SHARD, change);
-                // What the service refuses is an error, and what the memory does is the rule.
+                // A rejection by the service is an error; the in-memory store defines the rule.
                 let put = bench.admin.put_item().table_name(TABLE).set_item(Some(row.clone()));
                 put.send().await.unwrap();
                 let stored = bench.store.write(&change).await.ok();
@@ -372,7 +372,7 @@ async fn a_write_whose_condition_fails_answers_with_the_row() {
         LeaseChange::Finish { counter: stale, children: shards([2]) },
         LeaseChange::Release { counter: stale, update: LeaseUpdate::default() },
         LeaseChange::Delete { counter: stale },
-        // The counter is right, but the shard is not at its end.
+        // The counter matches, but the shard is not at its end.
         LeaseChange::Delete { counter: 33 },
     ] {
         let refused = WriteOutcome::Refused(Some(lease.clone()));
@@ -478,7 +478,7 @@ async fn a_refusal_names_the_action_to_allow() {
     assert!(error.to_string().ends_with(remedy), "{error}");
 }
 
-/// DynamoDB takes a connection for each call that is on its way.
+/// DynamoDB needs a connection for each call in flight.
 #[tokio::test(start_paused = true)]
 async fn many_calls_at_once_take_few_connections() {
     let bench = Bench::new().await;
@@ -509,7 +509,7 @@ async fn a_partition_is_passing() {
     assert!(error.is_transient(), "{error}");
 }
 
-/// A provider chain that has looked everywhere.
+/// A provider chain without credentials in any of its sources.
 #[derive(Debug)]
 struct Nobody;
 
@@ -595,7 +595,7 @@ prop_compose! {
     }
 }
 
-/// A write to be aimed at a row: at its counter, or beside it.
+/// A write that is aimed at the counter of a row, or beside it.
 #[derive(Debug, Clone)]
 struct Aim {
     key: &'static str,
@@ -619,7 +619,7 @@ enum Kind {
     Replace(Box<Lease>),
 }
 
-/// LeaseUpdate to be made of how far the checkpoint moves.
+/// The parameters of a `LeaseUpdate`: how far the checkpoint advances.
 #[derive(Debug, Clone)]
 struct Told {
     by: Option<u64>,
@@ -670,7 +670,7 @@ fn any_aim() -> impl Strategy<Value = Aim> {
 impl Aim {
     fn at(self, row: Option<&Lease>, number: usize) -> LeaseWrite {
         let counter = row.map_or(0, |row| row.counter) + u64::from(self.stale);
-        // Checkpoints only ever move on: a sub-sequence number up, or to the end.
+        // Checkpoints only advance: by a sub-sequence number, or to the end.
         let moved = |by: u64| match row.map(|row| &row.checkpoint) {
             Some(Checkpoint::At(position)) => Checkpoint::At(Position {
                 sub_sequence_number: position.sub_sequence_number.saturating_add(by),
@@ -733,8 +733,8 @@ proptest! {
         })?;
     }
 
-    /// The rule in `LeaseWrite::apply` and the expressions sent to DynamoDB are two tellings of
-    /// one thing: after any writes, aimed well or badly, both stores answered and hold the same.
+    /// The rule in `LeaseWrite::apply` and the expressions sent to DynamoDB are equivalent: after any writes,
+    /// well or badly aimed, both stores have returned and contain the same.
     #[test]
     fn the_table_and_the_rule_agree(aims in prop::collection::vec(any_aim(), 1..30)) {
         on_paused_time(async {

@@ -1,9 +1,9 @@
-//! What may go wrong around a worker: its calls to the lease table, its clock, its whole process.
+//! Fault injection around a worker: its calls to the lease table, its clock, its whole process.
 //!
-//! A [`Link`] is everything that one worker reaches the world through. Pausing it stops that worker
-//! as SIGSTOP does: its timers fire late, its requests are not sent, its replies not read, while the
-//! time of all others goes on. The store underneath keeps the rule of every write, asserts that no
-//! checkpoint ever moves back, and keeps a list of all requests.
+//! A [`Link`] carries all communication of one worker. Pausing it stops that worker as SIGSTOP does: its
+//! timers fire late, its requests are not sent and its replies not read, while time continues for all
+//! others. The store underneath enforces the condition of every write, asserts that no checkpoint moves
+//! back, and records all requests.
 
 use parking_lot::Mutex;
 use std::fmt;
@@ -27,30 +27,30 @@ use tokio::time::Instant;
 pub(crate) enum Faults {
     #[default]
     None,
-    /// Nothing is applied, every call is refused by the network.
+    /// Nothing is applied; every call fails with a network error.
     Down,
-    /// Calls never return; writes are not applied.
+    /// Calls never return, and writes are not applied.
     Hang,
     /// Renewals and takes are applied, and every second reply is lost.
     LoseReplies(bool),
-    /// So many percent of the writes fail: half of them before, half of them after they are applied.
+    /// This percentage of the writes fails: half of them before, half of them after they are applied.
     Drawn { seed: u64, percent: u64 },
-    /// So many writes a second; the rest is throttled.
+    /// This many writes per second are allowed; the rest is throttled.
     Capacity { per_second: u64, since: Option<Instant>, used: u64 },
 }
 
-/// What becomes of a call.
+/// The fate of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     Pass,
     /// An error, before or after the write is applied.
     Fail,
-    /// No answer, ever.
+    /// No reply, ever.
     Hang,
     Throttle,
 }
 
-/// Where a write is.
+/// The stage of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moment {
     Sent,
@@ -112,7 +112,7 @@ impl Faults {
     }
 }
 
-/// SplitMix64: the next of a sequence that `seed` stands for.
+/// Returns the next number of the SplitMix64 sequence of `seed`.
 pub(crate) fn draw(seed: &mut u64) -> u64 {
     *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (*seed ^ (*seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -132,13 +132,13 @@ impl Fate {
     }
 }
 
-/// How one worker reaches the world.
+/// The communication of one worker.
 #[derive(Debug)]
 pub(crate) struct Link {
     paused: watch::Sender<bool>,
     /// Added to this worker's clock.
     pub(crate) skew: Duration,
-    /// How many percent fast this worker's clock runs.
+    /// By how many percent this worker's clock is fast.
     pub(crate) fast: u32,
     made: Instant,
 }
@@ -160,7 +160,7 @@ impl Link {
         self.paused.send_replace(true);
     }
 
-    /// Lets it go on.
+    /// Resumes the worker.
     pub(crate) fn resume(&self) {
         self.paused.send_replace(false);
     }
@@ -201,7 +201,7 @@ impl Clock for LinkClock {
 pub(crate) struct Request {
     pub(crate) at: Instant,
     pub(crate) worker: String,
-    /// What was to be written; `None` for a read.
+    /// The requested write; `None` for a read.
     pub(crate) write: Option<LeaseWrite>,
     /// Rows read.
     pub(crate) rows: usize,
@@ -210,7 +210,7 @@ pub(crate) struct Request {
 
 type Plan = dyn FnMut(Moment, &str, &LeaseWrite) -> Fate + Send;
 
-/// What a test wants to happen to single writes.
+/// The plan of a test for individual writes.
 #[derive(Clone, Default)]
 struct Planned(Arc<Mutex<Option<Box<Plan>>>>);
 
@@ -220,7 +220,7 @@ impl fmt::Debug for Planned {
     }
 }
 
-/// A lease store as one worker sees it; clones are the same store.
+/// A lease store as one worker sees it; clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FaultyStore {
     pub(crate) inner: MemoryStore,
@@ -238,7 +238,7 @@ impl FaultyStore {
         *self.faults.lock() = faults;
     }
 
-    /// Asks `plan` about every write of every worker, before and after it is applied.
+    /// Sets `plan`, which decides about every write of every worker, before and after it is applied.
     pub(crate) fn plan(
         &self,
         plan: impl FnMut(Moment, &str, &LeaseWrite) -> Fate + Send + 'static,
@@ -246,7 +246,7 @@ impl FaultyStore {
         *self.planned.0.lock() = Some(Box::new(plan));
     }
 
-    /// The same store, as `worker` reaches it.
+    /// Returns the same store behind the link of `worker`.
     pub(crate) fn through(&self, worker: &str, link: Arc<Link>) -> Self {
         Self { worker: worker.to_owned(), link, ..self.clone() }
     }
@@ -267,7 +267,7 @@ impl FaultyStore {
         plan.as_mut().map_or(Fate::Pass, |plan| plan(moment, &self.worker, write))
     }
 
-    /// Applies a write, and holds the table to its oldest promise.
+    /// Applies a write, and asserts that the checkpoint does not move back.
     async fn apply(&self, write: &LeaseWrite) -> Result<WriteOutcome, ServiceError> {
         let before = self.inner.get(&write.key).await?;
         let outcome = self.inner.write(write).await?;
@@ -336,7 +336,7 @@ impl LeaseStore for FaultyStore {
 pub(crate) struct LinkStream<S> {
     pub(crate) inner: S,
     pub(crate) link: Arc<Link>,
-    /// When shards were listed, by whichever worker.
+    /// When shards were listed, by any worker.
     pub(crate) listings: Arc<Mutex<Vec<Instant>>>,
 }
 

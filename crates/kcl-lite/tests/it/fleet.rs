@@ -1,7 +1,7 @@
-//! A fleet for tests: workers on one in-memory stream and one faulty lease store, on paused time.
+//! The test fleet: workers on one in-memory stream and one faulty lease store, on paused time.
 //!
-//! Every delivery and every event goes into one log, in the order it happened; tests wait for what
-//! they need by looking at the log, never by sleeping a guessed time.
+//! One log records every delivery and event in order; tests wait for conditions on the log and never
+//! sleep for a guessed time.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 pub(crate) use crate::faults::Faults;
 use crate::faults::{FaultyStore, Link, LinkClock, LinkStream};
 
-/// What was seen, in order.
+/// An entry of the log.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Seen {
     /// A record reached a processor: worker, shard, payload.
@@ -32,24 +32,24 @@ pub(crate) enum Seen {
     Event(String, Event),
 }
 
-/// How the processors of a fleet behave.
+/// The behaviour of the processors of a fleet.
 #[derive(Clone, Default)]
 pub(crate) struct Script {
-    /// Payload → how often it fails before it succeeds.
+    /// How often each payload fails before it succeeds.
     pub(crate) failures: BTreeMap<String, u32>,
-    /// Payload that panics once.
+    /// A payload that panics once.
     pub(crate) panics: Option<String>,
-    /// Payload that panics whenever it comes.
+    /// A payload that panics whenever it is delivered.
     pub(crate) poison: Option<String>,
-    /// Payload at which the processor never returns.
+    /// A payload at which the processor never returns.
     pub(crate) hangs: Option<String>,
-    /// Keep acknowledgements in `Fleet::acks` instead of acknowledging.
+    /// Whether tokens are kept in `Fleet::acks` instead of acknowledged.
     pub(crate) defer: bool,
-    /// How long a batch takes.
+    /// How long processing a batch takes.
     pub(crate) takes: Duration,
 }
 
-/// The world of one test. Clones share it.
+/// The fleet of one test. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Fleet {
     pub(crate) stream: MemoryStream,
@@ -57,7 +57,7 @@ pub(crate) struct Fleet {
     pub(crate) log: Arc<Mutex<Vec<Seen>>>,
     pub(crate) acks: Arc<Mutex<Vec<(String, Ack)>>>,
     pub(crate) script: Arc<Mutex<Script>>,
-    /// When each entry of the log was made.
+    /// When each entry of the log was written.
     pub(crate) moments: Arc<Mutex<Vec<Instant>>>,
     /// Worker, shard and fencing token of every batch, in order.
     pub(crate) tokens: Arc<Mutex<Vec<(String, ShardId, u64)>>>,
@@ -90,7 +90,7 @@ impl Fleet {
         self
     }
 
-    /// Starts a worker that reads from the beginning.
+    /// Starts a worker that reads from the oldest record.
     pub(crate) async fn start(&self, name: &str) -> WorkerHandle {
         self.start_with(
             name,
@@ -113,7 +113,7 @@ impl Fleet {
         self.try_start_on(name, stream, settings).await.unwrap()
     }
 
-    /// As [`start_on`](Self::start_on), for a start that may fail.
+    /// Starts a worker as [`start_on`](Self::start_on) does, but returns the error of a failed start.
     pub(crate) async fn try_start_on(
         &self,
         name: &str,
@@ -131,19 +131,18 @@ impl Fleet {
             .await
     }
 
-    /// What `worker` reaches the world through. A name of the form `a/2` is another process with
-    /// the worker id `a`.
+    /// Returns the link of `worker`. A name of the form `a/2` is another process with the worker ID `a`.
     pub(crate) fn link(&self, worker: &str) -> Arc<Link> {
         Arc::clone(self.links.lock().entry(worker.to_owned()).or_default())
     }
 
-    /// Gives `worker` a clock of its own, before it starts.
+    /// Sets a separate clock for `worker`, before it starts.
     pub(crate) fn clock(&self, worker: &str, skew: Duration, fast: u32) {
         let link = Arc::new(Link::with_clock(skew, fast));
         self.links.lock().insert(worker.to_owned(), link);
     }
 
-    /// A worker of this fleet, to be given more.
+    /// Returns a builder for a worker of this fleet.
     pub(crate) fn builder(&self, name: &str) -> WorkerBuilder {
         let (link, listings) = (self.link(name), Arc::clone(&self.listings));
         let (events, id) = (self.clone(), name.to_owned());
@@ -156,7 +155,7 @@ impl Fleet {
             .on_event(move |event| events.note(Seen::Event(id.clone(), event.clone())))
     }
 
-    /// The processor that does what the script says.
+    /// Returns the factory of processors that follow the script.
     pub(crate) fn recorder(&self, worker: &str, shard: &ShardContext) -> Recorder {
         let (shard, link) = (shard.shard_id.clone(), self.link(worker));
         Recorder { fleet: self.clone(), worker: worker.to_owned(), shard, link }
@@ -170,7 +169,7 @@ impl Fleet {
         self.changed.notify_waiters();
     }
 
-    /// Waits until `condition` holds of the log; an hour of virtual time is enough for anything.
+    /// Waits until `condition` holds for the log, for at most an hour of virtual time.
     pub(crate) async fn until(&self, what: &str, condition: impl Fn(&[Seen]) -> bool) {
         let wait = async {
             let mut log = Vec::new();
@@ -204,7 +203,7 @@ impl Fleet {
         self.until(&format!("{count} deliveries"), |log| records(log).len() >= count).await;
     }
 
-    /// Waits until `condition` holds, looking ten times a second, and tells how long it took.
+    /// Waits until `condition` holds, checking ten times per second, and returns how long it took.
     pub(crate) async fn within(
         &self,
         limit: Duration,
@@ -227,7 +226,7 @@ impl Fleet {
         }
     }
 
-    /// Puts `rate` records a second for `seconds`, numbered from `first`; returns the next number.
+    /// Puts `rate` records per second for `seconds`, numbered from `first`; returns the next number.
     pub(crate) async fn feed_for(&self, first: u32, rate: u32, seconds: u32) -> u32 {
         for step in 0..seconds * 10 {
             let place = |step: u32| first + step * rate / 10;
@@ -237,8 +236,8 @@ impl Fleet {
         first + seconds * rate
     }
 
-    /// Every record of [`feed`](Self::feed) below `count` was delivered, and those of one key in
-    /// order, repeats aside.
+    /// Asserts that every record of [`feed`](Self::feed) below `count` was delivered, and those of one key in
+    /// order, apart from repeats.
     pub(crate) fn verify(&self, count: u32) {
         let mut last: BTreeMap<String, u32> = BTreeMap::new();
         let mut seen = BTreeSet::new();
@@ -254,7 +253,7 @@ impl Fleet {
         assert!(lost.is_empty(), "lost: {lost:?}");
     }
 
-    /// Waits until everything of [`feed`](Self::feed) below `count` has been delivered.
+    /// Waits until all records of [`feed`](Self::feed) below `count` have been delivered.
     pub(crate) async fn all_of(&self, count: u32, limit: Duration) {
         let what = format!("{count} records");
         let distinct = |fleet: &Self| fleet.delivered().into_iter().collect::<BTreeSet<_>>().len();
@@ -262,7 +261,7 @@ impl Fleet {
         self.verify(count);
     }
 
-    /// Waits until the payloads 0 to `count` have been delivered, from whatever stream.
+    /// Waits until the payloads 0 to `count` have been delivered, from any stream.
     pub(crate) async fn all_delivered(&self, count: u32, limit: Duration) {
         let wanted: BTreeSet<_> = (0..count).map(|number| number.to_string()).collect();
         self.within(limit, &format!("{count} records"), |fleet| {
@@ -271,23 +270,23 @@ impl Fleet {
         .await;
     }
 
-    /// Records that were delivered more than once.
+    /// Returns the records that were delivered more than once.
     pub(crate) fn repeats(&self) -> usize {
         let delivered = self.delivered();
         delivered.len() - delivered.iter().collect::<BTreeSet<_>>().len()
     }
 
-    /// Events that `wanted` picks.
+    /// Returns the events that `wanted` selects.
     pub(crate) fn count(&self, wanted: impl Fn(&str, &Event) -> bool) -> usize {
         self.events().iter().filter(|(worker, event)| wanted(worker, event)).count()
     }
 
-    /// Leases that were lost.
+    /// Returns the leases that were lost.
     pub(crate) fn losses(&self) -> usize {
         self.count(|_, event| matches!(event, Event::LeaseLost { .. }))
     }
 
-    /// Leases that changed hands although their owner had not let them go by itself.
+    /// Returns the leases that were taken although their owner had not released them.
     pub(crate) fn moves(&self) -> usize {
         self.count(|_, event| {
             let Event::LeaseTaken { reason, .. } = event else { return false };
@@ -295,7 +294,7 @@ impl Fleet {
         })
     }
 
-    /// For each shard, the moments at which something of it was delivered.
+    /// Returns for each shard the times of its deliveries.
     pub(crate) fn deliveries(&self) -> BTreeMap<ShardId, Vec<Instant>> {
         let mut deliveries: BTreeMap<ShardId, Vec<Instant>> = BTreeMap::new();
         let log = self.log.lock();
@@ -307,14 +306,14 @@ impl Fleet {
         deliveries
     }
 
-    /// The shards that somebody owns and that are not finished.
+    /// Returns the unfinished shards that have an owner.
     pub(crate) fn owned(&self) -> usize {
         let leases = self.store.inner.snapshot();
         let owned = |lease: &&Lease| lease.owner.is_some() && !lease.checkpoint.is_shard_end();
         leases.iter().filter(owned).count()
     }
 
-    /// Payloads in the order of delivery.
+    /// Returns the payloads in the order of delivery.
     pub(crate) fn delivered(&self) -> Vec<String> {
         records(&self.log.lock())
     }
@@ -337,7 +336,7 @@ impl Fleet {
         callbacks.collect()
     }
 
-    /// The lease of `shard` as it stands in the store.
+    /// Returns the lease of `shard` in the store.
     pub(crate) fn lease(&self, shard: &ShardId) -> Lease {
         let mut leases = self.store.inner.snapshot().into_iter();
         leases.find(|lease| lease.key == *shard).unwrap()
@@ -370,12 +369,12 @@ fn records(log: &[Seen]) -> Vec<String> {
     records.collect()
 }
 
-/// The key of a numbered record.
+/// Returns the key of a numbered record.
 pub(crate) fn key_of(number: u32) -> String {
     format!("key-{}", number % 257)
 }
 
-/// A processor that does what the script says and notes what it is given.
+/// A processor that follows the script and logs its calls.
 pub(crate) struct Recorder {
     fleet: Fleet,
     worker: String,

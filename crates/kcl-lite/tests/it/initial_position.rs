@@ -1,5 +1,5 @@
-//! Where an application starts: by the service's clock, whatever any other clock says, and never at a
-//! time that is still to come. On the local services in process, through the real clients.
+//! The initial position: resolved by the service's clock, regardless of other clocks, and never in the
+//! future. On in-process local services, through the real clients.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ async fn how_long_ago_counts_by_the_services_clock_from_the_first_start() {
         seen.count(1).await;
         let anchor = rows(&aws).await[0].anchor.unwrap().as_millis();
         assert!((then - 10_000..=then).contains(&anchor), "{then} {anchor}");
-        // Later starts go on from there, and the start of another worker changes nothing.
+        // Later starts continue from there, and the start of another worker changes nothing.
         sleep(Duration::from_secs(60)).await;
         let other = run(builder(&aws, "north", "b"), five_minutes, &seen).await;
         assert_eq!(seen.events(is_replaced), 0);
@@ -89,8 +89,8 @@ async fn a_time_that_is_still_to_come_is_replaced_by_the_services_present_time()
     stop(&worker).await;
 }
 
-/// As an earlier version stored it on a machine whose clock was an hour ahead: the time that was asked
-/// for is not known any more, so everything is delivered that it may have been.
+/// A row as an earlier version stored it on a machine whose clock was an hour ahead: the requested time is
+/// unknown, so everything that may have been meant is delivered.
 #[tokio::test(start_paused = true)]
 async fn a_stored_start_that_is_still_to_come_is_replaced_also_under_a_running_worker() {
     let (aws, seen) = (LocalAws::in_memory(), Seen::default());
@@ -100,7 +100,7 @@ async fn a_stored_start_that_is_still_to_come_is_replaced_also_under_a_running_w
     let (store, stream) = operator(&aws);
     let now = stream.describe().await.unwrap().at.unwrap().as_millis();
     let row = rows(&aws).await.remove(0);
-    // It renews meanwhile.
+    // The owner renews in between.
     for counter in row.counter..row.counter + 100 {
         let anchor = Some(Timestamp::from_millis(now + HOUR_MS));
         let checkpoint = Checkpoint::AtTimestamp;

@@ -1,6 +1,6 @@
-//! The Java library's side of the lease table: its parser, as strict as its strictest version, and
-//! its writers, request by request as they were seen on the wire. Shares no code with the library
-//! under test, so that the two can be held against each other.
+//! A model of the Java library's access to the lease table: its parser, as strict as its strictest
+//! version, and its writers, request by request as captured on the wire. Shares no code with the library
+//! under test, so that the two are independent.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -15,7 +15,7 @@ use aws_sdk_dynamodb::types::{
 
 pub(crate) type Item = HashMap<String, AttributeValue>;
 
-/// An item from text: `name type value`, parted by `;`.
+/// Parses an item from text: `name type value`, separated by `;`.
 pub(crate) fn item(row: &str) -> Item {
     row.split(';')
         .map(|attribute| {
@@ -35,7 +35,7 @@ pub(crate) fn item(row: &str) -> Item {
         .collect()
 }
 
-/// A lease as the Java library holds it in memory.
+/// A lease as the Java library keeps it in memory.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct JavaLease {
     pub(crate) key: String,
@@ -49,11 +49,11 @@ pub(crate) struct JavaLease {
     pub(crate) parents: BTreeSet<String>,
     pub(crate) children: BTreeSet<String>,
     pub(crate) range: Option<(u128, u128)>,
-    /// Stream identifier and bare shard id.
+    /// The stream identifier and the bare shard ID.
     pub(crate) several: Option<(String, String)>,
 }
 
-/// Reads a row, or says what the Java library would fail on, now or later.
+/// Parses a row, or returns what the Java library would fail on, now or later.
 pub(crate) fn parse(item: &Item) -> Result<JavaLease, String> {
     for (name, value) in item {
         check_type(name, value)?;
@@ -72,7 +72,7 @@ pub(crate) fn parse(item: &Item) -> Result<JavaLease, String> {
     let pending_state = match item.get("pendingCheckpointState") {
         Some(_) if pending.is_none() => return Err("a state of nothing pending".to_owned()),
         Some(AttributeValue::B(state)) => Some(state.as_ref().to_vec()),
-        // The library's own slip when it makes an item; read as no state here.
+        // A bug of that library when it writes an item; read as no state here.
         _ => None,
     };
     Ok(JavaLease {
@@ -91,8 +91,8 @@ pub(crate) fn parse(item: &Item) -> Result<JavaLease, String> {
     })
 }
 
-/// The type of each attribute, and nothing empty. What the library does not know it ignores, but here
-/// every name has to be known.
+/// Checks the type of each attribute, and that none is empty. The library ignores unknown attributes, but
+/// here every name has to be known.
 fn check_type(name: &str, value: &AttributeValue) -> Result<(), String> {
     let fits = match name {
         "leaseKey" | "leaseOwner" | "checkpointOwner" | "checkpoint" | "pendingCheckpoint"
@@ -172,14 +172,14 @@ fn several(item: &Item, key: &str) -> Result<Option<(String, String)>, String> {
     }
 }
 
-/// Which library a Java worker runs.
+/// The library version of a Java worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Version {
     V2,
     V3,
 }
 
-/// A Java worker, or the leader of a fleet of them: what it holds in memory and what it writes.
+/// A Java worker, or the leader of a fleet of them: its memory and its writes.
 #[derive(Debug, Clone)]
 pub(crate) struct JavaWorker {
     pub(crate) client: Client,
@@ -188,7 +188,7 @@ pub(crate) struct JavaWorker {
     pub(crate) version: Version,
 }
 
-/// One `UpdateItem` in the library's way: attribute by attribute, with expected values.
+/// One `UpdateItem` in the library's style: attribute by attribute, with expected values.
 struct Request {
     updates: HashMap<String, AttributeValueUpdate>,
     expected: HashMap<String, ExpectedAttributeValue>,
@@ -217,7 +217,7 @@ impl Request {
         self
     }
 
-    /// The attribute has this value, or is not there.
+    /// The attribute has this value, or is absent.
     fn expect(mut self, name: &str, value: Option<AttributeValue>) -> Self {
         let expected = match value {
             Some(value) => ExpectedAttributeValue::builder().value(value),
@@ -250,7 +250,7 @@ impl JavaWorker {
         Some(parse(&item).unwrap_or_else(|fault| panic!("{key}: {fault}")))
     }
 
-    /// The row after the write, or `None` if an expectation did not hold.
+    /// Returns the row after the write, or `None` if an expectation did not hold.
     async fn send(&self, key: &str, request: Request) -> Option<JavaLease> {
         let update = self
             .client
@@ -272,7 +272,7 @@ impl JavaWorker {
         }
     }
 
-    /// The heartbeat of a lease in memory: `true` and the new memory, or the lease is lost.
+    /// Renews the lease in memory: returns `true` and updates the memory, or the lease is lost.
     pub(crate) async fn renew(&self, held: &mut JavaLease) -> bool {
         let is_handed_over = held.checkpoint_owner.is_some();
         let mut request = Request::new()
@@ -305,7 +305,7 @@ impl JavaWorker {
         is_mine
     }
 
-    /// The taker of 2.x, and of 3.x beside it: conditional on the counter alone.
+    /// The take of 2.x, which 3.x has, too: conditional on the counter alone.
     pub(crate) async fn take(&self, seen: &JavaLease) -> Option<JavaLease> {
         let mut request = Request::new()
             .put("leaseOwner", string(self.name))
@@ -320,7 +320,7 @@ impl JavaWorker {
         self.send(&seen.key, request).await
     }
 
-    /// A checkpoint, which leaves nothing pending.
+    /// Writes a checkpoint, which clears the pending one.
     pub(crate) async fn checkpoint(&self, held: &mut JavaLease, to: (&str, i64)) -> bool {
         let mut request = Request::new()
             .put("leaseCounter", number(held.counter + 1))
@@ -347,8 +347,8 @@ impl JavaWorker {
         }
     }
 
-    /// The leader of 3.x gives a lease to `to`; an old owner ends a handover the same way. The counter
-    /// is counted up, but not looked at.
+    /// The leader of 3.x assigns a lease to `to`; an old owner completes a handoff the same way. The counter
+    /// is incremented, but not part of the condition.
     pub(crate) async fn assign(&self, seen: &JavaLease, to: &str) -> Option<JavaLease> {
         let mut request = Request::new()
             .put("leaseOwner", string(to))
@@ -362,7 +362,7 @@ impl JavaWorker {
         self.send(&seen.key, request).await
     }
 
-    /// The leader of 3.x asks the owner to hand a lease over to `to`. The counter stays.
+    /// The leader of 3.x requests a handoff to `to` from the owner. The counter does not change.
     pub(crate) async fn start_handoff(&self, seen: &JavaLease, to: &str) -> Option<JavaLease> {
         let owner = seen.owner.as_deref()?;
         let request = Request::new()
@@ -373,7 +373,7 @@ impl JavaWorker {
         self.send(&seen.key, request).await
     }
 
-    /// 2.x takes a lease away from its owner.
+    /// 2.x evicts the owner of a lease.
     pub(crate) async fn evict(&self, seen: &JavaLease) -> Option<JavaLease> {
         let request = set(Request::new(), "leaseOwner", None)
             .put("leaseCounter", number(seen.counter + 1))
@@ -381,7 +381,7 @@ impl JavaWorker {
         self.send(&seen.key, request).await
     }
 
-    /// What the library learns late: the children, or what the shard serves. Counter and owner stay.
+    /// Writes what the library learns late: the children, or the hash range. Counter and owner do not change.
     pub(crate) async fn note_children(&self, key: &str, children: &[&str]) -> bool {
         let children = children.iter().map(|child| (*child).to_owned()).collect();
         let request = Request::new()

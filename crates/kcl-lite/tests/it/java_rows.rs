@@ -1,5 +1,5 @@
-//! Rows of the Java library in our hands, and ours in its: both ways through every write, and both
-//! writing in turns.
+//! Compatibility of lease rows with the Java library: each side reads the rows of the other after every
+//! write, and both write in turn.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ const SHARD: &str = "shardId-000000000000";
 /// Later than any checkpoint of the samples.
 const LATER: &str = "59680467067409085667164030489077425005650163091424411650";
 
-/// One table, our store on it, and whoever else is needed.
+/// A table, this library's store on it, and other clients as needed.
 struct Bench {
     local: LocalAws,
     store: DynamoStore,
@@ -53,7 +53,7 @@ impl Bench {
         get.send().await.unwrap().item.unwrap()
     }
 
-    /// What the Java library reads in the row.
+    /// Parses the row as the Java library does.
     async fn in_java(&self, key: &str) -> JavaLease {
         let raw = self.raw(key).await;
         java::parse(&raw).unwrap_or_else(|fault| panic!("{key}: {fault} in {raw:?}"))
@@ -69,7 +69,7 @@ impl Bench {
         self.store.write(&LeaseWrite { key: key.into(), id, change }).await.unwrap()
     }
 
-    /// A write that has to be applied, and the row that it leaves, which both sides can read.
+    /// Makes a write that must be applied; returns the resulting row, which both sides can read.
     async fn done(&mut self, key: &str, change: LeaseChange) -> Lease {
         let WriteOutcome::Done(Some(lease)) = self.write(key, change.clone()).await else {
             panic!("{key}: {change:?} was refused");
@@ -91,7 +91,7 @@ fn key_of(item: &Item) -> String {
     item["leaseKey"].as_s().unwrap().clone()
 }
 
-/// The same lease, as the Java library has to understand it.
+/// Returns the same lease as the Java library has to parse it.
 fn as_java(lease: &Lease) -> JavaLease {
     let position = |checkpoint: &Checkpoint| {
         let sub = checkpoint.sub_sequence_number().try_into().unwrap();
@@ -149,12 +149,12 @@ async fn each_row_of_the_java_library_is_the_same_lease_here() {
         bench.put(row).await;
         let lease = bench.lease(&java.key).await;
         assert_eq!(as_java(&lease), java, "{version}");
-        // No mark of ours, so nobody takes the row for one of ours.
+        // No mark of this library, so the row is not mistaken for one of its own.
         assert_eq!((lease.write_id, lease.anchor, lease.read_until), (None, None, None));
     }
 }
 
-/// The whole life of a lease here, on every row, with a checkpoint pending in some.
+/// The whole life of a lease in this library, on every row, some of them with a pending checkpoint.
 #[tokio::test(start_paused = true)]
 async fn each_row_of_the_java_library_passes_through_every_write_and_back() {
     let mut bench = Bench::new().await;
@@ -179,7 +179,7 @@ async fn each_row_of_the_java_library_passes_through_every_write_and_back() {
         let renewed = bench.done(&key, renew).await;
         assert_eq!((&renewed.checkpoint, &renewed.pending), (&found.checkpoint, &pending));
 
-        // Short of what is pending, which stays as it is.
+        // Before the pending checkpoint, which does not change.
         let update = LeaseUpdate::of((!end).then(|| at(LATER, 3)));
         let moved = bench
             .done(&key, LeaseChange::Renew { counter: counter + 2, owner: "us".into(), update })
@@ -251,7 +251,7 @@ async fn what_is_not_ours_in_a_row_of_the_java_library_survives_every_write() {
     }
 }
 
-/// The other direction: whatever lease is made here, the strictest Java parser reads it.
+/// The other direction: the strictest Java parser reads every lease that this library writes.
 #[tokio::test(start_paused = true)]
 async fn rows_made_here_are_leases_of_the_java_library() {
     let mut bench = Bench::new().await;
@@ -287,7 +287,7 @@ fn with_state((_, row): &(&str, Item)) -> bool {
     row.get("pendingCheckpointState").is_some_and(AttributeValue::is_b)
 }
 
-/// The library's parser throws at a range of one key, and one such row stops all of its workers.
+/// The Java parser throws on a range of one key, and a single such row stops all of its workers.
 #[tokio::test(start_paused = true)]
 async fn a_shard_of_a_single_hash_key_is_a_row_without_a_range() {
     let mut bench = Bench::new().await;
@@ -297,7 +297,7 @@ async fn a_shard_of_a_single_hash_key_is_a_row_without_a_range() {
     assert_eq!(bench.in_java(SHARD).await.range, None);
 }
 
-/// KCL 3.5 keeps everything in one table; one wrong write there stops a fleet.
+/// KCL 3.5 stores everything in one table; a single wrong write there stops a fleet.
 #[tokio::test(start_paused = true)]
 async fn items_that_are_not_leases_are_neither_listed_nor_written() {
     let mut bench = Bench::new().await;
@@ -347,7 +347,7 @@ fn all_changes(key: &str, counter: u64) -> Vec<LeaseChange> {
     ]
 }
 
-/// A row of ours that `java` has just taken, and what it holds in memory.
+/// Creates a row of this library that `java` has just taken; returns it with the memory of `java`.
 async fn taken_by(bench: &mut Bench, java: &JavaWorker) -> JavaLease {
     let lease = Lease::new(SHARD, Checkpoint::TrimHorizon);
     bench.done(SHARD, LeaseChange::Create(Box::new(lease))).await;
@@ -366,7 +366,7 @@ async fn a_java_owner_whose_lease_is_taken_here_is_fenced_and_one_that_moved_is_
         let java = bench.java("w1", version);
         let mut held = taken_by(&mut bench, &java).await;
         let seen = bench.lease(SHARD).await;
-        // Alive after all: our take is too late.
+        // The owner is alive after all: the take is too late.
         assert!(java.renew(&mut held).await);
         let refused = bench.write(SHARD, take_from(&seen)).await;
         assert_eq!(refused, WriteOutcome::Refused(Some(bench.lease(SHARD).await)));
@@ -421,31 +421,32 @@ async fn a_java_leader_gets_a_lease_from_an_owner_here_by_asking() {
     let seen = leader.read(SHARD).await.unwrap();
     leader.start_handoff(&seen, "w2").await.unwrap();
 
-    // The owner reads on: its renewals and checkpoints are applied and show it the request.
+    // The owner keeps reading: its renewals and checkpoints are applied and show it the request.
     let update = LeaseUpdate::of(Some(at(LATER, 0)));
     let renewed = bench
         .done(SHARD, LeaseChange::Renew { counter: ours.counter, owner: "us".into(), update })
         .await;
     assert_eq!(renewed.actual_owner(), Some(&"us".into()));
     assert_eq!(renewed.owner, Some("w2".into()));
-    // It may not let go to nobody in particular.
+    // It may not release the lease without a new owner.
     let counter = renewed.counter;
     let release = LeaseChange::Release { counter, update: LeaseUpdate::default() };
     assert_eq!(bench.write(SHARD, release).await, WriteOutcome::Refused(Some(renewed)));
     let update = LeaseUpdate::of(Some(at(LATER, 4)));
     bench.done(SHARD, LeaseChange::HandOver { counter, update, to: "w2".into() }).await;
 
-    // Which is what the discovery of the new owner waits for.
+    // The lease discovery of the new owner waits for this.
     let java = bench.java("w2", Version::V3);
     let mut held = java.read(SHARD).await.unwrap();
     assert_eq!((held.owner.as_deref(), &held.checkpoint_owner), (Some("w2"), &None));
     assert_eq!((held.checkpoint.clone(), held.switches), ((LATER.to_owned(), 4), 0));
     assert!(java.renew(&mut held).await);
-    // A leader that has lost patience at the same time is too late.
+    // A leader that times out at the same moment is too late.
     assert_eq!(leader.assign(&seen, "w3").await, None);
 }
 
-/// A worker here asks an owner that runs KCL 3, as that library's leader would.
+/// A worker of this library requests a handoff from an owner that runs KCL 3, as that library's leader
+/// would.
 #[tokio::test(start_paused = true)]
 async fn a_java_3_owner_that_is_asked_from_here_checkpoints_and_hands_over() {
     let mut bench = Bench::new().await;
@@ -453,7 +454,7 @@ async fn a_java_3_owner_that_is_asked_from_here_checkpoints_and_hands_over() {
     let mut held = taken_by(&mut bench, &java).await;
     let counter = bench.lease(SHARD).await.counter;
     bench.done(SHARD, ask(counter)).await;
-    // Its renewal is refused once, learns of the request, and goes on.
+    // Its renewal is refused once; it learns of the request and continues.
     assert!(java.renew(&mut held).await);
     assert_eq!((held.owner.as_deref(), held.checkpoint_owner.as_deref()), (Some("us"), Some("w1")));
     assert!(java.checkpoint(&mut held, (LATER, 2)).await);
@@ -465,7 +466,7 @@ async fn a_java_3_owner_that_is_asked_from_here_checkpoints_and_hands_over() {
     assert!(!java.renew(&mut held).await);
 }
 
-/// KCL 2 knows nothing of a handover: asked by mistake, it reads on, and is fenced by a plain take.
+/// KCL 2 does not know handoffs: after a mistaken request it keeps reading, and a plain take fences it.
 #[tokio::test(start_paused = true)]
 async fn a_java_2_owner_that_is_asked_by_mistake_reads_on_until_it_is_taken_from() {
     let mut bench = Bench::new().await;
@@ -487,8 +488,8 @@ fn ask(counter: u64) -> LeaseChange {
     LeaseChange::AskHandoff { counter, from: "w1".into(), to: "us".into() }
 }
 
-/// The heartbeat of the library takes a refusal for its own lost reply when it is the owner and the
-/// counter is one higher; no write of ours may look like that to an owner that has been replaced.
+/// The Java renewal treats a refusal as its own lost reply if it is the owner and the counter is one
+/// higher; no write of this library may look like that to a replaced owner.
 #[tokio::test(start_paused = true)]
 async fn a_reset_here_stops_a_java_owner() {
     for version in [Version::V2, Version::V3] {
@@ -505,7 +506,8 @@ async fn a_reset_here_stops_a_java_owner() {
     }
 }
 
-/// What the library learns about a shard, it writes without counting; it is not overwritten here.
+/// The Java library writes what it learns about a shard without incrementing the counter; this library
+/// does not overwrite it.
 #[tokio::test(start_paused = true)]
 async fn children_that_a_java_worker_notes_in_between_are_kept() {
     let mut bench = Bench::new().await;
@@ -523,7 +525,7 @@ async fn children_that_a_java_worker_notes_in_between_are_kept() {
     assert_eq!(renewed.children, ["shardId-000000000003".into()].into());
 }
 
-/// What one of three workers does next: here, of 2.x, of 3.x; the last one may act as leader.
+/// The next move of one of three workers: this library, 2.x, 3.x; the last one may act as leader.
 #[derive(Debug, Clone, Copy)]
 enum Move {
     Ours(Act),
@@ -559,15 +561,15 @@ fn any_move() -> impl Strategy<Value = Move> {
     ]
 }
 
-/// A worker's memory of the lease, which may be old.
+/// A worker's memory of the lease, which may be outdated.
 struct Memory {
     java: Option<JavaLease>,
-    /// Who changed the counter last when this memory was made; a write on it may only succeed while
-    /// that is still so.
+    /// The last worker that had changed the counter at the time of this memory; a write based on it may only
+    /// succeed while that is still true.
     change: u64,
 }
 
-/// The world of one run of moves.
+/// The state of one run of moves.
 struct Turns {
     bench: Bench,
     javas: [JavaWorker; 2],
@@ -586,7 +588,7 @@ impl Turns {
         Self { bench, javas, memories, changes: 0 }
     }
 
-    /// Carries out one move; a write that had to be refused and was not, or the reverse, is a panic.
+    /// Performs one move; panics if a write that must be refused is applied, or the reverse.
     async fn play(&mut self, next: Move) {
         let (who, act) = match next {
             Move::Ours(act) => (0, act),
@@ -608,7 +610,7 @@ impl Turns {
         if after.counter != before.counter {
             assert_eq!(after.counter, before.counter + 1, "{next:?}");
             self.changes += 1;
-            // An assignment does not look at the counter, but at both owners.
+            // An assignment is conditional on both owners, not on the counter.
             let by_owners = matches!(next, Move::Java(_, Act::Assign | Act::LetGo));
             assert!(is_fresh || by_owners, "{next:?} wrote over something it had not seen");
         }
@@ -643,7 +645,7 @@ impl Turns {
             },
             Act::LetGo => LeaseChange::Release { counter, update: LeaseUpdate::default() },
         };
-        // Refused exactly when the rule says so of the row as it is.
+        // Refused exactly if the rule refuses it for the current row.
         let row = self.bench.lease(SHARD).await;
         let id = WriteId::new(format!("us#1:{}", self.bench.writes + 1));
         let key = LeaseKey::from(SHARD);
@@ -664,7 +666,7 @@ impl Turns {
         match act {
             Act::Look => false,
             Act::Take => java.take(memory).await.is_some(),
-            // Who has lost the lease in its memory does not renew it.
+            // A worker that has lost the lease according to its memory does not renew it.
             Act::Renew | Act::Checkpoint if !holds(java, memory) => false,
             Act::Renew => java.renew(&mut held).await && held.counter > memory.counter,
             Act::Checkpoint => java.checkpoint(&mut held, (&position, 0)).await,
@@ -676,15 +678,14 @@ impl Turns {
                 java.assign(memory, to).await.is_some()
             }
             Act::Ask | Act::Assign => false,
-            // It would set an old counter; nothing but the library's tests calls it.
+            // It would set an old counter; only the Java library's tests call it.
             Act::LetGo if is_fresh => java.evict(memory).await.is_some(),
             Act::LetGo => false,
         }
     }
 }
 
-/// One record further than the worker remembers; one that remembers an old checkpoint would move it
-/// back.
+/// Returns the checkpoint one record after the remembered one; an outdated memory would move it back.
 fn next_position(memory: &JavaLease) -> String {
     let position = memory.checkpoint.0.parse::<u64>().unwrap_or(1_000);
     (position + 1).to_string()
@@ -697,9 +698,9 @@ fn holds(java: &JavaWorker, memory: &JavaLease) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..Default::default() })]
 
-    /// Workers here and of both Java versions on one row, each with a memory that may be old: no
-    /// write goes over one that its writer has not seen, no checkpoint moves back, ours are refused
-    /// exactly when the rule says so, and every row stays one that both sides can read.
+    /// Workers of this library and of both Java versions on one row, each with a possibly outdated memory: no
+    /// write overwrites one that its writer has not seen, no checkpoint moves back, this library's writes are
+    /// refused exactly as the rule says, and both sides can read every row.
     #[test]
     fn writers_of_both_libraries_in_turns_lose_no_update(
         moves in prop::collection::vec(any_move(), 1..60),

@@ -1,5 +1,5 @@
-//! A lease table that somebody has changed by hand: what a worker cannot continue it reports, and goes
-//! on with the rest; without a table it stops. Through the real clients, on paused time.
+//! A lease table that was changed by hand: a worker reports the rows that it cannot use and continues with
+//! the rest; without a table it stops. Through the real clients, on paused time.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use local_aws::LocalAws;
 
 use crate::streams::{Seen, builder, create, keys, put, run, settings, stop};
 
-/// Of paused time: only ends a test that would hang.
+/// A limit on paused time, which only ends a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 fn table(aws: &LocalAws) -> Client {
@@ -59,7 +59,7 @@ async fn a_counter_from_which_no_lease_can_go_on_is_reported_and_stops_its_shard
         assert!(fault.contains("`leaseCounter` is ") && fault.contains(counter), "{fault}");
         assert_eq!(health.shards.len(), 1, "{health:?}");
 
-        // Mended, it goes on where it was.
+        // After the repair, it continues where it was.
         set_counter(&aws, &north, "1").await;
         put(&aws, "north", "2").await;
         seen.until("north goes on", |seen| seen.all().contains(&"north 2".to_owned())).await;
@@ -89,14 +89,14 @@ async fn a_table_that_is_deleted_ends_every_worker_with_a_remedy_and_is_made_by_
         assert_eq!(error.kind(), ErrorKind::Missing);
         let text = error.to_string();
         assert_eq!(worker.health().state, WorkerState::Failed { reason: text.clone() });
-        for part in ["the lease table `rides`", "was deleted while", "start the workers again"] {
+        for part in ["the lease table `rides`", "was deleted while", "restart the workers"] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
     let made = ["a", "b"].map(|id| aws.requests().count(id, "CreateTable"));
     assert_eq!(made, [1, 0], "nobody makes it again");
 
-    // As a first start, which here reads from the beginning.
+    // Like a first start, which here reads from the oldest record.
     let next = run(both("c"), settings(), &seen).await;
     seen.count(4).await;
     stop(&next).await;

@@ -1,5 +1,5 @@
-//! What a handle says of its worker from the start to the end, and what becomes of the worker when the
-//! handle, or the runtime, goes first.
+//! The state that a handle reports from start to end, and the fate of the worker when the handle or the
+//! runtime is dropped first.
 
 use parking_lot::Mutex;
 use std::sync::{Arc, mpsc};
@@ -54,7 +54,7 @@ async fn a_worker_is_starting_running_stopping_and_stopped_and_only_well_while_i
     assert_eq!(worker.health().state, WorkerState::Running);
 
     let look = async {
-        // The drain waits for the acknowledgement that is outstanding.
+        // The drain waits for the outstanding acknowledgement.
         sleep(SECOND).await;
         let health = worker.health();
         assert_eq!((health.state.clone(), health.is_healthy()), (WorkerState::Stopping, false));
@@ -98,7 +98,7 @@ async fn a_worker_that_ended_by_itself_says_why_and_takes_no_requests() {
     assert!([Err(pause)].into_iter().chain(others).all(is_refused));
 }
 
-/// The table goes down between the start and the first look of the running worker.
+/// The table goes down between the start and the first scan of the running worker.
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_cannot_read_the_table_is_starting_and_not_well() {
     let fleet = Fleet::new(1);
@@ -178,7 +178,7 @@ async fn lag_grows_while_a_service_does_not_answer_and_tells_how_old_the_last_re
     until(&worker, "it is at the tip again", is_at_tip).await;
 }
 
-/// Everything a graceful stop does, although nobody waits for it.
+/// A dropped handle has the full effect of a graceful shutdown, although nothing waits for it.
 async fn is_released_without_a_loss(fleet: &Fleet) {
     fleet.until_event("a has stopped", |_, event| matches!(event, Event::Stopped)).await;
     let lease = fleet.lease(&shard());
@@ -219,7 +219,7 @@ async fn a_worker_whose_handle_is_not_kept_stops_after_its_start() {
     assert_eq!((fleet.owned(), fleet.delivered().len()), (0, 0));
 }
 
-/// A drop bounds the stop by itself: 30 seconds.
+/// A drop limits the shutdown to 30 seconds.
 #[tokio::test(start_paused = true)]
 async fn a_dropped_handle_does_not_wait_for_ever_for_a_processor_that_hangs() {
     let fleet = Fleet::new(1).script(Script { hangs: Some("0".to_owned()), ..Script::default() });
@@ -255,7 +255,7 @@ async fn an_aborted_worker_stores_nothing_calls_nothing_and_its_lease_expires() 
         .await;
 }
 
-/// Acknowledges all, on real time and real threads.
+/// A processor that acknowledges all, on real time and real threads.
 struct Accept;
 
 impl RecordProcessor for Accept {
@@ -264,7 +264,7 @@ impl RecordProcessor for Accept {
     }
 }
 
-/// One worker on real time, whose events can be waited for from outside of any runtime.
+/// A worker on real time, whose events can be awaited from outside of any runtime.
 struct Alone {
     store: MemoryStore,
     runtime: tokio::runtime::Runtime,
@@ -273,7 +273,7 @@ struct Alone {
 }
 
 impl Alone {
-    /// Starts a worker, and waits until it has a checkpoint in a lease that it holds.
+    /// Starts a worker, and waits until it holds a lease with a checkpoint.
     fn start(control_plane: ControlPlane) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -287,7 +287,7 @@ impl Alone {
         let settings = Settings {
             control_plane,
             checkpoints: CheckpointPolicy::EveryBatch,
-            // Nothing that is released here has expired.
+            // The leases were released and did not expire.
             lease_duration: 30 * SECOND,
             ..horizon()
         };
@@ -354,7 +354,7 @@ fn a_worker_that_ran_on_its_runtime_alone_is_gone_with_it_and_says_so() {
     drop(worker);
 }
 
-/// The handle belongs to a task of the runtime that shuts down: it is dropped in the middle of that.
+/// A task of the runtime that shuts down owns the handle, which is dropped during the shutdown.
 #[test]
 fn a_handle_that_is_dropped_by_the_end_of_its_runtime_does_not_panic() {
     for control_plane in [ControlPlane::OwnThread, ControlPlane::Inline] {
@@ -373,7 +373,7 @@ fn a_handle_that_is_dropped_by_the_end_of_its_runtime_does_not_panic() {
             until_event(&events, has_stopped);
             assert_eq!(store.snapshot()[0].owner, None);
         } else {
-            // Its last sender is gone with the control plane.
+            // The control plane has dropped the last sender.
             while events.recv_timeout(2 * DEADLINE).is_ok() {}
             assert!(store.snapshot()[0].owner.is_some(), "the lease expires");
         }

@@ -1,4 +1,4 @@
-//! The behaviour of the library, on services in this process.
+//! Tests of the behaviour of the library, on in-process services.
 
 #![expect(clippy::unwrap_used, reason = "a step of a test that cannot go on shall fail it")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one case among many")]

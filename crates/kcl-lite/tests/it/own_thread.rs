@@ -1,4 +1,4 @@
-//! The control plane on a thread of its own: real threads and real time, waiting for events.
+//! The control plane on its own thread: real threads and real time, waiting for events.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 /// How many renewals must come while every thread of the runtime is blocked.
 const RENEWALS: usize = 4;
-/// When to give up; a lease of a second is renewed every third of one.
+/// The limit of the wait; a lease of one second is renewed every third of a second.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Blocks its thread until the leases have been renewed [`RENEWALS`] times.
@@ -37,8 +37,8 @@ impl RecordProcessor for Blocks {
     }
 }
 
-/// The runtime has one thread and the processor never leaves it: whatever needs that thread stands
-/// still. The lease is a second long, so it would be lost well before the fourth renewal.
+/// The runtime has one thread and the processor blocks it, so everything on that thread stops. The lease
+/// duration is one second, so the lease would be lost well before the fourth renewal.
 #[test]
 fn d06_processors_that_block_every_thread_do_not_delay_renewals() {
     let runtime =

@@ -1,8 +1,7 @@
-//! The Kinesis stream on paused time: what ends a shard and what never does, where reading goes
-//! on, how fast it calls, and what a listing says.
+//! The polling reader on paused time: what ends a shard and what never does, where reading continues, the
+//! rate of calls, and listings.
 //!
-//! Against `local-aws` in process; where a reply has to be one that no service should give, a
-//! script answers in its place.
+//! Against `local-aws` in process; a script supplies the replies that no service should return.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -57,7 +56,7 @@ async fn with_shard() -> (LocalAws, Client, Box<dyn ShardReader>) {
     (local, client, reader)
 }
 
-/// Splits a shard in the middle, and waits until that is done.
+/// Splits a shard in the middle, and waits until the split is complete.
 pub(crate) async fn split(client: &Client, shard: &ShardId) {
     let middle = middle_of(client, shard).await;
     let call = client.split_shard().stream_name(STREAM).shard_to_split(shard.as_str());
@@ -65,7 +64,7 @@ pub(crate) async fn split(client: &Client, shard: &ShardId) {
     sleep(Duration::from_secs(1)).await;
 }
 
-/// A hash key in the middle of a shard.
+/// Returns a hash key in the middle of a shard.
 async fn middle_of(client: &Client, shard: &ShardId) -> String {
     let call = client.list_shards().stream_name(STREAM);
     let before = shard_before(shard);
@@ -98,8 +97,8 @@ pub(crate) fn numbers(records: &[Record]) -> Vec<u32> {
     records.iter().map(|record| str::from_utf8(&record.data).unwrap().parse().unwrap()).collect()
 }
 
-/// Reads until `count` records are there; everything but records and errors of `allowed` kinds is
-/// wrong.
+/// Reads until `count` records have arrived; anything but records and errors of `allowed` kinds fails the
+/// test.
 pub(crate) async fn read(
     reader: &mut Box<dyn ShardReader>,
     count: usize,
@@ -116,12 +115,12 @@ pub(crate) async fn read(
     seen
 }
 
-/// A rule for the reader's calls.
+/// Creates a fault rule for the reader's calls.
 fn rule(operation: &str, effect: Effect) -> Rule {
     Rule::new(effect).client(READER).operation(operation)
 }
 
-/// The service refuses.
+/// Creates an error of the service.
 pub(crate) fn fail(code: &str, status: u16) -> Effect {
     Effect::FailBefore { code: code.to_owned(), status }
 }
@@ -132,7 +131,7 @@ fn outcomes(local: &LocalAws, operation: &str, outcome: &str) -> u64 {
     ours.filter(|row| row.outcome == outcome).map(|row| row.count).sum()
 }
 
-/// An HTTP client that answers by itself what its script answers, and asks `local-aws` otherwise.
+/// An HTTP client that returns the scripted replies, and forwards other requests to `local-aws`.
 #[derive(Clone)]
 struct Scripted {
     script: Arc<Script>,
@@ -185,7 +184,7 @@ impl HttpConnector for ScriptedConnector {
     }
 }
 
-/// The stream, with `script` between it and `local`.
+/// Creates the stream, with `script` between it and `local`.
 pub(crate) fn scripted(
     local: &LocalAws,
     script: impl Fn(&str, &Value) -> Option<Value> + Send + Sync + 'static,
@@ -193,7 +192,7 @@ pub(crate) fn scripted(
     scripted_with(local, 5.0, script)
 }
 
-/// As [`scripted`], with so many reads a second.
+/// Creates the stream as [`scripted`] does, with this many reads per second.
 fn scripted_with(
     local: &LocalAws,
     reads_per_second: f64,
@@ -203,7 +202,7 @@ fn scripted_with(
     KinesisStream::new(&scripted_config(local, script), STREAM, options)
 }
 
-/// The same for a client that is made elsewhere.
+/// Does the same for a client that is created elsewhere.
 pub(crate) fn scripted_config(
     local: &LocalAws,
     script: impl Fn(&str, &Value) -> Option<Value> + Send + Sync + 'static,
@@ -213,8 +212,8 @@ pub(crate) fn scripted_config(
     local.sdk_config(READER).into_builder().http_client(client).build()
 }
 
-/// A closed shard of numbered records whose first reply has a given shape and whose others are
-/// truthful, but for the children, which the service no longer tells.
+/// A closed shard of numbered records whose first reply has a given shape; the others are correct, except
+/// that the service no longer returns the children.
 struct Shape {
     records: usize,
     has_iterator: bool,
@@ -223,7 +222,7 @@ struct Shape {
 }
 
 impl Shape {
-    /// Null iterator and children are the end; after anything else two more records wait.
+    /// A null iterator with children is the end; after any other reply two more records follow.
     fn supplied(&self) -> usize {
         let is_end = !self.has_iterator && self.has_children;
         self.records + if is_end { 0 } else { 2 }
@@ -283,8 +282,7 @@ impl Shape {
     }
 }
 
-/// A stream whose shard ends with the shape of reply that `bits` stands for, and how many records it
-/// supplies.
+/// Creates a stream whose shard ends with a reply of the shape `bits`; returns the number of its records.
 pub(crate) async fn shaped(bits: usize) -> (KinesisStream, usize) {
     let local = LocalAws::in_memory();
     create(&local, 1).await;
@@ -454,7 +452,7 @@ async fn an_expired_iterator_loses_nothing_repeats_nothing_and_is_no_error() {
             let Read::Records { records, .. } = start else { panic!("not the end") };
             assert_eq!(numbers(&records), (0..seen_before).collect::<Vec<_>>());
             put(&client, seen_before..seen_before + queued).await;
-            // The service's clock alone: the reader cannot know.
+            // Only the service's clock advances: the reader cannot notice.
             local.clock().advance(Duration::from_secs(301));
             let end = seen_before + queued + 3;
             put(&client, seen_before + queued..end).await;
@@ -543,7 +541,7 @@ async fn large_replies_are_followed_by_the_time_they_cost() {
         let Read::Records { records, .. } = reader.next().await.unwrap() else { panic!() };
         seen += records.len();
     }
-    // Three replies of ten: the second and the third wait for 5 s each.
+    // Three replies of ten records: the second and the third wait for 5 s each.
     assert!(start.elapsed() >= Duration::from_secs(10), "{:?}", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
 }
@@ -606,7 +604,7 @@ async fn s16_c06_readers_that_share_the_five_calls_of_a_shard_all_keep_up() {
     assert!(calls <= 300, "{calls}");
 }
 
-/// Four applications with ten minutes of backlog each, and then at the tip.
+/// Four applications, each first with ten minutes of backlog, then at the tip.
 #[tokio::test(start_paused = true)]
 async fn s16_applications_that_are_behind_together_all_catch_up_within_their_share() {
     for share in [5.0, 1.25] {

@@ -1,5 +1,5 @@
-//! Calls that are refused: by the policy, the credentials, or the key of the table. Each is named,
-//! with its call, its table and what to do; none ends a worker that is running.
+//! Denied calls: by the policy, the credentials, or the key of the table. Each is reported with its call,
+//! its table and a remedy; none ends a running worker.
 
 use parking_lot::Mutex;
 use std::fmt;
@@ -34,10 +34,10 @@ use crate::canned::{self, Reply};
 
 const TABLE: &str = "wildrydes-tail";
 const STREAM: &str = "wildrydes";
-/// How soon a refusal has to be named.
+/// How soon a denial has to be reported.
 const SOON: Duration = Duration::from_secs(30);
 
-/// What a worker did, and when.
+/// An entry of a worker's log.
 #[derive(Debug, Clone)]
 enum Seen {
     Event(Event),
@@ -50,7 +50,7 @@ fn note(log: &Log, seen: Seen) {
     log.send_modify(|log| log.push((Instant::now(), seen)));
 }
 
-/// Waits for something that was seen at or after `since`; tells when.
+/// Waits for an entry at or after `since`; returns its time.
 async fn until(log: &Log, since: Instant, what: &str, is_it: impl Fn(&Seen) -> bool) -> Instant {
     let mut reader = log.subscribe();
     let find = |log: &Vec<(Instant, Seen)>| {
@@ -67,7 +67,7 @@ fn is_record(wanted: &str) -> impl Fn(&Seen) -> bool {
     move |seen| matches!(seen, Seen::Record(payload) if payload == wanted)
 }
 
-/// A failure of the control plane that says all of this, and that it does not pass by itself.
+/// Matches a failure of the control plane that contains all `words` and is not transient.
 fn is_named<'a>(words: &'a [&'a str]) -> impl Fn(&Seen) -> bool + 'a {
     move |seen| match seen {
         Seen::Event(Event::CoordinationFailed { error, transient, .. }) => {
@@ -164,7 +164,7 @@ async fn e12_a_running_worker_names_each_refusal_in_time_and_goes_on_when_it_end
             let call = format!("{} on table `{TABLE}`", operation.unwrap_or("Scan"));
             let named = until(&log, since, code, is_named(&[code, &call])).await;
             assert!(named - since <= SOON, "{code} {operation:?}: after {:?}", named - since);
-            // However long it lasts: the worker neither ends nor falls silent about it.
+            // However long it lasts: the worker neither ends nor stops reporting it.
             let later = since + Duration::from_secs(600);
             until(&log, later, "still trying", is_named(&[code, &call])).await;
 
@@ -178,7 +178,7 @@ async fn e12_a_running_worker_names_each_refusal_in_time_and_goes_on_when_it_end
     }
 }
 
-/// What DynamoDB says when it cannot use the key of a table is not a code of its own.
+/// DynamoDB has no separate error code for a table key that it cannot use.
 #[tokio::test(start_paused = true)]
 async fn e12_a_key_that_cannot_be_used_is_a_refusal_with_its_own_remedy() {
     for (code, words) in [
@@ -209,14 +209,14 @@ async fn e12_a_key_that_cannot_be_used_is_a_refusal_with_its_own_remedy() {
         let error = start(builder, &log).await.map(|_| ()).unwrap_err();
         assert_eq!((error.kind(), error.to_string()), (ErrorKind::Denied, expected));
     }
-    // Throttled by KMS is not refused.
+    // Throttling by KMS is not a denial.
     let local = LocalAws::in_memory();
     refuse(&local, None, "KMSThrottlingException");
     let store = DynamoStore::new(&local.sdk_config("worker"), TABLE, TableOptions::default());
     assert_eq!(store.list().await.unwrap_err().kind, ServiceErrorKind::Throttled);
 }
 
-/// The machine's clock is wrong: the service refuses the date and says what time it is, by which the SDK
+/// The machine's clock is wrong: the service rejects the date and returns its own time, with which the SDK
 /// signs the next request. Found by the simulation, where it kept workers from starting.
 #[tokio::test(start_paused = true)]
 async fn e12_a_refused_date_is_a_failure_that_passes() {
@@ -237,7 +237,7 @@ async fn e12_a_refused_date_is_a_failure_that_passes() {
     assert_eq!(error.kind(), ErrorKind::Credentials, "{error}");
 }
 
-/// Not refused, but not understood either: found by the simulation, where it ended workers.
+/// Neither denied nor understood: found by the simulation, where it ended workers.
 #[tokio::test(start_paused = true)]
 async fn a_reply_that_breaks_off_is_a_failure_that_passes() {
     let half = |operation| {
@@ -259,7 +259,7 @@ async fn a_reply_that_breaks_off_is_a_failure_that_passes() {
     handle.shutdown(SOON).await.unwrap();
 }
 
-/// The time of the services, for the SDK.
+/// The services' clock, for the SDK.
 #[derive(Debug)]
 struct ServiceTime(Clock);
 
@@ -269,8 +269,8 @@ impl TimeSource for ServiceTime {
     }
 }
 
-/// Hands out keys that are good for a minute, and once none for 30 seconds: from shortly before
-/// the keys of the fourth minute expire.
+/// Provides keys that are valid for a minute, and once none for 30 seconds: from shortly before the keys
+/// of the fourth minute expire.
 #[derive(Debug, Clone)]
 struct Rotating {
     clock: Clock,
@@ -307,7 +307,7 @@ impl ProvideCredentials for Rotating {
     }
 }
 
-/// Lets requests through whose token is good; `ahead` is how far its clock is before the client's.
+/// Accepts requests with a valid token; `ahead` is how far its clock is ahead of the client's.
 struct Gate {
     clock: Clock,
     ahead: Duration,
@@ -338,7 +338,7 @@ impl HttpConnector for Gate {
     }
 }
 
-/// A worker's configuration with such keys, and how many of its calls the services have refused.
+/// Returns a worker's configuration with such keys, and the count of its denied calls.
 fn rotating(local: &LocalAws, ahead: Duration) -> (SdkConfig, watch::Receiver<u64>) {
     let clock = local.clock().clone();
     let began = Instant::now();
@@ -361,9 +361,9 @@ fn rotating(local: &LocalAws, ahead: Duration) -> (SdkConfig, watch::Receiver<u6
     (config.time_source(time).http_client(http).build(), refusals)
 }
 
-/// Ten minutes of a record each second, while the keys change every minute and for 30 seconds there
-/// are none. With clocks that agree the SDK changes them in time; with the service's clock 20 s ahead
-/// every key dies before it is changed.
+/// Ten minutes with a record per second, while the keys rotate every minute and are missing for 30
+/// seconds. If the clocks agree, the SDK refreshes them in time; with the service's clock 20 s ahead, every
+/// key expires before it is refreshed.
 #[tokio::test(start_paused = true)]
 async fn s19_credentials_that_expire_delay_records_and_end_nothing() {
     for ahead in [Duration::ZERO, Duration::from_secs(20)] {

@@ -1,5 +1,5 @@
-//! Several streams in one worker, streams that are made again, and services in different places:
-//! on the local services in process, through the real clients, on paused time.
+//! Several streams in one worker, re-created streams, and services in different places: on in-process
+//! local services, through the real clients, on paused time.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use kcl_lite::{
 use local_aws::{Effect, LocalAws, Rule};
 use tokio::sync::Notify;
 
-/// Of paused time: only ends a test that would hang.
+/// A limit on paused time, which only ends a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// What the processors saw: stream and payload.
+/// The delivered records: stream and payload.
 #[derive(Clone, Default)]
 pub(crate) struct Seen(Arc<Log>);
 
@@ -88,7 +88,7 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-/// Starts over with a stream that was made again, where a first start would begin with what comes.
+/// Returns settings that start over with a re-created stream, while a first start would start at the tip.
 fn adopting() -> Settings {
     Settings {
         stream_recreated: StreamRecreated::Adopt,
@@ -179,7 +179,7 @@ async fn several_streams_share_a_worker_and_a_table_with_the_java_librarys_keys(
     assert_eq!(parts.iter().map(|it| it[1]).collect::<Vec<_>>(), ["north", "south"]);
     assert!(parts.iter().all(|it| it.len() == 4 && it[3] == "shardId-000000000000"), "{keys:?}");
     stop(&worker).await;
-    // A restart with the same streams goes on where it was.
+    // A restart with the same streams continues where it was.
     put(&aws, "south", "second").await;
     let worker = run(builder(&aws, "north", "b").and_stream("south"), settings(), &seen).await;
     seen.count(3).await;
@@ -227,7 +227,7 @@ async fn l13_leases_of_a_stream_that_was_made_again_are_refused_or_adopted() {
     assert_eq!(error.to_string().matches("stream/north").count(), 2, "names both: {error}");
     assert_eq!((keys(&aws).await, seen.all().len()), (before, 1), "nothing is touched");
 
-    // One that another library made may be of either.
+    // A row that another library created may belong to either stream.
     let (store, stream) = operator(&aws);
     let unmarked = Lease::new("shardId-000000000009", Checkpoint::TrimHorizon);
     let change = LeaseChange::Create(Box::new(unmarked.clone()));
@@ -241,7 +241,7 @@ async fn l13_leases_of_a_stream_that_was_made_again_are_refused_or_adopted() {
     let error = reset::reset(&store, &stream, InitialPosition::TrimHorizon).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "it would move what is no longer there: {error}");
 
-    // Also when new starts would begin with what comes: nothing of the new stream has been read.
+    // Even if first starts begin at the tip: nothing of the new stream has been read.
     let worker = run(builder(&aws, "north", "c"), adopting(), &seen).await;
     seen.count(11).await;
     stop(&worker).await;
@@ -249,8 +249,8 @@ async fn l13_leases_of_a_stream_that_was_made_again_are_refused_or_adopted() {
     assert_eq!(seen.all(), new.chain(["north old".to_owned()]).collect::<Vec<_>>());
 }
 
-/// Killed when it has not yet made the first lease of the new stream: who comes next must still see
-/// that it was made again, and not begin with what comes.
+/// A worker is killed before it has created the first lease of the new stream: the next one must still
+/// detect that the stream was re-created, and not start at the tip.
 #[tokio::test(start_paused = true)]
 async fn l13_a_start_with_a_new_stream_that_died_half_way_leaves_what_tells_of_it() {
     let (aws, seen) = (LocalAws::in_memory(), Seen::default());
@@ -268,8 +268,8 @@ async fn l13_a_start_with_a_new_stream_that_died_half_way_leaves_what_tells_of_i
     assert_eq!(seen.all(), ["north new"]);
 }
 
-/// Nobody knows what a row says that cannot be read; beside one of a former stream it is no sign that
-/// the new one has been begun.
+/// The content of an unreadable row is unknown; beside a row of a former stream it does not show that the
+/// new stream has been started.
 #[tokio::test(start_paused = true)]
 async fn l13_a_row_that_cannot_be_read_does_not_hide_that_the_stream_was_made_again() {
     let (aws, seen) = (LocalAws::in_memory(), Seen::default());
@@ -287,7 +287,7 @@ async fn l13_a_row_that_cannot_be_read_does_not_hide_that_the_stream_was_made_ag
     stop(&worker).await;
 }
 
-/// What the stream is can be of no interest where nobody answers: shards are listed all the same.
+/// If describing the stream hangs, the shards are listed anyway.
 #[tokio::test(start_paused = true)]
 async fn l13_a_stream_that_cannot_be_described_any_more_is_listed() {
     let (aws, seen) = (LocalAws::in_memory(), Seen::default());
@@ -327,10 +327,10 @@ async fn l13_a_stream_that_is_made_again_under_a_running_worker_ends_it() {
     make_again(&aws, "north").await;
     let error = tokio::time::timeout(PATIENCE, worker.stopped()).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Missing);
-    assert!(error.to_string().contains("made again"), "{error}");
+    assert!(error.to_string().contains("re-created"), "{error}");
 }
 
-/// Its lease is at the beginning, so that nothing that it asks for is wrong in the new stream.
+/// The lease is at the oldest record, so that none of its requests is invalid in the new stream.
 #[tokio::test(start_paused = true)]
 async fn l13_a_worker_that_has_read_nothing_notices_too_that_its_stream_was_made_again() {
     let (aws, seen) = (LocalAws::in_memory(), Seen::default());
@@ -340,7 +340,7 @@ async fn l13_a_worker_that_has_read_nothing_notices_too_that_its_stream_was_made
     make_again(&aws, "north").await;
     let error = tokio::time::timeout(PATIENCE, worker.stopped()).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Missing);
-    assert!(error.to_string().contains("made again"), "{error}");
+    assert!(error.to_string().contains("re-created"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -398,7 +398,7 @@ async fn a_stream_that_is_given_twice_is_refused() {
 async fn e11_a_rewind_of_one_of_several_streams_leaves_the_others_alone() {
     let (aws, seen) = (LocalAws::in_memory(), Seen::default());
     create(&aws, "north").await;
-    // One shard more, which a rewind that took its row for one of the other stream would remove.
+    // One more shard, whose row a reset would delete if it mistook it for one of the other stream.
     create_with_shards(&aws, "south", 2).await;
     put(&aws, "north", "too old").await;
     put(&aws, "south", "1").await;

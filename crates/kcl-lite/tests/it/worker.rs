@@ -1,4 +1,4 @@
-//! What a worker promises, one behaviour a test, on an in-memory stream and paused time.
+//! The guarantees of a worker, one behaviour per test, on an in-memory stream and paused time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -294,7 +294,7 @@ async fn deferred_acknowledgements_hold_the_checkpoint_back_and_a_dropped_one_re
     worker.shutdown(DEADLINE).await.unwrap();
 }
 
-/// Another worker writes itself into the row.
+/// Makes another worker the owner in the row.
 async fn steal(fleet: &Fleet, shard: &ShardId) -> Lease {
     let lease = fleet.lease(shard);
     let write = LeaseWrite {
@@ -415,7 +415,7 @@ async fn a_row_deleted_under_its_owner_comes_back_with_its_position() {
     assert_eq!(fleet.delivered(), numbers(0..10));
 }
 
-/// A worker asks for the lease of `shard`, and is never heard of again.
+/// Requests a handoff of `shard` for a worker that dies.
 async fn ask_and_die(fleet: &Fleet, shard: &ShardId) {
     let row = fleet.lease(shard);
     let from = row.owner.expect("somebody has it");
@@ -486,7 +486,7 @@ async fn of_two_workers_with_one_id_and_one_seed_only_the_newer_goes_on() {
     let stopped = tokio::time::timeout(LEASE * 10, older.stopped()).await.expect("the older stops");
     let error = stopped.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
-    assert!(error.to_string().contains("another worker runs with the id `a`"), "{error}");
+    assert!(error.to_string().contains("another worker runs with the worker ID `a`"), "{error}");
     tokio::time::sleep(LEASE * 4).await;
     put(&fleet, 5..10);
     fleet
@@ -508,7 +508,7 @@ async fn a_worker_that_finds_its_own_shard_finished_stops_without_delay() {
             matches!(event, Event::LeaseRenewed { advanced: true, .. })
         })
         .await;
-    // The end of the shard is applied, its reply is lost, and the fence falls before another try.
+    // The finish is applied, its reply is lost, and the fence comes before a retry.
     fleet.store.set(Faults::Down);
     let row = fleet.lease(&shard);
     let mark = row.write_id.clone().unwrap();
@@ -543,7 +543,7 @@ async fn latest_is_resolved_once_so_a_crash_before_the_first_checkpoint_skips_no
     assert_eq!(fleet.delivered(), numbers(5..10));
 }
 
-/// Puts a record and splits its shard right after the first listing was answered.
+/// Puts a record and splits its shard right after the first listing.
 #[derive(Debug)]
 struct SplitsBehindTheListing {
     inner: MemoryStream,
@@ -677,8 +677,8 @@ async fn e14_a_drained_worker_holds_nothing_until_it_is_resumed() {
     assert_eq!(fleet.repeats(), 0);
 }
 
-/// Answers its first listing late. Meanwhile another worker has read everything of the first shard,
-/// removed its row, and goes on with another.
+/// A stream whose first listing is late: in the meantime another worker has finished the first shard,
+/// deleted its row, and continues with another one.
 #[derive(Debug)]
 struct HeldUp {
     inner: MemoryStream,
@@ -708,7 +708,7 @@ impl Stream for HeldUp {
     }
 }
 
-/// Found by the simulation: a process was stopped between its looks at the table and at the stream.
+/// Found by the simulation: a process was suspended between its reads of the table and of the stream.
 #[tokio::test(start_paused = true)]
 async fn a_first_start_that_was_held_up_looks_at_the_table_again() {
     let fleet = Fleet::new(1);

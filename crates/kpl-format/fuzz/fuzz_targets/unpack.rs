@@ -1,5 +1,5 @@
-//! Whatever the input: no panic, memory bounded by the size of the input, and what is unpacked is
-//! the same after it was packed and unpacked again.
+//! For every input: no panic, memory bounded by the size of the input, and unpacked records stay
+//! the same after packing and unpacking.
 //!
 //! cargo +nightly fuzz run unpack          (in crates/kpl-format)
 #![no_main]
@@ -12,12 +12,12 @@ use kpl_format::{Aggregate, MAGIC, Packer};
 use libfuzzer_sys::fuzz_target;
 use md5::{Digest as _, Md5};
 
-/// Counts what is allocated, freed or not.
+/// An allocator that counts what is allocated, freed or not.
 struct Counting;
 
 static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: everything is passed on to the system's allocator.
+// SAFETY: every call is forwarded to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATED.fetch_add(layout.size(), Ordering::Relaxed);
@@ -33,7 +33,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 fuzz_target!(|input: &[u8]| {
-    // As it came, and behind the checksum that almost nothing passes by chance.
+    // Unchanged, and with a valid checksum, which random data almost never have.
     check(Bytes::copy_from_slice(input));
     check(framed(input));
 });
@@ -64,7 +64,7 @@ fn check(data: Bytes) {
     let packed = packer.finish().expect("an aggregate is never empty");
     assert_eq!(packed.len(), size);
     let again = Aggregate::read(packed).expect("what was packed can be unpacked");
-    // The tables may be in another order, so the index of a key may differ.
+    // The tables may be in another order, so that the index of a key may differ.
     let same = aggregate.records().zip(again.records()).all(|(one, other)| {
         one.partition_key == other.partition_key
             && one.explicit_hash_key == other.explicit_hash_key

@@ -1,8 +1,8 @@
-//! Table ARNs as clients know them.
+//! Translation of table ARNs.
 //!
-//! Owns two translations of texts: a table's ARN where a table's name is expected becomes the
-//! name, and the region in ARNs becomes ours, because dynoxide writes the literal `dynoxide`
-//! there. Never touches the bodies of operations that carry items.
+//! Owns two text translations: a table's ARN in place of a table's name becomes the name, and the
+//! region in ARNs becomes ours, because dynoxide writes the literal `dynoxide` there. Never touches
+//! the bodies of operations that carry items.
 
 use std::borrow::Cow;
 
@@ -11,8 +11,8 @@ use serde_json::Value;
 const THEIRS: &str = "arn:aws:dynamodb:dynoxide:";
 const OURS: &str = "arn:aws:dynamodb:us-east-1:";
 
-/// Operations on tables: no item in the request or in the reply, so that a text that looks
-/// like an ARN is one.
+/// Returns whether the operation is about tables: neither request nor reply contains an item, so
+/// that a text that looks like an ARN is one.
 fn is_about_tables(operation: &str) -> bool {
     matches!(
         operation,
@@ -28,7 +28,7 @@ fn is_about_tables(operation: &str) -> bool {
     )
 }
 
-/// The request as dynoxide understands it.
+/// Returns the request in the form that dynoxide accepts.
 pub(super) fn without_table_arns<'a>(operation: &str, body: &'a str) -> Cow<'a, str> {
     if !body.contains("arn:aws:dynamodb:") {
         return Cow::Borrowed(body);
@@ -49,12 +49,12 @@ fn with_names(body: &str) -> Cow<'_, str> {
     Cow::Owned(Value::Object(request).to_string())
 }
 
-/// `t` for `arn:aws:dynamodb:region:account:table/t`.
+/// Returns `t` for `arn:aws:dynamodb:region:account:table/t`.
 fn table_of(arn: &str) -> Option<&str> {
     arn.strip_prefix("arn:aws:dynamodb:")?.split_once(":table/").map(|(_, name)| name)
 }
 
-/// The reply as our clients understand it.
+/// Returns the reply with the region that clients use.
 pub(super) fn with_region(operation: &str, reply: String) -> String {
     if is_about_tables(operation) { reply.replace(THEIRS, OURS) } else { reply }
 }

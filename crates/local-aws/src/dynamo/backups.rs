@@ -1,7 +1,7 @@
-//! Point-in-time recovery: whether it is on, per table.
+//! Point-in-time recovery: the flag of each table.
 //!
-//! Owns the two operations dynoxide lacks, as flags only; keeps them in a small file when the
-//! tables are kept. Never backs anything up.
+//! Owns the two operations that dynoxide lacks, as flags only; stores them in a small file if the
+//! tables are stored. Never creates a backup.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,10 +12,10 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::Refusal;
 use super::operations::read;
+use super::refusal::Refusal;
 
-/// What the service keeps unless told otherwise.
+/// The service's default.
 const DEFAULT_DAYS: u16 = 35;
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -97,7 +97,7 @@ impl Backups {
         Ok(self.description(&table.table_name, now_ms))
     }
 
-    /// A table that is created again under the same name starts without recovery.
+    /// Removes the flag, because a re-created table starts without recovery.
     pub(super) fn forget(&self, body: &str) -> Result<(), Refusal> {
         let table: Table = read("DeleteTable", body)?;
         self.change(|enabled| {
@@ -136,7 +136,7 @@ impl Backups {
     }
 }
 
-/// Written beside and renamed, so that a crash leaves the old or the new text.
+/// Writes a new file and renames it, so that a crash leaves the old or the new text.
 fn replace(file: &Path, value: &Value) -> io::Result<()> {
     let beside = file.with_extension("new");
     std::fs::write(&beside, value.to_string())?;

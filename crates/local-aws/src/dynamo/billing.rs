@@ -1,14 +1,14 @@
-//! What `CreateTable` demands of billing mode and throughput, where dynoxide is more lenient.
+//! The rules of `CreateTable` for billing mode and throughput where dynoxide is more lenient.
 //!
-//! Owns the mode of a request that names none, and the rule for global secondary indexes of a
-//! provisioned table. Never looks at a table that exists; every other rule is dynoxide's.
+//! Owns the default mode, and the rule for global secondary indexes of a provisioned table. Never
+//! looks at an existing table; every other rule is dynoxide's.
 
 use std::borrow::Cow;
 
 use dynoxide::DynoxideError;
 use serde_json::Value;
 
-/// Returns the request with its billing mode, so that dynoxide demands the throughput of that mode.
+/// Returns the request with its billing mode, so that dynoxide checks the throughput for that mode.
 ///
 /// # Errors
 /// A provisioned table has an index without throughput.
@@ -19,7 +19,7 @@ pub(super) fn checked<'a>(
     if operation != "CreateTable" {
         return Ok(body);
     }
-    // dynoxide refuses what cannot be read, and unknown modes.
+    // dynoxide refuses malformed requests and unknown modes.
     let Ok(Value::Object(mut request)) = serde_json::from_str(&body) else { return Ok(body) };
     let mode = request.get("BillingMode").and_then(Value::as_str).unwrap_or("PROVISIONED");
     if mode != "PROVISIONED" {

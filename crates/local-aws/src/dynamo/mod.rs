@@ -1,51 +1,27 @@
 //! DynamoDB: `dynoxide` behind the service's wire protocol.
 //!
-//! Owns the database handle and what dynoxide lacks: the dispatch by operation name
+//! Owns the database handle and the parts that dynoxide lacks: the dispatch by operation name
 //! (`operations`), point-in-time recovery flags (`backups`), the throughput that `CreateTable`
-//! demands (`billing`), a table's ARN in place of its name, and ARNs that name the region a client
-//! was told (`arn`). Calls are synchronous and run one at a time, so that every write is atomic.
-//! Never injects faults.
+//! requires (`billing`), a table's ARN in place of its name, and ARNs with the region that clients
+//! use (`arn`). Calls are synchronous and run one at a time, so that every write is atomic. Never
+//! injects faults.
 
 mod arn;
 mod backups;
 mod billing;
 mod operations;
+mod refusal;
 
 use std::path::Path;
 
 use bytes::Bytes;
 use dynoxide::{Database, DynoxideError};
 
+pub(crate) use self::refusal::Refusal;
 use crate::clock::Clock;
 use backups::Backups;
 
-/// A reply that is an error: ready to send.
-#[derive(Debug)]
-pub(crate) struct Refusal {
-    pub(crate) status: u16,
-    pub(crate) code: String,
-    pub(crate) body: Bytes,
-}
-
-impl Refusal {
-    pub(crate) fn new(status: u16, code: &str, message: &str) -> Self {
-        let body = serde_json::json!({ "__type": code, "message": message }).to_string();
-        Self { status, code: code.to_owned(), body: body.into() }
-    }
-}
-
-impl From<DynoxideError> for Refusal {
-    fn from(error: DynoxideError) -> Self {
-        let kind = error.error_type();
-        Self {
-            status: error.status_code(),
-            code: kind.rsplit('#').next().unwrap_or(kind).to_owned(),
-            body: error.to_json().into(),
-        }
-    }
-}
-
-/// Both the tables and the facts about them that dynoxide does not keep.
+/// The tables, and the settings of tables that dynoxide does not store.
 pub(crate) struct Dynamo {
     db: Database,
     backups: Backups,
@@ -57,7 +33,7 @@ impl Dynamo {
         Ok(Self { db: Database::memory()?, backups: Backups::in_memory(), clock })
     }
 
-    /// Opens or creates the tables kept in `dir`.
+    /// Opens or creates the tables stored in `dir`.
     pub(crate) fn open(clock: Clock, dir: &Path) -> Result<Self, DynoxideError> {
         let failed = |error: std::io::Error| {
             DynoxideError::InternalServerError(format!("{}: {error}", dir.display()))
@@ -72,7 +48,7 @@ impl Dynamo {
         Ok(Self { db, backups, clock })
     }
 
-    /// Carries out one operation, such as `PutItem`.
+    /// Executes one operation, such as `PutItem`.
     pub(crate) fn call(&self, operation: &str, body: &[u8]) -> Result<Bytes, Refusal> {
         let body = std::str::from_utf8(body)
             .ok()

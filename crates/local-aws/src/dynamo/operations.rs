@@ -1,15 +1,15 @@
-//! Which dynoxide call answers which operation.
+//! The table of operations and the dynoxide calls that implement them.
 //!
-//! Owns the list of operations and the service's error type for a body that cannot be read.
-//! Never looks inside a request.
+//! Owns the list of operations and the service's error type for a malformed body. Never looks
+//! inside a request.
 
 use dynoxide::{Database, DynoxideError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Refusal;
+use super::refusal::Refusal;
 
-/// Reads the request, calls, writes the reply.
+/// Decodes the request, calls dynoxide, encodes the reply.
 macro_rules! dispatch {
     ($db:ident, $operation:ident, $body:ident, { $($name:literal => $method:ident),+ $(,)? }) => {
         match $operation {
@@ -61,8 +61,8 @@ fn write(reply: &impl Serialize) -> Result<String, Refusal> {
     })
 }
 
-/// The error of a body that is not a request. dynoxide's own types put a marker in front of
-/// their message that says which of the service's two error types it belongs to.
+/// Returns the error for a malformed body. dynoxide's own types put a marker in front of their
+/// message that selects one of the service's two error types.
 fn unreadable(operation: &str, message: &str) -> DynoxideError {
     let bare = message.rsplit_once(" at line ").map_or(message, |(text, _)| text);
     for (marker, text) in [("VALIDATION_AS_READ:", message), ("VALIDATION:", bare)] {

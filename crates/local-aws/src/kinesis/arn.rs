@@ -1,21 +1,21 @@
-//! Amazon resource names of streams and consumers, written and read.
+//! Amazon resource names of streams and consumers.
 
 use crate::kinesis::error::{access_denied, invalid_argument};
 use crate::kinesis::stream::{StreamName, is_name};
 use crate::wire::ApiError;
 
-/// Where the streams live: the middle of every name.
+/// The account and the region of all streams: the middle of every ARN.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Place {
     pub region: String,
     pub account: String,
 }
 
-/// What a resource name names.
+/// The resource that an ARN names.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Resource {
     Stream(StreamName),
-    /// A consumer; its whole resource name is what tells it from an earlier one.
+    /// A consumer; its whole ARN distinguishes it from an earlier one of the same name.
     Consumer {
         stream: StreamName,
         name: String,
@@ -31,12 +31,12 @@ impl Place {
         format!("{}/consumer/{name}:{}", self.stream_arn(stream), created_ms / 1_000)
     }
 
-    /// Reads a resource name.
+    /// Parses an ARN.
     ///
     /// # Errors
     ///
-    /// `InvalidArgumentException` when it names no stream and no consumer of this region,
-    /// `AccessDeniedException` when it names one of another account: no stream here has a policy that
+    /// `InvalidArgumentException` if it names neither a stream nor a consumer of this region,
+    /// `AccessDeniedException` if it names one of another account: no stream here has a policy that
     /// shares it.
     pub(super) fn read(&self, arn: &str) -> Result<Resource, ApiError> {
         let (account, resource) = self.parse(arn).ok_or_else(|| {
@@ -46,7 +46,7 @@ impl Place {
         if account == self.account { Ok(resource) } else { Err(access_denied(&self.account, arn)) }
     }
 
-    /// The account and what it owns.
+    /// Returns the account and its resource.
     fn parse<'a>(&self, arn: &'a str) -> Option<(&'a str, Resource)> {
         let mut parts = arn.splitn(6, ':');
         let (scheme, partition, service) = (parts.next()?, parts.next()?, parts.next()?);

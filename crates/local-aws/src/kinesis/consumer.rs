@@ -1,10 +1,10 @@
-//! Registered fan-out consumers, and how the API shows them.
+//! Registered fan-out consumers, and their form in the API.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kinesis::stream::{Status, Transition};
+use crate::kinesis::transition::{Status, Transition};
 use crate::wire::Timestamp;
 
 /// A consumer of a stream.
@@ -32,7 +32,7 @@ impl Consumer {
     }
 }
 
-/// A consumer as the API shows it; only a description names the stream.
+/// A consumer in the form of the API; only a description names the stream.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct ConsumerView {

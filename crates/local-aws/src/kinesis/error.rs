@@ -1,9 +1,9 @@
-//! The errors of Kinesis, with messages shaped like the service's.
+//! The errors of Kinesis, with messages in the form of the service's.
 //!
-//! One function an error, so that every operation says the same thing in the same words.
+//! One function per error, so that all operations use the same words.
 
-use crate::kinesis::shard::ShardNumber;
-use crate::kinesis::stream::StreamName;
+use std::fmt;
+
 use crate::wire::ApiError;
 
 pub(super) fn invalid_argument(message: impl Into<String>) -> ApiError {
@@ -17,7 +17,7 @@ pub(super) fn access_denied(account: &str, arn: &str) -> ApiError {
     )
 }
 
-/// A member breaks a constraint of the API model.
+/// Returns the error for a member that violates a constraint of the API model.
 pub(super) fn validation(member: &str, value: &str, constraint: &str) -> ApiError {
     ApiError::new(
         "ValidationException",
@@ -28,14 +28,14 @@ pub(super) fn validation(member: &str, value: &str, constraint: &str) -> ApiErro
     )
 }
 
-pub(super) fn stream_not_found(name: &StreamName, account: &str) -> ApiError {
+pub(super) fn stream_not_found(name: &impl fmt::Display, account: &str) -> ApiError {
     ApiError::new(
         "ResourceNotFoundException",
         format!("Stream {name} under account {account} not found."),
     )
 }
 
-pub(super) fn shard_not_found(shard: &str, stream: &StreamName, account: &str) -> ApiError {
+pub(super) fn shard_not_found(shard: &str, stream: &impl fmt::Display, account: &str) -> ApiError {
     ApiError::new(
         "ResourceNotFoundException",
         format!("Could not find shard {shard} in stream {stream} under account {account}."),
@@ -53,7 +53,7 @@ pub(super) fn resource_in_use(message: impl Into<String>) -> ApiError {
     ApiError::new("ResourceInUseException", message)
 }
 
-pub(super) fn stream_not_active(name: &StreamName, account: &str, state: &str) -> ApiError {
+pub(super) fn stream_not_active(name: &impl fmt::Display, account: &str, state: &str) -> ApiError {
     resource_in_use(format!(
         "Stream {name} under account {account} not ACTIVE, instead in state {state}"
     ))
@@ -63,7 +63,11 @@ pub(super) fn limit_exceeded(message: impl Into<String>) -> ApiError {
     ApiError::new("LimitExceededException", message)
 }
 
-pub(super) fn rate_exceeded(shard: ShardNumber, stream: &StreamName, account: &str) -> ApiError {
+pub(super) fn rate_exceeded(
+    shard: impl fmt::Display,
+    stream: &impl fmt::Display,
+    account: &str,
+) -> ApiError {
     ApiError::new(
         "ProvisionedThroughputExceededException",
         format!("Rate exceeded for shard {shard} in stream {stream} under account {account}."),

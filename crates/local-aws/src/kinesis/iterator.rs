@@ -1,27 +1,26 @@
-//! Where a reader begins, and the shard iterators that carry its place.
+//! Starting positions, and the shard iterators that carry a reader's place.
 
 use serde::{Deserialize, Serialize};
 
 use crate::kinesis::error::{invalid_argument, validation};
-use crate::kinesis::sequence::{Index, SequenceNumber};
-use crate::kinesis::shard::ShardNumber;
+use crate::kinesis::sequence::{Index, SequenceNumber, ShardNumber};
 use crate::kinesis::stream::{Stream, StreamId, StreamName};
 use crate::kinesis::token;
 use crate::wire::{ApiError, Timestamp};
 
-/// How long an iterator, and the token of a list, can be used.
+/// How long an iterator, or the token of a list, is valid.
 pub(super) const LIFETIME_MS: i64 = 300_000;
 
-/// How far a client's clock may be ahead when it asks for what comes after "now".
+/// How far a client's clock may be ahead when it requests records after "now".
 const CLOCK_TOLERANCE_MS: i64 = 1_000;
 
-/// A reader's place in a shard, as given out.
+/// A reader's place in a shard, as issued.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct ShardIterator {
     pub stream: StreamName,
     pub id: StreamId,
     pub shard: ShardNumber,
-    /// The first place that was not read.
+    /// The first place that has not been read.
     pub from: Index,
     pub created_ms: i64,
 }
@@ -33,8 +32,8 @@ impl ShardIterator {
 
     /// # Errors
     ///
-    /// `InvalidArgumentException` when the text was not given out, `ExpiredIteratorException` when
-    /// that was more than five minutes ago.
+    /// `InvalidArgumentException` if the text was not issued by this service,
+    /// `ExpiredIteratorException` if it was issued more than five minutes ago.
     pub(super) fn read(text: &str, now_ms: i64) -> Result<Self, ApiError> {
         let iterator: Self =
             token::open(text).ok_or_else(|| invalid_argument("Invalid ShardIterator."))?;
@@ -66,8 +65,8 @@ pub(super) enum Start {
 impl Start {
     /// # Errors
     ///
-    /// `ValidationException` for an unknown type, `InvalidArgumentException` when the type lacks
-    /// what it needs or the number is none.
+    /// `ValidationException` for an unknown type, `InvalidArgumentException` if the type lacks its
+    /// argument or the sequence number is malformed.
     pub(super) fn read(
         kind: &str,
         sequence: Option<&str>,
@@ -98,12 +97,12 @@ impl Start {
         }
     }
 
-    /// The first place of the shard that a reader who starts here gets.
+    /// Returns the first place in the shard for a reader that starts here.
     ///
     /// # Errors
     ///
-    /// `InvalidArgumentException` when the sequence number is of another shard or the time has not
-    /// come yet.
+    /// `InvalidArgumentException` if the sequence number belongs to another shard or the time is in
+    /// the future.
     pub(super) fn place(
         self,
         stream: &Stream,
@@ -111,7 +110,7 @@ impl Start {
         now_ms: i64,
     ) -> Result<Option<Index>, ApiError> {
         let Some((shard, log)) = stream.shard(number) else { return Ok(None) };
-        // Only what is put after this moment can get this index or a later one.
+        // Only records put after this moment get this index or a later one.
         let latest = stream.meta.lineage.next_index();
         let place = match self {
             Self::TrimHorizon => shard.starting_index.next(),

@@ -1,8 +1,8 @@
-//! The streams on disk, for `--data`: an SQLite file that is written before a request is answered.
+//! The stored streams, for `--data`: an SQLite file that is written before a request is answered.
 //!
 //! Each request is one transaction. SQLite hands its log to the operating system before a commit
-//! returns, so a killed process loses nothing that it acknowledged; `synchronous=OFF` only gives up
-//! what a crash of the machine would take. Everything is read once, at the start.
+//! returns, so that a killed process loses nothing that it acknowledged; `synchronous=OFF` only
+//! risks what a crash of the machine would lose. Everything is read once, at the start.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,8 +11,7 @@ use std::time::Duration;
 use rusqlite::{Connection, params};
 
 use crate::kinesis::log::Record;
-use crate::kinesis::sequence::Index;
-use crate::kinesis::shard::ShardNumber;
+use crate::kinesis::sequence::{Index, ShardNumber};
 use crate::kinesis::stream::{Meta, StreamId};
 use crate::wire::ApiError;
 
@@ -34,7 +33,7 @@ pub(super) struct Journal {
     connection: Connection,
 }
 
-/// A stream as it was stored.
+/// A stream as stored.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub meta: Meta,
@@ -42,7 +41,7 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// The latest time that is written in it.
+    /// Returns the latest time stored in it.
     pub(super) fn latest_ms(&self) -> i64 {
         let arrivals = self.records.iter().map(|(_, record)| record.arrival_ms);
         arrivals.fold(self.meta.stored_ms, i64::max)
@@ -55,20 +54,20 @@ pub(crate) enum JournalError {
     /// SQLite could not open or read the file.
     #[error("the stored streams cannot be read; is another process using the directory?")]
     Sqlite(#[from] rusqlite::Error),
-    /// A stream's metadata is not what this version writes.
-    #[error("a stored stream cannot be understood; it was written by another version")]
+    /// A stream's metadata has a format that this version does not write.
+    #[error("a stored stream cannot be read; it was written by another version")]
     Meta(#[from] serde_json::Error),
-    /// The directory cannot be made.
-    #[error("the data directory cannot be made")]
+    /// The directory cannot be created.
+    #[error("the data directory cannot be created")]
     Directory(#[from] std::io::Error),
 }
 
 impl Journal {
-    /// Opens or creates the file in `directory` and reads what it holds.
+    /// Opens or creates the file in `directory` and reads its content.
     pub(super) fn open(directory: &Path) -> Result<(Self, Vec<Stored>), JournalError> {
         std::fs::create_dir_all(directory)?;
         let connection = Connection::open(directory.join(FILE))?;
-        // A predecessor that was just killed may hold its locks for a moment longer.
+        // A predecessor that was just killed may hold its locks for a moment.
         connection.busy_timeout(Duration::from_secs(5))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "OFF")?;
@@ -143,8 +142,8 @@ impl Journal {
         append().map_err(failed)
     }
 
-    /// Removes the records of shards before the places given, and stores the metadata, which says
-    /// which places were ever given out.
+    /// Removes the records of shards before the given places, and stores the metadata, which
+    /// records the places ever issued.
     pub(super) fn trim(
         &mut self,
         meta: &Meta,

@@ -1,13 +1,13 @@
-//! The service's limits: the sizes, which always hold, and the rates of a shard, which hold when
-//! the service is asked to enforce them.
+//! The service's limits: the sizes, which are always enforced, and the rates of a shard, which are
+//! enforced on request.
 
-/// The longest a stream may keep records.
+/// The longest retention period.
 pub(super) const MAX_RETENTION_HOURS: i64 = 8_760;
-/// The shortest a stream may keep records, and the default.
+/// The shortest retention period, and the default.
 pub(super) const MIN_RETENTION_HOURS: i64 = 24;
 /// Open shards of all streams of an account, as in the large regions.
 pub(super) const SHARDS_PER_ACCOUNT: u32 = 20_000;
-/// Told by DescribeLimits; not enforced.
+/// Reported by DescribeLimits; not enforced.
 pub(super) const ON_DEMAND_STREAMS_PER_ACCOUNT: u32 = 50;
 /// Fan-out consumers of a stream.
 pub(super) const CONSUMERS_PER_STREAM: usize = 20;
@@ -23,7 +23,7 @@ pub(super) const READ_SIZE: usize = 10 * 1024 * 1024;
 pub(super) const EVENT_SIZE: usize = 2 * 1024 * 1024;
 /// Records of one GetRecords reply, and of one event of a subscription.
 pub(super) const RECORDS_PER_READ: i64 = 10_000;
-/// How large the largest record of a stream may be, in KiB; the first is the default.
+/// The allowed values of a stream's largest record, in KiB; the first is the default.
 pub(super) const RECORD_KIB: std::ops::RangeInclusive<i64> = 1_024..=10_240;
 
 const WRITE_SIZE_PER_SECOND: i64 = 1024 * 1024;
@@ -52,7 +52,7 @@ impl Default for Meter {
 }
 
 impl Meter {
-    /// Counts a record that wants in; false when the shard has taken too much this second.
+    /// Counts a record to be written; returns false if the shard has accepted too much this second.
     pub(super) fn admit_write(&mut self, size: usize, now_ms: i64) -> bool {
         let size = i64::try_from(size).unwrap_or(i64::MAX);
         let admitted = self.write_size.has(size, now_ms) && self.write_records.has(1, now_ms);
@@ -63,7 +63,8 @@ impl Meter {
         admitted
     }
 
-    /// Counts a read; false when the shard was read too often, or has given too much lately.
+    /// Counts a read; returns false if the shard was read too often, or has returned too much
+    /// lately.
     pub(super) fn admit_read(&mut self, now_ms: i64) -> bool {
         let admitted = self.read_size.has(1, now_ms) && self.read_calls.has(1, now_ms);
         if admitted {
@@ -72,13 +73,13 @@ impl Meter {
         admitted
     }
 
-    /// Counts what a read returned; a large reply is paid off by the following seconds.
+    /// Counts what a read returned; a large reply reduces the allowance of the following seconds.
     pub(super) fn count_read(&mut self, size: usize) {
         self.read_size.take(i64::try_from(size).unwrap_or(i64::MAX));
     }
 }
 
-/// A token bucket that holds one second's worth. Levels are in thousandths, so that a millisecond
+/// A token bucket with a capacity of one second. Levels are in thousandths, so that a millisecond
 /// adds a whole number.
 #[derive(Debug)]
 struct Bucket {
@@ -92,7 +93,7 @@ impl Bucket {
         Self { per_second, level: per_second * 1_000, filled_ms: i64::MIN }
     }
 
-    /// Whether `amount` may be taken; more than a second's worth may be when the bucket is full.
+    /// Returns whether `amount` may be taken; a full bucket allows more than its capacity.
     fn has(&mut self, amount: i64, now_ms: i64) -> bool {
         let full = self.per_second * 1_000;
         let passed = now_ms.saturating_sub(self.filled_ms).max(0);

@@ -1,25 +1,25 @@
-//! The shards of a stream through splits and merges, and the counter that orders the stream.
+//! The shards of a stream through resharding, and the counter that orders the stream.
 //!
-//! Pure: it changes its own value and nothing else. Each step closes one or two shards and opens
-//! one or two that cover the same hash keys, so open shards always cover the space exactly once.
+//! Pure: changes only its own value. Each step closes one or two shards and opens one or two that
+//! cover the same hash keys, so that open shards always cover the hash space exactly once.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kinesis::sequence::Index;
-use crate::kinesis::shard::{Closed, HashRange, Shard, ShardNumber};
+use crate::kinesis::sequence::{Index, ShardNumber};
+use crate::kinesis::shard::{Closed, HashRange, Shard};
 
-/// Why a split or a merge cannot be.
+/// Why a split or a merge is impossible.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Refused {
     /// The stream has no such shard.
     NoSuchShard(ShardNumber),
-    /// The shard is closed already.
+    /// The shard is already closed.
     Closed(ShardNumber),
     /// The new starting hash key would leave one of the two children empty.
     OutsideRange(HashRange),
-    /// The two ranges do not touch.
+    /// The two ranges are not adjacent.
     NotAdjacent,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Lineage {
 }
 
 impl Lineage {
-    /// `count` shards that share the space evenly.
+    /// Creates `count` shards that divide the hash space evenly.
     pub(super) fn uniform(count: u32, now_ms: i64) -> Self {
         let mut lineage = Self { shards: BTreeMap::new(), next_number: 0, next_index: Index(0) };
         for part in 0..count {
@@ -41,19 +41,19 @@ impl Lineage {
         lineage
     }
 
-    /// Gives out the next place in the order of the stream.
+    /// Issues the next place in the order of the stream.
     pub(super) fn take_index(&mut self) -> Index {
         let index = self.next_index;
         self.next_index = index.next();
         index
     }
 
-    /// The place that will be given out next.
+    /// Returns the place that will be issued next.
     pub(super) fn next_index(&self) -> Index {
         self.next_index
     }
 
-    /// After a restart: places up to `used` were given out.
+    /// Skips the places up to `used`, which were issued before a restart.
     pub(super) fn skip_past(&mut self, used: Index) {
         self.next_index = self.next_index.max(used.next());
     }
@@ -62,18 +62,18 @@ impl Lineage {
         self.shards.get(&number)
     }
 
-    /// All shards by number.
+    /// Returns all shards by number.
     pub(super) fn all(&self) -> impl Iterator<Item = &Shard> {
         self.shards.values()
     }
 
-    /// The shards that come after one, by number.
+    /// Returns the shards after this one, by number.
     pub(super) fn after(&self, number: ShardNumber) -> impl Iterator<Item = &Shard> {
         let later = (std::ops::Bound::Excluded(number), std::ops::Bound::Unbounded);
         self.shards.range(later).map(|(_, shard)| shard)
     }
 
-    /// The open shards by number.
+    /// Returns the open shards by number.
     pub(super) fn open(&self) -> impl Iterator<Item = &Shard> {
         self.all().filter(|shard| shard.is_open())
     }
@@ -82,7 +82,7 @@ impl Lineage {
         self.after(parent).filter(move |shard| shard.parents().any(|number| number == parent))
     }
 
-    /// Closes `parent` and opens two children, the second beginning at `at`.
+    /// Closes `parent` and opens two children; the second begins at `at`.
     pub(super) fn split(
         &mut self,
         parent: ShardNumber,
@@ -102,7 +102,7 @@ impl Lineage {
         ])
     }
 
-    /// Closes two shards that touch and opens one child of both.
+    /// Closes two adjacent shards and opens one child of both.
     pub(super) fn merge(
         &mut self,
         first: ShardNumber,
@@ -116,11 +116,11 @@ impl Lineage {
         Ok(self.open_shard(range, Some(first), Some(second), now_ms))
     }
 
-    /// Brings the stream to `count` even shards by splits and merges of two, so that every shard
-    /// made on the way has at most two parents, which cover it.
+    /// Reshards the stream to `count` even shards by splits and merges of two, so that every
+    /// intermediate shard has at most two parents, which cover it.
     ///
     /// First every shard is split at each new border inside it, then the pieces between two new
-    /// borders are merged. A shard that fits already stays open.
+    /// borders are merged. A shard that already matches stays open.
     pub(super) fn resize(&mut self, count: u32, now_ms: i64) -> Result<(), Refused> {
         for part in 1..count {
             let border = HashRange::uniform(part, count).start;
@@ -142,7 +142,7 @@ impl Lineage {
         Ok(())
     }
 
-    /// Forgets the shards that closed before the retention period and returns their numbers.
+    /// Removes the shards that closed before the retention period and returns their numbers.
     pub(super) fn forget_closed_before(&mut self, horizon_ms: i64) -> Vec<ShardNumber> {
         let expired = |shard: &Shard| shard.closed.is_some_and(|closed| closed.at_ms < horizon_ms);
         let numbers: Vec<_> = self.all().filter(|s| expired(s)).map(|s| s.number).collect();
@@ -156,6 +156,7 @@ impl Lineage {
     }
 
     fn close(&mut self, number: ShardNumber, now_ms: i64) {
+        // An index of its own, so that the end is after every record of the shard.
         let index = self.take_index();
         if let Some(shard) = self.shards.get_mut(&number) {
             shard.closed = Some(Closed { index, at_ms: now_ms });

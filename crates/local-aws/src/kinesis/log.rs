@@ -1,7 +1,8 @@
 //! The records of one shard, in order.
 //!
-//! Reading costs the logarithm of what is kept plus what is returned; trimming costs what is
-//! removed. Whether a reader or a writer may go on is decided elsewhere.
+//! Reading takes the logarithm of the number of stored records plus the number of returned ones;
+//! trimming takes the number of removed ones. Whether a reader or a writer may proceed is decided
+//! elsewhere.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use crate::kinesis::limits::Meter;
-use crate::kinesis::sequence::{Index, SequenceNumber};
-use crate::kinesis::shard::{Shard, ShardNumber};
+use crate::kinesis::sequence::{Index, SequenceNumber, ShardNumber};
+use crate::kinesis::shard::Shard;
 use crate::wire::{BlobRef, Timestamp};
 
 /// One record.
@@ -22,35 +23,35 @@ pub(super) struct Record {
     pub arrival_ms: i64,
     pub partition_key: String,
     pub data: Bytes,
-    /// Whether the stream was encrypted when the record came.
+    /// Whether the stream was encrypted when the record arrived.
     pub encrypted: bool,
 }
 
 impl Record {
-    /// What counts towards limits: payload and partition key.
+    /// Returns the size that counts towards limits: payload and partition key.
     pub(super) fn size(&self) -> usize {
         self.data.len() + self.partition_key.len()
     }
 }
 
-/// What one read found.
+/// The result of one read.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub records: Vec<Arc<Record>>,
     /// Where the next read begins.
     pub next: Index,
-    /// Whether later records wait in the shard.
+    /// Whether the shard has later records.
     pub more: bool,
 }
 
 impl Batch {
-    /// The size of all records.
+    /// Returns the size of all records.
     pub(super) fn size(&self) -> usize {
         self.records.iter().map(|record| record.size()).sum()
     }
 
-    /// How far the reader is behind the tip: the age of the last record it was given, or 0 when
-    /// nothing is left to read.
+    /// Returns how far the reader is behind the tip: the age of the last record it received, or 0
+    /// at the tip.
     pub(super) fn behind_ms(&self, now_ms: i64) -> i64 {
         match self.records.last() {
             Some(last) if self.more => now_ms.saturating_sub(last.arrival_ms).max(1),
@@ -59,7 +60,7 @@ impl Batch {
     }
 }
 
-/// The records of a shard that retention has kept, and the shard's rates.
+/// The records of a shard within the retention period, and the shard's rates.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     records: VecDeque<Arc<Record>>,
@@ -75,8 +76,8 @@ impl Log {
         self.records.push_back(record);
     }
 
-    /// Records from `from` on: at most `limit`, and at most `max_size` together unless the first
-    /// alone is larger.
+    /// Reads records from `from` on: at most `limit`, and at most `max_size` together unless the
+    /// first alone is larger.
     pub(super) fn read(&self, from: Index, limit: usize, max_size: usize) -> Batch {
         let first = self.records.partition_point(|record| record.index < from);
         let mut size = 0;
@@ -90,20 +91,20 @@ impl Log {
         Batch { more: first + records.len() < self.records.len(), next, records }
     }
 
-    /// The place of the first record that arrived at `ms` or later.
+    /// Returns the place of the first record that arrived at `ms` or later.
     pub(super) fn first_at(&self, ms: i64) -> Option<Index> {
         let first = self.records.partition_point(|record| record.arrival_ms < ms);
         self.records.get(first).map(|record| record.index)
     }
 
-    /// When the record at a place arrived, if there is one.
+    /// Returns when the record at a place arrived, if it exists.
     pub(super) fn arrival_of(&self, index: Index) -> Option<i64> {
         let found = self.records.binary_search_by_key(&index, |record| record.index).ok()?;
         self.records.get(found).map(|record| record.arrival_ms)
     }
 
-    /// Drops the records that arrived before `horizon_ms`; returns the place after the last
-    /// dropped one, if any was.
+    /// Drops the records that arrived before `horizon_ms`; returns the place after the last dropped
+    /// one, if any.
     pub(super) fn trim(&mut self, horizon_ms: i64) -> Option<Index> {
         let kept = self.records.partition_point(|record| record.arrival_ms < horizon_ms);
         let last = self.records.drain(..kept).next_back();

@@ -1,9 +1,9 @@
-//! Kinesis: streams of shards in memory, with a journal on disk when asked.
+//! Kinesis: streams of shards in memory, with an optional journal on disk.
 //!
-//! [`Kinesis::call`] takes one operation by name and answers at once. Nothing here listens, waits
-//! or spawns: states that pass with time are looked up against the clock, and only the event
-//! stream of a subscription waits, while it is polled. The operations are in `operations`, one
-//! file each; the rest is the data they work on.
+//! [`Kinesis::call`] executes one operation by name and answers at once. Nothing here listens,
+//! waits or spawns: states that change with time are derived from the clock, and only the event
+//! stream of a subscription waits, while it is polled. The operations are in `operations`, one file
+//! each; the other modules are their data.
 
 mod arn;
 mod consumer;
@@ -14,6 +14,7 @@ mod limits;
 mod lineage;
 mod log;
 mod operations;
+mod options;
 mod sequence;
 mod shard;
 mod state;
@@ -22,6 +23,7 @@ mod subscription;
 #[cfg(test)]
 mod tests;
 mod token;
+mod transition;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,32 +31,9 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::kinesis::journal::{Journal, JournalError};
+pub(crate) use crate::kinesis::options::KinesisOptions;
 use crate::kinesis::state::Service;
 use crate::wire::{ApiError, Format, Reply};
-
-/// What can be chosen of the service.
-#[derive(Clone, Debug)]
-pub(crate) struct KinesisOptions {
-    /// Whether the rates of a shard hold; sizes always do.
-    pub enforce_limits: bool,
-    /// How long CREATING, UPDATING and DELETING last.
-    pub transition: Duration,
-    /// The account in resource names.
-    pub account: String,
-    /// The region in resource names.
-    pub region: String,
-}
-
-impl Default for KinesisOptions {
-    fn default() -> Self {
-        Self {
-            enforce_limits: false,
-            transition: Duration::from_millis(100),
-            account: "000000000000".to_owned(),
-            region: "us-east-1".to_owned(),
-        }
-    }
-}
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -63,18 +42,18 @@ pub(crate) struct Kinesis {
 }
 
 impl Kinesis {
-    /// A service that forgets everything with its last handle.
+    /// Creates a service whose state is dropped with the last handle.
     pub(crate) fn new(clock: Clock, options: KinesisOptions) -> Self {
         Self { service: Arc::new(Service::new(clock, options, None)) }
     }
 
-    /// A service that keeps its streams in a directory, also when it is killed.
+    /// Opens a service that stores its streams in a directory, so that they survive a kill.
     ///
-    /// The clock is advanced to the latest time that is stored, so that time does not go back.
+    /// The clock is advanced to the latest stored time, so that time does not move back.
     ///
     /// # Errors
     ///
-    /// When the directory cannot be made, read or understood.
+    /// The directory cannot be created or read, or its format is unknown.
     pub(crate) fn open(
         clock: Clock,
         options: KinesisOptions,
@@ -87,11 +66,11 @@ impl Kinesis {
         Ok(Self { service: Arc::new(Service::new(clock, options, Some((journal, stored)))) })
     }
 
-    /// Carries out one operation, named as in the API (`ListShards`).
+    /// Executes one operation, named as in the API (`ListShards`).
     ///
     /// # Errors
     ///
-    /// The service's own error for whatever is wrong with the request.
+    /// The service's own error for an invalid request.
     pub(crate) fn call(
         &self,
         operation: &str,

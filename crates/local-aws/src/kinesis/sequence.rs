@@ -1,32 +1,50 @@
 //! Sequence numbers: 56 decimal digits that begin with 49, as the service's do.
 //!
-//! After `49` stand the creation time of the shard (14 digits), an index that counts every record
-//! and every opening or closing of a shard of the stream (16), the arrival time (14) and the shard
-//! (10). The index makes numbers strictly increasing over the whole stream, so a child's numbers
-//! follow its parents'; the creation time makes the numbers of a stream that was deleted and
-//! created again follow the old ones. Clients may only compare them; the service also reads them.
+//! `49` is followed by the creation time of the shard (14 digits), an index that counts every
+//! record and every opening or closing of a shard of the stream (16), the arrival time (14) and the
+//! shard (10). The index makes numbers strictly increasing over the whole stream, so that a child's
+//! numbers follow its parents'; the creation time makes the numbers of a re-created stream follow
+//! the old ones. Clients may only compare them; the service also parses them.
 
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
-use crate::kinesis::shard::ShardNumber;
+/// The number of a shard in its stream; as text `shardId-000000000007`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub(super) struct ShardNumber(pub u32);
 
-/// Where something stands in the order of a stream; each index is given out once.
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize,
-)]
+impl fmt::Display for ShardNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "shardId-{:012}", self.0)
+    }
+}
+
+impl FromStr for ShardNumber {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let digits = text.strip_prefix("shardId-").ok_or(())?;
+        if digits.len() != 12 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(());
+        }
+        digits.parse().map(Self).map_err(|_| ())
+    }
+}
+
+/// A position in the order of a stream; each index is issued once.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub(super) struct Index(pub u64);
 
 impl Index {
-    /// The place right after this one.
+    /// Returns the place right after this one.
     pub(super) fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 }
 
-/// A sequence number, taken apart.
+/// The parts of a sequence number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct SequenceNumber {
     pub shard_created_ms: i64,

@@ -1,37 +1,12 @@
-//! A shard's place in its stream: number, hash range, parents, birth and end.
+//! A shard's place in its stream: number, hash range, parents, start and end.
 //!
-//! Plain data. Its records are in `log.rs`; which shards a split, a merge or an update makes is
-//! decided in `lineage.rs`.
-
-use std::fmt;
-use std::str::FromStr;
+//! Plain data. Its records are in `log.rs`; `lineage.rs` decides which shards a split, a merge or
+//! an update creates.
 
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 
-use crate::kinesis::sequence::{Index, SequenceNumber};
-
-/// The number of a shard in its stream; as text `shardId-000000000007`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-pub(super) struct ShardNumber(pub u32);
-
-impl fmt::Display for ShardNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "shardId-{:012}", self.0)
-    }
-}
-
-impl FromStr for ShardNumber {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let digits = text.strip_prefix("shardId-").ok_or(())?;
-        if digits.len() != 12 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(());
-        }
-        digits.parse().map(Self).map_err(|_| ())
-    }
-}
+use crate::kinesis::sequence::{Index, SequenceNumber, ShardNumber};
 
 /// The hash keys of a shard, both ends included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -43,39 +18,39 @@ pub(super) struct HashRange {
 impl HashRange {
     pub(super) const WHOLE: Self = Self { start: 0, end: u128::MAX };
 
-    /// Part `part` of `parts` equal parts of the whole; the last part takes the remainder.
+    /// Returns part `part` of `parts` equal parts of the whole; the last part takes the remainder.
     pub(super) fn uniform(part: u32, parts: u32) -> Self {
         if parts <= 1 {
             return Self::WHOLE;
         }
-        // 2^128 / parts without a wider integer: exact for powers of two, else rounded down.
+        // 2^128 / parts without a wider integer: exact for powers of two, otherwise rounded down.
         let (part, parts) = (u128::from(part), u128::from(parts));
         let width = u128::MAX / parts + u128::from(u128::MAX % parts == parts - 1);
         let end = if part + 1 == parts { u128::MAX } else { (part + 1) * width - 1 };
         Self { start: part * width, end }
     }
 
-    /// Both ranges as one, when the other begins where this one ends.
+    /// Returns both ranges as one, if the other begins where this one ends.
     pub(super) fn joined(self, next: Self) -> Option<Self> {
         (self.end.checked_add(1) == Some(next.start))
             .then_some(Self { start: self.start, end: next.end })
     }
 }
 
-/// The hash key of a record that names none: the MD5 of its partition key.
+/// Returns the hash key of a record without an explicit one: the MD5 of its partition key.
 pub(super) fn hash_key(partition_key: &str) -> u128 {
     u128::from_be_bytes(Md5::digest(partition_key.as_bytes()).into())
 }
 
-/// How a shard ended.
+/// The end of a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Closed {
-    /// Later than every record of the shard, earlier than everything of its children.
+    /// After every record of the shard, before everything of its children.
     pub index: Index,
     pub at_ms: i64,
 }
 
-/// What is known of a shard besides its records.
+/// The metadata of a shard.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Shard {
     pub number: ShardNumber,
@@ -92,17 +67,17 @@ impl Shard {
         self.closed.is_none()
     }
 
-    /// Its parents, the first before the adjacent one.
+    /// Returns its parents, the first before the adjacent one.
     pub(super) fn parents(&self) -> impl Iterator<Item = ShardNumber> {
         self.parent.into_iter().chain(self.adjacent_parent)
     }
 
-    /// Whether the shard could take records at a moment.
+    /// Returns whether the shard could accept records at a moment.
     pub(super) fn was_open_at(&self, ms: i64) -> bool {
         self.created_ms <= ms && self.closed.is_none_or(|closed| closed.at_ms > ms)
     }
 
-    /// The number of what stands at `index` of the stream, if that is in this shard.
+    /// Returns the sequence number at `index` of the stream, if that is in this shard.
     pub(super) fn sequence(&self, index: Index, arrival_ms: i64) -> SequenceNumber {
         SequenceNumber { shard_created_ms: self.created_ms, index, arrival_ms, shard: self.number }
     }
@@ -116,7 +91,7 @@ impl Shard {
     }
 }
 
-/// A hash range as the API writes it: decimal text.
+/// A hash range in the form of the API: decimal text.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct HashRangeView {
@@ -130,7 +105,7 @@ impl From<HashRange> for HashRangeView {
     }
 }
 
-/// A shard as the API lists it.
+/// A shard in the form of the API's listings.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct ShardView {
@@ -166,7 +141,7 @@ impl From<&Shard> for ShardView {
     }
 }
 
-/// A child as a reader meets it at the end of a parent.
+/// A child in the form that a reader gets at the end of a parent.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct ChildShardView {

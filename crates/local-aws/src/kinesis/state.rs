@@ -1,9 +1,9 @@
-//! All streams behind one lock, and the only ways to change them.
+//! All streams behind one lock, and the only functions that change them.
 //!
-//! Every call takes the lock once, sees one time, and finds what has expired gone. A change is
-//! written to the journal before it becomes visible, so nothing that was seen or acknowledged is
-//! lost when the process is killed. Since index and record are taken under this lock, no reader
-//! can pass a slower writer, and no record can land in a closed shard.
+//! Every call takes the lock once, uses one time, and sees expired data as removed. A change is
+//! written to the journal before it becomes visible, so that nothing that was seen or acknowledged
+//! is lost when the process is killed. Index and record are assigned under this lock, so that no
+//! reader can pass a slower writer, and no record can be added to a closed shard.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,21 +12,21 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
-use crate::kinesis::KinesisOptions;
 use crate::kinesis::arn::{Place, Resource};
 use crate::kinesis::error::{invalid_argument, stream_not_found};
 use crate::kinesis::journal::{Journal, Stored};
 use crate::kinesis::log::Record;
-use crate::kinesis::sequence::SequenceNumber;
-use crate::kinesis::shard::ShardNumber;
-use crate::kinesis::stream::{Meta, Phase, Status, Stream, StreamId, StreamName, Transition};
+use crate::kinesis::options::KinesisOptions;
+use crate::kinesis::sequence::{SequenceNumber, ShardNumber};
+use crate::kinesis::stream::{Meta, Stream, StreamId, StreamName};
 use crate::kinesis::subscription::Subscriptions;
+use crate::kinesis::transition::{Phase, Status, Transition};
 use crate::wire::ApiError;
 
-/// How often expired records are looked for.
+/// The interval between removals of expired records.
 const TRIM_EVERY_MS: i64 = 1_000;
 
-/// What every operation is given.
+/// The parameter of every operation.
 #[derive(Debug)]
 pub(super) struct Service {
     pub clock: Clock,
@@ -52,8 +52,8 @@ impl Service {
         &self,
         work: impl FnOnce(&mut State, i64) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        // A panic cannot leave a change half made that later calls would trip over: metadata is
-        // replaced as a whole, and a record is pushed in one step.
+        // A panic cannot leave a partial change that disturbs later calls: metadata is replaced as
+        // a whole, and a record is pushed in one step.
         let mut state = self.state.lock();
         let now_ms = self.clock.now_ms();
         state.expire(now_ms)?;
@@ -78,18 +78,18 @@ impl Service {
         self.with(|state, now_ms| state.change(name, now_ms, |meta| work(meta, now_ms)))
     }
 
-    /// A phase that begins now and passes by itself.
+    /// Returns a phase that begins now and ends with time.
     pub(super) fn transition(&self, phase: Phase, now_ms: i64) -> Option<Transition> {
         let lasts = i64::try_from(self.options.transition.as_millis()).unwrap_or(i64::MAX);
         Some(Transition { phase, until_ms: now_ms.saturating_add(lasts) })
     }
 
-    /// The stream that a request names by name, by resource name, or by both in agreement.
+    /// Returns the stream that a request names by name, by ARN, or by both.
     ///
     /// # Errors
     ///
-    /// `InvalidArgumentException` when neither is given or they differ, `ValidationException` when
-    /// the name cannot be one.
+    /// `InvalidArgumentException` if neither is given or they differ, `ValidationException` if the
+    /// name is invalid.
     pub(super) fn stream_name(
         &self,
         name: Option<&str>,
@@ -106,7 +106,7 @@ impl Service {
         }
     }
 
-    /// The stream that a stream's resource name names.
+    /// Returns the stream that a stream's ARN names.
     pub(super) fn stream_of(&self, arn: &str) -> Result<StreamName, ApiError> {
         match self.place.read(arn)? {
             Resource::Stream(name) => Ok(name),
@@ -117,7 +117,7 @@ impl Service {
     }
 }
 
-/// A record that wants into a stream.
+/// A record to be put into a stream.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub hash_key: u128,
@@ -125,11 +125,11 @@ pub(super) struct Entry {
     pub data: Bytes,
 }
 
-/// What became of a record.
+/// The outcome of a put.
 #[derive(Debug)]
 pub(super) enum Placed {
     Stored(SequenceNumber),
-    /// The shard has taken too much this second.
+    /// The shard has accepted too much this second.
     Throttled(ShardNumber),
 }
 
@@ -141,7 +141,7 @@ pub(super) struct State {
     account: String,
     last_id: StreamId,
     trimmed_ms: i64,
-    /// The payload that was stored last: one that is put again and again is kept once.
+    /// The payload that was stored last, so that repeated puts of the same payload share memory.
     last_payload: Bytes,
     pub subscriptions: Subscriptions,
 }
@@ -174,16 +174,17 @@ impl State {
 
     /// # Errors
     ///
-    /// `ResourceNotFoundException` when there is no such stream.
+    /// `ResourceNotFoundException` if the stream does not exist.
     pub(super) fn stream(&self, name: &StreamName) -> Result<&Stream, ApiError> {
         self.streams.get(name).ok_or_else(|| stream_not_found(name, &self.account))
     }
 
-    /// A stream that has records to put or get: not one that is being created or deleted.
+    /// Returns a stream that accepts and returns records: one that is neither being created nor
+    /// deleted.
     ///
     /// # Errors
     ///
-    /// `ResourceNotFoundException` otherwise, as the service says.
+    /// `ResourceNotFoundException` otherwise, as in the service.
     pub(super) fn serving(
         &mut self,
         name: &StreamName,
@@ -202,7 +203,7 @@ impl State {
         make: impl FnOnce(StreamId) -> Meta,
         now_ms: i64,
     ) -> Result<(), ApiError> {
-        // From the time, so that an id is not given again after a restart.
+        // From the time, so that an id is not reused after a restart.
         let now = u64::try_from(now_ms).unwrap_or_default();
         let id = StreamId(now.max(self.last_id.0.saturating_add(1)));
         let meta = make(id);
@@ -214,8 +215,7 @@ impl State {
         Ok(())
     }
 
-    /// Changes a stream's metadata: on a copy, which takes the place of the original once it is
-    /// stored.
+    /// Changes a stream's metadata on a copy, which replaces the original once it is stored.
     pub(super) fn change<T>(
         &mut self,
         name: &StreamName,
@@ -234,11 +234,11 @@ impl State {
         Ok(answer)
     }
 
-    /// Puts records in the order given, those that the rates of their shards admit.
+    /// Puts records in the given order, those that the rates of their shards admit.
     ///
     /// # Errors
     ///
-    /// `ResourceNotFoundException` unless the stream can take records now.
+    /// `ResourceNotFoundException` unless the stream accepts records now.
     pub(super) fn append(
         &mut self,
         name: &StreamName,
@@ -279,6 +279,7 @@ impl State {
             records.push((shard, Arc::new(record)));
         }
         if let Some(journal) = &mut self.journal {
+            // Stored before it is visible: no reader may see a record that a kill would lose.
             journal.append(stream.meta.id, &records)?;
         }
         for (shard, record) in records {
@@ -288,7 +289,7 @@ impl State {
         Ok(placed)
     }
 
-    /// Removes deleted streams and, once a second, what retention no longer keeps.
+    /// Removes deleted streams and, once a second, records beyond the retention period.
     fn expire(&mut self, now_ms: i64) -> Result<(), ApiError> {
         let gone = |stream: &Stream| stream.meta.status(now_ms) == Status::Gone;
         if self.streams.values().any(gone) {
@@ -320,12 +321,12 @@ impl State {
         Ok(())
     }
 
-    /// Looks for expired records at the next call, because a retention period was shortened.
+    /// Makes the next call remove expired records, because a retention period was shortened.
     pub(super) fn trim_soon(&mut self) {
         self.trimmed_ms = i64::MIN;
     }
 
-    /// The open shards of all streams.
+    /// Returns the number of open shards of all streams.
     pub(super) fn open_shards(&self) -> usize {
         self.streams.values().map(|stream| stream.meta.lineage.open().count()).sum()
     }

@@ -1,8 +1,8 @@
-//! A stream: what is known of it (`Meta`), its records, and the readers that wait for more.
+//! A stream: its metadata (`Meta`), its records, and the readers that wait for more.
 //!
-//! `Meta` is plain data that is copied, changed and stored as a whole. States that pass with time
-//! (CREATING, UPDATING, DELETING) are a phase and its end, looked up against the clock, so nothing
-//! has to run for them to pass.
+//! `Meta` is plain data that is copied, changed and stored as a whole. States that change with time
+//! (CREATING, UPDATING, DELETING) are a phase and its end, compared with the clock, so that no task
+//! has to run for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,8 +15,9 @@ use crate::kinesis::consumer::Consumer;
 use crate::kinesis::error::validation;
 use crate::kinesis::lineage::Lineage;
 use crate::kinesis::log::{Batch, Log, Record};
-use crate::kinesis::sequence::Index;
-use crate::kinesis::shard::{ChildShardView, Shard, ShardNumber};
+use crate::kinesis::sequence::{Index, ShardNumber};
+use crate::kinesis::shard::{ChildShardView, Shard};
+use crate::kinesis::transition::{Status, Transition};
 use crate::wire::ApiError;
 
 /// The name of a stream: 1 to 128 letters, digits and `_.-`.
@@ -26,7 +27,7 @@ pub(super) struct StreamName(String);
 impl StreamName {
     /// # Errors
     ///
-    /// `ValidationException` when the text is no stream name.
+    /// `ValidationException` if the text is not a valid stream name.
     pub(super) fn new(text: &str) -> Result<Self, ApiError> {
         is_name(text).then(|| Self(text.to_owned())).ok_or_else(|| {
             validation(
@@ -39,7 +40,7 @@ impl StreamName {
     }
 }
 
-/// Whether a text can name a stream or a consumer.
+/// Returns whether a text can name a stream or a consumer.
 pub(super) fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     (1..=128).contains(&text.len()) && text.bytes().all(allowed)
@@ -51,7 +52,7 @@ impl fmt::Display for StreamName {
     }
 }
 
-/// Tells a stream from an earlier one of the same name.
+/// The identity of a stream; a re-created stream has another one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub(super) struct StreamId(pub u64);
 
@@ -62,69 +63,13 @@ pub(super) enum StreamMode {
     OnDemand,
 }
 
-/// A state of a stream or a consumer that ends by itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(super) enum Phase {
-    Creating,
-    Updating,
-    Deleting,
-}
-
-/// A phase and its end.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(super) struct Transition {
-    pub phase: Phase,
-    pub until_ms: i64,
-}
-
-/// What a stream or a consumer is at a moment.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub(super) enum Status {
-    Creating,
-    Active,
-    Updating,
-    Deleting,
-    /// Deleted and no longer to be seen.
-    Gone,
-}
-
-impl Status {
-    pub(super) fn at(transition: Option<Transition>, now_ms: i64) -> Self {
-        match transition {
-            Some(Transition { phase, until_ms }) if now_ms < until_ms => match phase {
-                Phase::Creating => Self::Creating,
-                Phase::Updating => Self::Updating,
-                Phase::Deleting => Self::Deleting,
-            },
-            Some(Transition { phase: Phase::Deleting, until_ms: _ }) => Self::Gone,
-            Some(_) | None => Self::Active,
-        }
-    }
-
-    pub(super) fn text(self) -> &'static str {
-        match self {
-            Self::Creating => "CREATING",
-            Self::Active => "ACTIVE",
-            Self::Updating => "UPDATING",
-            Self::Deleting => "DELETING",
-            Self::Gone => "GONE",
-        }
-    }
-
-    /// Whether records can be put and got.
-    pub(super) fn serves_records(self) -> bool {
-        matches!(self, Self::Active | Self::Updating)
-    }
-}
-
 /// Everything about a stream but its records.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Meta {
     pub id: StreamId,
     pub name: StreamName,
     pub created_ms: i64,
-    /// When this was last stored; time does not go back behind it.
+    /// When this was last stored; time does not move back before it.
     pub stored_ms: i64,
     pub mode: StreamMode,
     pub transition: Option<Transition>,
@@ -143,19 +88,19 @@ impl Meta {
         Status::at(self.transition, now_ms)
     }
 
-    /// The moment before which records have expired.
+    /// Returns the moment before which records have expired.
     pub(super) fn horizon_ms(&self, now_ms: i64) -> i64 {
         now_ms.saturating_sub(self.retention_hours.saturating_mul(3_600_000))
     }
 
-    /// The consumers that are not gone, by name.
+    /// Returns the consumers that are not gone, by name.
     pub(super) fn consumers_at(&self, now_ms: i64) -> impl Iterator<Item = (&str, &Consumer)> {
         let present = move |consumer: &Consumer| consumer.status(now_ms) != Status::Gone;
         let all = self.consumers.iter().map(|(name, consumer)| (name.as_str(), consumer));
         all.filter(move |(_, consumer)| present(consumer))
     }
 
-    /// The largest payload of a record.
+    /// Returns the largest payload of a record.
     pub(super) fn max_record_size(&self) -> usize {
         usize::try_from(self.max_record_kib.saturating_mul(1_024)).unwrap_or(usize::MAX)
     }
@@ -170,14 +115,14 @@ impl Meta {
 pub(super) struct Stream {
     pub meta: Meta,
     logs: BTreeMap<ShardNumber, Log>,
-    /// The open shards by where their hash ranges begin.
+    /// The open shards by the start of their hash ranges.
     routes: BTreeMap<u128, ShardNumber>,
-    /// Changes when there may be something new for a subscription.
+    /// Changes when there may be news for a subscription.
     wake: watch::Sender<()>,
 }
 
 impl Stream {
-    /// A stream as created or as stored, with its records in order.
+    /// Creates a stream from new or stored metadata, with its records in order.
     pub(super) fn new(
         meta: Meta,
         records: impl IntoIterator<Item = (ShardNumber, Record)>,
@@ -196,7 +141,7 @@ impl Stream {
         stream
     }
 
-    /// Takes changed metadata, and tells subscriptions.
+    /// Replaces the metadata, and wakes subscriptions.
     pub(super) fn replace_meta(&mut self, meta: Meta) {
         self.meta = meta;
         self.follow_lineage();
@@ -220,7 +165,7 @@ impl Stream {
         self.wake.subscribe()
     }
 
-    /// The open shard for a hash key.
+    /// Returns the open shard for a hash key.
     pub(super) fn route(&self, hash_key: u128) -> ShardNumber {
         let (_, number) = self
             .routes
@@ -236,7 +181,7 @@ impl Stream {
         }
     }
 
-    /// A shard and its records.
+    /// Returns a shard and its records.
     pub(super) fn shard(&self, number: ShardNumber) -> Option<(&Shard, &Log)> {
         self.meta.lineage.get(number).zip(self.logs.get(&number))
     }
@@ -245,7 +190,8 @@ impl Stream {
         self.logs.get_mut(&number)
     }
 
-    /// Reads on in a shard; the end of a closed shard comes with its children.
+    /// Reads from a place in a shard; at the end of a closed shard the result contains its
+    /// children.
     pub(super) fn read(
         &self,
         shard: ShardNumber,
@@ -260,7 +206,8 @@ impl Stream {
         Some(Read { batch, children })
     }
 
-    /// Drops what retention no longer keeps; returns where each trimmed log begins now, if any was.
+    /// Drops records beyond the retention period; returns where each trimmed log begins now, if any
+    /// was trimmed.
     pub(super) fn trim(&mut self, now_ms: i64) -> Option<Vec<(ShardNumber, Index)>> {
         let horizon_ms = self.meta.horizon_ms(now_ms);
         let mut trimmed: Vec<_> = self
@@ -270,16 +217,17 @@ impl Stream {
             .collect();
         for forgotten in self.meta.lineage.forget_closed_before(horizon_ms) {
             self.logs.remove(&forgotten);
+            // Past every place, so that the journal removes all of its records.
             trimmed.push((forgotten, Index(u64::MAX)));
         }
         (!trimmed.is_empty()).then_some(trimmed)
     }
 }
 
-/// What a reader gets from a shard.
+/// The result of reading a shard.
 #[derive(Debug)]
 pub(super) struct Read {
     pub batch: Batch,
-    /// The children, when the shard is closed and everything of it has been read.
+    /// The children, if the shard is closed and all of it has been read.
     pub children: Option<Vec<ChildShardView>>,
 }

@@ -1,18 +1,18 @@
-//! Who is subscribed to which shard: at most one session of a consumer and shard, the newest.
+//! The active subscriptions: at most one session per consumer and shard, the newest.
 
 use std::collections::BTreeMap;
 
-use crate::kinesis::shard::ShardNumber;
+use crate::kinesis::sequence::ShardNumber;
 
-/// A subscription holds its place for this long against another one.
+/// How long a subscription keeps its place against another one.
 pub(super) const EXCLUSIVE_MS: i64 = 5_000;
-/// A subscription ends after this time; the consumer subscribes again.
+/// The duration of a subscription; the consumer then subscribes again.
 pub(super) const SESSION_MS: i64 = 300_000;
 
-/// Whose subscription: the consumer's resource name and the shard.
+/// The owner of a subscription: the consumer's ARN and the shard.
 pub(super) type Subscriber = (String, ShardNumber);
 
-/// Tells a session from earlier and later ones.
+/// The identity of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct SessionId(u64);
 
@@ -30,7 +30,7 @@ pub(super) struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Begins a session in place of an older one, unless that is too young.
+    /// Begins a session that replaces an older one, unless that is too young.
     pub(super) fn begin(&mut self, subscriber: Subscriber, now_ms: i64) -> Option<SessionId> {
         self.newest.retain(|_, session| now_ms - session.started_ms < SESSION_MS);
         let earlier = self.newest.get(&subscriber);
@@ -43,7 +43,7 @@ impl Subscriptions {
         Some(id)
     }
 
-    /// Whether no later session has taken the place of this one.
+    /// Returns whether no later session has replaced this one.
     pub(super) fn is_newest(&self, subscriber: &Subscriber, id: SessionId) -> bool {
         self.newest.get(subscriber).is_none_or(|session| session.id == id)
     }

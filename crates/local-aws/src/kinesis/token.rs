@@ -1,7 +1,7 @@
-//! Opaque texts that clients carry back: shard iterators and the tokens of lists.
+//! Opaque texts that clients send back: shard iterators and the tokens of lists.
 //!
-//! A text is base64 of JSON and a short digest, so that what a client made up or damaged is told
-//! from what was given out. It keeps no secret: nothing here protects against a forger.
+//! A text is base64 of JSON and a short digest, which distinguishes an issued text from one that a
+//! client invented or damaged. It keeps no secret and does not protect against forgery.
 
 use md5::{Digest, Md5};
 use serde::Serialize;
@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 const CHECK: usize = 4;
 
-/// The text for a value.
+/// Returns the text for a value.
 pub(super) fn seal<T: Serialize>(value: &T) -> String {
     let mut bytes = serde_json::to_vec(value).expect("tokens are plain data");
     let check = Md5::digest(&bytes);
@@ -17,7 +17,7 @@ pub(super) fn seal<T: Serialize>(value: &T) -> String {
     base64_simd::STANDARD.encode_to_string(&bytes)
 }
 
-/// The value of a text, if it was given out for a value of this type.
+/// Returns the value of a text, if it was issued for a value of this type.
 pub(super) fn open<T: DeserializeOwned>(text: &str) -> Option<T> {
     let bytes = base64_simd::STANDARD.decode_to_vec(text).ok()?;
     let (value, check) = bytes.split_at_checked(bytes.len().checked_sub(CHECK)?)?;

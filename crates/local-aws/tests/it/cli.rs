@@ -1,4 +1,4 @@
-//! The `local-aws` binary: what it prints, how it fails, how it ends.
+//! The `local-aws` binary: its output, its errors, its exit.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -119,7 +119,7 @@ async fn the_help_is_this() {
 
     Options:
           --port <PORT>
-              Port of 127.0.0.1 to listen on; 0 takes a free one
+              Port of 127.0.0.1 to listen on; 0 picks a free one
 
               [env: LOCAL_AWS_PORT=]
               [default: 4566]
@@ -135,7 +135,7 @@ async fn the_help_is_this() {
               [env: LOCAL_AWS_ENFORCE_LIMITS=]
 
           --seed <N>
-              Seed of everything that is drawn by chance
+              Random seed
 
               [env: LOCAL_AWS_SEED=]
               [default: 0]

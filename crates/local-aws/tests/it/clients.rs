@@ -1,5 +1,5 @@
-//! Ways to reach local-aws from a test: SDK clients in process and over a socket, and plain
-//! HTTP for what no SDK would send.
+//! Clients of local-aws for tests: SDK clients in process and over a socket, and plain HTTP for
+//! requests that no SDK sends.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use local_aws::{LocalAws, REGION, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Configuration of a client that talks HTTP to `endpoint`.
+/// Returns the configuration of a client that uses HTTP to `endpoint`.
 pub(crate) fn over_http(endpoint: &str, client: &str) -> SdkConfig {
     let keys = Credentials::new(client, "not-a-secret", None, None, "test");
     SdkConfig::builder()
@@ -23,19 +23,20 @@ pub(crate) fn over_http(endpoint: &str, client: &str) -> SdkConfig {
         .build()
 }
 
-/// Both ways to the same services, so that a test can hold them to the same behaviour.
+/// Returns clients for both ways to the same services, so that a test can require the same
+/// behaviour of both.
 pub(crate) async fn both_ways(local: &LocalAws, client: &str) -> (Server, [SdkConfig; 2]) {
     let server = local.serve().await.unwrap();
     let ways = [local.sdk_config(client), over_http(&server.endpoint_url(), client)];
     (server, ways)
 }
 
-/// The same, but every request is sent once.
+/// Returns the same configuration without retries.
 pub(crate) fn without_retries(config: &SdkConfig) -> SdkConfig {
     config.to_builder().retry_config(RetryConfig::disabled()).build()
 }
 
-/// One HTTP request on a connection of its own; the reply's status and body.
+/// Sends one HTTP request on its own connection; returns the reply's status and body.
 pub(crate) async fn http(
     addr: SocketAddr,
     method: &str,

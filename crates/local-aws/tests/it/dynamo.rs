@@ -1,4 +1,4 @@
-//! DynamoDB as a lease table uses it, by the real SDK.
+//! Tests of DynamoDB as a lease table uses it, with the real SDK.
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::create_table::builders::CreateTableFluentBuilder;
@@ -46,7 +46,7 @@ pub(crate) async fn put(client: &Client, table: &str, key: &str, owner: &str) {
         .unwrap();
 }
 
-/// Goal: everything that a lease table does works the same in process and over a socket.
+/// Goal: all operations on a lease table work the same in process and over a socket.
 #[tokio::test]
 async fn a_lease_lives_its_life_in_process_and_over_a_socket() {
     let local = LocalAws::in_memory();
@@ -263,7 +263,7 @@ async fn a_table_needs_a_billing_mode_or_throughput_and_never_both() {
     server.shutdown().await;
 }
 
-/// A `CreateTable` that says nothing of billing and throughput.
+/// Returns a `CreateTable` request without billing and throughput.
 fn request(client: &Client, table: &str) -> CreateTableFluentBuilder {
     client
         .create_table()
@@ -286,7 +286,7 @@ fn units(units: i64) -> ProvisionedThroughput {
     throughput.read_capacity_units(units).write_capacity_units(units).build().unwrap()
 }
 
-/// The request with an index that has so many units.
+/// Adds an index with this many units to the request.
 fn by_owner(request: CreateTableFluentBuilder, of: Option<i64>) -> CreateTableFluentBuilder {
     let index = GlobalSecondaryIndex::builder()
         .index_name("owners")
@@ -298,7 +298,7 @@ fn by_owner(request: CreateTableFluentBuilder, of: Option<i64>) -> CreateTableFl
     request.attribute_definitions(attribute("leaseOwner")).global_secondary_indexes(index)
 }
 
-/// Goal: a conditional write has exactly one winner, however many try at once.
+/// Goal: a conditional write has exactly one winner, however many clients try concurrently.
 #[tokio::test]
 async fn of_32_takers_exactly_one_wins_every_round() {
     let local = LocalAws::in_memory();

@@ -1,4 +1,4 @@
-//! What an SDK client sees of each fault, and whether its request was applied.
+//! Tests of each fault: what an SDK client sees, and whether its request was applied.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::clients::{both_ways, without_retries};
 use crate::dynamo::{create, text};
 
-/// How a call ended, as far as a caller can tell.
+/// Returns how a call ended, as the caller sees it.
 fn seen<T, E: ProvideErrorMetadata, R>(result: &Result<T, SdkError<E, R>>) -> &str {
     match result {
         Ok(_) => "ok",
@@ -144,7 +144,7 @@ async fn the_sdk_retries_past_two_throttles_and_the_log_shows_all_three() {
     assert_eq!(puts, [(throttled, 2), ("ok".to_owned(), 1)]);
 }
 
-/// Goal: a partition cuts off one client, applies nothing of it, and ends when healed.
+/// Goal: a partition affects one client, applies none of its requests, and ends when healed.
 #[tokio::test(start_paused = true)]
 async fn a_partition_cuts_off_one_client_and_leaves_another_untouched() {
     let local = LocalAws::in_memory();
@@ -185,8 +185,8 @@ async fn a_request_that_is_under_way_when_the_partition_starts_is_not_answered()
     assert!(!exists(&observer, "k").await);
 }
 
-/// Goal: the case that makes a conditional write ambiguous. It is applied, and its caller only
-/// knows that it timed out.
+/// Goal: the case that makes a conditional write ambiguous. It is applied, and its caller only sees
+/// a timeout.
 #[tokio::test(start_paused = true)]
 async fn a_write_can_be_applied_and_time_out() {
     let local = LocalAws::in_memory();

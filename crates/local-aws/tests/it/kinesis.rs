@@ -1,5 +1,5 @@
-//! The Kinesis side, by the real SDK: what its parsers, paginators, waiters and event streams make
-//! of our answers.
+//! Tests of Kinesis with the real SDK: its parsers, paginators, waiters and event streams accept
+//! the answers.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::clients::{both_ways, without_retries};
 const FIRST_SHARD: &str = "shardId-000000000000";
 const MIDDLE: u128 = 1 << 127;
 
-/// Services whose streams are ACTIVE at once, for tests in real time.
+/// Returns services whose streams are ACTIVE immediately, for tests in real time.
 fn at_once() -> LocalAws {
     LocalAws::builder().transition(Duration::ZERO).build().unwrap()
 }
@@ -170,7 +170,7 @@ fn starting(kind: ShardIteratorType) -> StartingPosition {
     StartingPosition::builder().r#type(kind).build().unwrap()
 }
 
-/// The next event that says something; heartbeats are passed over.
+/// Returns the next event with records; skips heartbeats.
 async fn next(
     events: &mut aws_sdk_kinesis::operation::subscribe_to_shard::SubscribeToShardOutput,
 ) -> Option<SubscribeToShardEvent> {

@@ -1,7 +1,7 @@
-//! Behaviour of local-aws as its users see it: by the real SDK over a socket and in process,
-//! by the control interface, and by the `local-aws` binary.
+//! Behaviour of local-aws for its users: with the real SDK over a socket and in process, through
+//! the control interface, and of the `local-aws` binary.
 //!
-//! One test binary, because linking the SDK is what takes the time. No test talks to AWS.
+//! One test binary, because linking the SDK takes most of the time. No test calls AWS.
 
 #![expect(clippy::unwrap_used, reason = "a step of a test that cannot go on shall fail it")]
 

@@ -1,4 +1,4 @@
-//! `--data`: what was acknowledged is there after a kill -9.
+//! Tests of `--data`: acknowledged writes survive a kill -9.
 
 use aws_sdk_dynamodb::Client as DynamoDb;
 use aws_sdk_dynamodb::types::{PointInTimeRecoverySpecification, PointInTimeRecoveryStatus};
@@ -44,7 +44,7 @@ async fn both_services_are_as_they_were_after_a_kill_9() {
     assert_eq!(sequence_numbers(&streams).await, acknowledged);
 }
 
-/// Longer than a stream stays CREATING.
+/// Waits longer than a stream stays CREATING.
 async fn pass_one_second(endpoint: &str) {
     let addr = endpoint.strip_prefix("http://").unwrap().parse().unwrap();
     let second = br#"{"advance_ms":1000}"#;

@@ -1,4 +1,4 @@
-//! The socket: what no SDK sends, HTTP/2, keep-alive, and how it ends.
+//! Tests of the socket: requests that no SDK sends, HTTP/2, keep-alive, and shutdown.
 
 use std::convert::Infallible;
 
@@ -22,8 +22,8 @@ const DYNAMO: &str = "CreateTable DescribeTable UpdateTable DeleteTable ListTabl
     TransactGetItems UpdateTimeToLive DescribeTimeToLive TagResource ListTagsOfResource \
     UpdateContinuousBackups DescribeContinuousBackups Nonsense";
 
-/// Goal: no request makes the services panic. A panic would break the connection, so the test
-/// wants a reply to each, and none that blames the service.
+/// Goal: no request makes the services panic. A panic would break the connection, so that the test
+/// requires a reply to each request, and none that is an internal error.
 #[tokio::test]
 async fn garbage_gets_an_error_of_the_caller_and_never_a_panic() {
     let local = LocalAws::in_memory();
@@ -69,7 +69,7 @@ async fn noise_on_the_socket_ends_its_connection_only() {
         let mut stream = TcpStream::connect(server.addr()).await.unwrap();
         stream.write_all(&noise).await.unwrap();
         stream.shutdown().await.unwrap();
-        // Whatever it says, it ends; a reset is an end too.
+        // Whatever the reply is, it ends; a reset is an end too.
         drop(stream.read_to_end(&mut Vec::new()).await);
     }
     for (target, status) in [("nonsense", 400), ("S3.GetObject", 400), ("Kinesis_20131202", 400)] {
@@ -146,7 +146,8 @@ async fn one_connection_carries_many_requests_and_http_2_works_without_tls() {
     server.shutdown().await;
 }
 
-/// Goal: shutdown ends although a client waits for ever, and nothing listens any more.
+/// Goal: shutdown completes although a client never closes its connection, and the port is free
+/// afterwards.
 #[tokio::test]
 async fn shutdown_ends_a_request_that_hangs_and_closes_the_port() {
     let local = LocalAws::in_memory();
@@ -171,7 +172,7 @@ async fn a_dropped_server_closes_its_port_and_connections() {
     let server = local.serve().await.unwrap();
     let mut idle = TcpStream::connect(server.addr()).await.unwrap();
     let addr = server.addr();
-    // One exchange, so that the connection is known to be accepted.
+    // One exchange, which proves that the connection is accepted.
     idle.write_all(b"GET /_local-aws/health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     idle.read_exact(&mut [0; 12]).await.unwrap();
     drop(server);

@@ -1,4 +1,5 @@
-//! Faults of Kinesis: its throttling errors, and event streams that break or fall silent.
+//! Tests of the faults of Kinesis: its throttling errors, and event streams that break or fall
+//! silent.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ async fn put(client: &Client, data: &str) {
     put.data(Blob::new(data)).send().await.unwrap();
 }
 
-/// A consumer's ARN, once it may subscribe.
+/// Returns a consumer's ARN, once it is ACTIVE.
 async fn consumer(local: &LocalAws, observer: &Client) -> String {
     let summary = observer.describe_stream_summary().stream_name("s").send().await.unwrap();
     let stream = summary.stream_description_summary().unwrap().stream_arn().to_owned();
@@ -49,7 +50,7 @@ async fn subscribe(config: &SdkConfig, consumer: &str) -> SubscribeToShardOutput
         .unwrap()
 }
 
-/// The records of the next event that has any; `None` when the stream has ended or broken.
+/// Returns the records of the next event that has any; `None` if the stream has ended or broken.
 async fn next(subscription: &mut SubscribeToShardOutput) -> Option<Vec<String>> {
     loop {
         let event = subscription.event_stream.recv().await.ok()??;
@@ -92,7 +93,7 @@ async fn an_event_stream_can_break_in_its_first_event_either_way() {
             .starting_position(from.build().unwrap())
             .send()
             .await;
-        // The SDK reads the first event before it returns, or leaves it to the caller.
+        // The SDK may read the first event before it returns, or leave it to the caller.
         if let Ok(mut subscription) = broken {
             subscription.event_stream.recv().await.unwrap_err();
         }
@@ -119,8 +120,8 @@ async fn an_event_stream_can_fall_silent_without_an_end() {
     assert!(next(&mut again).await.is_some());
 }
 
-/// Goal: a partition makes a running subscription silent, healing breaks it, and nothing is
-/// lost to the next one.
+/// Goal: a partition silences a running subscription, healing breaks it, and the next subscription
+/// gets every record.
 #[tokio::test(start_paused = true)]
 async fn a_partition_silences_a_subscription_and_healing_breaks_it() {
     let local = LocalAws::in_memory();
@@ -145,7 +146,7 @@ async fn a_partition_silences_a_subscription_and_healing_breaks_it() {
     assert_eq!(all, ["one", "two"]);
 }
 
-/// Goal: a subscription over a socket delivers, live, and other requests go on beside it.
+/// Goal: a subscription over a socket delivers live records, concurrently with other requests.
 #[tokio::test]
 async fn a_subscription_streams_over_a_socket() {
     let local = LocalAws::in_memory();

@@ -1,11 +1,13 @@
-//! The loop: tick, measure, send, until the count is reached or a stop is requested.
+//! The loop: waits for a tick, measures and sends, until the count is reached or a stop is
+//! requested.
 //!
-//! A reading is made after its tick and sent before the next one is waited for, so that a slow
-//! stream slows the ride down instead of piling records up: at most one tick's records wait. Ticks
-//! that were missed are dropped. Wall-clock time comes as a function; the pace is tokio's clock.
+//! A reading is created after its tick and sent before the loop waits for the next one, so that a
+//! slow stream slows the ride down instead of building up a backlog: at most one tick's records
+//! wait. Missed ticks are dropped. Wall-clock time comes from a function; the pace is tokio's
+//! clock.
 //!
-//! With aggregates, records of several ticks may wait for each other, for a tenth of a second. An
-//! aggregate that a reshard brought to another shard than its records belong to is sent again.
+//! With aggregates, records of several ticks may wait for each other for a tenth of a second. An
+//! aggregate that resharding routed to another shard than its records belong to is sent again.
 
 use std::time::Duration;
 
@@ -25,10 +27,11 @@ use crate::session::{Halt, Session};
 use crate::shards::ShardMap;
 use crate::unicorn::Herd;
 
-/// How often the shards are listed when a record is in one that no listing shows, a second apart.
+/// How often the shards are listed, a second apart, when a record is in a shard that no listing
+/// contains.
 const LISTINGS: u32 = 3;
 
-/// A herd on its ride.
+/// The unicorns of one run and their loop.
 #[derive(Debug)]
 pub(crate) struct Emitter<'a, Now> {
     session: Session<'a>,
@@ -39,22 +42,23 @@ pub(crate) struct Emitter<'a, Now> {
     create_shards: Option<i32>,
     made: u64,
     queue: Queue,
-    /// When the oldest record in the queue was made.
+    /// When the oldest record in the queue was created.
     oldest: Instant,
-    /// Where records belong, if they are to be packed.
+    /// The shard map, if records are packed.
     shards: Option<ShardMap>,
-    /// Some of the queue are in an aggregate that is stored where it does not belong.
+    /// Whether some records in the queue are in a stored aggregate in a shard that they do not
+    /// belong to.
     has_astray: bool,
     tally: Tally,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Debug, Default)]
 struct Settled {
     /// Why something was refused.
     reason: Option<Failure>,
-    /// Aggregates that are stored in another shard than their records belong to, as far as is known,
-    /// and that shard.
+    /// Aggregates that were stored in another shard than their records belong to, according to the
+    /// last listing, and that shard.
     moved: Vec<(Parcel, String)>,
 }
 
@@ -76,16 +80,17 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
         }
     }
 
-    /// Rides until the end and prints the sum.
+    /// Rides until the end and prints the summary.
     ///
     /// # Errors
     ///
-    /// A call failed for good, or stdout cannot be written. A requested stop is no error.
+    /// A call failed permanently, or stdout cannot be written. A requested stop is not an error.
     pub(crate) async fn run(mut self) -> Result<(), Halt> {
         let ended = match self.ride().await {
             Err(Halt::Stopped) => Ok(()),
             other => other,
         };
+        // A failure before the first stored record leaves stdout empty.
         let nothing_to_sum = self.tally.sent == 0 && ended.is_err();
         if !nothing_to_sum && !matches!(ended, Err(Halt::Output(_))) {
             self.session.console.sum(&self.tally, Instant::now())?;
@@ -111,7 +116,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             tokio::select! {
                 biased;
                 () = self.session.stop.cancelled() => {
-                    // What waits for others has been made, and goes with one request.
+                    // Waiting records have been created already, so they are sent before the end.
                     self.send_waiting().await?;
                     return Err(Halt::Stopped);
                 }
@@ -128,12 +133,12 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
         Ok(())
     }
 
-    /// Records that may still be made.
+    /// Returns how many records may still be created.
     fn left(&self) -> u64 {
         self.count.map_or(u64::MAX, |count| count - self.made)
     }
 
-    /// Whether what waits is to be sent before the next tick.
+    /// Returns whether the waiting records are to be sent before the next tick.
     fn is_due(&self) -> bool {
         let next_tick = Instant::now() + self.pace.period();
         self.shards.is_none()
@@ -141,7 +146,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             || aggregate::is_due(self.queue.waiting_bytes(), self.oldest, next_tick)
     }
 
-    /// Makes the records of a tick.
+    /// Creates the records of a tick.
     fn measure(&mut self, tick: u64) {
         if self.queue.is_empty() {
             self.oldest = Instant::now();
@@ -163,7 +168,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
     /// Sends until nothing waits.
     async fn send_waiting(&mut self) -> Result<(), Halt> {
         match self.send_packed().await {
-            // These are in a shard where they do not belong, and have to be sent again.
+            // These records are in a shard that they do not belong to, and have to be sent again.
             Err(Halt::Stopped) if self.has_astray => self.send_unpacked().await,
             other => other,
         }
@@ -187,13 +192,14 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             if let Some(failure) = reason {
                 self.recover(failure).await?;
             }
+            // After each request, so that a stop does not wait for the whole queue.
             if self.session.stop.is_cancelled() {
                 return Err(Halt::Stopped);
             }
         }
     }
 
-    /// Counts what was stored, and keeps what was not.
+    /// Counts what was stored and returns the rest to the queue.
     fn settle(
         &mut self,
         batch: Vec<Parcel>,
@@ -228,21 +234,21 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
         Ok(settled)
     }
 
-    /// A parcel is stored where its records belong.
+    /// Counts a parcel that is stored where its records belong.
     fn count(&mut self, parcel: &Parcel) {
         self.tally.sent += parcel.entries.len() as u64;
         self.tally.aggregates += u64::from(parcel.packed.is_some());
     }
 
-    /// Puts the records back to where they were, to be sent again.
+    /// Returns the records to their old place, to be sent again.
     fn keep(&mut self, parcels: Vec<Parcel>) {
         let entries: Vec<_> = parcels.into_iter().flat_map(|parcel| parcel.entries).collect();
         self.tally.failures += entries.len() as u64;
         self.queue.give_back(entries);
     }
 
-    /// The stream was resharded. Aggregates that are in a shard which some of their records do not
-    /// belong to are sent again, as a whole: consumers that filter by shard drop them as a whole.
+    /// Handles resharding: queues the aggregates that are in a shard which some of their records do
+    /// not belong to, as a whole, because consumers that filter by shard drop them as a whole.
     async fn look_after(&mut self, moved: Vec<(Parcel, String)>) -> Result<(), Halt> {
         if let Err(halt) = self.list_until_known(&moved).await {
             self.has_astray = true;
@@ -263,8 +269,8 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
         Ok(())
     }
 
-    /// Sends what waits as it is, for the service to find its shards: the end of a ride that was
-    /// stopped in the middle of a reshard.
+    /// Sends the waiting records unpacked, so that the service finds their shards. Used when a ride
+    /// is stopped during resharding.
     async fn send_unpacked(&mut self) -> Result<(), Halt> {
         loop {
             let batch: Vec<_> = self.queue.next_batch().into_iter().map(Parcel::from).collect();
@@ -274,14 +280,15 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             let reply = self.session.put(&batch).await?;
             if let Some(failure) = self.settle(batch, reply)?.reason {
                 let left = self.queue.waiting.len();
-                let line = format!("{left} records may be stored in a shard that is not theirs");
+                let line = format!("{left} records may be stored in the wrong shard");
                 self.session.console.note(&format!("{line}: {}", failure.words()));
                 return Err(Halt::Stopped);
             }
         }
     }
 
-    /// Lists the shards until those are known that the parcels are stored in, or a few times.
+    /// Lists the shards until the listing contains those where the parcels are stored, or
+    /// [`LISTINGS`] times.
     async fn list_until_known(&mut self, moved: &[(Parcel, String)]) -> Result<(), Halt> {
         for listing in 1..=LISTINGS {
             self.list_shards().await?;
@@ -290,7 +297,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             if moved.iter().all(|(_, shard)| knows(shard)) {
                 break;
             }
-            // A listing may be behind, or the shard closed again.
+            // A listing may be stale, or the shard may be closed again.
             if listing < LISTINGS {
                 self.session.pause(Duration::from_secs(1)).await?;
             }
@@ -315,19 +322,20 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
         }
     }
 
-    /// Waits until it makes sense to send again.
+    /// Waits until a retry makes sense.
     async fn recover(&mut self, failure: Failure) -> Result<(), Halt> {
         if failure.kind != ServiceErrorKind::Missing {
             return self.session.wait_out(failure).await;
         }
-        // A put to a stream that is being created is told that there is none.
+        // While a stream is being created, a put fails as if the stream did not exist.
         match self.session.wait_until_active().await {
-            // Without permission to ask, the put's own answer is all that is known.
+            // Without permission to describe the stream, only the failure of the put is known.
             Err(Halt::Failed(other)) if other.kind == ServiceErrorKind::Denied => {
                 Err(Halt::Failed(failure))
             }
             Err(other) => Err(other),
-            // ACTIVE to one, unknown to the other: a matter of moments.
+            // One call reports ACTIVE and the other does not know the stream yet: this lasts a
+            // moment.
             Ok(()) => {
                 let failure = not_ready(failure);
                 self.session.wait_out(failure).await

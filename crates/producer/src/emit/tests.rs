@@ -1,4 +1,5 @@
-//! The loop against Kinesis in process, on paused time: what is stored, when, and what is said.
+//! Tests of the loop against an in-process Kinesis on paused time: what is stored, when, and what
+//! is printed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -39,7 +40,7 @@ async fn local() -> LocalAws {
     local_with_shards(LocalAws::in_memory(), 1).await
 }
 
-/// What a ride left behind.
+/// The results of a ride.
 struct Ride {
     out: String,
     notes: String,
@@ -96,20 +97,20 @@ async fn ride(local: &LocalAws, flags: &str, stop_after: Option<Duration>) -> Ri
     Ride { took: start.elapsed(), ended, out: text(out), notes: text(notes) }
 }
 
-/// A stored record, alone or in an aggregate: its key, its data and when it arrived.
+/// A stored record, single or from an aggregate: its key, its data and its arrival time.
 ///
-/// Arrivals travel as a fraction of seconds and may come out a millisecond early.
+/// Arrival times travel as a fraction of seconds and may be a millisecond early.
 struct Stored {
     key: String,
     json: serde_json::Value,
     arrived_ms: i64,
     /// Whether it was packed with others.
     packed: bool,
-    /// Whether a consumer that drops aggregates with records of other shards keeps it.
+    /// Whether a consumer that drops misrouted aggregates keeps it.
     home: bool,
 }
 
-/// All records of the stream, in order per shard.
+/// Returns all records of the stream, in order per shard.
 async fn stored(local: &LocalAws) -> Vec<Stored> {
     let client = Client::new(&local.sdk_config("test"));
     let shards = client.list_shards().stream_name(STREAM).send().await.unwrap();
@@ -148,7 +149,8 @@ fn unpacked(record: &types::Record, range: std::ops::RangeInclusive<u128>) -> Ve
     aggregate.records().map(|it| stored(it.partition_key, &it.data, true, home)).collect()
 }
 
-/// Longitudes by unicorn. A ride due east makes them grow, so that they tell order and loss.
+/// Returns the longitudes by unicorn. They grow on a ride due east, so that they show order and
+/// loss.
 async fn longitudes(local: &LocalAws) -> BTreeMap<String, Vec<f64>> {
     let mut by_name: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for record in stored(local).await {
@@ -200,7 +202,7 @@ async fn a_slow_put_is_not_followed_by_a_burst() {
     local.faults().add(rule("PutRecord", Effect::Delay(seconds(4.5))).times(1));
     ride(&local, "--count 4", None).await;
     let arrivals = stored(&local).await.iter().map(|r| r.arrived_ms - start).collect::<Vec<_>>();
-    // The second record was due meanwhile; from then on a second lies between two records.
+    // The second record became due meanwhile; from then on records are a second apart.
     assert!(arrivals.windows(2).skip(1).all(|pair| pair[1] - pair[0] >= 999), "{arrivals:?}");
 }
 
@@ -211,7 +213,7 @@ async fn a_throttled_record_is_sent_again_and_the_reason_is_said() {
     let ride = ride(&local, "--count 3 --bearing 0", None).await;
     assert_eq!(ride.out, "...\nsent 3 records\n");
     assert!(
-        ride.notes.contains("kinesis:PutRecord failed, will try again on stream `wildrydes`")
+        ride.notes.contains("kinesis:PutRecord failed, retrying on stream `wildrydes`")
             && ride.notes.contains(": ProvisionedThroughputExceededException: "),
         "{}",
         ride.notes
@@ -230,7 +232,7 @@ async fn endless_throttling_is_waited_out_visibly_until_the_timeout() {
     assert_eq!(ride.failure().kind, ServiceErrorKind::Throttled);
     assert!(ride.took > seconds(590.0) && ride.took < seconds(602.0), "{:?}", ride.took);
     assert_eq!(ride.out, "", "there is nothing to sum");
-    let told = ride.notes.matches("kinesis:PutRecord failed, will try again").count();
+    let told = ride.notes.matches("kinesis:PutRecord failed, retrying").count();
     assert!((15..=20).contains(&told), "at once, and about every 30 s: {}", ride.notes);
 }
 
@@ -310,12 +312,12 @@ async fn a_herd_shares_requests_and_keeps_each_unicorns_order() {
 async fn records_refused_within_a_request_are_sent_again_in_order() {
     let limits = LocalAws::builder().enforce_limits(true).build().unwrap();
     let local = local_with_shards(limits, 1).await;
-    // One shard takes 1,000 records a second; half as many again are made.
+    // One shard takes 1,000 records a second; 1,500 a second are created.
     let ride = ride(&local, "--unicorns 400 --rate 1500 --count 6000 --bearing 0", None).await;
     assert!(ride.ended.is_ok(), "{:?} {}", ride.ended, ride.notes);
     assert!(ride.out.ends_with("\nsent 6000 records\n"), "{}", ride.out);
     assert!(
-        ride.notes.contains("PutRecords failed, will try again on stream `wildrydes`"),
+        ride.notes.contains("PutRecords failed, retrying on stream `wildrydes`"),
         "{}",
         ride.notes
     );
@@ -484,7 +486,7 @@ async fn aggregates_that_are_refused_are_sent_again_in_order() {
     assert!(ride.out.ends_with("\nsent 2000 records\n"), "{} {}", ride.out, ride.notes);
     let mut longitudes = longitudes(&local).await;
     for all in longitudes.values_mut() {
-        // A lost reply repeats an aggregate; apart from that the order is the ride's.
+        // A lost reply repeats an aggregate; otherwise the order is that of the ride.
         let mut seen = Vec::new();
         all.retain(|longitude| {
             let is_new = seen.last().is_none_or(|last| longitude > last);
@@ -523,7 +525,7 @@ async fn after_a_reshard_every_record_is_where_its_key_belongs() {
         let place = |record: &Stored| (record.key.clone(), place(record));
         stored.iter().filter(of).map(place).collect::<std::collections::BTreeSet<_>>()
     };
-    assert_eq!(places(true).len(), 4000, "also for who drops aggregates with misrouted records");
+    assert_eq!(places(true).len(), 4000, "also if misrouted aggregates are dropped");
     let astray = stored.iter().filter(|record| !record.home).count();
     assert!((1..=200).contains(&astray), "{astray}");
     assert_eq!(stored.len() - 4000, astray, "sent again once, and nothing after the merge");
@@ -536,7 +538,7 @@ async fn a_stop_in_the_middle_of_a_reshard_leaves_no_record_where_it_does_not_be
     let client = Client::new(&local.sdk_config("test"));
     let reshard = async {
         sleep(seconds(2.0)).await;
-        // The listing that would tell the new shards is never answered.
+        // The listing that would contain the new shards is never answered.
         local.faults().add(rule("ListShards", Effect::Hang));
         let call = client.split_shard().stream_name(STREAM).shard_to_split("shardId-000000000000");
         call.new_starting_hash_key((u128::MAX / 2).to_string()).send().await.unwrap();
@@ -568,7 +570,7 @@ async fn without_permission_to_list_shards_nothing_is_packed_and_the_permission_
     assert!(explained(ride.failure(), &place()).contains("hint: allow kinesis:ListShards"));
 }
 
-/// This machine's clock is an hour behind the service's, and then jumps by another: each time one put is
+/// The local clock is an hour behind the service's, and then jumps by another hour: each time one put is
 /// refused, and the SDK learns the time from the refusal.
 #[tokio::test(start_paused = true)]
 async fn a_wrong_clock_and_one_that_jumps_cost_one_attempt_each() {

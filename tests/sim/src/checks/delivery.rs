@@ -1,4 +1,4 @@
-//! What may be delivered, by whom, and in which order.
+//! Checks of deliveries: what may be delivered, by which worker, and in which order.
 
 use std::time::Duration;
 
@@ -10,25 +10,26 @@ use crate::reached::Situation;
 use crate::stream::{ShardTruth, Shards};
 use crate::table::Rows;
 
-/// A worker must have stopped when this part of a lease duration has passed since its last proof,
-/// however its clock runs.
+/// The part of a lease duration after its last proof within which a worker must have stopped,
+/// whatever the rate of its clock.
 const FENCE: f64 = 0.95;
 
-/// The number of a delivery of which no acknowledgement counts.
+/// The number of a delivery whose acknowledgements do not count.
 pub(crate) const NOT_COUNTED: u64 = u64::MAX;
 
-/// A batch that is being handed over.
+/// A batch that is being delivered.
 pub(crate) struct Delivery<'a> {
     pub(crate) at: Duration,
     pub(crate) tenure: TenureId,
     pub(crate) shard: usize,
     pub(crate) records: &'a [Record],
-    /// Where the deliveries to this processor go on; `None` for the first one.
+    /// Where the deliveries to this processor continue; `None` for the first one.
     pub(crate) next: Option<usize>,
 }
 
 impl Ledger {
-    /// A processor is given a batch; returns the number of the delivery and those of its records.
+    /// Notes that a processor gets a batch; returns the number of the delivery and those of its
+    /// records.
     pub(crate) fn delivered(
         &mut self,
         delivery: &Delivery<'_>,
@@ -62,7 +63,8 @@ impl Ledger {
                 if shards.recreated().is_some() && !shards.is_former(delivery.shard) {
                     self.counts.note(Situation::TakenUp);
                 }
-                // Beside its successor: neither undoes what the other one is given and acknowledges.
+                // While its successor runs too, neither voids the deliveries and acknowledgements of
+                // the other.
                 let is_deposed = self.leases.get(&delivery.shard).is_some_and(|it| {
                     it.tenures.get(&delivery.tenure).is_some_and(|it| it.end.is_some())
                 });
@@ -78,10 +80,10 @@ impl Ledger {
         }
     }
 
-    /// Whether these are records of the newest stream, by the lease of a former one. A worker that
-    /// started before the stream was made again learns of it when a position is refused; where there
-    /// is none yet, it reads the new stream like the old one. So that is time in which something
-    /// comes, and no more: neither a delivery nor an acknowledgement.
+    /// Returns whether these are records of the newest stream, delivered by the lease of a former
+    /// one. A worker that started before the stream was re-created learns of it when a position is
+    /// refused; without a position it reads the new stream like the old one. Such a batch counts as
+    /// activity only, neither as a delivery nor as an acknowledgement.
     fn is_unaware(&mut self, delivery: &Delivery<'_>, shards: &Shards) -> bool {
         let newest = shards.find(shards.all[delivery.shard].id.as_str());
         let Some((newest, first)) = newest.zip(delivery.records.first()) else { return false };
@@ -105,7 +107,7 @@ impl Ledger {
         };
         if let Some((at, end)) = tenure.end {
             let late = delivery.at.saturating_sub(at);
-            // Who was asked and does not answer may still believe in its lease.
+            // An owner that gets a request and does not answer may still believe in its lease.
             if end != End::Forced || late > self.rules.lasts {
                 let text = format!("delivered {late:?} after its tenure ended ({end:?})");
                 return Err((Promise::Fence, text));
@@ -118,8 +120,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Records from where the tenure began or continues, without those that are acknowledged in it, and
-    /// without any other gap; returns their numbers.
+    /// Checks that the records continue from where the tenure began or continued, without those that
+    /// are acknowledged in it, and without any other gap; returns their numbers.
     fn is_in_order(
         &mut self,
         delivery: &Delivery<'_>,
@@ -138,7 +140,7 @@ impl Ledger {
         let Some(tenure) = facts.tenures.get_mut(&delivery.tenure) else { return Ok(indexes) };
         let truth = &mut shards.all[delivery.shard];
         let expected = tenure.next.unwrap_or(tenure.start);
-        // What is gone cannot be delivered.
+        // Records that were trimmed cannot be delivered.
         if first > expected.max(truth.trimmed) {
             let text = format!("number {first} is delivered, number {expected} is next");
             return Err((Promise::Loss, text));
@@ -154,7 +156,7 @@ impl Ledger {
         Ok(indexes)
     }
 
-    /// A call of a processor has ended, or was dropped.
+    /// Notes that a callback of a processor has ended, or was dropped.
     pub(crate) fn processed(
         &mut self,
         at: Duration,
@@ -167,7 +169,7 @@ impl Ledger {
             return;
         };
         let age = at.saturating_sub(facts.proof);
-        // A process that was stopped can stop what it does only when it goes on.
+        // A frozen process can stop its callback only when it thaws.
         let excused = thawed.is_some_and(|thawed| at <= thawed + Duration::from_millis(100));
         if age > self.rules.lasts.mul_f64(FENCE) + Duration::from_millis(5) && !excused {
             let text = format!("still processing {age:?} after its last proof");
@@ -175,7 +177,7 @@ impl Ledger {
         }
     }
 
-    /// A processor is told to let go.
+    /// Notes that a processor is requested to stop.
     pub(crate) fn asked_to_stop(
         &mut self,
         at: Duration,
@@ -191,12 +193,12 @@ impl Ledger {
         }
     }
 
-    /// Whether the end of a shard is stored.
+    /// Returns whether the end of a shard is stored.
     pub(crate) fn is_finished(&self, shard: usize) -> bool {
         self.leases.get(&shard).is_some_and(|it| it.finished.is_some())
     }
 
-    /// The number of the shard of a lease that was taken under this token.
+    /// Returns the number of the shard of a lease that was taken under this token.
     pub(crate) fn shard_of(
         &self,
         key: &LeaseKey,
@@ -212,7 +214,8 @@ impl Ledger {
 
 type Found = Result<(), (Promise, String)>;
 
-/// The end of every parent is stored, unless nothing of it was needed or it is gone.
+/// Checks that the end of every parent is stored, unless none of its records was needed or it is
+/// gone.
 fn parents_are_done(delivery: &Delivery<'_>, shards: &mut Shards, rows: &Rows) -> Found {
     for parent in shards.all[delivery.shard].parents.clone() {
         let row = shards.row(parent, rows);
@@ -228,8 +231,8 @@ fn parents_are_done(delivery: &Delivery<'_>, shards: &mut Shards, rows: &Rows) -
 }
 
 impl ShardTruth {
-    /// Between `from` and the last of `indexes` those are left out, and only those, that were
-    /// acknowledged in this tenure.
+    /// Checks that between `from` and the last of `indexes` exactly the records acknowledged in
+    /// this tenure are skipped.
     fn leaves_out_what_is_done(&mut self, from: usize, indexes: &[usize], by: TenureId) -> Found {
         let mut given = indexes.iter().copied().peekable();
         let end = indexes.last().map_or(from, |last| last + 1);
@@ -237,12 +240,12 @@ impl ShardTruth {
             let is_of_tenure = entry.by == Some(by);
             if given.next_if_eq(&index).is_none() {
                 if !(is_of_tenure && entry.acknowledged) {
-                    return Err((Promise::Loss, format!("number {index} is left out")));
+                    return Err((Promise::Loss, format!("number {index} is skipped")));
                 }
-                // The library knows, then.
+                // The skip proves that the library knows of the acknowledgement.
                 entry.counts = true;
             } else if is_of_tenure && entry.counts {
-                let text = format!("number {index} comes again, though it is acknowledged");
+                let text = format!("number {index} is repeated, though it is acknowledged");
                 return Err((Promise::Repeats, text));
             }
         }

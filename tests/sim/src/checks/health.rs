@@ -1,4 +1,4 @@
-//! Whether what the workers say of themselves is so.
+//! Checks of the workers' reports about their health.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use crate::machine::Machine;
 use crate::stream::Shards;
 use crate::table::Rows;
 
-/// How long a call of the control plane, or of a reader, may hang before anyone can know.
+/// How long a call of the control plane, or of a reader, may hang before it can be noticed.
 const UNKNOWN: Duration = Duration::from_secs(100);
 
 impl Ledger {
-    /// A shard that makes no progress for long is named by somebody, with the cause; or somebody
-    /// says that the table cannot be used.
+    /// Checks that a shard without progress for a long time is named by some worker, with the
+    /// cause, or that some worker reports that the table cannot be used.
     pub(crate) fn is_told(
         &mut self,
         now: Duration,
@@ -24,7 +24,7 @@ impl Ledger {
         healths: &[(Arc<Machine>, Health)],
     ) {
         let patience = self.patience() + self.rules.slow_after + UNKNOWN;
-        // A worker that was stopped for a while begins to look again then.
+        // A worker that was frozen resumes its observation when it thaws.
         let is_awake =
             |machine: &Machine| machine.thawed_at().is_none_or(|thawed| now > thawed + patience);
         for (machine, _) in healths {
@@ -35,7 +35,7 @@ impl Ledger {
             let truth = &mut shards.all[shard];
             let (key, done) = (LeaseKey::from(truth.id.clone()), truth.done());
             let waits = truth.waiting_since(now).map(|it| it.arrived);
-            // Who cannot read the end of a parent does not know of its children.
+            // A worker that cannot read the end of a parent does not know of its children.
             let parents = truth.parents.iter().filter_map(|it| self.leases.get(it));
             let parents_named = parents.map(|it| it.named).max().unwrap_or_default();
             let Some(facts) = self.leases.get_mut(&shard) else { continue };
@@ -47,25 +47,26 @@ impl Ledger {
                 facts.progress = (done, now);
             }
             let Some(arrived) = waits else { continue };
-            // Between two attempts it may look as if nothing were wrong.
+            // Between two attempts everything may look healthy.
             let since =
                 facts.progress.1.max(arrived).max(runnable_at).max(facts.named.max(parents_named));
             let is_late = now > since + patience;
             let has_seen = |machine: &Machine| {
-                // Since it has started: before, the caller gets the error.
+                // Counted from the start of the worker: before that, the caller gets the error.
                 let heard = self.heard.get(&machine.number).copied().unwrap_or(now);
                 now > heard + patience && is_awake(machine)
             };
             let can_tell = healths.iter().any(|(machine, _)| has_seen(machine));
             if is_late && can_tell {
                 let waited = now.saturating_sub(since);
-                let text = format!("no progress for {waited:?}, and nobody says so");
+                let text = format!("no progress for {waited:?}, and no worker reports it");
                 return self.broken(Promise::Truth, now, Some(&key), text);
             }
         }
     }
 
-    /// Whether a shard cannot end, because the other parent of a child is behind one that is being read.
+    /// Returns whether a shard cannot end because the other parent of a child is behind one that is
+    /// being read.
     fn waits_for_another(&self, shard: &LeaseKey, shards: &mut Shards) -> bool {
         let Some(shard) = shards.find(shard.as_str()) else { return false };
         let children = shards.all[shard].children.iter();
@@ -74,7 +75,7 @@ impl Ledger {
         parents.into_iter().any(|parent| self.runnable_at(parent, shards).is_none())
     }
 
-    /// Once all has settled nobody complains.
+    /// Checks that no worker complains once everything has settled.
     pub(crate) fn is_healthy(
         &mut self,
         now: Duration,
@@ -82,7 +83,7 @@ impl Ledger {
         healths: &[(Arc<Machine>, Health)],
     ) {
         if let Some((machine, _)) = healths.first().filter(|_| shards.is_refused(rows)) {
-            let text = format!("{machine} goes on, though its leases are of another stream");
+            let text = format!("{machine} continues, though its leases are of another stream");
             return self.broken(Promise::Truth, now, None, text);
         }
         let unwell = healths.iter().find(|(_, health)| {
@@ -90,7 +91,7 @@ impl Ledger {
             health.table.is_some() || named.any(|shard| !self.waits_for_another(shard, shards))
         });
         if let Some((machine, health)) = unwell {
-            let text = format!("{machine} says that all is not well: {health:?}");
+            let text = format!("{machine} reports a problem: {health:?}");
             self.broken(Promise::Truth, now, None, text);
         }
     }

@@ -1,8 +1,8 @@
-//! The promises, checked against what the world saw.
+//! The promises, checked against the observations of the world.
 //!
-//! The [`Ledger`] is told of every change of the table and by whom it was really made, of every
-//! delivery and acknowledgement, and of every end. It never asks the library. The first broken
-//! promise is kept; what follows from it is not looked at.
+//! The [`Ledger`] receives every change of the table with its true author, every delivery and
+//! acknowledgement, and every end. It never asks the library. The first broken promise is kept; its
+//! consequences are ignored.
 
 mod delivery;
 mod health;
@@ -21,49 +21,49 @@ use kcl_lite::{Checkpoint, CheckpointPolicy, WorkerId};
 use crate::plan::{Plan, Theme};
 use crate::reached::Counts;
 
-/// A promise that was broken.
+/// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// Which one.
+    /// The promise.
     pub promise: Promise,
-    /// When, from the beginning of the run.
+    /// The time since the beginning of the run.
     pub at: Duration,
-    /// The shard, if it is about one.
+    /// The shard, if it concerns one.
     pub shard: Option<String>,
-    /// In which way.
+    /// The details.
     pub text: String,
 }
 
-/// What is promised.
+/// The promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Promise {
-    /// What a checkpoint covers was acknowledged.
+    /// All records that a checkpoint covers were acknowledged.
     Loss,
-    /// Parents before children, and records in order.
+    /// Parents are read before children, and records in order.
     Order,
-    /// A checkpoint never moves back, and what is finished stays finished.
+    /// A checkpoint never moves back, and a finished shard stays finished.
     Monotone,
     /// Only the owner writes, and only the owner delivers.
     Fence,
-    /// A lease is taken only when it is free, expired or asked for in time.
+    /// A lease is taken only when it is unowned, expired or requested in time.
     Take,
-    /// What is delivered again was not stored yet; nothing after a stop in good order.
+    /// Only records that were not checkpointed are delivered again; none after a graceful shutdown.
     Repeats,
-    /// Callbacks come in their order, one at a time.
+    /// Callbacks are called in their order, one at a time.
     Lifecycle,
-    /// Leases are made and removed by the rules.
+    /// Lease rows are created and deleted by the rules.
     Rows,
-    /// What is there to be read is delivered.
+    /// Records that can be read are delivered.
     Progress,
-    /// Leases are shared evenly, and stay where they are.
+    /// Leases are balanced, and stay where they are.
     Balance,
-    /// Calls are as few as stated.
+    /// The number of calls stays within the documented budget.
     Budget,
-    /// What is wrong is said, and nothing else.
+    /// Every problem is reported, and nothing else.
     Truth,
-    /// Nothing runs after a stop.
+    /// Nothing runs after a shutdown.
     Remains,
-    /// The library does not panic and does not stop by itself.
+    /// The library does not panic and does not stop on its own.
     Sound,
 }
 
@@ -80,81 +80,81 @@ impl fmt::Display for Violation {
     }
 }
 
-/// A change of a row, and who really made it.
+/// A change of a row, with its true author.
 pub(crate) struct Change<'a> {
     pub(crate) at: Duration,
     pub(crate) sent: Duration,
-    /// The incarnation.
+    /// The author's incarnation.
     pub(crate) who: usize,
     pub(crate) id: &'a WorkerId,
     pub(crate) what: &'a LeaseChange,
     pub(crate) key: &'a LeaseKey,
-    /// Whether the leases were to be left alone then: see [`Shards::is_refused`].
+    /// Whether workers had to leave the leases alone at that time: see [`Shards::is_refused`].
     pub(crate) is_refused: bool,
     pub(crate) before: Option<&'a Lease>,
     pub(crate) after: Option<&'a Lease>,
 }
 
-/// Everything that the checkers remember.
+/// The state of the checks.
 pub(crate) struct Ledger {
     rules: Rules,
-    /// By the numbers of their shards.
+    /// By the number of the shard.
     leases: BTreeMap<usize, Facts>,
     calls: BTreeMap<(usize, u64), Calls>,
     moved_at: Duration,
     /// When each incarnation was started.
     pub(crate) born: BTreeMap<usize, Duration>,
-    /// Since when each incarnation tells how it is.
+    /// Since when each incarnation reports its health.
     heard: BTreeMap<usize, Duration>,
-    /// When somebody last deleted a row by hand.
+    /// When an operator last deleted a row by hand.
     pub(crate) forgotten_at: Duration,
-    /// When a shard was last finished: that leaves loads uneven for a while.
+    /// When a shard was last finished, which leaves the leases unbalanced for a while.
     finished_at: Duration,
-    /// When a lease last went from one live worker to another.
+    /// When a lease last moved from one live worker to another.
     handed_at: Duration,
-    /// When a lease was last made or removed.
+    /// When a lease was last created or deleted.
     pub(crate) listed_at: Duration,
     violation: Option<Violation>,
     pub(crate) counts: Counts,
 }
 
-/// Which tenure: the incarnation, and the counter when it took the lease.
+/// The identity of a tenure: the incarnation, and the counter when it took the lease.
 pub(crate) type TenureId = (usize, u64);
 
-/// What was seen of one lease.
+/// The observations of one lease.
 #[derive(Debug, Default)]
 struct Facts {
     tenures: BTreeMap<TenureId, Tenure>,
     current: Option<TenureId>,
     /// When the counter last changed.
     changed: Duration,
-    /// Who asked for it, as which incarnation, and when that was written.
+    /// The worker that requested it, its incarnation, and when the request was written.
     asked: Option<(WorkerId, usize, Duration)>,
     best: Option<Checkpoint>,
-    /// When records of it were last delivered.
+    /// When its records were last delivered.
     delivered: Duration,
-    /// Up to where all was acknowledged when that last moved, and when it did.
+    /// Up to where everything was acknowledged when that last advanced, and when it did.
     progress: (usize, Duration),
-    /// When a worker last said that something is wrong with it.
+    /// When a worker last reported a problem with it.
     named: Duration,
     token: u64,
     finished: Option<Duration>,
 }
 
-/// One hold of one worker on one lease.
+/// The observations of one tenure.
 #[derive(Debug)]
 struct Tenure {
     id: WorkerId,
-    /// When the newest write that was applied was sent.
+    /// When the newest applied write was sent.
     proof: Duration,
-    /// When the newest renewal that was applied and answered was sent: what its owner knows.
+    /// When the newest renewal that was applied and answered was sent: the owner's own knowledge.
     known: Duration,
     end: Option<(Duration, End)>,
     /// Where the first delivery has to start.
     start: usize,
-    /// One past the last record that was delivered.
+    /// The index after the last delivered record.
     next: Option<usize>,
-    /// When the processor was asked to stop, and up to where all was acknowledged then.
+    /// When the processor was requested to stop, and up to where everything was acknowledged then.
     asked_to_stop: Option<(Duration, usize)>,
 }
 
@@ -164,30 +164,30 @@ enum End {
     Released,
     Finished,
     Expired,
-    /// Its owner was asked, and did not let go in time.
+    /// Taken over: its owner was sent a request, and did not hand off in time.
     Forced,
 }
 
-/// What the promises are made of.
+/// The parameters of the promises.
 #[derive(Debug, Clone)]
 struct Rules {
     lasts: Duration,
-    /// Everything may take this much longer.
+    /// The extra time that everything may take.
     poll: Duration,
     audit: Duration,
     calm_at: Duration,
     slow_after: Duration,
-    /// Checkpoints are written after every batch.
+    /// Whether checkpoints are written after every batch.
     eager: bool,
-    /// Nothing goes wrong.
+    /// Whether the run has no faults.
     calm: bool,
-    /// Nothing goes wrong, except that one owner is busy: see [`Plan::with_busy_owner`].
+    /// Whether the run has no fault except a busy owner: see [`Plan::with_busy_owner`].
     busy_owner: bool,
-    /// The slot that may hold one lease: see [`Plan::with_full_worker`].
+    /// The slot that may hold only one lease: see [`Plan::with_full_worker`].
     full_slot: Option<usize>,
 }
 
-/// Calls of one worker in one minute.
+/// The calls of one worker in one minute.
 #[derive(Debug, Default, Clone, Copy)]
 struct Calls {
     scans: u64,
@@ -227,7 +227,7 @@ impl Ledger {
         self.violation.as_ref()
     }
 
-    /// Keeps the first one.
+    /// Keeps the first violation.
     pub(crate) fn broken(
         &mut self,
         promise: Promise,
@@ -243,7 +243,7 @@ impl Ledger {
         self.calls.entry((who, now.as_secs() / 60)).or_default().scans += 1;
     }
 
-    /// Its sender has learned that a write was applied.
+    /// Notes that the sender has learned that its write was applied.
     pub(crate) fn answered(&mut self, who: usize, shard: usize, sent: Duration) {
         let facts = self.leases.get_mut(&shard);
         let current = facts.and_then(|it| {

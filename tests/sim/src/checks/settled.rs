@@ -1,4 +1,5 @@
-//! What has to be so once the faults are over: everything flows, evenly, and with few calls.
+//! Checks after the faults are over: all shards make progress, leases are balanced, and calls are
+//! few.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,21 +12,22 @@ use crate::reached::Situation;
 use crate::stream::Shards;
 use crate::table::Rows;
 
-/// Failures before the calm are waited out: the longest pause of a processor, or a read that hangs.
+/// How long a fault from before the calm may last: the longest pause of a processor, or a read that
+/// hangs.
 const AFTERMATH: Duration = Duration::from_secs(60);
 /// How long after the calm, and after the last change, leases may still move.
 const BALANCING: Duration = Duration::from_secs(60);
 
-/// What has come since then is still being worked on.
+/// Records younger than this may still be in flight.
 const RECENT: Duration = Duration::from_secs(30);
 
 impl Ledger {
-    /// How long a record may wait for its delivery, once the faults are over.
+    /// Returns how long a record may wait for its delivery, once the faults are over.
     pub(super) fn patience(&self) -> Duration {
         self.rules.lasts * 2 + self.rules.audit.mul_f64(1.3) + self.rules.poll * 2
     }
 
-    /// Checked every second after the calm: every shard that can be read is being delivered.
+    /// Checks, every second after the calm, that every readable shard is being delivered.
     pub(crate) fn flows(&mut self, now: Duration, shards: &mut Shards, rows: &Rows) {
         let since = self.rules.calm_at + AFTERMATH;
         if now < since + self.patience() {
@@ -34,7 +36,7 @@ impl Ledger {
         for shard in 0..shards.all.len() {
             let runnable_at = self.runnable_at(shard, shards);
             let Some(runnable_at) = runnable_at else { continue };
-            // A backlog may be long: what counts is that something comes.
+            // A backlog may be long: some delivery is sufficient.
             let delivered = self.leases.get(&shard).map_or(Duration::ZERO, |it| it.delivered);
             let Some(entry) = shards.all[shard].oldest_unseen() else { continue };
             let from = since.max(runnable_at).max(entry.arrived).max(delivered);
@@ -49,13 +51,13 @@ impl Ledger {
         }
     }
 
-    /// Since when all parents are finished.
+    /// Returns since when all parents are finished.
     pub(super) fn runnable_at(&self, shard: usize, shards: &mut Shards) -> Option<Duration> {
         let mut at = shards.all[shard].opened;
         for parent in shards.all[shard].parents.clone() {
             let facts = self.leases.get(&parent);
             let parent = &mut shards.all[parent];
-            // Nothing tells when the last of its records was acknowledged.
+            // It is unknown when the last of its records was acknowledged.
             at = at.max(facts.map_or(Duration::ZERO, |it| it.delivered));
             match facts.and_then(|it| it.finished) {
                 Some(finished) => at = at.max(finished),
@@ -66,7 +68,7 @@ impl Ledger {
         Some(at)
     }
 
-    /// Checked at the end, before anyone is stopped.
+    /// Checks the settled state at the end, before any worker is stopped.
     pub(crate) fn is_settled(
         &mut self,
         now: Duration,
@@ -91,22 +93,23 @@ impl Ledger {
             return;
         }
         if let Some(row) = rows.values().find(|row| shards.is_of_former(row)) {
-            let text = "a row of a stream that is gone remains".to_owned();
+            let text = "a row of a deleted stream remains".to_owned();
             return self.broken(Promise::Rows, now, Some(&row.key), text);
         }
         self.is_even(now, rows, live);
         self.is_cheap(now, shards, rows);
     }
 
-    /// Whether records of it have come of late, or it is the turn of a parent: where a backlog is left
-    /// after the calm, no more can be asked for.
+    /// Returns whether records of the shard were delivered lately, or a parent has to be read first:
+    /// with a backlog left after the calm, no more can be required.
     fn is_being_read(&self, now: Duration, shard: usize, shards: &mut Shards) -> bool {
         let delivered = self.leases.get(&shard).map(|it| it.delivered);
         let is_read = delivered.is_some_and(|at| at > now.saturating_sub(RECENT));
         is_read || self.runnable_at(shard, shards).is_none()
     }
 
-    /// What was acknowledged some time ago is stored, and closed shards are finished.
+    /// Checks that records acknowledged some time ago are checkpointed, and closed shards are
+    /// finished.
     fn is_stored(&mut self, now: Duration, shards: &mut Shards, rows: &Rows) {
         let old = now.saturating_sub(self.rules.lasts * 2 + Duration::from_secs(60));
         for number in 0..shards.all.len() {
@@ -119,7 +122,8 @@ impl Ledger {
                 let text = format!("everything is read, but the end is not stored; {row:?}");
                 return self.broken(Promise::Progress, now, Some(&key), text);
             }
-            // While a backlog is worked off, old records are always fresh in the window.
+            // While a backlog is processed, the window always contains old records that were just
+            // delivered.
             let Some(row) = row.filter(|_| shard.waiting_since(old).is_none()) else { continue };
             let stored = shard.first_after(&row.checkpoint, row.anchor);
             let behind = shard.entries.iter().skip(stored).find(|it| it.needed);
@@ -133,7 +137,8 @@ impl Ledger {
         }
     }
 
-    /// Loads differ by one at most, and nothing has moved for a while.
+    /// Checks that the numbers of leases differ by at most one, and that no lease has moved for a
+    /// while.
     fn is_even(&mut self, now: Duration, rows: &Rows, live: &[WorkerId]) {
         let runnable = |row: &&Lease| {
             let parents = row.parents.iter().map(|it| rows.get(&LeaseKey::from(it.clone())));
@@ -147,7 +152,7 @@ impl Ledger {
             match load {
                 Some(load) => *load += 1,
                 None => {
-                    let text = format!("held by {:?}, which does not live", row.owner);
+                    let text = format!("owned by {:?}, which is dead", row.owner);
                     return self.broken(Promise::Progress, now, Some(&row.key), text);
                 }
             }
@@ -171,7 +176,8 @@ impl Ledger {
         }
     }
 
-    /// The last whole minute was without faults and moves: the stated budget holds.
+    /// Checks that the last whole minute, which had no faults and moves, kept to the documented
+    /// budget of calls.
     fn is_cheap(&mut self, now: Duration, shards: &Shards, rows: &Rows) {
         let minute = now.as_secs() / 60 - 1;
         let began = Duration::from_secs(minute * 60);
@@ -209,7 +215,8 @@ impl Ledger {
         }
     }
 
-    /// After everyone has stopped in good order: nobody owns anything, and all is stored.
+    /// Checks, after all workers have shut down gracefully, that no lease has an owner and
+    /// everything is checkpointed.
     pub(crate) fn is_released(
         &mut self,
         now: Duration,

@@ -1,4 +1,4 @@
-//! What may happen to a row, by whom, and when.
+//! Checks of writes to the table: which may happen, by which worker, and when.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,15 +12,15 @@ use crate::reached::Situation;
 use crate::stream::{Shards, service_time};
 use crate::table::Rows;
 
-/// How much too early a clock that is one percent fast may be.
+/// By how much a clock that is one percent fast may be early.
 const FAST: f64 = 0.985;
-/// An owner gives up no sooner than this part of a lease duration after its last proof.
+/// An owner does not give up earlier than this part of a lease duration after its last proof.
 const NEEDED: f64 = 0.85;
-/// How soon after that a requester that is well has the lease, by whichever clock.
+/// How soon after that a healthy requester has the lease, by either clock.
 const HANDOFF_GRACE: Duration = Duration::from_secs(3);
 
 impl Ledger {
-    /// A write has been applied.
+    /// Checks a write that has been applied.
     #[expect(clippy::too_many_lines, reason = "an arm for each write")]
     pub(crate) fn changed(&mut self, change: &Change<'_>, shards: &mut Shards, rows: &Rows) {
         let is_unaware = shards.recreated().is_some() && !self.knows(change.who, shards);
@@ -33,7 +33,7 @@ impl Ledger {
             _ if change.is_refused && !is_unaware => {
                 Err((Promise::Rows, "written, though the leases are of another stream".to_owned()))
             }
-            // Its owner may not know yet, and puts it back as if somebody had deleted it.
+            // Its owner may not know yet, and re-creates it as if an operator had deleted it.
             LeaseChange::Discard { .. } | LeaseChange::Delete { .. } if shards.is_former(shard) => {
                 Ok(())
             }
@@ -87,7 +87,7 @@ impl Ledger {
             LeaseChange::Reset { .. }
             | LeaseChange::Discard { .. }
             | LeaseChange::Replace { .. } => {
-                Err((Promise::Rows, "nobody asked for a reset".to_owned()))
+                Err((Promise::Rows, "no reset was requested".to_owned()))
             }
         };
         let result = result
@@ -100,7 +100,8 @@ impl Ledger {
         }
     }
 
-    /// A shard of the newest stream, by a worker that takes it for one of the former, or an error.
+    /// Checks a write for a shard of the newest stream by a worker that takes it for one of the
+    /// former stream.
     fn written_of_no_shard(&mut self, change: &Change<'_>, is_unaware: bool, shards: &Shards) {
         let is_again = shards.recreated().is_some();
         if !(is_unaware || is_again && matches!(change.what, LeaseChange::Discard { .. })) {
@@ -109,13 +110,13 @@ impl Ledger {
         }
     }
 
-    /// Whether a worker started after the stream was made again.
+    /// Returns whether a worker started after the stream was re-created.
     pub(super) fn knows(&self, who: usize, shards: &Shards) -> bool {
         let born = self.born.get(&who).copied().unwrap_or_default();
         shards.recreated().is_some_and(|made| born > made)
     }
 
-    /// Whether a worker may end by itself with such an error.
+    /// Returns whether a worker may stop on its own with this error.
     pub(crate) fn may_give_up(
         &mut self,
         who: usize,
@@ -131,7 +132,8 @@ impl Ledger {
             || error == ErrorKind::Missing && shards.was_missing_since(born)
     }
 
-    /// A row is there that was not; who puts one back beside its owner has to have a reason.
+    /// Checks a row that did not exist before; a worker that re-creates it while its owner is
+    /// active needs a reason.
     fn made(
         &mut self,
         change: &Change<'_>,
@@ -145,14 +147,15 @@ impl Ledger {
         }
         self.listed_at = change.at;
         if self.rules.calm && made.owner.is_none() && facts.current.is_some() {
-            // Who starts without the row cannot know that it was there.
+            // A worker that starts without the row cannot know that it existed.
             let knew = self.born.get(&change.who).is_some_and(|it| *it < self.forgotten_at);
             if knew {
-                let text = "a row whose owner is well is made again by another";
+                let text = "a row whose owner is healthy is re-created by another worker";
                 let (at, key) = (change.at, Some(change.key as &dyn fmt::Display));
                 self.broken(Promise::Rows, at, key, text.to_owned());
             }
-            // It repeats what came since the first start, beside the owner for a while.
+            // It repeats the records since the first start, concurrently with the owner for a
+            // while.
             (facts.best, facts.token) = (None, 0);
             let owner = facts.current.take().and_then(|it| facts.tenures.get_mut(&it));
             owner.into_iter().for_each(|it| it.end = Some((change.at, End::Forced)));
@@ -172,13 +175,13 @@ impl Ledger {
         let quiet = change.at.saturating_sub(facts.changed);
         let tenure = facts.current.and_then(|it| facts.tenures.get(&it));
         let end = if tenure.is_none_or(|tenure| tenure.id == *change.id) {
-            // Free, handed over and not taken yet, or its own from before.
+            // Unowned, handed off and not taken yet, or its own from before.
             let is_again = facts.current.is_some_and(|(who, _)| who == change.who);
-            // Of a take whose reply it never got it knows nothing.
+            // The worker knows nothing of a take whose reply was lost.
             let proof = tenure.map(|it| it.known).filter(|known| !known.is_zero());
             let age = proof.map_or(Duration::MAX, |known| change.sent.saturating_sub(known));
             if is_again && age < self.rules.lasts.mul_f64(NEEDED) {
-                let text = format!("given up and taken again {age:?} after its last proof");
+                let text = format!("released and taken again {age:?} after its last proof");
                 return Err((Promise::Repeats, text));
             }
             None
@@ -231,8 +234,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Where nothing but a busy owner is in the way, a worker that asks for a lease gets it soon after
-    /// the owner's time to hand it over.
+    /// Checks, in a run whose only fault is a busy owner, that a worker that requests a lease gets it
+    /// soon after the owner's time for the handoff.
     pub(crate) fn is_handed_over_in_time(&mut self, now: Duration, running: &[usize]) {
         if !self.rules.busy_owner {
             return;
@@ -263,7 +266,7 @@ impl Ledger {
     }
 }
 
-/// What a check found.
+/// The result of a check.
 type Found = Result<(), (Promise, String)>;
 
 fn both<'a>(change: &Change<'a>) -> Result<(&'a Lease, &'a Lease), (Promise, String)> {
@@ -273,8 +276,8 @@ fn both<'a>(change: &Change<'a>) -> Result<(&'a Lease, &'a Lease), (Promise, Str
     }
 }
 
-/// A worker that does not know that the stream was made again puts the row of a former one back, as
-/// its own or as it has once seen it: in this row a new life begins.
+/// Checks a row of a former stream that a worker re-creates because it does not know of the new
+/// stream, as its own or as it once saw it: a new life of the row begins.
 fn made_of_former(change: &Change<'_>, made: &Lease, facts: &mut Facts) {
     (facts.best, facts.token, facts.finished, facts.changed) = (None, 0, None, change.at);
     let last = facts.tenures.keys().rev().find(|(who, _)| *who == change.who).copied();
@@ -291,11 +294,11 @@ fn created(change: &Change<'_>, facts: &mut Facts, shards: &mut Shards, shard: u
         return Err((Promise::Rows, "a lease is created over another".into()));
     }
     if facts.finished.is_some() {
-        return Err((Promise::Rows, "the lease of a finished shard is made again".into()));
+        return Err((Promise::Rows, "the lease of a finished shard is re-created".into()));
     }
     let is_by_time = matches!(after.checkpoint, Checkpoint::Latest | Checkpoint::AtTimestamp);
     if is_by_time && after.anchor.is_none() {
-        return Err((Promise::Loss, "a start by time, and nothing says which time".into()));
+        return Err((Promise::Loss, "a start by time without a time".into()));
     }
     let is_later = shards.started.is_some_and(|started| shards.all[shard].opened > started);
     if is_later && after.checkpoint == Checkpoint::Latest {
@@ -306,10 +309,10 @@ fn created(change: &Change<'_>, facts: &mut Facts, shards: &mut Shards, shard: u
     }
     facts.changed = change.at;
     if after.owner.is_some() {
-        // Its owner puts a row back that somebody deleted.
+        // An owner re-creates a row that an operator deleted.
         let current = facts.current.filter(|(who, _)| *who == change.who);
         let Some(tenure) = current.and_then(|it| facts.tenures.get_mut(&it)) else {
-            return Err((Promise::Fence, "made as its own by whom does not hold it".into()));
+            return Err((Promise::Fence, "re-created as its own by another worker".into()));
         };
         tenure.proof = tenure.proof.max(change.sent);
     }
@@ -319,20 +322,20 @@ fn created(change: &Change<'_>, facts: &mut Facts, shards: &mut Shards, shard: u
 fn asked(change: &Change<'_>, facts: &mut Facts) -> Found {
     let (before, after) = both(change)?;
     if before.counter != after.counter || before.checkpoint != after.checkpoint {
-        return Err((Promise::Fence, "asking for a lease changes more than who is next".into()));
+        return Err((Promise::Fence, "a request changes more than the next owner".into()));
     }
     if before.owner.is_none() {
-        return Err((Promise::Take, "a lease that nobody holds is asked for".into()));
+        return Err((Promise::Take, "a lease without an owner is requested".into()));
     }
     facts.asked = Some((change.id.clone(), change.who, change.at));
     Ok(())
 }
 
-/// A lease is handed over to the worker that asks for it, and to no other.
+/// Checks that a lease is handed off only to the worker that requests it.
 fn is_asked_for(change: &Change<'_>) -> Found {
     let (before, after) = both(change)?;
     if before.checkpoint_owner.is_none() || before.owner != after.owner {
-        let text = format!("handed over to {:?}, which does not ask for it", after.owner);
+        let text = format!("handed over to {:?}, which did not request it", after.owner);
         return Err((Promise::Take, text));
     }
     Ok(())
@@ -341,7 +344,7 @@ fn is_asked_for(change: &Change<'_>) -> Found {
 fn withdrawn(change: &Change<'_>, facts: &mut Facts) -> Found {
     let (before, after) = both(change)?;
     if before.actual_owner() != after.actual_owner() || after.checkpoint_owner.is_some() {
-        return Err((Promise::Fence, "a withdrawal changes who owns the lease".into()));
+        return Err((Promise::Fence, "a withdrawal changes the owner".into()));
     }
     if facts.asked.as_ref().is_some_and(|(by, ..)| by != change.id) {
         return Err((Promise::Fence, "a request is withdrawn by another worker".into()));
@@ -350,7 +353,7 @@ fn withdrawn(change: &Change<'_>, facts: &mut Facts) -> Found {
     Ok(())
 }
 
-/// Only who holds the lease renews it, hands it over, releases or finishes it.
+/// Checks that only the owner of a lease renews it, hands it off, releases or finishes it.
 fn by_owner(change: &Change<'_>, facts: &mut Facts, end: Option<End>) -> Found {
     let (before, _) = both(change)?;
     let Some(current) = facts.current.filter(|(who, _)| *who == change.who) else {
@@ -375,16 +378,17 @@ fn by_owner(change: &Change<'_>, facts: &mut Facts, end: Option<End>) -> Found {
     Ok(())
 }
 
-/// Nobody can read from a time that is still to come, and what arrives until then would be lost.
+/// Checks that no shard starts at a time in the future: records that arrive before it would be
+/// lost.
 fn starts_in_the_past(change: &Change<'_>) -> Found {
     let anchor = change.after.and_then(|row| row.anchor);
     if anchor.is_some_and(|time| time > service_time(change.at)) {
-        return Err((Promise::Rows, "the shard starts at a time that is still to come".into()));
+        return Err((Promise::Rows, "the shard starts at a time in the future".into()));
     }
     Ok(())
 }
 
-/// The counter and the checkpoint only grow.
+/// Checks that the counter and the checkpoint only grow.
 fn moves_on(change: &Change<'_>, facts: &mut Facts) -> Found {
     let Some(after) = change.after else { return Ok(()) };
     if let Some(before) = change.before {
@@ -421,7 +425,7 @@ fn covers_only_acknowledged(change: &Change<'_>, shards: &mut Shards, shard: usi
         return Ok(());
     };
     if shards.is_former(shard) {
-        // As in `finished`.
+        // For the same reason as in `finished`.
         return Ok(());
     }
     let truth = &mut shards.all[shard];
@@ -439,7 +443,7 @@ fn covers_only_acknowledged(change: &Change<'_>, shards: &mut Shards, shard: usi
             Promise::Loss,
             format!(
                 "the checkpoint covers record {} (number {done} of the shard, delivered: {}), \
-                 which nobody has acknowledged",
+                 which was not acknowledged",
                 entry.record.sequence_number, entry.delivered
             ),
         ));
@@ -447,7 +451,8 @@ fn covers_only_acknowledged(change: &Change<'_>, shards: &mut Shards, shard: usi
     Ok(())
 }
 
-/// What lets a shard go in good order has stored all that was acknowledged, and has waited.
+/// Checks that a drained shard is released only with everything that was acknowledged, and after
+/// waiting for the rest.
 fn drained(change: &Change<'_>, facts: &Facts, shards: &mut Shards, shard: usize) -> Found {
     let (_, after) = both(change)?;
     let tenure = facts.current.and_then(|id: TenureId| facts.tenures.get(&id));
@@ -458,13 +463,13 @@ fn drained(change: &Change<'_>, facts: &Facts, shards: &mut Shards, shard: usize
     if stored < acknowledged {
         return Err((
             Promise::Repeats,
-            format!("let go at number {stored}, though {acknowledged} were acknowledged"),
+            format!("released at number {stored}, though {acknowledged} were acknowledged"),
         ));
     }
     let waited = change.sent.saturating_sub(at) >= DRAIN_LIMIT.mul_f64(FAST);
     let outstanding = tenure.next.is_some_and(|next| truth.is_outstanding(next));
     if outstanding && !waited && !truth.failing {
-        return Err((Promise::Repeats, "let go while acknowledgements could still come".into()));
+        return Err((Promise::Repeats, "released while acknowledgements could come".into()));
     }
     Ok(())
 }
@@ -478,12 +483,14 @@ fn finished(
 ) -> Found {
     let LeaseChange::Finish { children, .. } = change.what else { return Ok(()) };
     if shards.is_former(shard) {
-        // By who takes the newest stream for it, and has read that: see `is_unaware`.
+        // Finished by a worker that takes the newest stream for the former, and has read that: see
+        // `is_unaware`.
         return Ok(());
     }
     let truth = &shards.all[shard];
     let named = |child: &usize| children.contains(&shards.all[*child].id);
-    // A first start that saw an old listing in parts may have begun behind a child: then that is not made.
+    // A first start that saw a partly stale listing may have begun after a child: then that is not
+    // created.
     let passed_over = |child: usize| {
         let mut later = vec![child];
         while let Some(shard) = later.pop() {

@@ -1,7 +1,7 @@
-//! Journals, stream and lease table, put together into tenures that can be judged.
+//! The evidence: journals, stream and lease table, combined into tenures that can be judged.
 //!
-//! A record is known by its place in its shard: what comes in which order is then arithmetic. Pure
-//! but for reading the journals. Never judges; what cannot be placed at all is a [`Finding`].
+//! A record is identified by its place in its shard, so that order becomes arithmetic. Pure except
+//! for reading the journals. Never judges; data that cannot be assigned is a [`Finding`].
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::Settings;
 use crate::journal::{self, Entry, What};
 use crate::stage::{Log, Row, Sample, Written};
 
-/// Something that must not have happened.
+/// A violation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub(crate) at: Duration,
@@ -23,7 +23,7 @@ pub(crate) struct Finding {
     pub(crate) what: String,
 }
 
-/// A shard as the stream holds it.
+/// A shard and its records in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StoredShard {
     pub(crate) id: String,
@@ -37,18 +37,18 @@ pub(crate) struct StoredShard {
 pub(crate) struct Stored {
     pub(crate) sequence: SequenceNumber,
     pub(crate) key: String,
-    /// Records of one key are numbered as they were written.
+    /// The number of the record among those of its key, in the order written.
     pub(crate) number: u64,
-    /// When the writer knew that it was stored.
+    /// When the writer received the confirmation that it was stored.
     pub(crate) written: Option<Duration>,
 }
 
 impl StoredShard {
-    /// Reads what the service says.
+    /// Converts the service's data.
     ///
     /// # Errors
     ///
-    /// Something is missing that every shard and record has.
+    /// The data lack something that every shard and record has.
     pub(crate) fn of(shard: &Shard, records: &[Record], written: &Written) -> Result<Self> {
         let id = shard.shard_id().to_owned();
         let parents = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];
@@ -70,8 +70,8 @@ impl StoredShard {
         })
     }
 
-    /// Whether its lease says that everything was processed. The lease of a closed shard may have
-    /// been removed, and what has no record needs none.
+    /// Returns whether its lease shows that everything was processed. The lease of a closed shard
+    /// may have been deleted, and a shard without records needs none.
     pub(crate) fn is_done(&self, row: Option<&Row>) -> bool {
         let Some(checkpoint) = row.and_then(|row| Checkpoint::parse(&row.checkpoint, 0).ok())
         else {
@@ -83,7 +83,7 @@ impl StoredShard {
         self.covered(&checkpoint) == self.records.len()
     }
 
-    /// How many of its records a checkpoint covers.
+    /// Returns how many of its records a checkpoint covers.
     pub(crate) fn covered(&self, checkpoint: &Checkpoint) -> usize {
         match checkpoint {
             Checkpoint::ShardEnd => self.records.len(),
@@ -95,7 +95,7 @@ impl StoredShard {
     }
 }
 
-/// One worker's time with one shard.
+/// One worker's tenure of one shard.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Tenure {
     /// The process.
@@ -109,35 +109,35 @@ pub(crate) struct Tenure {
     pub(crate) begun: Duration,
     /// When each batch began.
     pub(crate) batches: Vec<Duration>,
-    /// When which record was processed, by its place in the shard.
+    /// When each record was processed, by its place in the shard.
     pub(crate) deliveries: Vec<(Duration, usize)>,
-    /// When it was known that so many records are checkpointed.
+    /// When it was known that this many records are checkpointed.
     pub(crate) checkpoints: Vec<(Duration, usize)>,
-    /// Let go in good order.
+    /// When it was released after a drain.
     pub(crate) released: Option<Duration>,
 }
 
-/// Everything that is known of a run.
+/// All data of a run.
 #[derive(Debug)]
 pub(crate) struct Evidence {
     pub(crate) settings: Settings,
     pub(crate) shards: BTreeMap<String, StoredShard>,
-    /// By shard and token.
+    /// Ordered by shard and token.
     pub(crate) tenures: Vec<Tenure>,
-    /// In the order they were taken.
+    /// In the order in which they were taken.
     pub(crate) samples: Vec<Sample>,
-    /// What was found while the evidence was gathered.
+    /// Violations found while the evidence was gathered.
     pub(crate) failures: Vec<Finding>,
     /// All journals and the log of this process, by time, each line with its process.
     pub(crate) timeline: Vec<(String, Entry)>,
 }
 
 impl Evidence {
-    /// Reads the journals in `directory`.
+    /// Reads the journals in `directory` and combines them with the other data.
     ///
     /// # Errors
     ///
-    /// One cannot be read.
+    /// A journal cannot be read.
     pub(crate) fn gather(
         directory: &Path,
         settings: Settings,
@@ -173,10 +173,10 @@ impl Evidence {
         Ok(evidence)
     }
 
-    /// The tenures in a process's journal.
+    /// Adds the tenures in a process's journal.
     pub(crate) fn add_journal(&mut self, worker: &str, entries: &[Entry]) {
         let mut reasons: BTreeMap<&str, &str> = BTreeMap::new();
-        // The newest tenure of each shard: a process has one at a time.
+        // The current tenure of each shard: a process has at most one at a time.
         let mut open: BTreeMap<&str, Tenure> = BTreeMap::new();
         for entry in entries {
             let Some(id) = entry.shard.as_deref() else { continue };
@@ -192,7 +192,7 @@ impl Evidence {
                 reasons.insert(id, reason);
             }
             if let What::Begun { token, checkpoint } = &entry.what {
-                // A processor that is made again in the same tenure goes on.
+                // A processor that is re-created in the same tenure continues it.
                 if open.get(id).is_none_or(|tenure| tenure.token != *token) {
                     let tenure = Tenure {
                         worker: worker.to_owned(),
@@ -230,12 +230,12 @@ impl Evidence {
         self.tenures.extend(open.into_values());
     }
 
-    /// The tenures of one shard after another, in the order of their tokens.
+    /// Returns the tenures of each shard, in the order of their tokens.
     pub(crate) fn successions(&self) -> impl Iterator<Item = &[Tenure]> {
         self.tenures.chunk_by(|a, b| a.shard == b.shard)
     }
 
-    /// When each record of a shard was first processed, by its place.
+    /// Returns when each record of a shard was first processed, by its place.
     pub(crate) fn firsts(&self, shard: &StoredShard) -> Vec<Option<Duration>> {
         let mut firsts: Vec<Option<Duration>> = vec![None; shard.records.len()];
         for tenure in self.tenures.iter().filter(|tenure| tenure.shard == shard.id) {

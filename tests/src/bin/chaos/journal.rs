@@ -1,8 +1,9 @@
-//! What a worker process writes down: one JSON line per thing that happened, before it goes on.
+//! The journal of a worker process: one JSON line per occurrence, written before the worker
+//! continues.
 //!
 //! A line is one write to a file in append mode, so that kill -9 loses nothing that was written and
-//! cuts at most the last line. Times are of the machine's monotonic clock, which all its processes
-//! share. Never interprets what it reads.
+//! cuts at most the last line. Times come from the machine's monotonic clock, which all its
+//! processes share. Never interprets what it reads.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -15,7 +16,7 @@ use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-/// The time since the machine was started, the same in every process.
+/// Returns the time since the machine was started, the same in every process.
 pub(crate) fn now() -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).expect("the machine was started in the past");
@@ -26,12 +27,12 @@ pub(crate) fn now() -> Duration {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) at: Duration,
-    /// The shard it is about, if it is about one.
+    /// The shard that it concerns, if any.
     pub(crate) shard: Option<String>,
     pub(crate) what: What,
 }
 
-/// What happened in a worker.
+/// An occurrence in a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum What {
     /// The lease was taken.
@@ -42,11 +43,11 @@ pub(crate) enum What {
     Batch { token: u64, records: usize },
     /// A record was processed.
     Record { token: u64, sequence_number: String },
-    /// A checkpoint is stored in the table.
+    /// A checkpoint was stored in the table.
     Stored { checkpoint: String },
-    /// The shard was let go in good order.
+    /// The lease was released after a drain.
     Released { checkpoint: String },
-    /// Anything else.
+    /// Any other event.
     Told { text: String },
 }
 
@@ -59,7 +60,7 @@ impl Journal {
     ///
     /// # Errors
     ///
-    /// The system refuses.
+    /// The system refuses to open it.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path);
         let file = file.with_context(|| format!("`{}` cannot be opened", path.display()))?;
@@ -70,7 +71,7 @@ impl Journal {
     ///
     /// # Errors
     ///
-    /// The system refuses; then nothing may be acknowledged.
+    /// The system refuses to write it; then nothing may be acknowledged.
     pub(crate) fn note(&self, shard: Option<&str>, what: What) -> Result<()> {
         let entry = Entry { at: now(), shard: shard.map(str::to_owned), what };
         let mut line = serde_json::to_vec(&entry)?;
@@ -81,11 +82,11 @@ impl Journal {
     }
 }
 
-/// The lines of a file; a last one that was cut by a kill is left out.
+/// Returns the lines of a file, without a last one that was cut by a kill.
 ///
 /// # Errors
 ///
-/// There is no such file, or a whole line cannot be understood.
+/// The file does not exist, or a complete line is malformed.
 pub(crate) fn read(path: &Path) -> Result<Vec<Entry>> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("`{}` cannot be read", path.display()))?;

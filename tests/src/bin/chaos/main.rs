@@ -1,18 +1,18 @@
-//! `chaos`: worker processes that are killed, paused and stopped while shards split and merge, and
-//! the proof that nothing was lost and no shard had two owners.
+//! `chaos`: kills, pauses and stops worker processes during resharding, and proves that no record
+//! was lost and no shard had two owners.
 //!
 //! local-aws is a process, and so is every worker; this one writes numbered records, follows a
-//! schedule drawn from the seed, and judges at the end by what the workers have written down. Exit
-//! code 1 on any violation, with what happened around it.
+//! schedule drawn from the seed, and at the end judges by the workers' journals. Exit code 1 on any
+//! violation, with its timeline.
 //!
 //! ```text
 //! main        arguments, the run from start to quiet end
-//! schedule    what is done when                          pure
+//! schedule    the acts and their times                   pure
 //! stage       the processes and the services
 //! worker      a worker process (`chaos worker`)
-//! journal     what a worker writes down
+//! journal     the journal of a worker
 //! evidence    journals, stream and table, put together   pure
-//! checks      what must hold                             pure
+//! checks      the promises                               pure
 //! summary     the table at the end, and the timeline
 //! ```
 
@@ -41,17 +41,17 @@ use crate::evidence::{Evidence, StoredShard};
 use crate::schedule::{Planned, SLOTS};
 use crate::stage::{Log, Sample, Services, Slot, WorkerCommand, Written};
 
-/// How long the quiet end may take until every record is checkpointed. An idle machine takes a few
-/// lease durations.
+/// How long the workers may take after the schedule until every record is checkpointed. An idle
+/// machine takes a few lease durations.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const AFTER_HELP: &str = "\
-Needs no account and no network. The same seed is the same schedule; what the processes make of it
-differs from run to run.
+Needs no account and no network. The same seed gives the same schedule; its
+execution differs from run to run.
 
-Exit codes: 0 everything held, 1 something did not, 2 usage.";
+Exit codes: 0 no violation, 1 a violation, 2 usage.";
 
-/// Kill, pause, stop and restart workers while shards split and merge, and lose no record
+/// Kill, pause, stop and restart workers during resharding, and lose no record
 #[derive(Debug, Clone, Parser)]
 #[command(name = "chaos", version, max_term_width = 80, after_help = AFTER_HELP)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -59,32 +59,32 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 
-    /// Seed of the schedule [default: drawn]
+    /// Random seed of the schedule [default: random]
     #[arg(long)]
     seed: Option<u64>,
 
-    /// How long the schedule is [default: 10]
+    /// Length of the schedule in minutes [default: 10]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1440))]
     minutes: Option<u64>,
 
-    /// The same in seconds
+    /// Length of the schedule in seconds
     #[arg(long, conflicts_with = "minutes", value_parser = clap::value_parser!(u64).range(10..))]
     seconds: Option<u64>,
 
-    /// Seconds that a lease lasts
+    /// Lease duration in seconds
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     lease: u64,
 
-    /// Have the records sent by enhanced fan-out
+    /// Read by enhanced fan-out instead of polling
     #[arg(long)]
     fan_out: bool,
 
-    /// Kill, pause and stop nobody: only reshards, minutes apart, and a handler that is slow now and
-    /// then; no record may come twice
+    /// Only reshard, minutes apart, with a processor that is slow now and then; kill, pause and stop
+    /// no worker; no record may be repeated
     #[arg(long)]
     calm: bool,
 
-    /// Keep what the workers have written down in this directory [default: only on a violation]
+    /// Keep the workers' journals in this directory [default: only on a violation]
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
 }
@@ -96,21 +96,21 @@ enum Command {
     Worker(worker::Args),
 }
 
-/// What a run is given.
+/// The settings of a run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
     pub(crate) seed: u64,
     pub(crate) length: Duration,
     pub(crate) lease: Duration,
-    /// Partition keys, each with one record per interval.
+    /// The number of partition keys, each with one record per interval.
     pub(crate) keys: u32,
     pub(crate) interval: Duration,
     pub(crate) fan_out: bool,
-    /// Nobody is killed, paused or stopped.
+    /// Whether no worker is killed, paused or stopped.
     pub(crate) calm: bool,
 }
 
-/// A line on stdout. A reader that leaves does not stop the run, whose verdict is the exit code.
+/// Prints a line on stdout. A closed stdout does not stop the run, whose verdict is the exit code.
 pub(crate) fn say(line: &str) {
     writeln!(std::io::stdout().lock(), "{line}").ok();
 }
@@ -181,7 +181,8 @@ fn announce(settings: &Settings, plan: &[Planned]) {
     say("");
 }
 
-/// The whole run: the schedule, then quiet until everything is done, then an end in good order.
+/// Executes the whole run: the schedule, a quiet time until everything is processed, and a graceful
+/// shutdown.
 async fn play(
     settings: Settings,
     plan: Vec<Planned>,
@@ -201,7 +202,7 @@ async fn play(
         settings,
     };
     let (mut slots, written) = storm(settings, plan, &services, command, log).await?;
-    log.note("quiet: nothing is written, nobody is hit".to_owned());
+    log.note("quiet: no writes, no faults".to_owned());
     let quiet = journal::now();
     let stored = stored(&services, &written).await?;
     if !settled(&services, &stored).await {
@@ -216,7 +217,7 @@ async fn play(
     let last = stage::sample_once(&services.clients).await?;
     for (shard, row) in &last.rows {
         if let Some(owner) = &row.owner {
-            log.fail(format!("everybody has stopped, and {shard} still belongs to {owner}"));
+            log.fail(format!("all workers have stopped, and {shard} still belongs to {owner}"));
         }
     }
     let subscriptions = services.count("SubscribeToShard").await?;
@@ -229,7 +230,7 @@ async fn play(
     Evidence::gather(directory, settings, stored, samples, log)
 }
 
-/// Everything the schedule says, with a steady writer beside it.
+/// Executes the schedule while a writer runs.
 async fn storm(
     settings: Settings,
     plan: Vec<Planned>,
@@ -256,7 +257,7 @@ async fn storm(
     Ok((slots, written))
 }
 
-/// What the stream holds: the truth that everything is measured by.
+/// Reads the stream, to which all observations are compared.
 async fn stored(services: &Services, written: &Written) -> Result<Vec<StoredShard>> {
     let mut stored = Vec::new();
     for shard in services.clients.shards(stage::STREAM).await? {
@@ -266,7 +267,7 @@ async fn stored(services: &Services, written: &Written) -> Result<Vec<StoredShar
     Ok(stored)
 }
 
-/// Waits until the table says that every record was processed.
+/// Waits until the lease table shows that every record was processed.
 async fn settled(services: &Services, stored: &[StoredShard]) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {

@@ -1,42 +1,42 @@
-//! What is done to the workers and to the stream, and when: a pure function of the seed.
+//! The schedule: the acts against the workers and the stream, as a pure function of the seed.
 //!
-//! Each slot has a line of its own, in which one thing is over before the next begins; what happens
-//! to different slots overlaps as it comes. At the end of its line every slot has a running worker.
+//! Within a slot one act is over before the next begins; acts on different slots overlap. At the
+//! end of the schedule every slot has a running worker.
 
 use std::fmt;
 use std::time::Duration;
 
-/// How many workers run at once.
+/// The number of workers that run at once.
 pub(crate) const SLOTS: usize = 3;
 
-/// Something that is done.
+/// An act against a worker or the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Act {
-    /// kill -9, and a new process after a while, under the same id or a new one.
+    /// kill -9, and after a while a new process, under the same worker ID or a new one.
     Kill { slot: usize, back_after: Duration, id: NextId },
     /// SIGTERM, and a new process a while after the old one has ended.
     Stop { slot: usize, back_after: Duration, id: NextId },
     /// SIGSTOP, and SIGCONT after a while.
     Pause { slot: usize, lasts: Duration },
-    /// A split or a merge of open shards; which, the number decides when it is time.
+    /// A split or a merge of open shards; the number selects them at execution time.
     Reshard { draw: u64 },
 }
 
-/// Under which id a worker comes back.
+/// The worker ID of the next process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NextId {
     Same,
     New,
 }
 
-/// An act and its time since the beginning.
+/// An act and its time since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Planned {
     pub(crate) at: Duration,
     pub(crate) act: Act,
 }
 
-/// The acts of `length`, in the order of their times.
+/// Returns the acts of a run of this `length`, in the order of their times.
 pub(crate) fn plan(seed: u64, length: Duration, lease: Duration) -> Vec<Planned> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut acts = Vec::new();
@@ -61,7 +61,7 @@ pub(crate) fn plan(seed: u64, length: Duration, lease: Duration) -> Vec<Planned>
     acts
 }
 
-/// Nothing but reshards, rare enough that subscriptions of five minutes come to their end.
+/// Returns only reshards, rare enough that subscriptions of five minutes end naturally.
 pub(crate) fn calm(seed: u64, length: Duration) -> Vec<Planned> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let pause = (Duration::from_secs(60), Duration::from_secs(6 * 60));
@@ -74,7 +74,7 @@ pub(crate) fn calm(seed: u64, length: Duration) -> Vec<Planned> {
     acts
 }
 
-/// One act against a slot, and how long it takes at least.
+/// Draws one act against a slot, and returns how long it takes at least.
 fn hit(rng: &mut fastrand::Rng, slot: usize, lease: Duration) -> (Act, Duration) {
     let id = if rng.bool() { NextId::Same } else { NextId::New };
     match rng.u32(..10) {
@@ -86,7 +86,7 @@ fn hit(rng: &mut fastrand::Rng, slot: usize, lease: Duration) -> (Act, Duration)
             let back_after = between(rng, Duration::ZERO, lease);
             (Act::Stop { slot, back_after, id }, back_after)
         }
-        // Unnoticed, at the edge, or much too long.
+        // A pause that is unnoticed, borderline, or much too long.
         kind => {
             let (least, most) = match kind {
                 6 => (lease / 10, lease * 8 / 10),
@@ -105,7 +105,7 @@ fn between(rng: &mut fastrand::Rng, least: Duration, most: Duration) -> Duration
 }
 
 impl Act {
-    /// The slot it is done to, if it is done to one.
+    /// Returns the slot that the act concerns, if any.
     pub(crate) fn slot(&self) -> Option<usize> {
         match *self {
             Self::Kill { slot, .. } | Self::Stop { slot, .. } | Self::Pause { slot, .. } => {

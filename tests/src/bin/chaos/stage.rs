@@ -1,8 +1,8 @@
-//! The processes, what is done to them, and what one sees of the services meanwhile.
+//! The processes, the acts against them, and the observation of the services.
 //!
-//! local-aws and the workers are processes; this one writes the records, looks at the lease table
-//! several times a second and does what the schedule says. What it did and saw goes into a [`Log`].
-//! Never judges.
+//! local-aws and the workers are processes; this one writes the records, reads the lease table
+//! several times a second and executes the schedule. Its actions and observations go into a
+//! [`Log`]. Never judges.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,13 +28,13 @@ use crate::schedule::{Act, NextId, Planned};
 
 pub(crate) const STREAM: &str = "chaos";
 pub(crate) const APPLICATION: &str = "chaos-workers";
-/// Any would do: local-aws is every region.
+/// Any region works: local-aws serves every region.
 const REGION: &str = "us-east-1";
 
-/// Fewer open shards than workers, or many more, tell less.
+/// The allowed number of open shards; fewer than workers, or many more, would test less.
 const OPEN_SHARDS: std::ops::RangeInclusive<usize> = 2..=8;
 
-/// What this process did, in its own words, for the timeline; and what must not have happened.
+/// The actions of this process for the timeline, and violations that it observed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Logged>>);
 
@@ -45,13 +45,13 @@ struct Logged {
 }
 
 impl Log {
-    /// Something was done.
+    /// Notes an action.
     pub(crate) fn note(&self, text: String) {
         crate::say(&format!("  {text}"));
         self.0.lock().entries.push(entry(text));
     }
 
-    /// A process did what it must not.
+    /// Notes a violation.
     pub(crate) fn fail(&self, text: String) {
         let mut logged = self.0.lock();
         logged.failures.push(entry(text.clone()));
@@ -72,7 +72,7 @@ fn entry(text: String) -> Entry {
     Entry { at: now(), shard: None, what: What::Told { text } }
 }
 
-/// local-aws, a process.
+/// The local-aws process.
 #[derive(Debug)]
 pub(crate) struct Services {
     process: Process,
@@ -81,7 +81,7 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// Starts it on a free port and makes the stream.
+    /// Starts it on a free port and creates the stream.
     ///
     /// # Errors
     ///
@@ -114,7 +114,7 @@ impl Services {
         Ok(Self { process, endpoint, clients })
     }
 
-    /// Ends it.
+    /// Stops it.
     ///
     /// # Errors
     ///
@@ -123,7 +123,7 @@ impl Services {
         self.process.stop(Signal::TERM).await.map(drop)
     }
 
-    /// How often an operation was carried out, by the service's own count.
+    /// Returns how often an operation succeeded, as the service counts.
     ///
     /// # Errors
     ///
@@ -145,7 +145,7 @@ impl Services {
     }
 }
 
-/// What every worker process is started with.
+/// The command line of every worker process.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerCommand {
     pub(crate) executable: PathBuf,
@@ -154,14 +154,14 @@ pub(crate) struct WorkerCommand {
     pub(crate) settings: Settings,
 }
 
-/// A place for a worker, which is mostly there.
+/// A slot in which a worker usually runs.
 #[derive(Debug)]
 pub(crate) struct Slot {
     number: usize,
     command: WorkerCommand,
     log: Log,
     process: Process,
-    /// Ids that were used, and processes that were started.
+    /// The numbers of ids used and of processes started.
     ids: u32,
     starts: u32,
 }
@@ -178,7 +178,7 @@ impl Slot {
         Ok(Self { number, command, log, process, ids: 1, starts: 1 })
     }
 
-    /// Does what the schedule says of this slot.
+    /// Executes the acts of this slot.
     ///
     /// # Errors
     ///
@@ -210,7 +210,7 @@ impl Slot {
         Ok(self)
     }
 
-    /// Stops the worker in good order.
+    /// Stops the worker gracefully.
     ///
     /// # Errors
     ///
@@ -221,21 +221,21 @@ impl Slot {
         let status = self.process.ended().await?;
         let stderr = self.process.transcript().stderr.clone();
         let name = self.process.name();
-        // Before it opens its journal it does not hear the signal, and has done nothing.
+        // Before it opens its journal it does not handle the signal, and has done nothing.
         if status.success() || !journal_of(name, &self.command).exists() {
             self.log.note(format!("{name} has ended"));
         } else {
-            self.log.fail(format!("{name} was asked to stop and ended with {status}: {stderr}"));
+            self.log.fail(format!("{name} was told to stop and ended with {status}: {stderr}"));
         }
         Ok(())
     }
 
-    /// A worker never ends by itself.
+    /// Checks that the worker has not ended without being told to.
     pub(crate) fn look(&self) {
         let transcript = self.process.transcript();
         if transcript.is_complete() {
             let name = self.process.name();
-            self.log.fail(format!("{name} has ended by itself: {}", transcript.stderr));
+            self.log.fail(format!("{name} has ended unexpectedly: {}", transcript.stderr));
         }
     }
 
@@ -249,12 +249,13 @@ impl Slot {
     }
 }
 
-/// Where a worker process writes down what it does.
+/// Returns the path of a worker process's journal.
 fn journal_of(name: &str, with: &WorkerCommand) -> PathBuf {
     with.directory.join(format!("{name}.jsonl"))
 }
 
-/// The first number tells the slot, the second the id, the third the process.
+/// Starts a worker process. In its name the first number is the slot, the second the id, the third
+/// the process.
 fn start(slot: usize, id: u32, starts: u32, with: &WorkerCommand) -> Result<Process> {
     let name = format!("worker-{slot}.{id}.{starts}");
     let journal = journal_of(&name, with);
@@ -275,7 +276,7 @@ fn start(slot: usize, id: u32, starts: u32, with: &WorkerCommand) -> Result<Proc
     Process::start(&name, command)
 }
 
-/// Splits and merges when the schedule says so. One that the service refuses is left out.
+/// Splits and merges as scheduled. A request that the service refuses is skipped.
 pub(crate) async fn reshard(clients: Clients, acts: Vec<Planned>, since: Instant, log: Log) {
     for planned in acts {
         let Act::Reshard { draw } = planned.act else { continue };
@@ -304,14 +305,14 @@ async fn reshard_once(clients: &Clients, draw: u64) -> Result<String> {
     Ok(format!("merge {one} and {other}"))
 }
 
-/// When the service said that it has a record, by shard and sequence number.
+/// When the service confirmed a record, by shard and sequence number.
 pub(crate) type Written = BTreeMap<(String, String), Duration>;
 
-/// Writes one record of each key, again and again, until `until`.
+/// Writes one record of each key, repeatedly, until `until`.
 ///
 /// # Errors
 ///
-/// The service refuses.
+/// The service refuses the request.
 pub(crate) async fn write(clients: Clients, settings: Settings, until: Instant) -> Result<Written> {
     let mut written = Written::new();
     let mut round = Instant::now();
@@ -329,7 +330,7 @@ pub(crate) async fn write(clients: Clients, settings: Settings, until: Instant) 
     Ok(written)
 }
 
-/// Puts a record of each key; returns those that the service did not take.
+/// Puts a record of each key; returns the keys that the service refused.
 async fn put(
     clients: &Clients,
     keys: Vec<String>,
@@ -357,10 +358,10 @@ async fn put(
     Ok(left)
 }
 
-/// The lease table as one scan has shown it.
+/// The lease table as one scan returned it.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
-    /// When it was asked for, and when it was there.
+    /// When the scan was sent, and when its reply arrived.
     pub(crate) sent: Duration,
     pub(crate) at: Duration,
     pub(crate) rows: BTreeMap<String, Row>,
@@ -374,10 +375,10 @@ pub(crate) struct Row {
     pub(crate) checkpoint: String,
 }
 
-/// Looks at the table until dropped.
+/// Samples the table until dropped.
 pub(crate) async fn sample(clients: Clients, samples: Arc<Mutex<Vec<Sample>>>) {
     loop {
-        // Before there is a table there is nothing to see.
+        // Before the table exists there is nothing to sample.
         if let Ok(sample) = sample_once(&clients).await {
             samples.lock().push(sample);
         }
@@ -385,11 +386,11 @@ pub(crate) async fn sample(clients: Clients, samples: Arc<Mutex<Vec<Sample>>>) {
     }
 }
 
-/// Looks at the table.
+/// Scans the table once.
 ///
 /// # Errors
 ///
-/// The service refuses, or a row lacks what every lease has.
+/// The service refuses the request, or a row is not a lease row.
 pub(crate) async fn sample_once(clients: &Clients) -> Result<Sample> {
     let sent = now();
     let scan = clients.dynamo.scan().table_name(APPLICATION).consistent_read(true).send().await?;

@@ -1,4 +1,4 @@
-//! The table at the end, and what happened around a finding. Reads evidence, changes nothing.
+//! The summary at the end, and the timeline around a finding. Reads evidence, changes nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,24 +8,24 @@ use crate::evidence::{Evidence, Finding, Tenure};
 use crate::journal::{Entry, What};
 use crate::say;
 
-/// Findings that are told in full; the first ones tell most.
+/// The number of findings that are printed in full; the first ones are the most informative.
 const TOLD: usize = 5;
-/// Lines of a timeline, and the time around a finding that it shows.
+/// The number of lines in a timeline, and the time around a finding that it covers.
 const LINES: usize = 60;
 const AROUND: Duration = Duration::from_secs(4);
 
-/// How one tenure followed another.
+/// The takeovers for one reason.
 #[derive(Debug, Default)]
 struct Takeovers {
     count: usize,
     repeats: usize,
     most: usize,
-    /// What was processed since the last checkpoint known to be stored, at the takeover with most
-    /// repeats.
+    /// The records processed since the last checkpoint known to be stored, at the takeover with the
+    /// most repeats.
     bound: usize,
 }
 
-/// Prints the table.
+/// Prints the summary.
 pub(crate) fn print(evidence: &Evidence, findings: &[Finding]) {
     let records = |shard: &crate::evidence::StoredShard| shard.records.len();
     let sent: usize = evidence.shards.values().map(records).sum();
@@ -60,8 +60,8 @@ fn row(name: &str, number: usize) {
     say(&format!("  {name:<42}{number:>9}"));
 }
 
-/// Batches that had begun in time, and in which records were processed after the next owner began:
-/// what a paused process may do.
+/// Returns the number of batches that began in time, and in which records were processed after the
+/// next owner began: a paused process may do that.
 fn finished_late(evidence: &Evidence) -> usize {
     let late = evidence.successions().flat_map(|succession| {
         succession.windows(2).map(|pair| {
@@ -93,7 +93,7 @@ fn print_takeovers(evidence: &Evidence) {
     say("  bound: what earlier owners processed beyond the newest checkpoint known to be stored");
 }
 
-/// How many records `tenure` processed again, and how many it may.
+/// Returns how many records `tenure` processed again, and how many it may.
 fn repeated(before: &[Tenure], tenure: &Tenure) -> (usize, usize) {
     let done = before.iter().flat_map(|earlier| &earlier.deliveries).map(|(_, place)| place + 1);
     let done = done.max().unwrap_or(0);
@@ -124,7 +124,7 @@ fn print_waits(evidence: &Evidence) {
     ));
 }
 
-/// Prints the findings, the first ones with what happened around them.
+/// Prints the findings, the first ones with their timeline.
 pub(crate) fn print_timelines(evidence: &Evidence, findings: &[Finding]) {
     let start = evidence.timeline.first().map_or(Duration::ZERO, |(_, entry)| entry.at);
     for found in findings.iter().take(TOLD) {
@@ -136,7 +136,7 @@ pub(crate) fn print_timelines(evidence: &Evidence, findings: &[Finding]) {
             is_theirs && entry.at + AROUND >= found.at && entry.at <= found.at + AROUND
         };
         let lines: Vec<_> = evidence.timeline.iter().filter(|(_, entry)| near(entry)).collect();
-        // Those just before the finding tell most.
+        // The lines just before the finding are the most informative.
         let before = lines.iter().filter(|(_, entry)| entry.at <= found.at).count();
         for (process, entry) in lines.iter().skip(before.saturating_sub(LINES / 2)).take(LINES) {
             let at = entry.at.saturating_sub(start).as_secs_f64();

@@ -1,7 +1,7 @@
-//! `chaos worker`: a worker process that writes down what it is given.
+//! `chaos worker`: a worker process that writes everything it receives to a journal.
 //!
-//! A record counts as processed when its line is in the journal. Never decides anything: whether
-//! what is written is right, the process that started it finds out.
+//! A record counts as processed when its line is in the journal. Never judges: the process that
+//! started it does.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,14 +16,14 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::journal::{Journal, What};
 
-/// How long a batch takes at most: so that signals arrive in the middle of some.
+/// The longest duration of a batch, so that signals arrive in the middle of some.
 const LONGEST_BATCH: Duration = Duration::from_millis(30);
 
-/// A slow handler: one batch in so many takes so long.
+/// A slow processor: one batch in this many takes this long.
 const SLOW_EVERY: usize = 1_500;
 const SLOWEST_BATCH: Duration = Duration::from_secs(30);
 
-/// What a worker process is told.
+/// The arguments of a worker process.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     #[arg(long)]
@@ -44,11 +44,11 @@ pub(crate) struct Args {
     pub(crate) slow: bool,
 }
 
-/// Works until SIGTERM, then stops in good order.
+/// Runs until SIGTERM, then shuts down gracefully.
 ///
 /// # Errors
 ///
-/// The worker does not start, or has ended by itself.
+/// The worker does not start, or has failed.
 pub(crate) async fn run(args: Args) -> Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
     let journal = Journal::open(&args.journal)?;
@@ -83,11 +83,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes down an event. One that cannot be written is missed by nobody but the timeline.
+/// Writes an event to the journal. If that fails, only the timeline lacks it.
 fn tell(journal: &Journal, event: &Event) {
     let told = |shard: Option<&str>, what: What| journal.note(shard, what).ok();
     let text = || What::Told { text: event.to_string() };
-    // The library may add events: they are told, too.
+    // Events that the library adds later are written too.
     #[expect(clippy::wildcard_enum_match_arm, reason = "the timeline shows every event alike")]
     match event {
         Event::LeaseTaken { shard, reason, .. } => {
@@ -97,7 +97,7 @@ fn tell(journal: &Journal, event: &Event) {
         Event::LeaseRenewed { shard, checkpoint, advanced: true } => {
             told(Some(shard.as_str()), What::Stored { checkpoint: checkpoint.to_string() })
         }
-        // Once a second and shard: they would hide the rest.
+        // Once a second per shard: they would hide the rest.
         Event::LeaseRenewed { advanced: false, .. } => None,
         Event::LeaseReleased { shard, checkpoint } => {
             told(Some(shard.as_str()), What::Released { checkpoint: checkpoint.to_string() })
@@ -110,7 +110,7 @@ fn tell(journal: &Journal, event: &Event) {
     };
 }
 
-/// A processor that writes down every record.
+/// A processor that writes every record to the journal.
 struct Notary {
     journal: Journal,
     shard: String,
@@ -126,7 +126,7 @@ impl Notary {
 
     fn told(&self, text: &str) {
         let text = format!("{text} (token {})", self.token);
-        // Its absence is seen in the timeline only.
+        // If it is missing, only the timeline lacks it.
         self.note(What::Told { text }).ok();
     }
 }

@@ -1,13 +1,13 @@
 //! `cargo demo`: unicorns stream through consumers that share a stream and survive a kill.
 //!
-//! Everything is real but AWS: the commands are processes, Kinesis and DynamoDB are served by this
-//! one on a loopback port. The verdict is computed from what the stream holds and what the
-//! consumers have printed; a lost record makes the exit code 1.
+//! Everything is real except AWS: the commands are processes, and this process serves Kinesis and
+//! DynamoDB on a loopback port. The verdict compares the records in the stream with those that the
+//! consumers printed; a lost record makes the exit code 1.
 //!
 //! ```text
 //! main      arguments, signals, exit code
-//! story     what happens, in which order
-//! stage     the processes, and what one sees of them
+//! story     the acts, and their order
+//! stage     the processes, and their observation
 //! verdict   the table at the end
 //! screen    lines on stdout, with colour where it is wanted
 //! ```
@@ -28,7 +28,7 @@ use crate::screen::Screen;
 use crate::stage::Stage;
 
 const AFTER_HELP: &str = "\
-Needs no account and no network. Ctrl-C ends it earlier, also with the table; a second one at once.
+Needs no account and no network. Ctrl-C ends it early, with the table; a second one exits immediately.
 
 Exit codes: 0 no record was lost, 1 one was or something failed, 2 usage, 130 interrupted twice.";
 
@@ -36,11 +36,11 @@ Exit codes: 0 no record was lost, 1 one was or something failed, 2 usage, 130 in
 #[derive(Debug, Clone, Parser)]
 #[command(name = "demo", version, max_term_width = 80, after_help = AFTER_HELP)]
 struct Cli {
-    /// How long it runs, from 10; what takes longer is waited for
+    /// Length in seconds, at least 10; acts that take longer are waited for
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..=86_400))]
     seconds: u64,
 
-    /// Seed of the rides, and of who is killed and who is stopped [default: drawn]
+    /// Random seed of the rides and of which consumer is killed and stopped [default: random]
     #[arg(long)]
     seed: Option<u64>,
 
@@ -53,7 +53,7 @@ struct Cli {
     failover: u64,
 }
 
-/// What a run is given.
+/// The settings of a run.
 #[derive(Debug, Clone, Copy)]
 struct Settings {
     length: Duration,
@@ -93,20 +93,20 @@ async fn run(settings: Settings, screen: Screen) -> Result<ExitCode> {
     }
 }
 
-/// The whole play; whether it went well.
+/// Runs the demo; returns whether it succeeded.
 async fn play(settings: Settings, screen: Screen) -> Result<bool> {
     let mut interrupts = Interrupts::listen()?;
     let mut stage = Stage::open(settings, screen).await?;
     let told = tokio::select! {
         biased;
         () = interrupts.next() => {
-            stage.screen.say("interrupted: the table comes at once");
+            stage.screen.say("interrupted: printing the table now");
             Ok(())
         }
         told = story::tell(&mut stage) => told,
     };
     if let Err(error) = &told {
-        stage.screen.bad(&format!("the story broke off: {error:#}"));
+        stage.screen.bad(&format!("the demo was cut short: {error:#}"));
     }
     let verdict = verdict::settle(&mut stage).await?;
     verdict.print(&stage.screen);
@@ -114,7 +114,7 @@ async fn play(settings: Settings, screen: Screen) -> Result<bool> {
     Ok(told.is_ok() && verdict.is_good())
 }
 
-/// Ctrl-C, SIGTERM, and the terminal's end.
+/// Ctrl-C, SIGTERM, and the hangup of the terminal.
 struct Interrupts([tokio::signal::unix::Signal; 3]);
 
 impl Interrupts {

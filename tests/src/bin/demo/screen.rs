@@ -1,12 +1,12 @@
 //! Lines on stdout: plain text, with colour only on a terminal that wants it.
 //!
-//! No line is moved or overwritten, so the output reads the same in a file. A reader that leaves
-//! does not stop the story, whose verdict is the exit code.
+//! No line is moved or overwritten, so that the output reads the same in a file. A closed stdout
+//! does not stop the demo, whose verdict is the exit code.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
 
-/// The columns that the running picture is laid out for.
+/// The number of columns that the status lines are laid out for.
 pub(crate) const WIDTH: usize = 80;
 
 const BOLD: &str = "1";
@@ -14,7 +14,7 @@ const DIM: &str = "2";
 const GREEN: &str = "1;32";
 const RED: &str = "1;31";
 
-/// Where the lines go.
+/// The output and its capabilities.
 #[derive(Debug, Clone)]
 pub(crate) struct Screen {
     colour: bool,
@@ -27,28 +27,28 @@ impl Screen {
         let unwanted = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || env::var_os("TERM").is_some_and(|value| value == "dumb");
         let size = rustix::termios::tcgetwinsize(io::stdout()).ok();
-        // A terminal that does not know its size says 0.
+        // A terminal that does not know its size reports 0.
         let columns = size.map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0);
         Self { colour: io::stdout().is_terminal() && !unwanted, columns }
     }
 
-    /// What happens now.
+    /// Prints the heading of an act.
     pub(crate) fn act(&self, text: &str) {
         self.line(BOLD, &format!("\n== {text}"));
     }
 
-    /// A command as one would type it.
+    /// Prints a command line and its process.
     pub(crate) fn command(&self, line: &str, who: &str) {
         self.line("", &format!("   $ {line}"));
         self.line(DIM, &format!("     ({who})"));
     }
 
-    /// Something worth knowing.
+    /// Prints a remark.
     pub(crate) fn say(&self, text: &str) {
         self.line("", &format!("   {text}"));
     }
 
-    /// A line of the running picture, which a terminal gets in one row.
+    /// Prints a status line, cut to one row of a terminal.
     pub(crate) fn status(&self, text: &str) {
         self.line(DIM, cut(text, self.columns));
     }

@@ -1,8 +1,8 @@
-//! The processes on stage, and what one sees of them.
+//! The processes of the demo, and their observation.
 //!
-//! Who prints what is read from the consumers' stdout; who holds what, from the lease table. Looks
-//! several times a second and writes one line a second. Instants of records are those at which
-//! their last byte was read, however seldom one looks.
+//! What each consumer prints comes from its stdout; the owners of shards come from the lease table.
+//! Polls several times a second and prints one status line a second. The time of a record is when
+//! its last byte was read, independent of the polling.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,14 +22,14 @@ pub(crate) const APPLICATION: &str = "wildrydes-tail";
 pub(crate) const UNICORNS: [&str; 2] = ["Shadowfax", "Bucephalus"];
 pub(crate) const LABELS: [&str; 2] = ["tail-1", "tail-2"];
 
-/// Time between two looks, and looks to a line.
+/// The time between two polls, and the number of polls per status line.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 const LOOKS_PER_LINE: u32 = 5;
 
-/// What should happen within seconds is given up after this.
+/// How long an act waits for something that should happen within seconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How a consumer is doing.
+/// The state of a consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     Running,
@@ -43,12 +43,12 @@ pub(crate) struct Consumer {
     pub(crate) label: &'static str,
     pub(crate) fate: Fate,
     pub(crate) process: Process,
-    /// How many of its records the status lines have told.
+    /// The number of its records that status lines have counted.
     told: usize,
 }
 
 impl Consumer {
-    /// The first record of one of `unicorns` that it printed after `since`.
+    /// Returns the first record of one of `unicorns` that it printed after `since`.
     pub(crate) fn first_of(&self, unicorns: &BTreeSet<String>, since: Instant) -> Option<Instant> {
         let transcript = self.process.transcript();
         let mut documents = transcript.documents.iter().filter(|document| document.at > since);
@@ -56,7 +56,7 @@ impl Consumer {
         documents.find(|document| document.id.as_ref().is_some_and(of_theirs)).map(|d| d.at)
     }
 
-    /// When it printed its newest record of `unicorn`.
+    /// Returns when it printed its newest record of `unicorn`.
     pub(crate) fn last_of(&self, unicorn: &str) -> Option<Instant> {
         let transcript = self.process.transcript();
         let is_theirs = |id: &RecordId| id.unicorn == unicorn;
@@ -65,13 +65,13 @@ impl Consumer {
         last.map(|document| document.at)
     }
 
-    /// Whether it printed anything after `since`.
+    /// Returns whether it printed a record after `since`.
     pub(crate) fn prints_since(&self, since: Instant) -> bool {
         self.process.transcript().documents.last().is_some_and(|document| document.at > since)
     }
 }
 
-/// What the story measured.
+/// The durations that the demo measured.
 #[derive(Debug, Default)]
 pub(crate) struct Measured {
     pub(crate) failover: Option<Duration>,
@@ -79,7 +79,7 @@ pub(crate) struct Measured {
     pub(crate) reshard: Option<Duration>,
 }
 
-/// Everything that runs.
+/// All processes and observations.
 #[derive(Debug)]
 pub(crate) struct Stage {
     pub(crate) settings: Settings,
@@ -90,7 +90,7 @@ pub(crate) struct Stage {
     /// All consumers that were ever started, in order.
     pub(crate) consumers: Vec<Consumer>,
     pub(crate) measured: Measured,
-    /// Who holds which shard, at the last look.
+    /// The owners of the shards at the last poll.
     pub(crate) owners: BTreeMap<String, String>,
     started: Instant,
     looks: u32,
@@ -101,7 +101,7 @@ impl Stage {
         screen.act("Kinesis and DynamoDB, in this process: no account, no network");
         let aws = Aws::with_transition(Duration::from_millis(100)).await?;
         screen.say(&format!("local-aws serves both at {}", aws.endpoint_url()));
-        // Nothing is compiled here unless the commands have changed since they were last built.
+        // Compiles nothing unless the commands have changed since the last build.
         let workshop = Workshop::with(aws)?;
         workshop.aws.create_stream(STREAM, 2).await?;
         screen.say(&format!("stream `{STREAM}` has 2 shards; seed {}", settings.seed));
@@ -133,8 +133,8 @@ impl Stage {
 
     pub(crate) fn start_consumer(&mut self, label: &'static str) -> Result<()> {
         let failover = self.settings.failover.as_secs();
-        // From the oldest record on, so that each one counts, also what is sent before the first
-        // consumer is ready.
+        // From the oldest record on, so that records sent before the first consumer is ready count
+        // too.
         let line = format!(
             "./consumer --app {APPLICATION} --from trim-horizon \
              --failover {failover}s --worker-id {label}"
@@ -146,22 +146,22 @@ impl Stage {
         Ok(())
     }
 
-    /// The consumers that run.
+    /// Returns the running consumers.
     pub(crate) fn running(&self) -> impl Iterator<Item = &Consumer> {
         self.consumers.iter().filter(|consumer| consumer.fate == Fate::Running)
     }
 
-    /// The running consumer of that label.
+    /// Returns the running consumer with that label.
     pub(crate) fn consumer(&mut self, label: &str) -> Result<&mut Consumer> {
         let found = self.consumers.iter_mut().find(|c| c.label == label && c.fate == Fate::Running);
-        found.with_context(|| format!("{label} does not run"))
+        found.with_context(|| format!("{label} is not running"))
     }
 
-    /// Shows the picture until `found` finds what it looks for, for `limit` at most.
+    /// Prints status lines until `found` returns a value, for at most `limit`.
     ///
     /// # Errors
     ///
-    /// A process that should run has ended; the error carries what it printed.
+    /// A process that should run has ended; the error contains its output.
     pub(crate) async fn show_until<T>(
         &mut self,
         limit: Duration,
@@ -180,7 +180,7 @@ impl Stage {
         }
     }
 
-    /// Shows the picture until this part of the whole time has passed.
+    /// Prints status lines until this fraction of the whole time has passed.
     pub(crate) async fn show_until_part(&mut self, part: f64) -> Result<()> {
         let mark = self.started + self.settings.length.mul_f64(part);
         let left = mark.saturating_duration_since(Instant::now());
@@ -239,14 +239,14 @@ impl Stage {
         format!("{label} [{}] {}", shards.join(","), counts.join(" "))
     }
 
-    /// Kills what still runs and ends the services.
+    /// Kills the remaining processes and stops the services.
     pub(crate) async fn close(self) {
         drop((self.producers, self.consumers));
         self.workshop.aws.shutdown().await;
     }
 }
 
-/// `shardId-000000000012` as `12`.
+/// Returns `shardId-000000000012` as `12`.
 pub(crate) fn short(shard: &str) -> &str {
     let digits = shard.rsplit('-').next().unwrap_or(shard).trim_start_matches('0');
     if digits.is_empty() { "0" } else { digits }

@@ -1,7 +1,7 @@
-//! What happens, in which order, and what is measured on the way.
+//! The acts of the demo, their order, and the durations measured.
 //!
-//! Each act begins at its part of the whole time, or when the act before it is over. Dropping the
-//! story half-way leaves the stage as it is, for the table.
+//! Each act begins at its fraction of the whole time, or when the previous act is over. Dropping
+//! the future half-way leaves the processes running, for the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::stage::{Fate, LABELS, PATIENCE, STREAM, Stage, UNICORNS, short};
 
-/// Plays all acts.
+/// Runs all acts.
 pub(crate) async fn tell(stage: &mut Stage) -> Result<()> {
     open(stage).await?;
     stage.show_until_part(0.25).await?;
@@ -47,7 +47,7 @@ async fn share(stage: &mut Stage) -> Result<()> {
         (owners.len() == LABELS.len() && all_print).then_some(())
     });
     if shared.await?.is_none() {
-        stage.screen.bad("the consumers do not share yet; the story goes on");
+        stage.screen.bad("the consumers do not share the shards yet; continuing");
     }
     Ok(())
 }
@@ -55,19 +55,19 @@ async fn share(stage: &mut Stage) -> Result<()> {
 async fn kill_one(stage: &mut Stage) -> Result<&'static str> {
     let (label, unicorns) = choose(stage);
     let lasts = stage.settings.failover.as_secs();
-    stage.screen.act(&format!("{label} is killed with -9: no goodbye, no last checkpoint"));
+    stage.screen.act(&format!("{label} is killed with -9: no release, no last checkpoint"));
     let consumer = stage.consumer(label)?;
     let at = Instant::now();
     consumer.process.kill().await?;
     consumer.fate = Fate::Killed;
-    stage.screen.say(&format!("Its leases run out {lasts} s after its last sign of life."));
+    stage.screen.say(&format!("Its leases expire {lasts} s after its last renewal."));
     let failover = took_over(stage, &unicorns, at).await?;
     stage.measured.failover = failover;
     Ok(label)
 }
 
 async fn restart(stage: &mut Stage, label: &'static str) -> Result<()> {
-    stage.screen.act(&format!("{label} is started again and gets its share back"));
+    stage.screen.act(&format!("{label} is restarted and takes its share of the shards"));
     stage.start_consumer(label)?;
     share(stage).await
 }
@@ -75,11 +75,11 @@ async fn restart(stage: &mut Stage, label: &'static str) -> Result<()> {
 async fn split(stage: &mut Stage) -> Result<()> {
     let parent = stage.workshop.aws.shard_of(STREAM, UNICORNS[0]).await?;
     let number = short(&parent);
-    stage.screen.act(&format!("Shard {number}, which carries {}, is split", UNICORNS[0]));
+    stage.screen.act(&format!("Shard {number}, which contains {}, is split", UNICORNS[0]));
     let at = Instant::now();
     stage.workshop.aws.split(STREAM, &parent).await?;
-    stage.screen.say("Its children are read once every record of it is printed.");
-    // The first of its records that is printed out of a child.
+    stage.screen.say("Its children are read after every record of the parent is printed.");
+    // The first of its records that is stored in a child.
     let first = first_in_child(stage, &parent).await?;
     let read = stage.show_until(PATIENCE, |stage| {
         stage.running().find_map(|consumer| {
@@ -93,7 +93,7 @@ async fn split(stage: &mut Stage) -> Result<()> {
         stage.measured.reshard = Some(took);
         stage.screen.good(&format!("{label} reads {} from a child", UNICORNS[0]));
     } else {
-        stage.screen.bad("nobody reads the child yet; the table will tell");
+        stage.screen.bad("no consumer reads the child yet; see the table below");
     }
     Ok(())
 }
@@ -116,7 +116,7 @@ async fn first_in_child(stage: &mut Stage, parent: &str) -> Result<Option<Record
 
 async fn stop_one(stage: &mut Stage) -> Result<()> {
     let (label, unicorns) = choose(stage);
-    stage.screen.act(&format!("{label} is stopped with Ctrl-C and hands over"));
+    stage.screen.act(&format!("{label} is stopped with Ctrl-C and releases its shards"));
     let consumer = stage.consumer(label)?;
     let at = Instant::now();
     let code = consumer.process.stop(Signal::INT).await?;
@@ -128,8 +128,8 @@ async fn stop_one(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// One of the running consumers, and the unicorns whose newest record it has printed. Drawn among
-/// those that have any.
+/// Draws a running consumer among those that have printed the newest record of a unicorn; returns
+/// it with those unicorns.
 fn choose(stage: &mut Stage) -> (&'static str, BTreeSet<String>) {
     let mut theirs: BTreeMap<&'static str, BTreeSet<String>> = BTreeMap::new();
     for unicorn in UNICORNS {
@@ -141,8 +141,8 @@ fn choose(stage: &mut Stage) -> (&'static str, BTreeSet<String>) {
     stage.rng.choice(theirs).unwrap_or((LABELS[0], BTreeSet::new()))
 }
 
-/// Waits until another consumer prints one of `unicorns`; tells and returns how long it took since
-/// `at`.
+/// Waits until another consumer prints one of `unicorns`; reports and returns how long it took
+/// since `at`.
 async fn took_over(
     stage: &mut Stage,
     unicorns: &BTreeSet<String>,
@@ -152,7 +152,7 @@ async fn took_over(
         stage.running().find_map(|c| Some((c.label, c.first_of(unicorns, at)?)))
     });
     let Some((label, printed)) = taken.await? else {
-        stage.screen.bad("nobody has taken over yet; the table will tell");
+        stage.screen.bad("no consumer has taken over yet; see the table below");
         return Ok(None);
     };
     let took = printed.saturating_duration_since(at);

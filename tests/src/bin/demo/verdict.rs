@@ -1,7 +1,7 @@
-//! The table at the end: what the stream holds against what the consumers printed.
+//! The table at the end: the records in the stream compared with those that the consumers printed.
 //!
-//! Stops the producers first, gives the consumers time to print the rest, then stops them. Nobody's
-//! own word counts, except that the producers' sums are checked against the stream.
+//! Stops the producers first, gives the consumers time to print the rest, then stops them. Uses no
+//! statement of the commands, except that the producers' summaries are checked against the stream.
 
 use std::time::Duration;
 
@@ -14,21 +14,21 @@ use tokio::time::Instant;
 use crate::screen::Screen;
 use crate::stage::{Fate, LABELS, Measured, PATIENCE, STREAM, Stage, UNICORNS};
 
-/// How many lost records are named.
+/// The largest number of lost records that are listed.
 const NAMED: usize = 20;
 
-/// What came out.
+/// The result of the demo.
 #[derive(Debug)]
 pub(crate) struct Verdict {
     unicorns: Vec<(String, Account)>,
     total: Account,
-    /// What the producers say they have sent, without a unicorn that could not be asked.
+    /// The number of records that the producers report as sent; `None` if a report is missing.
     claimed: Option<u64>,
     measured: Measured,
     failover_setting: Duration,
 }
 
-/// Ends the play and settles the account.
+/// Stops all commands and compares the records.
 pub(crate) async fn settle(stage: &mut Stage) -> Result<Verdict> {
     stage.screen.act("The producers stop; the consumers print the rest and stop");
     let mut claimed = Some(0);
@@ -63,7 +63,7 @@ pub(crate) async fn settle(stage: &mut Stage) -> Result<Verdict> {
     })
 }
 
-/// The producer's own sum, after Ctrl-C.
+/// Stops a producer and returns the number in its summary.
 async fn sum_of(producer: &mut Process) -> Option<u64> {
     producer.stop(Signal::INT).await.ok()?;
     let stdout = String::from_utf8_lossy(&producer.transcript().stdout).into_owned();
@@ -76,19 +76,19 @@ fn seen(stage: &Stage) -> Vec<RecordId> {
 }
 
 impl Verdict {
-    /// Whether every record of the stream was printed, and nothing else.
+    /// Returns whether every record of the stream was printed, and no other record.
     pub(crate) fn is_good(&self) -> bool {
         self.total.lost.is_empty() && self.total.unknown.is_empty() && self.sums_agree()
     }
 
-    /// The stream holds at least what the producers were told is stored. It may hold more: a stored
-    /// record whose reply was lost is sent again.
+    /// Returns whether the stream contains at least as many records as the producers report. It may
+    /// contain more: a stored record whose reply was lost is sent again.
     fn sums_agree(&self) -> bool {
         self.claimed.is_none_or(|claimed| self.total.sent as u64 >= claimed)
     }
 
     pub(crate) fn print(&self, screen: &Screen) {
-        screen.act("What the stream holds, and what the consumers printed");
+        screen.act("Records in the stream, and records that the consumers printed");
         screen.say(&row("", "sent", "seen", "lost", "seen twice"));
         let rows = self.unicorns.iter().map(|(name, account)| (name.as_str(), account));
         for (name, account) in rows.chain([("together", &self.total)]) {
@@ -121,7 +121,7 @@ impl Verdict {
         }
         if !self.sums_agree() {
             let claimed = self.claimed.unwrap_or_default();
-            screen.bad(&format!("the producers say that they sent {claimed}"));
+            screen.bad(&format!("the producers report {claimed} records sent"));
         }
         if self.is_good() {
             screen.good("No record was lost.");

@@ -1,7 +1,7 @@
-//! `memory consumer`: a worker process whose processors stall, and what it took.
+//! `memory consumer`: a worker process whose processors stall, and the resources that it takes.
 //!
 //! Each shard's first batch is held for a while; those of the last shards are held until all others
-//! are done. Ends by itself when every record was processed, and prints a [`Taken`]. Never judges.
+//! are done. Exits when every record was processed, and prints a [`Taken`]. Never judges.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-/// What a consumer process is told.
+/// The arguments of a consumer process.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     #[arg(long)]
@@ -22,7 +22,7 @@ pub(crate) struct Args {
     pub(crate) stream: String,
     #[arg(long)]
     pub(crate) shards: usize,
-    /// In each shard.
+    /// The number of records in each shard.
     #[arg(long)]
     pub(crate) records: usize,
     #[arg(long)]
@@ -33,19 +33,19 @@ pub(crate) struct Args {
     pub(crate) stuck: usize,
 }
 
-/// What a consumer process has taken.
+/// The resources that a consumer process has taken.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Taken {
-    /// The most memory that was resident.
+    /// The peak of the resident memory.
     pub(crate) peak_kib: u64,
     /// The most threads at the start of a shard or batch.
     pub(crate) threads: u64,
     pub(crate) records: usize,
-    /// The longest that a shard waited for its first batch, or for its next one.
+    /// The longest time that a shard waited for its first batch, or for its next one.
     pub(crate) longest_wait_ms: u64,
 }
 
-/// What all processors count together.
+/// The counts of all processors together.
 #[derive(Debug, Default)]
 struct Tally {
     finished: usize,
@@ -54,16 +54,16 @@ struct Tally {
     longest_wait: Duration,
 }
 
-/// Works until every record of every shard was processed.
+/// Runs until every record of every shard was processed.
 ///
 /// # Errors
 ///
-/// The worker does not start, or has ended by itself.
+/// The worker does not start, or has failed.
 pub(crate) async fn run(args: Args) -> Result<ExitCode> {
     let settings = Settings {
         initial_position: InitialPosition::TrimHorizon,
         memory_budget: args.budget,
-        // Without records only the shards themselves are of interest.
+        // Without records the run only measures the shards themselves.
         poll_interval: Duration::from_secs(if args.records == 0 { 60 } else { 1 }),
         ..Settings::default()
     };
@@ -85,7 +85,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
     };
     let done = async {
         let is_done = |tally: &Tally| tally.finished == args.shards;
-        // The other end lives as long as the worker.
+        // The sender lives as long as the worker.
         tallied.wait_for(is_done).await.map(drop).ok();
     };
     worker.run_until(factory, done).await?;
@@ -100,22 +100,22 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A number that the kernel keeps of this process.
+/// Returns a number from the kernel's status of this process.
 fn of_this_process(name: &str) -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("this is no Linux")?;
+    let status = std::fs::read_to_string("/proc/self/status").context("this is not Linux")?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let number = line.and_then(|line| line.split_whitespace().next());
-    Ok(number.with_context(|| format!("the kernel tells no {name}"))?.parse()?)
+    Ok(number.with_context(|| format!("the kernel reports no {name}"))?.parse()?)
 }
 
-/// A processor that takes its time.
+/// A processor that stalls.
 struct Stalls {
     args: Args,
     is_stuck: bool,
     tally: Arc<watch::Sender<Tally>>,
     tallied: watch::Receiver<Tally>,
     records: usize,
-    /// Since when it waits for a batch.
+    /// Since when it has waited for a batch.
     since: Instant,
 }
 

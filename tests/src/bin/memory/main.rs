@@ -1,8 +1,8 @@
-//! `memory`: what a worker process takes of the machine while its processors stall.
+//! `memory`: measures the resources that a worker process takes while its processors stall.
 //!
-//! local-aws is in this process, the worker in one of its own, so that what the service holds does
+//! local-aws is in this process and the worker in another one, so that the service's memory does
 //! not count. Three runs: large replies against a budget, and one shard against many for the number
-//! of threads. Exit code 1 when a bound does not hold.
+//! of threads. Exit code 1 if a bound does not hold.
 
 mod consumer;
 
@@ -21,12 +21,12 @@ use e2e::workshop::point;
 use tokio::process::Command;
 
 const MIB: u64 = 1 << 20;
-/// As large as records are by default: ten of them, with their keys, are a full reply.
+/// The largest default record size: ten of them, with their keys, are a full reply.
 const RECORD: usize = (1 << 20) - 64;
 const RECORDS_PER_REPLY: usize = 10;
-/// No shard may wait longer.
+/// The longest time that a shard may wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// Ends a run that would never end.
+/// Ends a run that would otherwise never end.
 const PATIENCE: Duration = Duration::from_secs(900);
 
 const AFTER_HELP: &str = "\
@@ -62,7 +62,7 @@ struct Cli {
     #[arg(long, default_value_t = 10)]
     stuck: usize,
 
-    /// Shards of the run that counts threads; 0 leaves it out
+    /// Shards of the run that counts threads; 0 skips it
     #[arg(long, default_value_t = 2_000)]
     many: usize,
 }
@@ -87,7 +87,7 @@ async fn main() -> ExitCode {
     })
 }
 
-/// Prints a line. Nobody is left to tell when stdout is closed.
+/// Prints a line, unless stdout is closed.
 fn say(line: &str) {
     writeln!(std::io::stdout(), "{line}").ok();
 }
@@ -125,7 +125,7 @@ fn row(name: &str, measured: u64, most: u64) -> (String, bool) {
     (format!("  {name:<32} {measured:>8}  at most {most:>8}{verdict}"), is_fine)
 }
 
-/// One worker process on a new stream.
+/// Runs one worker process on a new stream.
 async fn run(cli: &Cli, shards: usize, records: usize) -> Result<Taken> {
     let aws = Aws::start().await?;
     aws.create_stream("memory", i32::try_from(shards)?).await?;
@@ -158,10 +158,10 @@ async fn run(cli: &Cli, shards: usize, records: usize) -> Result<Taken> {
     taken.with_context(|| format!("the consumer has failed: {printed}{}", transcript.stderr))
 }
 
-/// Stores as much in a shard as one reply holds.
+/// Stores as much in a shard as one reply can contain.
 async fn put_reply(aws: &Aws, hash: u128) -> Result<()> {
     let entry = PutRecordsRequestEntry::builder().partition_key("key");
-    // The service keeps a payload that comes again and again once.
+    // The service stores repeated payloads once.
     let entry = entry.explicit_hash_key(hash.to_string()).data(Blob::new(vec![b'm'; RECORD]));
     let entries = vec![entry.build()?; RECORDS_PER_REPLY];
     let put = aws.kinesis.put_records().stream_name("memory").set_records(Some(entries));

@@ -1,8 +1,9 @@
-//! Which workers take no more leases, because they hold as many as they may.
+//! Detection of full workers: workers that take no more leases although they have fewer than their
+//! share.
 //!
-//! No row says how many leases a worker may hold, and workers of the Java KCL have limits of their own.
-//! So every worker learns it of the others: a worker to which leases should move, and which has held
-//! the same number of them for some time, is full. Pure: told what is planned and when.
+//! No row stores the limit of a worker, and workers of the Java KCL have limits of their own, so
+//! every worker infers it: a worker to which leases should move, and which has held the same number
+//! of leases for some time, is full. Pure: the plan and the time are arguments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,13 +16,15 @@ use crate::record::WorkerId;
 /// The other workers that are full.
 #[derive(Debug, Default)]
 pub(crate) struct Full {
-    /// How many leases each receiver holds, and since when it has been one with that number.
+    /// For each receiver, how many leases it holds, and since when it has been a receiver with that
+    /// number.
     waiting: BTreeMap<WorkerId, (usize, Instant)>,
     full: BTreeSet<WorkerId>,
 }
 
 impl Full {
-    /// Learns from the plan at `now`; see [`receivers`](super::receivers).
+    /// Updates the full workers from the receivers of the plan made at `now`; see
+    /// [`receivers`](super::receivers).
     pub(crate) fn learn(
         &mut self,
         receivers: &BTreeMap<WorkerId, usize>,
@@ -38,7 +41,7 @@ impl Full {
         self.full = full.map(|(worker, _)| worker.clone()).collect();
     }
 
-    /// The workers.
+    /// Returns the full workers.
     pub(crate) fn workers(&self) -> &BTreeSet<WorkerId> {
         &self.full
     }

@@ -1,9 +1,10 @@
-//! Who should hold which lease: a pure function of one snapshot, with a reason per lease.
+//! The balance: which worker should hold which lease, a pure function of a snapshot, with a reason
+//! per lease.
 //!
-//! Two decisions. Orphans (no owner, or an owner that stopped renewing) are adopted always and at
-//! once. Leases of live workers are moved only when that makes the load more even. Every worker
-//! computes the same plan from the same snapshot and performs its own part of it, so nobody is
-//! special. Never draws chance and never reads a clock.
+//! It makes two decisions. Orphans are always taken, and immediately. Leases of live workers are
+//! rebalanced only if that makes the load more even. Every worker computes the same plan from the
+//! same snapshot and performs its own part of it, so there is no leader. Uses no randomness and reads
+//! no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,47 +23,49 @@ use crate::event::TakeReason;
 use crate::record::WorkerId;
 use crate::settings::Balance;
 
-/// What one worker knows at one moment.
+/// The knowledge of a worker at one instant.
 #[derive(Debug)]
 pub(crate) struct Snapshot<'a> {
     /// This worker.
     pub(crate) me: &'a WorkerId,
     /// All leases in key order.
     pub(crate) leases: &'a BTreeMap<LeaseKey, Lease>,
-    /// Rows that cannot be read, or have gone without having been finished: their children wait.
+    /// Rows that cannot be read, or that disappeared without being finished: their children wait.
     pub(crate) hidden: &'a BTreeSet<LeaseKey>,
-    /// Leases that made no progress here, left to others for a while.
+    /// Leases that made no progress on this worker; it backs off and lets other workers take them
+    /// first.
     pub(crate) avoided: &'a BTreeMap<LeaseKey, Instant>,
-    /// Leases of another living worker that has our id.
+    /// Leases held by another live worker with the same worker ID.
     pub(crate) duplicates: &'a BTreeMap<LeaseKey, String>,
-    /// Leases this worker holds or is taking.
+    /// Leases that this worker holds or is taking.
     pub(crate) mine: &'a BTreeSet<LeaseKey>,
-    /// What it has seen of the counters.
+    /// What this worker has observed of the lease counters.
     pub(crate) observations: &'a Observations,
-    /// Since when it has been able to see the table, without a failed read in between.
+    /// Since when this worker has read the table without a failed read.
     pub(crate) readable_since: Instant,
-    /// Now.
+    /// The current time.
     pub(crate) now: Instant,
     /// The lease duration.
     pub(crate) lease_duration: Duration,
-    /// How long an orphan is left to the worker it falls to before anyone else takes it.
+    /// How long an orphan is reserved for the worker that the plan assigns it to.
     pub(crate) orphan_grace: Duration,
-    /// What is made even.
+    /// What is balanced: the number of leases, or their throughput.
     pub(crate) balance: Balance,
-    /// The most leases this worker may hold.
+    /// The maximum number of leases that this worker may hold.
     pub(crate) limit: usize,
-    /// Other workers that take no more leases.
+    /// Other workers that are full.
     pub(crate) full: &'a BTreeSet<WorkerId>,
 }
 
-/// One lease to take, and why.
+/// A lease to take, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Take {
     pub(crate) key: LeaseKey,
     pub(crate) reason: TakeReason,
 }
 
-/// Whether a lease may be read now: not finished, and every parent that has a lease is.
+/// Returns whether a lease can be processed now: it is unfinished, and all parents that have leases
+/// are finished.
 pub(crate) fn is_runnable(
     lease: &Lease,
     leases: &BTreeMap<LeaseKey, Lease>,
@@ -75,13 +78,14 @@ pub(crate) fn is_runnable(
         })
 }
 
-/// The leases that this worker should take now.
+/// Returns the leases that this worker should take now.
 pub(crate) fn leases_to_take(snapshot: &Snapshot<'_>) -> Vec<Take> {
     let world = World::of(snapshot);
     let mine = world.held.get(snapshot.me).map_or(0, Vec::len);
     let room = snapshot.limit.saturating_sub(mine);
     let mut takes = world.orphans_for_me(snapshot);
     takes.truncate(room);
+    // Orphans first: taking them changes the loads that rebalancing compares.
     if takes.is_empty() && world.orphans.is_empty() {
         takes = world.moves_to_me(snapshot);
         takes.truncate(room);
@@ -89,11 +93,12 @@ pub(crate) fn leases_to_take(snapshot: &Snapshot<'_>) -> Vec<Take> {
     takes
 }
 
-/// The other workers to which leases would have to move, and how many each of them holds now.
+/// Returns the other workers to which the plan would move leases, and how many each of them holds
+/// now.
 pub(crate) fn receivers(snapshot: &Snapshot<'_>) -> BTreeMap<WorkerId, usize> {
     let world = World::of(snapshot);
     if !world.orphans.is_empty() {
-        // Nothing moves before these are adopted.
+        // Rebalancing waits until all orphans are taken.
         return BTreeMap::new();
     }
     let moves = world.moves(snapshot.balance, &BTreeSet::new());
@@ -101,12 +106,12 @@ pub(crate) fn receivers(snapshot: &Snapshot<'_>) -> BTreeMap<WorkerId, usize> {
     others.map(|to| (to.clone(), world.held.get(to).map_or(0, Vec::len))).collect()
 }
 
-/// What a worker would do with one lease, and why.
+/// What a worker would do with a lease, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
     /// The shard.
     pub shard: LeaseKey,
-    /// Who has it.
+    /// The worker that holds the lease.
     pub owner: Option<WorkerId>,
     /// What this worker would do.
     pub intent: Intent,
@@ -116,21 +121,22 @@ pub struct Explanation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Intent {
-    /// Nothing: the shard is finished.
+    /// Do nothing: the shard is finished.
     Finished,
-    /// Nothing: a parent is not finished.
+    /// Do nothing: a parent shard is unfinished.
     WaitForParents,
-    /// Keep it.
+    /// Keep the lease.
     Keep,
-    /// Leave it to its owner, who renews it and has no more than its share.
+    /// Leave the lease to its owner, which renews it and has no more than its share.
     LeaveToOwner,
-    /// Take it, or ask its owner for it.
+    /// Take the lease, or request a handoff from its owner.
     Take(TakeReason),
-    /// It is free, and falls to a worker that has less; it is taken here if that one does not come.
+    /// The lease is an orphan assigned to a worker with fewer leases; this worker takes it if that
+    /// worker does not.
     LeaveToOther,
-    /// It is free, and made no progress here: others go first.
+    /// The lease is an orphan that made no progress on this worker, which backs off.
     LeaveAfterTrouble,
-    /// It is free, but this worker holds as many as it may.
+    /// The lease is an orphan, but this worker is at its maximum number of leases.
     AtLimit,
 }
 
@@ -139,21 +145,21 @@ impl fmt::Display for Explanation {
         write!(f, "{}: ", self.shard)?;
         match (&self.intent, &self.owner) {
             (Intent::Finished, _) => f.write_str("finished"),
-            (Intent::WaitForParents, _) => f.write_str("waits for its parents"),
-            (Intent::Keep, _) => f.write_str("held here"),
-            (Intent::LeaveToOwner, Some(owner)) => write!(f, "left to {owner}"),
-            (Intent::LeaveToOwner, None) => f.write_str("left alone"),
-            (Intent::Take(reason), _) => write!(f, "to be taken ({reason:?})"),
-            (Intent::LeaveToOther, _) => f.write_str("free, left to a worker that has less"),
+            (Intent::WaitForParents, _) => f.write_str("waiting for its parent shards"),
+            (Intent::Keep, _) => f.write_str("held by this worker"),
+            (Intent::LeaveToOwner, Some(owner)) => write!(f, "left to its owner {owner}"),
+            (Intent::LeaveToOwner, None) => f.write_str("no action"),
+            (Intent::Take(reason), _) => write!(f, "will be taken ({reason:?})"),
+            (Intent::LeaveToOther, _) => f.write_str("orphan, left to a worker with fewer leases"),
             (Intent::LeaveAfterTrouble, _) => {
-                f.write_str("free, made no progress here, left to others for a while")
+                f.write_str("orphan, backing off because it made no progress on this worker")
             }
-            (Intent::AtLimit, _) => f.write_str("free, but this worker holds as many as it may"),
+            (Intent::AtLimit, _) => f.write_str("orphan, but this worker is at `max_leases`"),
         }
     }
 }
 
-/// The plan, lease by lease.
+/// Returns the plan of this worker for every lease.
 pub(crate) fn explain(snapshot: &Snapshot<'_>) -> Vec<Explanation> {
     let takes = leases_to_take(snapshot).into_iter().map(|take| (take.key, take.reason));
     let takes: BTreeMap<_, _> = takes.collect();
@@ -176,10 +182,10 @@ pub(crate) fn explain(snapshot: &Snapshot<'_>) -> Vec<Explanation> {
     snapshot.leases.values().map(explain).collect()
 }
 
-/// The snapshot, sorted into what is free and who is loaded how.
+/// The snapshot, split into orphans and the load of each live worker.
 struct World<'a> {
     orphans: Vec<(&'a Lease, TakeReason)>,
-    /// Live workers and the runnable leases they hold, this worker included.
+    /// The live workers and the runnable leases that they hold, including this worker.
     held: BTreeMap<&'a WorkerId, Vec<&'a Lease>>,
 }
 
@@ -196,7 +202,7 @@ impl<'a> World<'a> {
                 world.orphans.push((lease, reason));
                 continue;
             }
-            // A lease that is being handed over counts for the worker that will have it.
+            // During a handoff the lease counts for the worker that requested it.
             let is_handed_over = lease.checkpoint_owner.is_some();
             let holder = lease.owner.as_ref().filter(|_| !is_mine || is_handed_over);
             world.held.entry(holder.unwrap_or(snapshot.me)).or_default().push(lease);
@@ -204,8 +210,9 @@ impl<'a> World<'a> {
         world
     }
 
-    /// Deals the orphans out, one by one, to whoever then has the least; returns this worker's, and
-    /// those that nobody has taken for so long that it does not matter whose they are.
+    /// Assigns the orphans one by one to the worker that has the fewest leases at that point. Returns
+    /// those of this worker, its own leases from before a restart, and those that have been orphans
+    /// for longer than the grace period, whichever worker they are assigned to.
     fn orphans_for_me(&self, snapshot: &Snapshot<'_>) -> Vec<Take> {
         let mut loads: BTreeMap<&WorkerId, usize> =
             self.held.iter().map(|(worker, leases)| (*worker, leases.len())).collect();
@@ -227,16 +234,16 @@ impl<'a> World<'a> {
         takes
     }
 
-    /// The leases that move to this worker.
+    /// Returns the leases that move to this worker.
     fn moves_to_me(&self, snapshot: &Snapshot<'_>) -> Vec<Take> {
         let moves = self.moves(snapshot.balance, snapshot.full).into_iter();
         let mine = moves.filter(|(_, to)| *to == snapshot.me);
         mine.map(|(key, _)| Take { key, reason: TakeReason::Balance }).collect()
     }
 
-    /// The leases that move so that loads differ by at most one, with as few moves as possible (whoever
-    /// has more already keeps the larger share), and the workers that get them. Workers that are full
-    /// neither get nor lose any: the others share the rest.
+    /// Returns the leases that have to move so that loads differ by at most one, and their new
+    /// workers. Moves as few leases as possible: workers that have more already get the larger
+    /// shares. Full workers neither gain nor lose leases: the others share the rest.
     fn moves(&self, balance: Balance, full: &BTreeSet<WorkerId>) -> Vec<(LeaseKey, &'a WorkerId)> {
         let mut held = self.held.clone();
         held.retain(|worker, _| !full.contains(*worker));
@@ -254,6 +261,8 @@ fn moves_by_number<'a>(
     let total: usize = held.values().map(Vec::len).sum();
     let workers = held.len().max(1);
     let (floor, larger) = (total / workers, total % workers);
+    // The most loaded first, which then keep the larger shares; ties by worker ID, so that every worker
+    // ranks alike.
     let mut ranked: Vec<_> = held.iter().collect();
     ranked.sort_by_key(|(worker, leases)| (usize::MAX - leases.len(), **worker));
     let share = |rank: usize| floor + usize::from(rank < larger);
@@ -280,9 +289,10 @@ impl Snapshot<'_> {
         }
     }
 
-    /// Whether somebody holds the lease: we do, or it was renewed within its duration. Nobody is held
-    /// for dead right after an outage of the table, in which nobody could renew: its owner is at once
-    /// the one that may take it again, and all workers trying all leases would be a storm.
+    /// Returns whether the lease has a live owner: this worker holds it, or it was renewed within its
+    /// duration. No lease counts as expired right after an outage of the table, during which nobody
+    /// could renew: the owners can take their leases again as soon as it ends, and every worker
+    /// trying to take every lease would be a storm of writes.
     fn is_alive(&self, lease: &Lease) -> bool {
         self.mine.contains(&lease.key)
             || self.observations.unchanged_for(self.now, lease) < self.lease_duration
@@ -303,7 +313,7 @@ impl Snapshot<'_> {
     }
 }
 
-/// Spreads ties: a hash of lease and worker (FNV-1a), the same on every machine.
+/// Breaks ties evenly: a hash of lease and worker (FNV-1a), which is the same on every machine.
 fn weight(key: &LeaseKey, worker: &WorkerId) -> u64 {
     let bytes = key.as_str().bytes().chain([0]).chain(worker.as_str().bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {

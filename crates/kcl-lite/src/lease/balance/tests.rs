@@ -1,4 +1,4 @@
-//! The two decisions on small worlds, and their properties on random ones.
+//! Tests of both decisions on small snapshots, and property tests on random ones.
 
 use proptest::prelude::*;
 
@@ -7,8 +7,8 @@ use crate::position::Checkpoint;
 
 const LEASE_DURATION: Duration = Duration::from_secs(10);
 
-/// A world of leases; one line each: `shard-2 owner=b idle=12s end`. With `load=9`, in KiB a second,
-/// loads are made even instead of numbers.
+/// A set of leases, one per line: `shard-2 owner=b idle=12s end`. If a line contains `load=9`, in KiB
+/// per second, throughput is balanced instead of the number of leases.
 struct Fixture {
     leases: BTreeMap<LeaseKey, Lease>,
     observations: Observations,
@@ -51,13 +51,13 @@ impl Fixture {
         self.takes_readable_for(me, mine, limit, 100)
     }
 
-    /// The takes of a worker without leases, which knows that another one is full.
+    /// Returns the takes of a worker without leases that knows another worker to be full.
     fn takes_beside_full(&self, me: &str, full: &str) -> Vec<Take> {
         let full = [full.into()].into();
         self.takes_by(me, "", usize::MAX, (100, &full))
     }
 
-    /// The takes of a worker that has seen the table for so many seconds.
+    /// Returns the takes of a worker that has been able to read the table for `seconds`.
     fn takes_readable_for(&self, me: &str, mine: &str, limit: usize, seconds: u64) -> Vec<Take> {
         self.takes_by(me, mine, limit, (seconds, &BTreeSet::new()))
     }
@@ -210,12 +210,12 @@ fn c10_the_setting_decides_whether_numbers_or_loads_are_made_even() {
     check(by_load, "a", "3", "0 Balance");
 }
 
-/// Random leases over up to six workers, none of them expired.
+/// Random leases of up to six workers, none of them expired.
 fn worlds() -> impl Strategy<Value = Vec<Option<u8>>> {
     prop::collection::vec(prop::option::weighted(0.9, 0u8..6), 1..60)
 }
 
-/// Every worker performs its part of the plan it makes from the shared snapshot.
+/// Lets every worker perform its part of the plan that it computes from the shared snapshot.
 fn settle(owners: &[Option<u8>]) -> (BTreeMap<LeaseKey, Lease>, usize) {
     let workers: BTreeSet<WorkerId> = owners
         .iter()
@@ -257,7 +257,8 @@ fn settle(owners: &[Option<u8>]) -> (BTreeMap<LeaseKey, Lease>, usize) {
             });
             for take in takes {
                 if !taken.insert(take.key.clone()) {
-                    // The counter lets one of them win; plans agree once everyone is known.
+                    // The counter lets one of the two win; the plans agree once every worker is
+                    // known.
                     assert!(!everyone_is_known, "two workers plan to take {}", take.key);
                     continue;
                 }
@@ -292,9 +293,9 @@ proptest! {
     }
 }
 
-/// How far apart the loads are after a fleet of `workers` has settled on `shards` leases.
+/// Returns by how much the loads differ after a fleet of `workers` has settled on `shards` leases.
 fn spread_of(shards: usize, workers: u8) -> usize {
-    // All with one worker, but for one lease each for the others: the worst beginning.
+    // The worst start: one worker holds all leases except one for each of the others.
     let owners: Vec<_> = (0..shards)
         .map(|index| Some(u8::try_from(index).ok().filter(|it| *it < workers).unwrap_or(0)))
         .collect();

@@ -1,21 +1,22 @@
-//! Moves by bytes per second instead of by number: for streams whose shards carry very different loads.
+//! Rebalancing by bytes per second instead of by number, for streams whose shards have very different
+//! loads.
 //!
-//! Every worker computes the whole list of moves from the same rows, and performs those that end at
-//! itself. A move is made only if the fullest worker is well above the average, and only if it makes
-//! that worker's load smaller than it was on either side; a shard without load is never moved. Pure.
+//! Every worker computes the complete list of moves from the same rows and performs those to itself.
+//! A lease moves only if the most loaded worker is well above the average, and only if the larger
+//! load of the two workers becomes smaller; a shard without load never moves. Pure.
 
 use std::collections::BTreeMap;
 
 use crate::lease::{Lease, LeaseKey};
 use crate::record::WorkerId;
 
-/// A worker may carry so much more than the average before anything is moved: a tenth.
+/// A worker may exceed the average by this fraction (a tenth) before a lease is moved.
 const TOLERANCE: u64 = 10;
-/// Differences below this many bytes per second are noise, whatever their ratio.
+/// Differences below this many bytes per second are noise, regardless of their ratio.
 const LEAST_DIFFERENCE: u64 = 64 * 1024;
 
-/// The moves that even the loads out: the lease, and the worker it goes to. `None` while no load has
-/// been measured at all; then numbers decide.
+/// Returns the moves that balance the loads: the lease, and the worker that receives it. Returns
+/// `None` if no load has been measured at all; then the number of leases decides.
 pub(super) fn moves<'a>(
     held: &BTreeMap<&'a WorkerId, Vec<&'a Lease>>,
 ) -> Option<Vec<(LeaseKey, &'a WorkerId)>> {
@@ -28,7 +29,7 @@ pub(super) fn moves<'a>(
 }
 
 struct Loads<'a> {
-    /// Bytes per second, and the leases that may still be moved, of each worker.
+    /// For each worker, its bytes per second and the leases that may still be moved.
     workers: BTreeMap<&'a WorkerId, (u64, BTreeMap<LeaseKey, u64>)>,
     mean: u64,
 }
@@ -41,7 +42,7 @@ impl<'a> Loads<'a> {
         if total == 0 {
             return None;
         }
-        // A shard that was not measured yet counts like the others.
+        // A shard that has not been measured yet counts as an average one.
         let usual = total / known.len() as u64;
         let load = |lease: &Lease| lease.throughput.unwrap_or(usual);
         let workers: BTreeMap<_, _> = held
@@ -59,7 +60,8 @@ impl<'a> Loads<'a> {
         Some(Self { workers, mean })
     }
 
-    /// From the fullest worker to the emptiest: the lease that brings the two closest together.
+    /// Returns the move from the most to the least loaded worker that brings the two closest
+    /// together.
     fn next_move(&mut self) -> Option<(LeaseKey, &'a WorkerId)> {
         let (fullest, most) = self.extreme(|load| u64::MAX - load)?;
         let (emptiest, least) = self.extreme(|load| load)?;
@@ -76,7 +78,7 @@ impl<'a> Loads<'a> {
         let from = self.workers.get_mut(fullest)?;
         from.0 -= load;
         from.1.remove(&key);
-        // What has been moved stays where it is now.
+        // A lease moves at most once, so the receiver does not offer it again.
         self.workers.get_mut(emptiest)?.0 += load;
         Some((key, emptiest))
     }
@@ -96,7 +98,7 @@ mod tests {
 
     const KB: u64 = 1024;
 
-    /// The moves for workers that hold shards of so many KiB per second.
+    /// Returns the moves for workers that hold shards of these loads, in KiB per second.
     fn planned(worlds: &[&[u64]]) -> Option<Vec<String>> {
         let names: Vec<WorkerId> = (0..worlds.len()).map(|it| format!("w{it}").into()).collect();
         let leases: Vec<Vec<Lease>> = worlds
@@ -130,7 +132,7 @@ mod tests {
     fn d09_noise_and_shards_without_load_move_nothing() {
         assert_eq!(planned(&[&[520, 510], &[500, 490]]).unwrap(), [""; 0]);
         assert_eq!(planned(&[&[40, 1], &[]]).unwrap(), [""; 0], "a ratio of tiny numbers");
-        assert_eq!(planned(&[&[0, 0, 0], &[]]), None, "numbers decide");
+        assert_eq!(planned(&[&[0, 0, 0], &[]]), None, "the number of leases decides");
     }
 
     proptest! {

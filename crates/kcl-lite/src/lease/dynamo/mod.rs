@@ -1,11 +1,11 @@
 //! The lease store on DynamoDB: the write rules as condition expressions, and row ⇄ [`Lease`].
 //!
-//! The table is the Java KCL's, attribute for attribute, so that an application can be switched
-//! over and back. Our own facts are extra attributes prefixed `kl`, which Java readers ignore, and
-//! whatever else a row holds is left alone: rows are made by `PutItem`, changed by `UpdateItem`.
-//! Only this module names the DynamoDB SDK. It never retries (the SDK's retries are off, since
-//! an invisible retry is a second application of a write), never decides who owns what, and never
-//! puts an item in the table that is not a lease: older Java workers fail on one.
+//! The table is the Java KCL's, attribute for attribute, so that an application can migrate in both
+//! directions. Attributes of this library have the prefix `kl`, which Java readers ignore, and all
+//! other attributes of a row are preserved: rows are created by `PutItem` and changed by
+//! `UpdateItem`. Only this module names the DynamoDB SDK. It never retries (the SDK's retries are
+//! off, because an invisible retry would apply a write twice), never decides who owns what, and never
+//! puts an item into the table that is not a lease: older Java workers fail on one.
 
 mod row;
 mod table;
@@ -43,16 +43,16 @@ use crate::failed_call::failed_call;
 use crate::position::Checkpoint;
 use crate::settings::TableOptions;
 
-/// A backstop for callers without a limit of their own; a worker gives up much sooner.
+/// A backstop for callers without a timeout of their own; a worker times out much sooner.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
 
-/// How many calls are made at once. DynamoDB speaks HTTP/1 only, so each takes a connection, and
-/// without a bound a worker that renews hundreds of leases in one moment would keep as many idle
-/// connections as leases. At 10 ms a call this is 3,200 calls a second: a thousand leases of the
-/// default duration are renewed 300 times a second.
+/// The maximum number of concurrent calls. DynamoDB only speaks HTTP/1, so each call takes a
+/// connection, and without a bound a worker that renews hundreds of leases at once would keep as many
+/// idle connections as leases. At 10 ms per call this is 3,200 calls per second: a thousand leases of
+/// the default duration need 300 renewals per second.
 const MOST_CALLS: usize = 32;
 
-/// Leases in a DynamoDB table.
+/// The lease store in a DynamoDB table.
 pub struct DynamoStore {
     client: Client,
     table: String,
@@ -60,11 +60,12 @@ pub struct DynamoStore {
     place: String,
     has_region: bool,
     options: TableOptions,
-    /// This store has sent a `CreateTable`, so the table is new and not somebody's.
+    /// Whether this store has sent a `CreateTable`, so that the table is new and belongs to nobody
+    /// else.
     made: AtomicBool,
-    /// Bounds the connections to the service. A caller's own limit includes the wait for its turn.
+    /// Bounds the connections to the service. The timeout of a caller includes the wait for its turn.
     calls: Semaphore,
-    /// Keys of rows that the last listing could not read: each is reported once.
+    /// Keys of rows that the last scan could not read: each is logged once.
     unreadable: Mutex<BTreeSet<LeaseKey>>,
 }
 
@@ -75,8 +76,8 @@ impl fmt::Debug for DynamoStore {
 }
 
 impl DynamoStore {
-    /// The store in the table `table`, reached as `config` says, but without retries. The table is
-    /// made as `options` say if it does not exist; one that does is used as it is.
+    /// Creates a store in the table `table`, with the settings of `config` except for its retries.
+    /// The table is created with `options` if it does not exist; an existing one is not changed.
     #[must_use]
     pub fn new(config: &SdkConfig, table: impl Into<String>, options: TableOptions) -> Self {
         let table = table.into();
@@ -85,7 +86,8 @@ impl DynamoStore {
             .map_or_else(TimeoutConfig::builder, |limits| limits.to_builder());
         let client = aws_sdk_dynamodb::config::Builder::from(config)
             .retry_config(RetryConfig::disabled())
-            // Apart from the process's shared quota of retries, to which others' failures count.
+            // Separate from the retry quota of the process, which the failures of other clients use
+            // up.
             .retry_partition(RetryPartition::custom(table.clone()).build())
             .timeout_config(limits.operation_attempt_timeout(ATTEMPT_LIMIT).build())
             .build();
@@ -102,9 +104,9 @@ impl DynamoStore {
         }
     }
 
-    /// Consistent, at twice the price: a listing that lags shows ends that have not come and
-    /// owners that have gone, so children start late, takes are refused, and whoever would resume
-    /// from a checkpoint in it repeats records.
+    /// Reads the table consistently, at twice the price. A stale scan would lack shard ends and show
+    /// former owners, so that children would start late, takes would be refused, and a worker that
+    /// resumed from a checkpoint in it would repeat records.
     async fn scan(&self) -> Result<Table, ServiceError> {
         let scan = self.client.scan().table_name(&self.table).consistent_read(true);
         let mut items = scan.into_paginator().items().send();
@@ -149,7 +151,7 @@ impl DynamoStore {
         self.put(put.condition_expression("attribute_not_exists(#key)"), lease).await
     }
 
-    /// Puts a row over one at this counter, whole: no attribute of the old one stays.
+    /// Replaces the whole row at this counter: no attribute of the old one remains.
     async fn replace(
         &self,
         write: &LeaseWrite,
@@ -180,7 +182,7 @@ impl DynamoStore {
         }
     }
 
-    /// An update that counts up and leaves its mark.
+    /// Sends an update that increments the counter and leaves the mark of the write.
     async fn marked(
         &self,
         write: &LeaseWrite,
@@ -204,7 +206,7 @@ impl DynamoStore {
             .table_name(&self.table)
             .key(LEASE_KEY, text(key.as_str()))
             .update_expression(update.expression())
-            // An item that does not exist has no counter, so this never makes one.
+            // An item that does not exist has no counter, so an update never creates one.
             .condition_expression(condition)
             .set_expression_attribute_names(Some(update.names))
             .set_expression_attribute_values(Some(update.values))
@@ -213,7 +215,7 @@ impl DynamoStore {
         match request.send().await {
             Ok(reply) => match self.lease(reply.attributes())? {
                 Some(lease) => Ok(WriteOutcome::Done(Some(lease))),
-                None => Err(self.invalid(format!("gave no row after an update of `{key}`"))),
+                None => Err(self.invalid(format!("returned no row after an update of `{key}`"))),
             },
             Err(error) => match error.as_service_error() {
                 Some(UpdateItemError::ConditionalCheckFailedException(cause)) => {
@@ -224,7 +226,7 @@ impl DynamoStore {
         }
     }
 
-    /// Removes a row at this counter; with `finished`, only at its end.
+    /// Deletes a row at this counter; with `finished`, only if its shard has ended.
     async fn delete(
         &self,
         key: &LeaseKey,
@@ -257,7 +259,7 @@ impl DynamoStore {
         }
     }
 
-    /// Makes a call when fewer than the most are being made.
+    /// Makes a call once fewer than [`MOST_CALLS`] are in flight.
     async fn in_turn<T>(&self, call: impl Future<Output = T>) -> T {
         let _turn = self.calls.acquire().await.expect("nothing closes it");
         call.await

@@ -1,7 +1,7 @@
-//! One row of the lease table as a [`Lease`], and back.
+//! Conversion between a row of the lease table and a [`Lease`].
 //!
-//! Owns the attribute names and types, which are the Java KCL's. Reads what any version of it
-//! writes; writes what all of them can read. Never talks to the table.
+//! Owns the attribute names and types, which are the Java KCL's. Reads what any version of the KCL
+//! writes; writes what all versions can read. Never calls the service.
 
 use std::collections::{BTreeSet, HashMap};
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use crate::position::Checkpoint;
 use crate::record::{ShardId, Timestamp};
 use crate::shard::HashRange;
 
-// The attributes, spelt as the Java KCL spells them.
+// The attributes, spelled as in the Java KCL.
 pub(super) const LEASE_KEY: &str = "leaseKey";
 pub(super) const LEASE_OWNER: &str = "leaseOwner";
 pub(super) const LEASE_COUNTER: &str = "leaseCounter";
@@ -24,44 +24,45 @@ pub(super) const CHECKPOINT_SUB: &str = "checkpointSubSequenceNumber";
 pub(super) const PENDING: &str = "pendingCheckpoint";
 pub(super) const PENDING_SUB: &str = "pendingCheckpointSubSequenceNumber";
 pub(super) const PENDING_STATE: &str = "pendingCheckpointState";
-/// A string set in spite of its name.
+/// A string set, despite its name.
 const PARENTS: &str = "parentShardId";
 pub(super) const CHILDREN: &str = "childShardIds";
 const HASH_START: &str = "startingHashKey";
 const HASH_END: &str = "endingHashKey";
 pub(super) const CHECKPOINT_OWNER: &str = "checkpointOwner";
-/// What an item is, since KCL 3.5; absent means a lease.
+/// The kind of an item, since KCL 3.5; a lease if absent.
 const ENTITY_TYPE: &str = "entityType";
-// Our own attributes.
+// The attributes of this library.
 pub(super) const WRITE_ID: &str = "klWriteId";
-/// Milliseconds since the epoch, as all our times.
+/// In milliseconds since the epoch, like all times in a row.
 pub(super) const ANCHOR: &str = "klAnchor";
 pub(super) const READ_UNTIL: &str = "klReadUntil";
-/// KiB per second, a fraction; the Java library's.
+/// In KiB per second, with a fraction, as the Java library writes it.
 pub(super) const THROUGHPUT: &str = "throughputKBps";
-/// In bytes; a thousand times what a shard can carry. Loads are added up.
+/// The maximum throughput in bytes per second, a thousand times what a shard can carry: loads are
+/// summed.
 const MOST_THROUGHPUT: u64 = 1 << 32;
 const STREAM_ARN: &str = "klStreamArn";
 const STREAM_CREATED: &str = "klStreamCreated";
 // Only in rows of a worker with several streams.
-/// `account:stream:epoch`, in spite of its name.
+/// Contains `account:stream:epoch`, despite its name.
 const STREAM_NAME: &str = "streamName";
 const SHARD_ID: &str = "shardId";
 
 pub(super) type Item = HashMap<String, AttributeValue>;
 
-/// A row of the table, to be read. Faults are texts that name the attribute.
+/// A row of the table that is to be parsed. Faults are texts that name the attribute.
 #[derive(Clone, Copy)]
 pub(super) struct Row<'a>(pub(super) &'a Item);
 
 impl<'a> Row<'a> {
-    /// The key as far as it can be read, for messages.
+    /// Returns the key for messages, or `?` if it cannot be read.
     pub(super) fn key(self) -> &'a str {
         self.text(LEASE_KEY).ok().flatten().unwrap_or("?")
     }
 
-    /// The lease, or `None` if the row is something else. What is missing is absent; what is
-    /// there but has the wrong type is a fault, lest an owner be overlooked.
+    /// Parses the lease, or returns `None` if the item is something else. A missing attribute is
+    /// absent; one of the wrong type is a fault, so that an owner is never overlooked.
     pub(super) fn lease(self) -> Result<Option<Lease>, String> {
         if self.text(ENTITY_TYPE)?.is_some_and(|entity| entity != "LEASE") {
             return Ok(None);
@@ -102,22 +103,23 @@ impl<'a> Row<'a> {
         number.map(Some).ok_or_else(|| format!("`{attribute}` is not a whole number in range"))
     }
 
-    /// The table holds numbers of 38 digits, but a lease goes on from its counter: there has to be a next
-    /// one, for all writes that are still to come, and other libraries have to be able to read it.
+    /// Parses the lease counter. DynamoDB stores numbers of 38 digits, but a lease increments its
+    /// counter with every write, so there must be room for all writes to come, and other libraries
+    /// must be able to read it.
     fn counter(self) -> Result<Option<u64>, String> {
         let Some(value) = self.0.get(LEASE_COUNTER) else { return Ok(None) };
         let number = value.as_n().map_err(|_| format!("`{LEASE_COUNTER}` is not a number"))?;
         let counter = number.parse().ok().filter(|counter| *counter <= Lease::MOST_COUNTER);
         counter.map(Some).ok_or_else(|| {
             format!(
-                "`{LEASE_COUNTER}` is {number}, from which no lease can go on: it has to be a whole number \
+                "`{LEASE_COUNTER}` is {number}, which is out of range: it must be a whole number \
                  from 0 to {}",
                 Lease::MOST_COUNTER
             )
         })
     }
 
-    /// A number of which only the order matters, as near to it as an `i64` comes.
+    /// Parses a number of which only the order matters, saturating at the limits of `i64`.
     #[expect(clippy::cast_possible_truncation, reason = "what is out of range is cut to it")]
     fn saturated(self, attribute: &str) -> Result<Option<i64>, String> {
         match self.number(attribute) {
@@ -130,7 +132,8 @@ impl<'a> Row<'a> {
         Ok(self.saturated(attribute)?.map(Timestamp::from_millis))
     }
 
-    /// Only a weight: what cannot be read is left out, rather than stopping the shard.
+    /// Parses the throughput. It is only a weight: an invalid value is ignored instead of stopping
+    /// the shard.
     #[expect(clippy::cast_possible_truncation, reason = "what is out of range is cut to it")]
     fn throughput(self) -> Option<u64> {
         let rate: Option<f64> = self.number(THROUGHPUT).ok().flatten();
@@ -158,7 +161,8 @@ impl<'a> Row<'a> {
         parsed.map(Some).map_err(|error| format!("`{attribute}`: {error}"))
     }
 
-    /// A bug of the Java library can leave a number as the state, which is then no state.
+    /// Parses the prepared checkpoint. A bug of the Java library can leave a number as the state,
+    /// which is ignored.
     fn pending(self) -> Result<Option<PendingCheckpoint>, String> {
         let state = self.0.get(PENDING_STATE).and_then(|state| state.as_b().ok());
         let state = state.map(|state| state.as_ref().to_vec());
@@ -171,12 +175,12 @@ impl<'a> Row<'a> {
             return Ok(None);
         };
         let range = HashRange::parse(start, end);
-        range.map(Some).ok_or_else(|| format!("`{HASH_START}` and `{HASH_END}` are no range"))
+        range.map(Some).ok_or_else(|| format!("`{HASH_START}` and `{HASH_END}` are not a range"))
     }
 }
 
-/// The whole row of a new lease. The Java library needs the first five attributes in every row,
-/// and fails on empty texts and sets.
+/// Returns the whole row of a new lease. The Java library requires the first five attributes in every
+/// row and fails on empty strings and sets.
 pub(super) fn item_of(lease: &Lease) -> Item {
     let pending = lease.pending.as_ref();
     let pending_sub = pending.map(|pending| number(pending.checkpoint.sub_sequence_number()));
@@ -184,7 +188,7 @@ pub(super) fn item_of(lease: &Lease) -> Item {
     let several = lease.key.stream();
     let several = several.as_str();
     let stream = lease.stream.as_ref();
-    // The Java library throws at a range of one key, also when it lists the table.
+    // The Java library throws on a range of a single key, even when it scans the table.
     let range = lease.hash_range.filter(|range| range.start < range.end);
     [
         (LEASE_KEY, Some(text(lease.key.as_str()))),
@@ -223,7 +227,7 @@ pub(super) fn number(number: impl Into<i128>) -> AttributeValue {
     AttributeValue::N(number.into().to_string())
 }
 
-/// Bytes per second as KiB per second.
+/// Formats bytes per second as KiB per second.
 pub(super) fn rate(bytes: u64) -> AttributeValue {
     AttributeValue::N(format!("{}.{:03}", bytes / 1024, bytes % 1024 * 1000 / 1024))
 }

@@ -1,13 +1,12 @@
-//! The lease table itself: found or made, waited for, compared with what was asked for.
+//! The lease table itself: found or created, awaited, and compared with the options.
 //!
-//! Owns the calls about the table. A table that exists is never changed: what differs from the
-//! options is said once. Never reads or writes a lease.
+//! Owns the calls about the table. An existing table is never changed: its differences from the
+//! options, as far as its description shows them, are logged once. Never reads or writes a lease.
 //!
-//! Who makes the table gives it everything it is to have. Point-in-time recovery cannot be part of
-//! the creation and follows when the table is there; it is repeated until it is done, also when the
-//! reply to the creation was lost, and by each of several workers that started together.
+//! The worker that creates the table also applies all options. Point-in-time recovery cannot be part
+//! of the creation and is enabled once the table exists. That is retried until it succeeds, even if
+//! the reply to the creation was lost, and by each of several workers that start together.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -15,8 +14,7 @@ use aws_sdk_dynamodb::operation::create_table::CreateTableError;
 use aws_sdk_dynamodb::operation::describe_table::DescribeTableError;
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, BillingMode, KeySchemaElement, KeyType, PointInTimeRecoverySpecification,
-    PointInTimeRecoveryStatus, ProvisionedThroughput, ScalarAttributeType, TableDescription,
-    TableStatus, Tag,
+    ProvisionedThroughput, ScalarAttributeType, TableDescription, TableStatus, Tag,
 };
 use tokio::time::Instant;
 
@@ -25,14 +23,14 @@ use super::row::{LEASE_KEY, text};
 use crate::error::{ServiceError, ServiceErrorKind};
 use crate::settings::{Billing, CreateTable, TableOptions};
 
-/// A new table is ready within seconds; the KCL allows ten minutes.
+/// A new table is ready within seconds; the KCL waits up to ten minutes.
 const PREPARE_LIMIT: Duration = Duration::from_secs(600);
 const PREPARE_POLL: Duration = Duration::from_millis(250);
 
-/// How far the table is.
+/// The state of the table.
 enum Stage {
     Ready,
-    /// Being created, changed or deleted; this is what the service calls it.
+    /// The table is being created, changed or deleted; this is the service's name of the status.
     Waiting(String),
 }
 
@@ -59,14 +57,14 @@ impl DynamoStore {
     async fn converge(&self) -> Result<Stage, ServiceError> {
         let table = match self.describe().await {
             Ok(Some(table)) => table,
-            // Also right after a creation, or when a table that was being deleted is gone.
+            // Also right after a creation, or when a table that was being deleted has disappeared.
             Ok(None) => {
                 self.create_table().await?;
                 return Ok(Stage::Waiting(TableStatus::Creating.as_str().to_owned()));
             }
-            // Who may not create the table need not be allowed to look at it either.
+            // A worker that may not create the table may not be allowed to describe it either.
             Err(error) if error.kind == ServiceErrorKind::Denied && self.is_given() => {
-                tracing::debug!("not checked: {error}");
+                tracing::debug!("skipping the check of the table: {error}");
                 self.probe().await?;
                 return Ok(Stage::Ready);
             }
@@ -78,10 +76,10 @@ impl DynamoStore {
                 if self.made.load(Ordering::Relaxed) {
                     return self.protect().await;
                 }
-                self.log_differences(&table).await;
+                self.log_differences(&table);
                 Ok(Stage::Ready)
             }
-            // Neither passes by waiting, and an archived table has lost its items.
+            // Waiting changes neither status, and an archived table has lost its items.
             Some(
                 status @ (TableStatus::InaccessibleEncryptionCredentials
                 | TableStatus::Archiving
@@ -115,14 +113,14 @@ impl DynamoStore {
         }
     }
 
-    /// Asks for an item that does not exist, which tells whether there is a table with such a key.
+    /// Reads an item that does not exist, which shows whether there is a table with such a key.
     async fn probe(&self) -> Result<(), ServiceError> {
         let request = self.client.get_item().table_name(&self.table);
         let reply = request.key(LEASE_KEY, text("?")).send().await;
         reply.map(|_| ()).map_err(|error| self.failed("GetItem", error))
     }
 
-    /// An application may be named like a table that holds something else.
+    /// Checks the key: an application may have the name of a table that holds something else.
     fn check_key(&self, table: &TableDescription) -> Result<(), ServiceError> {
         let keys: Vec<_> = table.key_schema().iter().map(|key| key.attribute_name()).collect();
         if keys == [LEASE_KEY] {
@@ -158,7 +156,7 @@ impl DynamoStore {
             .set_tags(tags(options))
             .key_schema(key.build().expect("name and type are set"))
             .attribute_definitions(definition.build().expect("name and type are set"));
-        // Before the answer, which may be lost.
+        // Set before the reply, which may be lost.
         self.made.store(true, Ordering::Relaxed);
         match request.send().await {
             Ok(_) => Ok(()),
@@ -173,7 +171,7 @@ impl DynamoStore {
         }
     }
 
-    /// What a new table gets after its creation.
+    /// Enables on a new table what cannot be set at its creation.
     async fn protect(&self) -> Result<Stage, ServiceError> {
         if !self.options.point_in_time_recovery {
             return Ok(Stage::Ready);
@@ -186,7 +184,7 @@ impl DynamoStore {
         let reply = request.point_in_time_recovery_specification(specification).send().await;
         match reply.map_err(|error| self.failed("UpdateContinuousBackups", error)) {
             Ok(_) => Ok(Stage::Ready),
-            // The table is so new that its backups are not there, or it is gone again.
+            // The table is so new that its backups do not exist yet, or it has been deleted again.
             Err(error)
                 if matches!(error.kind, ServiceErrorKind::NotReady | ServiceErrorKind::Missing) =>
             {
@@ -196,40 +194,14 @@ impl DynamoStore {
         }
     }
 
-    /// A table that exists is left alone, but not in silence. Who may not create tables has said
-    /// nothing about how they should be.
-    async fn log_differences(&self, table: &TableDescription) {
-        if self.is_given() {
-            return;
-        }
-        let mut differences = differences(&self.options, table);
-        if self.options.point_in_time_recovery && self.recovers().await == Some(false) {
-            differences.push("point-in-time recovery is off".to_owned());
-        }
-        if let Some(found) = self.tags_of(table).await {
-            let missing =
-                self.options.tags.iter().filter(|(key, value)| found.get(*key) != Some(*value));
-            differences.extend(missing.map(|(key, _)| format!("tag `{key}` is not as set")));
-        }
-        if !differences.is_empty() {
+    /// Logs how an existing table differs from the options, because it is never changed. With
+    /// `CreateTable::Never` the options say nothing about the table.
+    fn log_differences(&self, table: &TableDescription) {
+        let differences = differences(&self.options, table);
+        if !self.is_given() && !differences.is_empty() {
             let differences = differences.join("; ");
-            tracing::info!("{} is used as it is: {differences}", self.place);
+            tracing::info!("{} exists and is not changed: {differences}", self.place);
         }
-    }
-
-    /// Whether the table has point-in-time recovery; `None` if that is not to be learnt.
-    async fn recovers(&self) -> Option<bool> {
-        let request = self.client.describe_continuous_backups().table_name(&self.table);
-        let reply = request.send().await.ok()?;
-        let recovery = reply.continuous_backups_description?.point_in_time_recovery_description?;
-        Some(recovery.point_in_time_recovery_status? == PointInTimeRecoveryStatus::Enabled)
-    }
-
-    /// The table's tags, if any are asked for and they are to be learnt.
-    async fn tags_of(&self, table: &TableDescription) -> Option<BTreeMap<String, String>> {
-        let arn = table.table_arn().filter(|_| !self.options.tags.is_empty())?;
-        let reply = self.client.list_tags_of_resource().resource_arn(arn).send().await.ok()?;
-        Some(reply.tags.unwrap_or_default().into_iter().map(|tag| (tag.key, tag.value)).collect())
     }
 }
 
@@ -255,8 +227,8 @@ fn tags(options: &TableOptions) -> Option<Vec<Tag>> {
     (!options.tags.is_empty()).then(|| options.tags.iter().map(tag).collect())
 }
 
-/// What the description of a table shows to be other than asked for. More protection than was asked
-/// for is no difference.
+/// Returns how the description of a table differs from the options. More protection than requested is
+/// not a difference.
 fn differences(options: &TableOptions, table: &TableDescription) -> Vec<String> {
     let mut differences = Vec::new();
     // A table that was always provisioned has no summary.

@@ -1,6 +1,6 @@
-//! The write rules as update expressions: what `LeaseWrite::apply` does to a row that exists.
+//! The write rules as update expressions: what `LeaseWrite::apply` does to an existing row.
 //!
-//! Names only the attributes that a write changes, so that all others survive it. Pure.
+//! Names only the attributes that a write changes, so that all others are preserved. Pure.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -15,7 +15,8 @@ use crate::lease::{LeaseChange, LeaseUpdate, PendingChange, counter_after};
 use crate::position::Checkpoint;
 use crate::record::{ShardId, Timestamp, WorkerId};
 
-/// An `UpdateItem` in the making. Attributes go by placeholders, which cannot be reserved words.
+/// A builder of an `UpdateItem`. Attributes have placeholders, which cannot collide with reserved
+/// words.
 #[derive(Default)]
 pub(super) struct Update {
     set: Vec<String>,
@@ -26,23 +27,25 @@ pub(super) struct Update {
 }
 
 impl Update {
-    /// The counter is the one that was seen. An item that does not exist has none, so that an
-    /// update never makes an item.
+    /// The counter is the observed one. An item that does not exist has no counter, so an update
+    /// never creates an item.
     pub(super) const CONDITION: &str = "#leaseCounter = :seen";
-    /// The same for [`renew`](Self::renew): the actual owner is the one that renews.
+    /// The condition of [`renew`](Self::renew): also, the actual owner is the worker that renews.
     pub(super) const RENEW_CONDITION: &str = "#leaseCounter = :seen AND (#checkpointOwner = :me OR \
          (attribute_not_exists(#checkpointOwner) AND #leaseOwner = :me))";
-    /// The same for [`release`](Self::release): nobody has asked.
+    /// The condition of [`release`](Self::release): also, no handoff is requested.
     pub(super) const RELEASE_CONDITION: &str =
         "#leaseCounter = :seen AND attribute_not_exists(#checkpointOwner)";
-    /// The same for [`hand_over`](Self::hand_over): the new owner is still the one that asks.
+    /// The condition of [`hand_over`](Self::hand_over): also, the new owner is still the worker that
+    /// requested it.
     pub(super) const HAND_OVER_CONDITION: &str = "#leaseCounter = :seen AND #leaseOwner = :leaseOwner \
          AND attribute_exists(#checkpointOwner)";
-    /// The same for [`ask`](Self::ask): the owner is the one that was seen, and nobody has asked.
+    /// The condition of [`ask`](Self::ask): also, the owner is the observed one, and no handoff is
+    /// requested.
     pub(super) const ASK_CONDITION: &str =
         "#leaseCounter = :seen AND #leaseOwner = :from AND attribute_not_exists(#checkpointOwner)";
 
-    /// The same for [`withdraw`](Self::withdraw): it is still asked for.
+    /// The condition of [`withdraw`](Self::withdraw): the handoff is still requested.
     pub(super) const WITHDRAW_CONDITION: &str =
         "#leaseOwner = :to AND #checkpointOwner = :leaseOwner";
 
@@ -52,7 +55,7 @@ impl Update {
         if LeaseChange::is_switch(from, owner) { taken.add(OWNER_SWITCHES, 1) } else { taken }
     }
 
-    /// Leaves counter and mark to the owner.
+    /// Requests a handoff. Leaves the counter and the mark of the owner unchanged.
     pub(super) fn ask(seen: u64, from: &WorkerId, to: &WorkerId) -> Self {
         let mut update = Self::default();
         update.values.insert(":seen".to_owned(), number(seen));
@@ -61,7 +64,7 @@ impl Update {
         update.set(LEASE_OWNER, text(to.as_str())).set(CHECKPOINT_OWNER, text(from.as_str()))
     }
 
-    /// Leaves counter and mark to the owner.
+    /// Withdraws a request. Leaves the counter and the mark of the owner unchanged.
     pub(super) fn withdraw(from: &WorkerId, to: &WorkerId) -> Self {
         let mut update = Self::default();
         update.values.insert(":to".to_owned(), text(to.as_str()));
@@ -95,6 +98,7 @@ impl Update {
     }
 
     pub(super) fn reset(seen: u64, checkpoint: &Checkpoint, anchor: Option<Timestamp>) -> Self {
+        // The Java library mistakes a row whose counter is one greater for a lost reply of its own.
         let reset = Self::counting(seen, 2).checkpoint(checkpoint);
         let reset = reset.remove(&[
             CHECKPOINT_OWNER,

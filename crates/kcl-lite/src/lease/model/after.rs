@@ -1,4 +1,5 @@
-//! What a step does: to the rows by their rule, to a worker by what the library makes of an answer.
+//! The effect of a step: on the rows by the rule of the write, on a worker by what the library makes
+//! of a reply.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +14,7 @@ use crate::lease::{Lease, LeaseChange, LeaseUpdate, LeaseWrite};
 use crate::position::Checkpoint;
 
 impl World {
-    /// The world after one step.
+    /// Returns the world after one step.
     pub(super) fn after(&self, step: Step) -> Self {
         let mut next = self.clone();
         next.notes.clear();
@@ -44,14 +45,14 @@ impl World {
         next
     }
 
-    /// What nobody waits for and the table refuses now, it refuses for ever, since no counter returns:
-    /// it may as well arrive now.
+    /// Drops writes that nobody awaits and that the table refuses now. No counter returns, so the
+    /// table would refuse them at any later time too.
     pub(super) fn sweep(&mut self) {
         let shards = &self.shards;
         self.wire.retain(|message| {
             let row = shards[message.lease].row.as_ref();
             let can_do = message.reply.is_none() && message.write.apply(row).is_ok();
-            // A row that is gone could be made again; and a withdrawal looks at no counter.
+            // A deleted row could be re-created, and a withdrawal does not depend on the counter.
             message.is_awaited || can_do || matches!(message.why, Why::Create | Why::Withdraw)
         });
     }
@@ -65,7 +66,7 @@ impl World {
         }
     }
 
-    /// What a running worker does first: its fences, the writes that have taken too long, a scan.
+    /// Does what a running worker does first: checks fences, times out writes, scans.
     pub(super) fn wake(&mut self, worker: usize) {
         let (now, patience) = (self.now(worker), self.times.write_limit);
         let misses_scan = self.workers[worker].misses_scan();
@@ -86,7 +87,7 @@ impl World {
         }
     }
 
-    /// Waits no more for an answer.
+    /// Stops waiting for a reply.
     pub(super) fn give_up(&mut self, worker: usize, lease: usize) {
         let this = &mut self.workers[worker];
         let Some((write, sent)) = this.slots[lease].waiting.take() else { return };
@@ -118,12 +119,12 @@ impl World {
         self.wait_no_more(worker, lease);
     }
 
-    /// The holder was told that it has lost the lease.
+    /// Handles a reply from which the owner learns that it has lost the lease.
     pub(super) fn lost(&mut self, worker: usize, lease: usize) {
         let hold = self.workers[worker].slots[lease].hold.as_ref();
         let is_so = hold.is_some_and(|hold| hold.fate.is_deposed);
-        self.require(is_so, "a lease was given up though nobody had taken it");
-        self.notes.push("an owner was told that it has lost");
+        self.require(is_so, "a lease was given up although nobody had taken it");
+        self.notes.push("an owner learned that it has lost");
         self.lose(worker, lease);
     }
 
@@ -225,7 +226,7 @@ impl World {
         }
     }
 
-    /// The table gets a write.
+    /// Applies a write to the table.
     pub(super) fn land(&mut self, message: &Message) -> WriteOutcome {
         let before = self.shards[message.lease].row.take();
         match message.write.apply(before.as_ref()) {
@@ -236,7 +237,7 @@ impl World {
                 shard.is_gone |= after.is_none();
                 shard.row.clone_from(&after);
                 if after.is_none() {
-                    // Nothing is on its way for as long as a finished row stays.
+                    // No creation is in flight for as long as a finished row is kept.
                     self.wire.retain(|it| it.lease != message.lease || it.why != Why::Create);
                 }
                 WriteOutcome::Done(after)
@@ -248,7 +249,7 @@ impl World {
         }
     }
 
-    /// The sender hears what became of its write.
+    /// Delivers the outcome of a write to its sender.
     pub(super) fn answered(&mut self, message: &Message, outcome: WriteOutcome) {
         let (worker, lease, now) = (message.from, message.lease, self.now(message.from));
         self.workers[worker].slots[lease].waiting = None;
@@ -307,7 +308,7 @@ impl Worker {
         self.slots[lease].seen = row;
     }
 
-    /// A write of one who does not hold the lease, by the row as seen.
+    /// Returns a write of a worker that does not hold the lease, by the row as it has seen it.
     pub(super) fn wish(&self, lease: usize, why: Why) -> LeaseWrite {
         let (key, incarnation) = (key(lease), &self.incarnation);
         let Some(row) = &self.slots[lease].seen else {

@@ -1,4 +1,4 @@
-//! What becomes of a world in which nothing goes wrong any more.
+//! The liveness check: how a world continues once no more faults happen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::lease::{Lease, LeaseKey};
 use crate::settings::Balance;
 
 impl World {
-    /// The faults end: what is on its way arrives or never does, who stands goes on or never does.
+    /// Ends the faults: messages in flight arrive or are lost, stopped workers resume or stay away.
     pub(super) fn calm(&self, stopped: Stopped) -> Self {
         let mut calm = self.clone();
         (calm.faults, calm.moves) = (0, 0);
@@ -40,7 +40,7 @@ impl World {
         calm
     }
 
-    /// Whether a running worker holds every lease that is not finished.
+    /// Returns whether every unfinished lease is held by a running worker.
     pub(super) fn is_healthy(&self) -> bool {
         (0..self.shards.len()).all(|lease| {
             let shard = &self.shards[lease];
@@ -57,8 +57,8 @@ impl World {
         })
     }
 
-    /// One tick in which every running worker does at once what it has to, takes decided by the real
-    /// balance, and nothing goes wrong.
+    /// Returns the world after a tick without faults, in which every running worker immediately does
+    /// what is due and the real balance decides the takes.
     pub(super) fn calm_tick(&self) -> Self {
         let mut next = self.after(Step::Tick);
         for worker in 0..next.workers.len() {
@@ -66,7 +66,8 @@ impl World {
                 continue;
             }
             for lease in 0..next.shards.len() {
-                // Asked to let go, and letting go by the second name.
+                // Up to three steps: comply with a handoff request, a write that is refused because
+                // the successor has changed, and the write that follows it.
                 for _ in 0..3 {
                     let Some(step) = next.duty(worker, lease) else { break };
                     next = next.after(step);
@@ -96,7 +97,7 @@ impl World {
         if self.takes(worker).contains(&key(lease)) { fine(Why::Take) } else { None }
     }
 
-    /// What the real balance takes at once.
+    /// Returns what the real balance takes immediately.
     pub(super) fn takes(&self, worker: usize) -> Vec<LeaseKey> {
         let Worker { id, slots, observations, .. } = &self.workers[worker];
         let leases = slots.iter().filter_map(|slot| slot.seen.clone());
@@ -120,7 +121,7 @@ impl World {
             limit: usize::MAX,
             full: &BTreeSet::new(),
         });
-        // A move asks first, and nothing has to move.
+        // A rebalance requests a handoff first, and no lease has to move here.
         let at_once = takes.into_iter().filter(|take| take.reason != TakeReason::Balance);
         at_once.map(|take| take.key).collect()
     }

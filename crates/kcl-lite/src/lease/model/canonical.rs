@@ -1,4 +1,5 @@
-//! What of a world decides how it can go on: states that agree in it are one.
+//! The canonical form of a world: everything that decides how it can continue. Worlds with the same
+//! form are one state.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
@@ -11,8 +12,8 @@ use crate::lease::tenure::{Goal, take_id};
 use crate::lease::{Lease, LeaseChange, WriteId};
 use crate::position::Checkpoint;
 
-/// 128 bits of what decides how a world can go on: two worlds that differ in it share them with a
-/// chance of 1 in 10^25 for ten million worlds.
+/// Returns a 128-bit hash of the canonical form: for ten million worlds, the chance that two
+/// different ones share a hash is 1 in 10^25.
 pub(super) fn digest(world: &World) -> u128 {
     let bytes = canonical(world);
     let half = |salt: u8| {
@@ -23,8 +24,9 @@ pub(super) fn digest(world: &World) -> u128 {
     (half(0) << 64) | half(1)
 }
 
-/// What of a world decides how it can go on: counters as distances from the row's, instants as ticks
-/// ago, both without what is too far away to matter. Two worlds with the same text behave the same.
+/// Returns what decides how a world can continue. Counters are distances from the row's, instants are
+/// ticks ago, and both are capped where more makes no difference. Two worlds with the same bytes
+/// behave the same.
 fn canonical(world: &World) -> Vec<u8> {
     let mut key = Key { bytes: Vec::with_capacity(160), counter: 0 };
     key.push([world.faults, world.moves]);
@@ -77,7 +79,7 @@ impl Key {
         self.bytes.push(0);
     }
 
-    /// How far a counter is behind the row's; further than this is only ever refused.
+    /// Appends how far a counter is behind the row's. Beyond the cap, writes can only be refused.
     fn counter(&mut self, counter: u64) {
         let behind = 100 + i128::from(self.counter) - i128::from(counter);
         self.bytes.push(u8::try_from(behind.clamp(0, 105)).expect("clamped"));
@@ -112,7 +114,7 @@ impl Key {
         let looks = is_paused && !this.misses_scan();
         let is_over = |hold: &Hold| world.now(worker) >= hold.tenure.fenced_at();
         match &slot.seen {
-            // Who goes on after a pause looks first.
+            // A worker that resumes after a pause scans before anything else.
             Some(row) if looks && shard.row.as_ref().is_none_or(|it| it.counter != row.counter) => {
                 self.push([252]);
             }
@@ -121,7 +123,7 @@ impl Key {
             }
             None => self.push([251]),
         }
-        // Before that, who has waited too long for its proof lets go.
+        // Before that scan it drops a hold whose fence has passed.
         if is_paused && slot.hold.as_ref().is_some_and(is_over) {
             return self.push([250]);
         }
@@ -146,16 +148,16 @@ impl Key {
         self.push([254]);
     }
 
-    /// The row as a worker has seen it, since when, and its takes of it.
+    /// Appends the row as a worker has seen it, since when, and its unanswered takes of it.
     fn seen(&mut self, world: &World, worker: usize, row: &Lease, shard: &Shard) {
         let this = &world.workers[worker];
         let lease_duration = world.bounds.lease_duration;
         self.row(Some(row));
         let most = match row.actual_owner() {
             _ if row.checkpoint.is_shard_end() => lease_duration * 7,
-            // Any other owner moves the counter.
+            // Taken without waiting: a change to another owner would change the counter.
             Some(owner) if *owner == this.id => 0,
-            // Patience.
+            // The orphan grace.
             None => lease_duration.div_ceil(5) + 1,
             Some(_) => lease_duration * 3 / 2,
         };
@@ -181,7 +183,7 @@ impl Key {
         self.push([u8::from(fate.is_deposed) + 2 * u8::from(fate.is_overdue)]);
     }
 
-    /// How many ticks ago an instant was; longer than anybody counts is all the same.
+    /// Appends how many ticks ago an instant was, up to `most`, beyond which nothing depends on it.
     fn ago(&mut self, world: &World, worker: usize, then: Option<Instant>, most: u32) {
         let rate = world.bounds.rates[worker];
         let ago = then.map_or(254, |then| {

@@ -1,9 +1,10 @@
-//! Visits every state once, breadth first, and tells the shortest way to one that breaks a promise.
+//! The search: visits every state once, breadth first, and reports the shortest path to one that
+//! breaks a promise.
 //!
-//! Own code, because the library for this (`stateright`) fits badly: it cannot ask whether something
-//! good stays possible from every state, which is what liveness is here; it checks in threads of its
-//! own, while seeded bugs belong to a thread; what makes states one would still be
-//! ours (`canonical`); and it brings an HTTP server, a second hash map and ten more crates.
+//! Own code, because the library for this (`stateright`) does not fit: it cannot check that something
+//! good stays possible from every state, which is what liveness means here; it checks in its own
+//! threads, while seeded bugs are per thread; the equality of states would still be ours
+//! (`canonical`); and it brings an HTTP server, a second hash map and ten more crates.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -13,20 +14,20 @@ use super::world::{Life, Step, World};
 use super::{Bounds, Stopped};
 use crate::lease::Lease;
 
-/// What was visited.
+/// What a search has visited.
 #[derive(Debug, Default)]
 pub(super) struct Visited {
     pub(super) states: usize,
     pub(super) steps: usize,
-    /// The most steps from the start to a state.
+    /// The maximum number of steps from the start to a state.
     pub(super) depth: usize,
-    /// The most ticks without faults until every lease is held.
+    /// The maximum number of ticks without faults until every lease is held.
     pub(super) slowest: u8,
-    /// What has happened, and in how many steps.
+    /// The events that happened, and in how many steps.
     pub(super) notes: BTreeMap<&'static str, usize>,
 }
 
-/// A way from the start to a state that breaks a promise.
+/// A path from the start to a state that breaks a promise.
 #[derive(Debug)]
 pub(super) struct Counterexample {
     pub(super) promise: String,
@@ -40,13 +41,13 @@ impl fmt::Display for Counterexample {
     }
 }
 
-/// Visits everything that can be reached within `bounds`.
+/// Visits every state that can be reached within `bounds`.
 pub(super) fn explore(bounds: Bounds) -> Result<Visited, Counterexample> {
     let start = World::new(bounds);
     let mut visited = Visited::default();
     let mut known = BTreeSet::from([digest(&start)]);
     let mut calms = Calms::default();
-    // How each state was reached: from which, by which step.
+    // How each state was reached: from which state, by which step.
     let mut from: Vec<(usize, Step)> = vec![(0, Step::Tick)];
     let mut open = VecDeque::from([(0, 0, start)]);
     while let Some((index, depth, world)) = open.pop_front() {
@@ -93,8 +94,8 @@ fn way(bounds: Bounds, from: &[(usize, Step)], mut index: usize) -> Vec<(Step, S
     told.collect()
 }
 
-/// For states in which nothing goes wrong any more: in how many ticks all is well. Ways that meet are
-/// followed once.
+/// For each state without further faults, the number of ticks until every lease is held. Paths that
+/// meet are followed once.
 #[derive(Debug, Default)]
 struct Calms(BTreeMap<u128, u8>);
 

@@ -1,37 +1,38 @@
-//! The lease protocol as a small model: every state within stated bounds is visited.
+//! A small model of the lease protocol, in which every state within stated bounds is visited.
 //!
-//! **What is real.** The rule of every write (`LeaseWrite::apply`), what an owner may believe and what
-//! an answer means (`tenure`), how takes are recognised (`taking`), when a lease has expired
-//! (`expiry`), the times that [`Settings`](crate::settings::Settings) makes of a lease duration, and,
-//! once nothing goes wrong any more, who takes what (`balance`). What the model adds is the order of
-//! things: whoever *may* take or ask for a lease does so in one of the ways explored, whatever a
-//! balance would say, so that what is shown here holds for any policy.
+//! **What is real.** The rule of every write (`LeaseWrite::apply`), how long an owner may rely on its
+//! lease and what a reply means (`tenure`), how takes are recognised (`taking`), when a lease has
+//! expired (`expiry`), the durations that [`Settings`](crate::settings::Settings) derives from the
+//! lease duration, and, once no more faults happen, who takes what (`balance`). The model adds only
+//! the order of events: a worker that *may* take or request a lease does so in one of the explored
+//! paths, whatever the balance would decide, so the results hold for any policy.
 //!
-//! **Time** goes in ticks. A tick is a second by a right clock; the clocks of the workers run 5 % slow
-//! and 5 % fast, which is all that the margin of the fence allows for. Whatever is due, a renewal or a
-//! fence, is done in the tick in which it is due, in any order with what the others do.
+//! **Time** advances in ticks. A tick is a second on an exact clock; the clocks of the workers run 5
+//! % slow and 5 % fast, the most that the fence margin allows. Whatever is due, a renewal or a fence,
+//! is done in the tick in which it is due, in any order relative to the other workers.
 //!
-//! **Faults.** One fault is one of these, and the bounds say how many a run has: a write that is lost;
-//! one that is applied without an answer; one whose answer comes at any later moment; one that
-//! arrives at any later moment, however late, or twice; a worker that stands still for any time, its
-//! clock going on; a worker that dies, and may come back under its own or another id. All other writes
-//! are applied and answered at once. A creation alone is never later than the row's deletion: that is
-//! what the time is for that a finished row stays.
+//! **Faults.** The bounds set how many faults a run has. A fault is one of these: a write that is
+//! lost; a write that is applied but whose reply is lost; a write whose reply arrives at any later
+//! time; a write that arrives at any later time, or twice; a worker that pauses for any time while
+//! its clock continues; a worker that dies, and may restart with the same or another worker ID. All
+//! other writes are applied and answered immediately. Only a creation never arrives after the
+//! deletion of its row: that is why a finished row is kept for some time.
 //!
-//! **Safety**, in every state: at most one worker holds a lease by its own clock, except when one that
-//! had asked did not want to wait (then only the fence protects); nothing a deposed owner wrote
-//! lands; counters grow; checkpoints do not go back and name only what was acknowledged; nothing
-//! follows the end of a shard; what is let go carries its newest checkpoint, and goes to who asked;
-//! whoever is told that it has lost a lease has lost it.
+//! **Safety**, in every state: at most one worker holds a lease by its own clock, except after a
+//! takeover by a worker that did not wait for the handoff (then only the fence protects); no write of
+//! a deposed owner is applied; counters increase; checkpoints never move back and never pass what was
+//! acknowledged; nothing is written after the end of a shard; a released lease carries its newest
+//! checkpoint, and goes to the worker that requested it; a worker that learns that it has lost a
+//! lease has lost it.
 //!
-//! **Liveness**, from every state: if nothing goes wrong any more, and every running worker does at
-//! once what it has to, each lease that is not finished is held within two lease durations. Both when
-//! all who stand still go on and everything on its way arrives, and when they never come back and it
-//! is lost, as long as one worker runs.
+//! **Liveness**, from every state: if no more faults happen and every running worker immediately does
+//! what is due, each unfinished lease is held within two lease durations. This holds both if all
+//! paused workers resume and all messages in flight arrive, and if the workers never come back and
+//! the messages are lost, as long as one worker runs.
 //!
-//! Not in it: rows that are deleted by hand, rewinds, two living workers with one id, leases that
-//! depend on each other, scans that are answered late. The simulation has them.
-//! `interleavings` goes deeper in one place: there every write is late, and time stands still.
+//! Not covered: rows that are deleted by hand, resets, two live workers with the same worker ID,
+//! leases that depend on each other, late replies to scans. The simulation covers them.
+//! `interleavings` goes deeper in one respect: there every write is late, and time stands still.
 
 mod after;
 mod calm;
@@ -43,40 +44,41 @@ mod world;
 
 use self::explore::explore;
 
-/// What a run of the model may contain.
+/// The bounds of a run of the model.
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
-    /// Ticks of a clock that runs right until a lease expires.
+    /// The lease duration, in ticks of an exact clock.
     lease_duration: u32,
-    /// What each worker's clock does in a tick, in milliseconds: as many workers.
+    /// By how many milliseconds each worker's clock advances in a tick; one entry per worker.
     rates: &'static [u32],
     leases: usize,
-    /// Records of a shard.
+    /// The number of records in a shard.
     records: u8,
-    /// Whether rows are made, ended and deleted in the run; else they are there, and stay.
+    /// Whether rows are created, finished and deleted in the run; otherwise they exist from start to
+    /// end.
     whole_life: bool,
     faults: u8,
-    /// Leases that are asked for, or let go by a worker's own wish.
+    /// The number of leases that are requested, or released by the owner's own decision.
     moves: u8,
 }
 
 impl Bounds {
-    /// How soon all must be well when nothing goes wrong any more.
+    /// Returns within how many ticks every lease must be held once no more faults happen.
     fn calm_ticks(&self) -> u8 {
         u8::try_from(self.lease_duration * 2).expect("few ticks")
     }
 }
 
-/// What becomes of those who stand still when the faults end.
+/// What happens to stopped workers when the faults end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stopped {
-    /// They never come back, and what was on its way is lost; another worker runs.
+    /// They never come back, and messages in flight are lost; another worker runs.
     StayAway,
-    /// They go on, and what was on its way arrives.
+    /// They resume, and messages in flight arrive.
     GoOn,
 }
 
-/// One fault, nobody asks for anything.
+/// One fault, no handoff requests.
 const FAULT: Bounds = Bounds {
     lease_duration: 10,
     rates: &[950, 1_050],
@@ -86,14 +88,14 @@ const FAULT: Bounds = Bounds {
     faults: 1,
     moves: 0,
 };
-/// A second fault.
+/// Two faults.
 const FAULTS: Bounds = Bounds { faults: 2, ..FAULT };
-/// A fault while a lease moves.
+/// One fault while a lease moves.
 const MOVE: Bounds = Bounds { moves: 1, ..FAULT };
-/// Rows that are made, ended and deleted.
+/// Rows that are created, finished and deleted.
 const LIFE: Bounds = Bounds { whole_life: true, lease_duration: 6, ..FAULT };
 
-/// Visits all there is within `bounds`, and says how much that was.
+/// Visits everything within `bounds` and prints how much that was.
 fn shown(bounds: Bounds) -> explore::Visited {
     let visited = explore(bounds).unwrap_or_else(|counterexample| panic!("{counterexample}"));
     let explore::Visited { states, steps, depth, slowest, notes } = &visited;
@@ -110,7 +112,7 @@ fn shown(bounds: Bounds) -> explore::Visited {
 fn l16_no_fault_breaks_a_promise_of_a_lease_or_leaves_it_without_an_owner() {
     let visited = [FAULT, FAULTS, MOVE, LIFE].map(shown);
     let happened: Vec<_> = visited.iter().flat_map(|it| it.notes.keys().copied()).collect();
-    // The model is worth nothing if these do not happen in it.
+    // The model proves nothing unless these events happen in it.
     for event in [
         "taken",
         "taken overdue",
@@ -123,7 +125,7 @@ fn l16_no_fault_breaks_a_promise_of_a_lease_or_leaves_it_without_an_owner() {
         "a release became a handover",
         "a handover became a release",
         "an owner stopped itself",
-        "an owner was told that it has lost",
+        "an owner learned that it has lost",
     ] {
         assert!(happened.contains(&event), "nothing is {event}: {happened:?}");
     }
@@ -131,7 +133,7 @@ fn l16_no_fault_breaks_a_promise_of_a_lease_or_leaves_it_without_an_owner() {
 }
 
 #[test]
-#[ignore = "minutes: wider bounds, for who changes the protocol"]
+#[ignore = "minutes: wider bounds, for changes of the protocol"]
 fn wider_bounds_break_no_promise_either() {
     const THREE: &[u32] = &[950, 1_050, 1_000];
     shown(Bounds { rates: THREE, ..FAULT });

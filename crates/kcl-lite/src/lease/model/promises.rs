@@ -1,10 +1,10 @@
-//! What has to hold: of who believes what, and of every write that lands.
+//! The safety promises: on what the owners believe, and on every write that is applied.
 
 use super::world::{Message, Why, World, at};
 use crate::lease::{Lease, LeaseChange};
 
 impl World {
-    /// Never two owners, but for the time until one whose lease was overdue hears of it.
+    /// Checks that a lease never has two owners, except until the loser of a takeover learns of it.
     pub(super) fn check_owners(&mut self) {
         for lease in 0..self.shards.len() {
             let owners = (0..self.workers.len()).filter(|worker| {
@@ -16,7 +16,7 @@ impl World {
         }
     }
 
-    /// The promises about what is durable.
+    /// Checks the promises about what is stored.
     pub(super) fn check(
         &mut self,
         message: &Message,
@@ -28,36 +28,36 @@ impl World {
         self.require(!is_deposed, "a write of a deposed owner landed");
         let shard = &self.shards[message.lease];
         let (is_gone, acknowledged) = (shard.is_gone, shard.acknowledged);
-        self.require(!is_gone, "a finished lease was made again");
+        self.require(!is_gone, "a finished lease was re-created");
         let Some(after) = after else { return };
         let is_full = acknowledged == self.bounds.records;
         let is_true = after.checkpoint <= at(acknowledged)
             || (after.checkpoint.is_shard_end() && is_full && self.bounds.whole_life);
-        self.require(is_true, "a checkpoint names what nobody acknowledged");
+        self.require(is_true, "a checkpoint passed what was acknowledged");
         let lets_go = matches!(
             change,
             LeaseChange::Release { .. } | LeaseChange::HandOver { .. } | LeaseChange::Finish { .. }
         );
         let is_whole = !lets_go || after.checkpoint >= at(message.acknowledged);
-        self.require(is_whole, "a lease was let go without its newest checkpoint");
+        self.require(is_whole, "a lease was released without its newest checkpoint");
         let Some(before) = before else { return };
-        self.require(message.why != Why::Create, "a lease was made over one that exists");
+        self.require(message.why != Why::Create, "a lease was created over an existing one");
         self.require(after.checkpoint >= before.checkpoint, "a checkpoint moved back");
         self.require(!before.checkpoint.is_shard_end(), "a finished lease was written");
         let is_pending = before.checkpoint_owner.is_some() && before.owner == after.owner;
         let is_handed = matches!(change, LeaseChange::HandOver { .. });
-        self.require(!is_handed || is_pending, "a lease was handed over to one who did not ask");
+        self.require(!is_handed || is_pending, "a lease was handed over without a request");
         let forgets =
             matches!(change, LeaseChange::Release { .. }) && before.checkpoint_owner.is_some();
-        self.require(!forgets, "a lease that was asked for was let go to nobody");
+        self.require(!forgets, "a requested lease was released to nobody");
         if matches!(change, LeaseChange::AskHandoff { .. } | LeaseChange::WithdrawHandoff { .. }) {
-            self.require(after.actual_owner() == before.actual_owner(), "who is asked reads on");
+            self.require(after.actual_owner() == before.actual_owner(), "a request moved a lease");
         } else {
             self.require(after.counter > before.counter, "the counter stood still");
         }
     }
 
-    /// Notes whose tenure an applied write has ended.
+    /// Marks the holds whose tenure an applied write has ended.
     pub(super) fn depose(&mut self, message: &Message) {
         let ends = match &message.write.change {
             LeaseChange::Take { .. } => {

@@ -1,11 +1,11 @@
-//! What may happen next: everything that a worker may do, and what the network does to it.
+//! The possible steps: everything that a worker may do, and what the network does to it.
 
 use super::world::{Life, Network, Shard, Slot, Step, Why, Worker, World, at};
 use crate::lease::Lease;
 use crate::lease::tenure::Goal;
 
 impl World {
-    /// All that may happen now.
+    /// Returns all steps that may happen now.
     pub(super) fn steps(&self) -> Vec<Step> {
         let mut steps = Vec::new();
         for (index, message) in self.wire.iter().enumerate() {
@@ -44,7 +44,7 @@ impl World {
         steps
     }
 
-    /// What a running worker does before time goes on.
+    /// Returns whether a running worker has to do something before time advances.
     pub(super) fn is_due(&self, worker: usize, lease: usize) -> bool {
         let slot = &self.workers[worker].slots[lease];
         let interval = self.times.renew_interval;
@@ -54,8 +54,8 @@ impl World {
             })
     }
 
-    /// Whether it makes a difference that a worker stops: who holds nothing, waits for nothing and is
-    /// named in no row may as well never have scanned.
+    /// Returns whether stopping a worker makes a difference: a worker that holds nothing, awaits
+    /// nothing and is named in no row might as well never have scanned.
     pub(super) fn matters(&self, worker: usize) -> bool {
         let Worker { id, slots, .. } = &self.workers[worker];
         let names = |row: &Lease| {
@@ -105,12 +105,12 @@ impl World {
         }
     }
 
-    /// What a worker that does not hold the lease may want to do with it, whatever the balance: more
-    /// than any policy would.
+    /// Returns what a worker that does not hold the lease may want to do with it, whatever the
+    /// balance decides: more than any policy would.
     pub(super) fn wishes(&self, worker: usize, lease: usize) -> Vec<Why> {
         let Worker { id, slots, observations, .. } = &self.workers[worker];
         let Some(row) = &slots[lease].seen else {
-            // What was finished and deleted is known by its children.
+            // A finished and deleted lease is known by its children.
             return if self.shards[lease].is_gone { Vec::new() } else { vec![Why::Create] };
         };
         let unchanged = observations.unchanged_for(self.now(worker), row);

@@ -1,8 +1,8 @@
-//! One state of the model: rows, workers, and what is on its way between them.
+//! One state of the model: rows, workers, and the messages in flight between them.
 //!
-//! The rows change by `LeaseWrite::apply`; a holder believes and writes what its [`Tenure`] says; an
-//! observer judges by its [`Observations`]; takes are recognised by [`Takes`]. The model adds the order
-//! of things alone, and what may go wrong; it never decides what the library decides.
+//! The rows change by `LeaseWrite::apply`; an owner follows its [`Tenure`]; an observer judges by its
+//! [`Observations`]; [`Takes`] recognises takes. The model adds only the order of events and the
+//! faults; it never decides what the library decides.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use crate::lease::{Lease, LeaseKey, LeaseWrite, timing};
 use crate::position::Checkpoint;
 use crate::record::WorkerId;
 
-/// The ids of the workers, and those they may come back with.
+/// The IDs of the workers, and those with which they may restart.
 const NAMES: [[&str; 2]; 3] = [["a", "x"], ["b", "y"], ["c", "z"]];
 
-/// What the library's settings make of a lease duration.
+/// The durations that the library derives from the lease duration.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
     pub(super) lease_duration: Duration,
@@ -37,14 +37,14 @@ impl Times {
             renew_interval: timing::renew_interval(lease_duration),
             fence_margin: timing::fence_margin(lease_duration),
             write_limit: timing::write_limit(lease_duration),
-            // Shorter than in the library, or the model would be too large. What matters is that nothing
-            // is on its way for as long.
+            // Shorter than in the library, or the model would be too large. All that matters is that
+            // nothing is in flight for as long.
             finished_stays: lease_duration * 6,
         }
     }
 }
 
-/// Everything there is.
+/// The complete state.
 #[derive(Debug, Clone)]
 pub(super) struct World {
     pub(super) bounds: Bounds,
@@ -54,30 +54,30 @@ pub(super) struct World {
     pub(super) shards: Vec<Shard>,
     pub(super) workers: Vec<Worker>,
     pub(super) wire: Vec<Message>,
-    /// How many faults may still happen.
+    /// How many more faults may happen.
     pub(super) faults: u8,
-    /// How many leases may still be asked for or let go.
+    /// How many more leases may be requested or released.
     pub(super) moves: u8,
     /// The first promise that was broken.
     pub(super) broken: Option<String>,
-    /// What has happened in this step, for the count of what was seen.
+    /// The events of this step, for the statistics.
     pub(super) notes: Vec<&'static str>,
 }
 
-/// A row, and what the model knows beside it.
+/// A row, and what the model knows about it.
 #[derive(Debug, Clone)]
 pub(super) struct Shard {
     pub(super) row: Option<Lease>,
-    /// How many records have been acknowledged, by whomever.
+    /// How many records have been acknowledged, by any worker.
     pub(super) acknowledged: u8,
-    /// Finished and deleted.
+    /// The lease is finished and its row deleted.
     pub(super) is_gone: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Life {
     Running,
-    /// Stopped by the machine: its clock goes on.
+    /// Stopped by the machine while its clock continues.
     Paused,
     Dead,
 }
@@ -93,12 +93,12 @@ pub(super) struct Worker {
     pub(super) slots: Vec<Slot>,
 }
 
-/// What a worker has to do with one lease.
+/// The relation of a worker to one lease.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Slot {
     /// The row as last read.
     pub(super) seen: Option<Lease>,
-    /// The write whose answer is waited for, and when it was sent.
+    /// The write whose reply is awaited, and when it was sent.
     pub(super) waiting: Option<(LeaseWrite, Instant)>,
     pub(super) hold: Option<Hold>,
 }
@@ -111,16 +111,16 @@ pub(super) struct Hold {
     pub(super) fate: Fate,
 }
 
-/// What the model knows of a hold and its holder does not.
+/// What the model knows of a hold but its owner does not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Fate {
-    /// Its tenure of the row is over.
+    /// The tenure of the row is over.
     pub(super) is_deposed: bool,
-    /// It was ended by one who had asked and did not want to wait: the fence alone protects then.
+    /// It was ended by a takeover without waiting for the handoff: only the fence protects then.
     pub(super) is_overdue: bool,
 }
 
-/// A write on its way, or its answer.
+/// A write in flight, or the reply to it.
 #[derive(Debug, Clone)]
 pub(super) struct Message {
     pub(super) from: usize,
@@ -136,18 +136,18 @@ pub(super) struct Message {
     pub(super) fate: Fate,
 }
 
-/// What a write is for.
+/// The purpose of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
     Create,
-    /// Nobody has it, it is ours already, or it has expired.
+    /// The lease is unowned, already ours, or expired.
     Take,
-    /// It was asked for and is still not here.
+    /// The lease was requested and has not been handed over yet.
     TakeOverdue,
     Ask,
-    /// It was asked for, and is not wanted any more.
+    /// The lease was requested, and is not wanted any more.
     Withdraw,
-    /// A holder's write.
+    /// A write of the owner.
     Hold,
     Delete,
 }
@@ -158,13 +158,13 @@ pub(super) enum Network {
     Fine,
     /// The write never arrives.
     Lost,
-    /// It is applied; the answer never arrives.
+    /// The write is applied; the reply is lost.
     Unanswered,
-    /// It arrives at any later moment.
+    /// The write arrives at any later time.
     Late,
-    /// It arrives at any later moment, and again.
+    /// The write arrives at any later time, twice.
     Twice,
-    /// It is applied; the answer arrives later.
+    /// The write is applied; the reply arrives later.
     Slow,
 }
 
@@ -176,7 +176,7 @@ pub(super) enum Step {
     Pause(usize),
     Resume(usize),
     Crash(usize),
-    /// With an id of its own, or the one before.
+    /// Restarts with the same worker ID (0) or another one (1).
     Restart(usize, usize),
     Look(usize),
     Acknowledge(usize, usize),
@@ -218,26 +218,27 @@ impl Worker {
         }
     }
 
-    /// Who waits for a take hears of no scan, and may try again by what it saw before.
+    /// Returns whether the worker skips scans: one that awaits a take gets none, and may retry by
+    /// what it saw before.
     pub(super) fn misses_scan(&self) -> bool {
         self.slots.iter().any(|slot| slot.hold.is_none() && slot.waiting.is_some())
     }
 }
 
 impl Slot {
-    /// Whether the worker holds the lease, or waits for an answer about it.
+    /// Returns whether the worker holds the lease or awaits a reply about it.
     pub(super) fn is_busy(&self) -> bool {
         self.hold.is_some() || self.waiting.is_some()
     }
 
-    /// Whether another worker has asked `me` for the lease, as far as is known.
+    /// Returns whether another worker has requested the lease from `me`, as far as is known.
     pub(super) fn is_asked(&self, me: &WorkerId) -> bool {
         self.seen.as_ref().is_some_and(|row| row.checkpoint_owner.as_ref() == Some(me))
     }
 }
 
 impl World {
-    /// Workers that have just started, and no rows.
+    /// Creates a world of workers that have just started.
     pub(super) fn new(bounds: Bounds) -> Self {
         let workers = 0..bounds.rates.len();
         let shard = Shard { row: None, acknowledged: 0, is_gone: false };
@@ -245,7 +246,7 @@ impl World {
         let mut world = Self {
             bounds,
             times: Times::of(Duration::from_secs(u64::from(bounds.lease_duration))),
-            // Room for instants before the start.
+            // Leaves room for instants before the start.
             start: Instant::now() + Duration::from_secs(1_000),
             tick: 0,
             shards: vec![shard; bounds.leases],
@@ -265,7 +266,7 @@ impl World {
         world
     }
 
-    /// Now, by the clock of one worker.
+    /// Returns the current time on the clock of one worker.
     pub(super) fn now(&self, worker: usize) -> Instant {
         self.start + Duration::from_millis(u64::from(self.bounds.rates[worker])) * self.tick
     }
@@ -276,7 +277,7 @@ impl World {
         }
     }
 
-    /// Whether a worker, running or not, holds the lease by its own clock.
+    /// Returns whether a worker, running or not, holds the lease by its own clock.
     pub(super) fn believes(&self, worker: usize, lease: usize) -> bool {
         self.workers[worker].slots[lease].hold.as_ref().is_some_and(|hold| {
             hold.goal == Goal::Keep && self.now(worker) < hold.tenure.fenced_at()

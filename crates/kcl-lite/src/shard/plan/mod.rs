@@ -1,7 +1,7 @@
-//! What follows from a shard listing: leases to create, leases safe to delete, holes.
+//! The plan that follows from a listing: leases to create, leases to delete, holes.
 //!
-//! Pure. The listing is a hint: it may be behind, and shards in it that contradict each other are
-//! left for a later listing. Never creates a second lease for work that a child or parent covers.
+//! Pure. The listing is a hint: it may be stale, and shards in it that contradict each other wait for
+//! a later listing. Never creates a second lease for a range that a child or parent covers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,21 +11,22 @@ use crate::lease::{Lease, LeaseKey, StreamKey};
 use crate::position::{Checkpoint, InitialPosition};
 use crate::record::{ShardId, Timestamp};
 
-/// A stream, as far as new leases depend on it.
+/// What new leases need to know about a stream.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Source {
-    /// Which of the worker's streams.
+    /// The key of the stream among those of the worker.
     pub(crate) key: StreamKey,
-    /// Which stream exactly, if it is known.
+    /// The identity of the stream, if it is known.
     pub(crate) identity: Option<StreamIdentity>,
-    /// Where to start in it.
+    /// The initial position.
     pub(crate) position: InitialPosition,
-    /// When it was made, if it took the place of another one and is read from there. New rows say so,
-    /// and whoever goes on after a crash starts there too, whatever its own position is.
+    /// When the stream was created, if it is a re-created stream that is read from its beginning. New
+    /// rows store this time, so that a worker that completes the start after a crash starts there
+    /// too, whatever its own initial position is.
     pub(crate) since: Option<Timestamp>,
 }
 
-/// An initial position whose time, if it has one, has been decided.
+/// An initial position with a resolved time, if it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
     Latest,
@@ -34,9 +35,9 @@ pub(crate) enum Start {
 }
 
 impl Start {
-    /// What `position` means when the service's clock says `now`, which may be early but is never late.
-    /// It is no time that is still to come: the service would refuse to read from there until then, and
-    /// what arrives meanwhile would be lost.
+    /// Resolves `position` when the service's clock shows `now`, which may be early but is never
+    /// late. The result is never in the future: the service would refuse to read from there until
+    /// then, and records that arrive meanwhile would be lost.
     pub(crate) fn of(position: InitialPosition, now: Timestamp) -> Self {
         match position {
             InitialPosition::Latest => Self::Latest,
@@ -53,7 +54,7 @@ impl Start {
         Self::At(time.min(now).max(Timestamp::from_millis(0)))
     }
 
-    /// The listing of the shards to start with.
+    /// Returns the listing of the shards to start with.
     pub(crate) fn listed(self) -> ListFrom {
         match self {
             Self::Latest => ListFrom::Latest,
@@ -71,8 +72,8 @@ impl Start {
     }
 }
 
-/// By which keys the rows of one of several streams stand in a table: it keeps those that it has from
-/// when it was the only one.
+/// Returns the key under which the rows of one of several streams are stored. A stream keeps the rows
+/// from when it was the only one.
 pub(crate) fn key_among_several(identity: &StreamIdentity, leases: &[Lease]) -> StreamKey {
     let mut only = leases.iter().filter(|row| row.key.stream() == StreamKey::ONLY);
     if only.any(|row| row.stream.as_ref() == Some(identity)) {
@@ -84,7 +85,7 @@ pub(crate) fn key_among_several(identity: &StreamIdentity, leases: &[Lease]) -> 
     StreamKey::of_several(account, name, identity.created)
 }
 
-/// The leases of one stream by shard.
+/// Returns the leases of one stream by shard.
 pub(crate) fn leases_of<'a>(
     source: &Source,
     leases: &'a BTreeMap<LeaseKey, Lease>,
@@ -93,21 +94,21 @@ pub(crate) fn leases_of<'a>(
     of_stream.map(|lease| (lease.shard(), lease)).collect()
 }
 
-/// The leases of a stream that has none: one for each shard of the listing that was asked for
-/// `start`. `None` while the listing does not cover the whole hash space.
+/// Returns the first leases of a stream without any: one for each shard of the listing, which was
+/// made for `start`. Returns `None` while the listing does not cover the whole hash space.
 pub(crate) fn first_leases(listing: &Listing, source: &Source, start: Start) -> Option<Vec<Lease>> {
     let ranges = listing.shards.iter().map(|shard| shard.hash_range);
     let first = |shard| source.new_lease(shard, start.checkpoint(), start, listing.at);
     covers_everything(ranges).then(|| listing.shards.iter().map(first).collect())
 }
 
-/// The leases that are missing in a table that has some, oldest shards first.
+/// Returns the leases that are missing in a table that has some, oldest shards first.
 ///
-/// The rule of the Java KCL (`HierarchicalShardSyncer`): one level at a time, every open shard
+/// Follows the rule of the Java KCL (`HierarchicalShardSyncer`): level by level, every open shard is
 /// covered by its own lease or by an ancestor's. One rule is added: a shard whose parents have ended
-/// gets its lease here too, in case the worker that ended the last parent could not make it. One is
-/// taken away: what unfinished leases cover gets no second lease. A listing that is behind shows a
-/// parent as open whose lease is finished and deleted; it must not be read again beside its children.
+/// gets its lease here too, in case the worker that finished the last parent could not create it. One
+/// is removed: what unfinished leases cover gets no second lease. A stale listing shows a parent as
+/// open whose lease is finished and deleted; it must not be read again beside its children.
 pub(crate) fn leases_to_create(
     listing: &Listing,
     leases: &BTreeMap<LeaseKey, Lease>,
@@ -116,12 +117,12 @@ pub(crate) fn leases_to_create(
     let leases = leases_of(source, leases);
     let shards: BTreeMap<&ShardId, &Shard> =
         listing.shards.iter().map(|shard| (&shard.id, shard)).collect();
-    // When "latest" was, if a row tells: that of the first start, which resolved it.
+    // The time of "latest", if a row stores it: the first start resolved it.
     let anchor = leases.values().filter_map(|lease| lease.anchor).min();
     let start = match (source.position, anchor) {
         (InitialPosition::AtTimestamp(time), Some(first)) => Start::at(time.min(first), listing.at),
         (InitialPosition::Ago(_), Some(first)) => Start::at(first, listing.at),
-        // Counted from now it would be another time than that of the first start, which no row tells
+        // Counted from now, the time would differ from that of the first start, which no row stores
         // any more.
         (InitialPosition::Ago(_), None) => Start::TrimHorizon,
         (InitialPosition::AtTimestamp(time), None) if time > listing.at => Start::TrimHorizon,
@@ -136,13 +137,14 @@ pub(crate) fn leases_to_create(
         planned: BTreeMap::new(),
     };
     let unfinished = |lease: &&Lease| !lease.checkpoint.is_shard_end();
-    // Of a shard that has just ended the children are in the table, but may not be known here.
+    // The children of a shard that has just ended are in the table, but may be missing in this
+    // snapshot.
     let continued = |lease: &&Lease| lease.children.iter().any(|it| !leases.contains_key(it));
     let covering = leases.values().copied().filter(|it| unfinished(it) || continued(it));
     let mut covering: Vec<_> =
         covering.filter_map(|it| Some((it.hash_range?, it.shard(), unfinished(&it)))).collect();
     covering.sort_unstable();
-    // But it does not stand in the way of its own children, in case they were not made.
+    // An ended shard does not cover its own children, in case they were not created.
     let is_covered = |shard: &Shard| {
         let counts = |it: &&(HashRange, ShardId, bool)| it.2 || !shard.parents.contains(&it.1);
         cover(covering.iter().filter(counts).map(|it| it.0), shard.hash_range)
@@ -157,9 +159,9 @@ pub(crate) fn leases_to_create(
             planner.planned.insert(shard.id.clone(), start.checkpoint());
         }
     }
-    // A lease that the first start did not get to starts at the time of that start. Where no row tells
-    // it any more, a shard of unknown lineage starts at its beginning: "latest" would now be another
-    // time.
+    // A lease that the first start did not create starts at the time of that start. If no row stores
+    // that time any more, a shard of unknown lineage starts at its beginning: "latest" would now be
+    // another time.
     let at = anchor.map_or(listing.at, |first| first.min(listing.at));
     let is_lost = anchor.is_none() && !leases.is_empty();
     let planned = std::mem::take(&mut planner.planned);
@@ -178,7 +180,7 @@ struct Planner<'a> {
     shards: BTreeMap<&'a ShardId, &'a Shard>,
     leases: &'a BTreeMap<ShardId, &'a Lease>,
     start: Start,
-    /// The shards with something behind them that is or was served, if it is known when "latest" was.
+    /// The shards with a descendant that is or was served, if the time of "latest" is known.
     begun: Option<BTreeSet<&'a ShardId>>,
     /// Whether a shard is covered by its own lease or an ancestor's.
     visited: BTreeMap<ShardId, bool>,
@@ -186,7 +188,7 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    /// A child listed beside an open parent comes from a listing that is still changing.
+    /// A child that is listed beside an open parent comes from a listing that is still changing.
     fn is_consistent(&self, shard: &Shard) -> bool {
         !self.listed_parents(shard).iter().any(|parent| parent.is_open)
     }
@@ -195,8 +197,8 @@ impl<'a> Planner<'a> {
         shard.parents.iter().filter_map(|id| self.shards.get(id).copied()).collect()
     }
 
-    /// Plans what is missing above `shard`; returns whether a leased ancestor (or its own lease)
-    /// leads to it.
+    /// Plans the missing leases above `shard`. Returns whether it has a lease or an ancestor with
+    /// one.
     fn visit(&mut self, shard: &Shard) -> bool {
         if self.leases.contains_key(&shard.id) {
             return true;
@@ -209,7 +211,7 @@ impl<'a> Planner<'a> {
             .iter()
             .map(|parent| self.visit(parent) || self.planned.contains_key(&parent.id))
             .collect();
-        // A parent that is no longer listed leads here too if it has a lease.
+        // A parent that is no longer listed covers the shard too if it has a lease.
         let unlisted = shard.parents.iter().filter(|id| !self.shards.contains_key(id));
         let leased_before = unlisted.into_iter().any(|id| self.leases.contains_key(id));
         let is_descendant = leased_before || covered.iter().any(|covered| *covered);
@@ -223,13 +225,13 @@ impl<'a> Planner<'a> {
         is_descendant
     }
 
-    /// Whether a lineage in which nothing has a lease starts with this shard rather than with those
-    /// that came of it.
+    /// Returns whether a lineage without leases starts with this shard rather than with its
+    /// descendants.
     fn is_read_first(&self, id: &ShardId) -> bool {
         match self.start {
             Start::TrimHorizon | Start::At(_) => true,
-            // The first start did not get to it. The shards that were open then may have ended since,
-            // and hold records that were put after that start.
+            // The first start did not create it. The shards that were open then may have ended since,
+            // and hold records that were written after that start.
             Start::Latest => self.begun.as_ref().is_some_and(|it| !it.contains(id)),
         }
     }
@@ -250,7 +252,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// All parents have ended, or are gone without a trace: nobody else will make this child.
+    /// Plans `shard` if all its parents have ended or left no trace: no other worker will create its
+    /// lease.
     fn plan_after_ended_parents(&mut self, shard: &Shard) {
         let ended =
             |id: &ShardId| self.leases.get(id).is_some_and(|lease| lease.checkpoint.is_shard_end());
@@ -262,11 +265,12 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// What to make in the place of `child`, which has no lease: the shards that came of it and that nobody
-/// serves. `None` while nothing that came of it has a lease, so that it is its turn.
+/// Returns the shards that need a lease instead of `child`, which has none: the descendants of
+/// `child` that nobody serves. Returns `None` while no descendant has a lease, so that `child` itself
+/// is next.
 ///
-/// Two first starts with different listings may have begun before it and behind it; then nobody makes
-/// its other parent, and it must not begin behind its own children.
+/// Two first starts with different listings may have begun above and below `child`. Then nobody
+/// creates a lease of its other parent, and `child` must not start after its own children.
 pub(crate) fn missing_behind(
     child: &ShardId,
     shards: &[Shard],
@@ -276,7 +280,7 @@ pub(crate) fn missing_behind(
     if !has_begun.contains(child) {
         return None;
     }
-    // Down to the first on each way that nobody serves and behind which nobody has begun.
+    // Descends on each path to the first shard that nobody serves and below which nothing has begun.
     let (mut passed_over, mut missing) = (BTreeSet::from([child]), Vec::new());
     for shard in shards {
         if shard.parents.iter().all(|id| !passed_over.contains(id)) || leased.contains(&shard.id) {
@@ -291,12 +295,14 @@ pub(crate) fn missing_behind(
     Some(missing)
 }
 
-/// The shards that are or were served. What a row continues was, also if its own row is gone.
+/// Returns the shards that are or were served. The parents of a row were, even if their own rows are
+/// gone.
 pub(crate) fn served<'a>(rows: impl Iterator<Item = &'a Lease>) -> BTreeSet<ShardId> {
     rows.flat_map(|row| row.parents.iter().cloned().chain([row.shard()])).collect()
 }
 
-/// The shards with something behind them that is served: children have greater ids than parents.
+/// Returns the shards with a served descendant. Children have greater IDs than parents, so one pass
+/// from the end finds them all.
 fn has_begun<'a>(shards: &'a [Shard], served: &BTreeSet<ShardId>) -> BTreeSet<&'a ShardId> {
     let mut has_begun = BTreeSet::new();
     for shard in shards.iter().rev() {
@@ -307,10 +313,11 @@ fn has_begun<'a>(shards: &'a [Shard], served: &BTreeSet<ShardId>) -> BTreeSet<&'
     has_begun
 }
 
-/// The lease of a child that the last reply of `parent` named: it starts at its own beginning.
+/// Returns the lease of a child that the last reply of `parent` named. It starts at its beginning.
 ///
-/// Where nothing of the parent was read, the application may have started behind both: then the child
-/// starts at that time too. Another library, which does not know of it, repeats rather than loses.
+/// If nothing of the parent was read, the start time of the application may be later than the
+/// beginning of the child; then the child starts at that time too. Another library, which does not
+/// know that time, repeats records rather than losing them.
 pub(crate) fn child_lease(parent: &Lease, child: &ChildShard) -> Lease {
     Lease {
         anchor: parent.anchor.filter(|_| !matches!(parent.checkpoint, Checkpoint::At(_))),
@@ -346,23 +353,26 @@ impl Source {
         }
     }
 
-    /// Of which stream `row` is, if it stands where those of this stream are and is of another.
+    /// Returns how the stream of `row` relates to this one, if the row is among those of this stream
+    /// but belongs to another.
     pub(crate) fn other_stream(&self, row: &Lease) -> Option<Other> {
         let identity = self.identity.as_ref()?;
         let key = row.key.stream();
         match &row.stream {
-            // By another key, too, if it was read alone then and is one of several now.
+            // The key may differ if the former stream was the only one of the worker and this one is
+            // one of several.
             Some(stream) => {
                 identity.other(stream).filter(|it| *it != Other::Unrelated || key == self.key)
             }
-            // The Java library writes no stream, but keys several by name and time of creation.
+            // The Java library does not store the stream, but its keys for several streams contain
+            // name and creation time.
             None => key.is_former_of(&self.key).then_some(Other::Former),
         }
     }
 }
 
-/// The finished leases that nobody needs any more: all parents' leases are gone, and every child has
-/// made progress, so that no listing can bring the shard back.
+/// Returns the finished leases that are no longer needed: the leases of all parents are gone and
+/// every child has made progress, so that no listing can bring the shard back.
 pub(crate) fn leases_to_delete(leases: &BTreeMap<LeaseKey, Lease>) -> Vec<&Lease> {
     leases
         .values()

@@ -1,4 +1,4 @@
-//! The planner against the reference graphs of the Java library, and its own rules.
+//! Tests of the planner against the reference graphs of the Java library, and of its own rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::position::Cursor;
 
-/// One line per shard: `8 parents=6,7 open`; hash ranges play no part here.
+/// Parses one line per shard: `8 parents=6,7 open`; hash ranges do not matter here.
 fn listing(text: &str) -> Listing {
     let shards = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(|line| {
         let parents = line.split_whitespace().find_map(|word| word.strip_prefix("parents="));
@@ -41,7 +41,7 @@ fn created(graph: &str, existing: &str, position: InitialPosition) -> String {
     ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// Two merges that merge again, an untouched shard, and a split.
+/// Two merges that merge again, an unchanged shard, and a split.
 const A: &str = "
     0
     1
@@ -54,7 +54,7 @@ const A: &str = "
     8 parents=6,7 open
     9 parents=5 open
     10 parents=5 open";
-/// Merge and split in turns.
+/// Alternating merges and splits.
 const B: &str = "
     0
     1
@@ -67,7 +67,7 @@ const B: &str = "
     8 parents=6,7
     9 parents=8 open
     10 parents=8 open";
-/// Two levels of splits, a merge, an untouched shard.
+/// Two levels of splits, a merge, an unchanged shard.
 const C: &str = "
     0
     1 open
@@ -163,14 +163,14 @@ fn l03_what_the_first_start_did_not_get_to_is_read_also_if_it_has_ended_since() 
 
 #[test]
 fn what_the_first_start_has_reached_is_not_begun_again_above_it() {
-    // Another worker is making the first leases: 3 is there, 4, 5 and 6 are not yet.
+    // Another worker is creating the first leases: 3 exists, 4, 5 and 6 do not yet.
     let graph = "0\n1 parents=0\n2 parents=0\n3 parents=1 open\n4 parents=1 open
         5 parents=2 open\n6 parents=2 open";
     let mut leases = leases("3");
     leases.get_mut("3").expect("in the fixture").anchor = Some(Timestamp::from_millis(400));
     let made = leases_to_create(&listing(graph), &leases, &from(InitialPosition::Latest));
     assert_eq!(made.iter().map(|lease| lease.key.as_str()).collect::<Vec<_>>(), ["2", "4"]);
-    // It was closed before the start, so that its children are where the application begins.
+    // It was closed before the start, so the application starts with its children.
     let child = ChildShard::of(&"2".into(), listing(graph).shards).remove(0);
     let after = |checkpoint| child_lease(&Lease { checkpoint, ..made[0].clone() }, &child);
     let (unread, read) = (after(Checkpoint::Latest), after(Checkpoint::parse("7", 0).unwrap()));
@@ -206,7 +206,7 @@ fn a_start_is_decided_by_the_services_time_and_is_never_later() {
         (InitialPosition::AtTimestamp(at(i64::MAX)), Start::At(now)),
         (ago(0), Start::At(now)),
         (ago(300), Start::At(at(700))),
-        // Before everything, and what no service would take.
+        // Before the epoch, which no service accepts.
         (ago(1001), Start::At(at(0))),
         (InitialPosition::Ago(Duration::MAX), Start::At(at(0))),
         (InitialPosition::AtTimestamp(at(i64::MIN)), Start::At(at(0))),
@@ -255,7 +255,7 @@ fn ranges_cover_everything_only_without_a_hole() {
     assert!(!covers_everything(std::iter::empty()));
 }
 
-/// A finished parent with two children, as rows.
+/// Returns the rows of a finished parent with two children.
 fn family() -> BTreeMap<LeaseKey, Lease> {
     let mut leases = leases("0,1,2");
     let parent = leases.get_mut("0").expect("in the fixture");
@@ -292,7 +292,7 @@ fn a_finished_lease_stays_while_a_parent_of_it_has_one() {
     let child = leases.get_mut("1").expect("in the fixture");
     child.checkpoint = Checkpoint::ShardEnd;
     child.children = ["2".into()].into();
-    assert_eq!(deleted(&leases), ["0"], "1 could be made again while 0 is there");
+    assert_eq!(deleted(&leases), ["0"], "1 could be re-created while 0 exists");
 }
 
 #[test]
@@ -357,9 +357,9 @@ fn a_shard_that_has_just_ended_covers_until_its_children_are_known() {
         let listing = Listing { shards, at: Timestamp::from_millis(0) };
         leases_to_create(&listing, &rows, &from(InitialPosition::TrimHorizon))
     };
-    assert_eq!(made(vec![shard("0", &[], true)]), [], "it is shown as it was long ago");
+    assert_eq!(made(vec![shard("0", &[], true)]), [], "a stale listing shows the parent");
     let children = made(vec![shard("1", &["0"], false), shard("2", &["1"], true)]);
-    assert_eq!(children.len(), 1, "a child that could not be made is made here");
+    assert_eq!(children.len(), 1, "a child whose lease could not be created is created here");
 }
 
 #[test]
@@ -403,12 +403,12 @@ fn a_row_is_of_this_stream_or_of_another_one_and_says_which() {
     assert_eq!(other(named("north", 1_999)), Some(Other::Former));
     assert_eq!(other(named("north", 2_001)), Some(Other::Newer));
     assert_eq!(other(named("south", 1_999)), Some(Other::Unrelated));
-    // Rows of other libraries do not say.
+    // Rows of other libraries do not store the stream.
     assert_eq!(source.other_stream(&row(None)), None);
-    // Who may not ask believes.
+    // A worker that may not describe the stream trusts the rows.
     assert_eq!(Source::default().other_stream(&row(Some(own))), None);
 
-    // Of several streams the keys tell too.
+    // Among several streams the keys tell too.
     let key = |name, created| StreamKey::of_several("1", name, Timestamp::from_millis(created));
     let source = Source { key: key("north", 2_000), ..source };
     let row = |name, created, stream| {
@@ -420,16 +420,17 @@ fn a_row_is_of_this_stream_or_of_another_one_and_says_which() {
     assert_eq!(source.other_stream(&row("north", 3_000, None)), None);
     let newer = Some(named("north", 3_000));
     assert_eq!(source.other_stream(&row("north", 3_000, newer)), Some(Other::Newer));
-    // One of that name in another region.
+    // A stream of the same name in another region.
     let elsewhere = Some(named("north elsewhere", 1_000));
     assert_eq!(source.other_stream(&row("north", 1_000, elsewhere)), None);
-    // Made when it was the only stream of a worker.
+    // Created when it was the only stream of a worker.
     let former = Lease::of_stream(Some(named("north", 1_999)), "shardId-0", Checkpoint::Latest);
     assert_eq!(source.other_stream(&former), Some(Other::Former));
     assert_eq!(source.other_stream(&row("south", 1_000, Some(named("south", 1_000)))), None);
 }
 
-/// Whoever started over with a stream that was made again died when it had made the first of two leases.
+/// A worker that started over with a re-created stream crashed after it had created the first of two
+/// leases.
 #[test]
 fn a_stream_that_was_made_again_is_read_from_its_beginning_whoever_completes_the_start() {
     let created = Timestamp::from_millis(2_000);

@@ -1,8 +1,9 @@
-//! Polling while that is enough, and subscribing while it is not.
+//! Automatic retrieval: polls while that is enough, and subscribes while it is not.
 //!
-//! Owns one reader of either kind and changes it between two replies: the next one starts where the last
-//! one stood, so that nothing is lost or repeated. [`Choice`] decides, pure, with hysteresis. Never
-//! subscribes because the processor is slow: that would not make it faster.
+//! Owns one reader of either kind and replaces it between two replies: the next one starts at the
+//! cursor of the last one, so that no record is lost or repeated. [`Choice`] decides, without side
+//! effects and with hysteresis. Never subscribes because the processor is slow: that would not make
+//! it faster.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,37 +20,38 @@ use crate::error::{ServiceError, ServiceErrorKind};
 use crate::position::Cursor;
 use crate::stream::{Fetching, Notice, Read, ShardReader};
 
-/// So far behind the tip, for so long, and polling is not enough.
+/// Polling is not enough when the shard is this far behind the tip for this long.
 const BEHIND_MILLIS: u64 = 10_000;
 const BEHIND_FOR: Duration = Duration::from_secs(30);
-/// So many refusals within this time, and others read the shard too.
+/// Other consumers read the shard too when this many calls are throttled within this time.
 const THROTTLES: usize = 5;
 const THROTTLED_WITHIN: Duration = Duration::from_secs(60);
-/// Nearer to the tip than this is caught up.
+/// A shard that is less than this behind the tip has caught up.
 const CAUGHT_UP_MILLIS: u64 = 1_000;
-/// So long caught up, and polling is tried again; longer each time that it was not enough.
+/// After being caught up for this long, the shard is polled again; longer each time that polling was
+/// not enough.
 const HOLD: Duration = Duration::from_secs(5 * 60);
 const HOLD_MOST: Duration = Duration::from_secs(2 * 60 * 60);
-/// Polling that was enough for so long has nothing to do with what was before.
+/// After polling was enough for this long, the hold starts from its minimum again.
 const CALM: Duration = Duration::from_secs(30 * 60);
-/// So long without one event, and polling is better than nothing; at once when it is refused.
+/// Without one event for this long, polling replaces fan-out; immediately if fan-out is refused.
 const FAILING_FOR: Duration = Duration::from_secs(60);
-/// Fan-out that has failed is not tried again before.
+/// Fan-out that has failed is not retried before this time has passed.
 const GIVEN_UP_FOR: Duration = Duration::from_secs(60 * 60);
 
-/// How to fetch, from what came of it so far.
+/// The choice between polling and fan-out, based on the results so far.
 #[derive(Debug)]
 struct Choice {
     now: Fetching,
-    /// Since when the shard has been behind while it is polled, or caught up while it is pushed.
+    /// Since when the shard has been behind while it is polled, or caught up while fan-out is used.
     since: Option<Instant>,
-    /// How much of that time the processor did not want more.
+    /// For how much of that time the processor did not want more records.
     unwanted: Duration,
     returned: Option<Instant>,
     throttles: VecDeque<Instant>,
     failing_since: Option<Instant>,
     hold: Duration,
-    /// When polling was last taken up again.
+    /// When polling was last resumed.
     polled_again: Option<Instant>,
     /// When fan-out was given up.
     given_up: Option<Instant>,
@@ -70,14 +72,14 @@ impl Choice {
         }
     }
 
-    /// The next reply is asked for.
+    /// Records that the next reply is requested.
     fn wanted(&mut self, now: Instant) {
         if let Some(returned) = self.returned.take() {
             self.unwanted += now.saturating_duration_since(returned);
         }
     }
 
-    /// Records, or none, have come. `Some` says why to change.
+    /// Records a reply, with or without records. Returns the reason if the retrieval changes.
     fn replied(&mut self, millis_behind: u64, now: Instant) -> Option<String> {
         self.returned = Some(now);
         self.failing_since = None;
@@ -97,7 +99,7 @@ impl Choice {
         let (reason, to) = match self.now {
             Fetching::Polling if lasting >= BEHIND_FOR => {
                 if self.unwanted * 2 > lasting {
-                    // The processor is what is slow. Look again after the same time.
+                    // The processor is the slow part. Check again after the same time.
                     self.since = None;
                     return None;
                 }
@@ -113,7 +115,7 @@ impl Choice {
         Some(reason)
     }
 
-    /// A call or a subscription has failed. `Some` says why to change.
+    /// Records that a call or a subscription has failed. Returns the reason if the retrieval changes.
     fn failed(&mut self, error: &ServiceError, now: Instant) -> Option<String> {
         self.returned = Some(now);
         match self.now {
@@ -125,7 +127,7 @@ impl Choice {
                 }
                 self.change(Fetching::FanOut, now);
                 let within = THROTTLED_WITHIN.as_secs();
-                Some(format!("throttled {THROTTLES} times in {within} s: others read it too"))
+                Some(format!("throttled {THROTTLES} times in {within} s by other consumers"))
             }
             Fetching::Polling => None,
             Fetching::FanOut => {
@@ -137,7 +139,7 @@ impl Choice {
                 }
                 self.change(Fetching::Polling, now);
                 self.given_up = Some(now);
-                Some(format!("fan-out fails: {error}"))
+                Some(format!("fan-out failed: {error}"))
             }
         }
     }
@@ -163,21 +165,21 @@ impl Choice {
     }
 }
 
-/// The reader that there is.
+/// The current reader.
 #[derive(Debug)]
 enum Reader {
     Polling(Box<PollingReader>),
     FanOut(Box<FanOutReader>),
 }
 
-/// Reads one shard.
+/// A reader that chooses between polling and fan-out for one shard.
 #[derive(Debug)]
 pub(super) struct AutoReader {
     of: ShardClient,
     registration: Arc<Registration>,
     choice: Choice,
     reader: Reader,
-    /// Since when the last reply holds that another reader has given.
+    /// Since when the last reply has been valid, if the previous reader returned it.
     asked: Option<Instant>,
     notices: VecDeque<Notice>,
     rng: fastrand::Rng,
@@ -231,7 +233,8 @@ impl AutoReader {
         result
     }
 
-    /// The next reader starts where the last one stands: behind what it has just handed over.
+    /// Replaces the reader. The next one starts at the cursor of the last one, after what it has just
+    /// returned.
     fn change(&mut self, reason: String) {
         self.asked = self.asked();
         let cursor = match &self.reader {
@@ -257,7 +260,7 @@ impl ShardReader for AutoReader {
         self.wanted();
         Box::pin(async {
             self.reader().ready().await;
-            // What follows is waiting for memory, which slow processors hold.
+            // The wait that follows is for memory, which slow processors hold.
             self.choice.returned = Some(self.of.stream.options.clock.now());
         })
     }
@@ -298,7 +301,8 @@ mod tests {
         ServiceError::new(kind, "no")
     }
 
-    /// Replies every second from `start` on, until a change or `most`; when, and why.
+    /// Replies every second from `start` on, until a change or `most`; returns when it changed, and
+    /// why.
     fn replies(
         choice: &mut Choice,
         start: Instant,
@@ -364,7 +368,7 @@ mod tests {
             assert_eq!(choice.failed(&other, now + SECOND * second), None);
         }
         let reason = choice.failed(&throttled, now + SECOND * 5).unwrap();
-        assert_eq!(reason, "throttled 5 times in 60 s: others read it too");
+        assert_eq!(reason, "throttled 5 times in 60 s by other consumers");
     }
 
     #[test]
@@ -395,12 +399,12 @@ mod tests {
         choice.replied(0, start + SECOND * 30);
         assert_eq!(choice.failed(&broken, start + SECOND * 60), None, "an event came in between");
         let given_up = start + SECOND * 120;
-        assert_eq!(choice.failed(&broken, given_up), Some("fan-out fails: no".to_owned()));
+        assert_eq!(choice.failed(&broken, given_up), Some("fan-out failed: no".to_owned()));
         assert_eq!(choice.now, Fetching::Polling);
         let almost = GIVEN_UP_FOR - SECOND;
         assert_eq!(replies(&mut choice, given_up, almost, 60_000, Duration::ZERO), None);
         let again = replies(&mut choice, given_up + GIVEN_UP_FOR, HOLD, 60_000, Duration::ZERO);
-        assert!(again.is_some(), "it is tried again");
+        assert!(again.is_some(), "it is retried");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! The stream of the service, as calls see it: its clients, its names, and what their replies mean.
+//! The client of one stream: its SDK clients, its names, and the meaning of replies.
 //!
-//! The SDK never retries here: what is tried again, and how often, is decided where it is known what the
-//! call was for.
+//! The SDK never retries here: the caller knows the purpose of a call, and decides what is retried
+//! and how often.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -36,7 +36,7 @@ use crate::stream::Description;
 /// Longer than any healthy reply of the control plane.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longer than 10 MB take on a slow line: the Java library's bound.
+/// Longer than 10 MB take on a slow connection; the same as in the Java library.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Retries of one page of a listing; with the delays below they take three seconds.
@@ -44,23 +44,23 @@ const MOST_RETRIES: u32 = 4;
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(2);
 
-/// How often a listing may start again because its token expired (after five minutes, so once is
-/// already strange).
+/// How often a listing may restart because its token expired (that takes five minutes, so one restart
+/// is already unusual).
 const MOST_RESTARTS: u32 = 3;
 
-/// How a [`KinesisStream`] reads.
+/// Options of reading a [`KinesisStream`].
 #[derive(Debug, Clone)]
 pub struct KinesisOptions {
-    /// Time between reads of a shard at its tip.
+    /// The time between reads of a shard at the tip.
     pub poll_interval: Duration,
-    /// How many reads per second and shard may be made; the service allows five, to all applications
-    /// together.
+    /// The maximum number of reads per second and shard; the service allows five, for all
+    /// applications together.
     pub reads_per_second: f64,
-    /// What every wait is measured on.
+    /// The clock on which every wait is measured.
     pub clock: Arc<dyn Clock>,
-    /// Seed of all jitter; workers should differ.
+    /// The seed of all jitter; it should differ between workers.
     pub seed: u64,
-    /// How records are fetched. A consumer called after the application has to be named here.
+    /// How records are retrieved. A consumer that is named after the application must be named here.
     pub retrieval: Retrieval,
 }
 
@@ -76,14 +76,14 @@ impl Default for KinesisOptions {
     }
 }
 
-/// The clients of one stream, and what they share. Cheap to clone.
+/// The clients of one stream and their shared state. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct KinesisClient {
-    /// Calls of the control plane.
+    /// For calls of the control plane.
     pub(super) calls: Client,
-    /// GetRecords, whose replies are large.
+    /// For GetRecords, whose replies are large.
     pub(super) reads: Client,
-    /// SubscribeToShard, whose replies last for minutes.
+    /// For SubscribeToShard, whose replies last for minutes.
     pub(super) subscriptions: Client,
     name_or_arn: Arc<str>,
     pub(super) options: KinesisOptions,
@@ -92,7 +92,7 @@ pub(super) struct KinesisClient {
 
 struct Shared {
     rng: Mutex<fastrand::Rng>,
-    /// When the stream was first asked for, as long as it has not answered.
+    /// When the stream was first requested, while it has not answered yet.
     waiting_since: Mutex<Option<Instant>>,
 }
 
@@ -101,7 +101,7 @@ impl KinesisClient {
         let timeouts = config.timeout_config();
         let client = |timeouts: timeout::TimeoutConfigBuilder| {
             let config = aws_sdk_kinesis::config::Builder::from(config)
-                // One attempt also keeps this stream out of the retry budget that all clients of
+                // A single attempt also keeps this stream out of the retry quota that all clients of
                 // a process share.
                 .retry_config(RetryConfig::disabled())
                 .timeout_config(timeouts.build());
@@ -111,8 +111,8 @@ impl KinesisClient {
             let timeouts = timeouts.map_or_else(TimeoutConfig::builder, TimeoutConfig::to_builder);
             client(timeouts.operation_attempt_timeout(limit))
         };
-        // A subscription lives for minutes, and may be silent for seconds: whoever limits whole
-        // operations means others. The reader has limits of its own.
+        // A subscription lives for minutes and may be silent for seconds; a timeout of whole
+        // operations is meant for other calls. The reader has its own timeouts.
         let connecting = timeouts.and_then(TimeoutConfig::connect_timeout);
         let mut unlimited = TimeoutConfig::builder()
             .disable_read_timeout()
@@ -130,12 +130,12 @@ impl KinesisClient {
         }
     }
 
-    /// The name, unless the stream was given by its ARN.
+    /// Returns the name, unless the stream was given by its ARN.
     pub(super) fn name(&self) -> Option<String> {
         (!self.name_or_arn.starts_with("arn:")).then(|| self.name_or_arn.to_string())
     }
 
-    /// The ARN, if the stream was given by it.
+    /// Returns the ARN if the stream was given by it.
     pub(super) fn arn(&self) -> Option<String> {
         self.name_or_arn.starts_with("arn:").then(|| self.name_or_arn.to_string())
     }
@@ -144,8 +144,8 @@ impl KinesisClient {
         self.shared.rng.lock().fork()
     }
 
-    /// Gives a failed call its meaning. `operation` is the API's name, `object` what it was
-    /// called on within the stream.
+    /// Converts a failed call to an error. `operation` is the API's name, `object` what it was called
+    /// on within the stream.
     pub(super) fn failure<E>(
         &self,
         operation: &str,
@@ -159,7 +159,7 @@ impl KinesisClient {
         self.explained(operation, failed_call(action, resource, &error)).with_source(error)
     }
 
-    /// Gives the end of an event stream its meaning.
+    /// Converts the end of an event stream to an error.
     pub(super) fn broken_events(
         &self,
         operation: &str,
@@ -227,7 +227,8 @@ impl KinesisClient {
         })
     }
 
-    /// One page: the first by name and filter, the others by token alone, as the API demands.
+    /// Requests one page: the first by name and filter, the others by token alone, as the API
+    /// requires.
     async fn page(
         &self,
         from: ListFrom,
@@ -247,7 +248,7 @@ impl KinesisClient {
         reply.map_err(|error| self.failure("ListShards", "", error))
     }
 
-    /// [`page`](Self::page), tried again a few times when that can help.
+    /// Requests a [`page`](Self::page), retried a few times after errors for which that can help soon.
     async fn page_with_retries(
         &self,
         from: ListFrom,
@@ -266,15 +267,14 @@ impl KinesisClient {
         }
     }
 
-    /// All pages, and the service's time when the first was answered.
+    /// Returns all pages, and the service's time of the first reply.
     async fn pages(&self, from: ListFrom) -> Result<(Vec<types::Shard>, SeenDate), ServiceError> {
         let mut rng = self.fork_rng();
         let mut restarts = 0;
         'listing: loop {
             let date = ServiceDate::new(self.options.clock.clone());
             let first = self.page_with_retries(from, None, &date, &mut rng).await?;
-            let seen =
-                date.take().ok_or_else(|| self.malformed("the reply came without a time"))?;
+            let seen = date.take().ok_or_else(|| self.malformed("the reply has no time"))?;
             let (mut shards, mut token) = (first.shards.unwrap_or_default(), first.next_token);
             while let Some(next) = token {
                 match self.page_with_retries(from, Some(next), &date, &mut rng).await {
@@ -310,6 +310,7 @@ impl KinesisClient {
         let mut waiting = self.shared.waiting_since.lock();
         match result {
             Ok((shards, seen)) => {
+                // "Latest" counts from the first failed attempt, so that no record since then is missed.
                 let asked = waiting.take().unwrap_or(asked);
                 Ok(Listing { shards, at: seen.when(asked) })
             }
@@ -342,7 +343,7 @@ impl KinesisClient {
         ServiceError::new(ServiceErrorKind::Invalid, context)
     }
 
-    /// Asks what the stream is; while it is being created, "latest" counts from the first question.
+    /// Describes the stream. While it is being created, "latest" counts from the first call.
     pub(super) async fn description(&self) -> Result<Description, ServiceError> {
         let asked = self.options.clock.now();
         let date = ServiceDate::new(self.options.clock.clone());
@@ -372,7 +373,7 @@ impl fmt::Debug for KinesisClient {
     }
 }
 
-/// The shards to list, in the service's words.
+/// Returns the shard filter of the API.
 fn filter(from: ListFrom) -> Option<ShardFilter> {
     let of_type = |kind| ShardFilter::builder().r#type(kind);
     let filter = match from {
@@ -386,7 +387,7 @@ fn filter(from: ListFrom) -> Option<ShardFilter> {
     Some(filter.build().expect("a filter with a type is complete"))
 }
 
-/// The hash range of a reply; `None` if it is no range.
+/// Parses the hash range of a reply; returns `None` if it is invalid.
 pub(super) fn hash_range(range: &types::HashKeyRange) -> Option<HashRange> {
     HashRange::parse(&range.starting_hash_key, &range.ending_hash_key)
 }
@@ -396,7 +397,7 @@ fn may_pass_soon(error: &ServiceError) -> bool {
     matches!(error.kind, Throttled | Unavailable | WrongClock | FileLimit)
 }
 
-/// The code of an exception in a subscription: its type is known where its code is not.
+/// Returns the code of an exception in a subscription, by its type if that is known.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the service may add exceptions")]
 fn code_of_event(error: &SubscribeToShardEventStreamError) -> String {
     use SubscribeToShardEventStreamError as Event;

@@ -1,4 +1,4 @@
-//! The service's time, as the `Date` header of a reply gives it.
+//! The service's time, from the `Date` header of a reply.
 //!
 //! Never reads this machine's wall clock, which may be wrong by any amount.
 
@@ -16,16 +16,16 @@ use crate::clock::Clock;
 use crate::error::BoxError;
 use crate::record::Timestamp;
 
-/// How far the clocks of the service's own machines may be apart. The header is written by the one
-/// that answers, arrival times by the ones that store.
+/// By how much the clocks of the service's own machines may differ. The machine that replies writes
+/// the header; those that store records write the arrival times.
 const CLOCK_MARGIN: Duration = Duration::from_secs(1);
 
-/// The service's time when a reply has no `Date`: earlier than every record, so that a start reads
-/// too much rather than too little. No known endpoint omits the header. This machine's clock would be
-/// no help: where it is ahead, records would be lost.
+/// The service's time if a reply has no `Date`: earlier than every record, so that a start reads too
+/// much rather than too little. No known endpoint omits the header. This machine's clock cannot
+/// replace it: if it is ahead, records are lost.
 const UNKNOWN_TIME_MS: i64 = 0;
 
-/// The time of the service, as a reply says it, and our instant when it came.
+/// The time of the service in a reply, and our instant when the reply arrived.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SeenDate {
     millis: i64,
@@ -33,12 +33,12 @@ pub(super) struct SeenDate {
 }
 
 impl SeenDate {
-    /// A time of the service that is not later than our instant `asked`.
+    /// Returns a time of the service that is not later than our instant `asked`.
     ///
-    /// The reply was written at or before `received`, and the header is cut to whole seconds, so
-    /// it is not later than the service's time at `received`. What passed on our clock since
-    /// `asked` is taken off, so the result is not later than the service's time at `asked`; and
-    /// one second more, because the service's machines do not agree to the millisecond.
+    /// The reply was written at or before `received`, and the header is truncated to whole seconds,
+    /// so it is not later than the service's time at `received`. The time that passed on our clock
+    /// since `asked` is subtracted, so the result is not later than the service's time at `asked`.
+    /// One more second is subtracted because the clocks of the service's machines differ.
     pub(super) fn when(self, asked: Instant) -> Timestamp {
         let back = self.received.duration_since(asked) + CLOCK_MARGIN;
         // Rounded up: too early repeats a record, too late loses one.
@@ -47,7 +47,7 @@ impl SeenDate {
     }
 }
 
-/// Reads the `Date` header of the replies to one call.
+/// An interceptor that reads the `Date` header of the replies to one call.
 #[derive(Debug, Clone)]
 pub(super) struct ServiceDate {
     seen: Arc<Mutex<Option<SeenDate>>>,
@@ -84,8 +84,8 @@ impl Intercept for ServiceDate {
     }
 }
 
-/// A time of a reply. Replies give seconds as a floating-point number, which may be a hair less than
-/// the millisecond that was meant.
+/// Converts a time of a reply. Replies give seconds as a floating-point number, which may be slightly
+/// less than the intended millisecond.
 pub(super) fn timestamp(time: &DateTime) -> Timestamp {
     let millis = (time.as_nanos() + 500_000).div_euclid(1_000_000);
     Timestamp::from_millis(i64::try_from(millis).unwrap_or(0))

@@ -1,7 +1,7 @@
-//! The stream of the service: listing its shards, and opening readers.
+//! The stream in Kinesis: lists its shards and opens readers.
 //!
-//! Only this folder names the Kinesis SDK, beside `dead_letter/kinesis.rs`. [`client`] makes the calls,
-//! [`polling`], [`fan_out`] and [`auto`] are the readers.
+//! Only this folder names the Kinesis SDK, besides `dead_letter/kinesis.rs`. [`client`] makes the
+//! calls; [`polling`], [`fan_out`] and [`auto`] are the readers.
 
 mod auto;
 mod client;
@@ -38,10 +38,10 @@ pub struct KinesisStream {
 }
 
 impl KinesisStream {
-    /// The stream called `name_or_arn`, in the region and with the credentials of `config`.
+    /// Creates the stream called `name_or_arn`, in the region and with the credentials of `config`.
     ///
-    /// Calls nothing. Retries and time limits per attempt are this library's, whatever `config`
-    /// says of them.
+    /// Makes no calls. Retries and the timeouts of attempts are set by this library, whatever
+    /// `config` says about them.
     #[must_use]
     pub fn new(
         config: &SdkConfig,
@@ -93,7 +93,7 @@ impl Stream for KinesisStream {
                 Retrieval::FanOut { .. } => {
                     Ok(self.registration().arn(&self.client, true).await?.1)
                 }
-                // It costs by the hour, so it is made when it is needed.
+                // A consumer is charged by the hour, so it is registered only when it is needed.
                 Retrieval::Auto { .. } | Retrieval::Polling => Ok(None),
             }
         })

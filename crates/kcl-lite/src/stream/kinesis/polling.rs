@@ -1,9 +1,9 @@
 //! Reading a shard with `GetRecords`.
 //!
-//! Owns the cursor, the iterator (a cache of it, with an age) and the pace of calls. An iterator
-//! that is too old, lost or refused is made again from the cursor, which moves only when a reply
-//! has come. Never ends a shard because of an error or a reply with parts missing, and never
-//! drops the records that come with the end.
+//! Owns the cursor, the iterator (a cache of the cursor, with an age) and the pace of calls. An
+//! iterator that is too old, lost or refused is requested again from the cursor, which moves only
+//! when a reply has arrived. Never ends a shard because of an error or an incomplete reply, and never
+//! drops the records that arrive with the end.
 
 use std::fmt;
 use std::mem;
@@ -23,39 +23,40 @@ use crate::retry::Retry;
 use crate::shard::ChildShard;
 use crate::stream::{Read, ShardReader};
 
-/// The service lets an iterator live for five minutes; one minute is for the call and for clocks
-/// that differ.
+/// The maximum age of an iterator. The service expires it after five minutes; one minute is left for
+/// the call and for clocks that differ.
 const OLDEST_ITERATOR: Duration = Duration::from_secs(4 * 60);
 
-/// What calls are further apart than their number per second asks for, so that two clocks that
-/// differ do not make one too many. Of five calls per second 4.4 to 4.9 are left, with the jitter.
+/// The factor by which calls are further apart than their number per second requires, so that two
+/// clocks that differ do not make one call too many. With the jitter, 4.4 to 4.9 of five calls per
+/// second are left.
 const SPACING_MARGIN: f64 = 1.025;
 
-/// The most data of one reply: 10 MiB.
+/// The maximum data of one reply: 10 MiB.
 const LARGEST_REPLY: u64 = 10 << 20;
 
-/// What a shard takes per second from all its writers: 1 MiB.
+/// The write limit of a shard per second: 1 MiB.
 const WRITTEN_PER_SECOND: u64 = 1 << 20;
 
-/// What a reply takes while it is received and parsed, per byte of data: its text, of which base64
-/// makes 4/3, in the pieces that came and then in one, or in one and beside it the data. Measured in
-/// a process that reads one reply, 2.9; the rest is what the allocator loses.
+/// The memory that a reply uses while it is received and parsed, per byte of data: its text, of which
+/// base64 makes 4/3, in the chunks that arrived and then in one piece, or in one piece and the data
+/// beside it. Measured in a process that reads one reply: 2.9. The rest is what the allocator loses.
 const WHILE_PARSED: (u64, u64) = (32, 10);
 
-/// The slowest pace under throttling.
+/// The maximum time between calls under throttling.
 const MOST_SPACING: Duration = Duration::from_secs(10);
 
 /// Delays after other failures: about one call per second at first, at most ten seconds apart.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(10);
 
-/// When the next call may be made. Pure: instants come in as arguments.
+/// The pace: when the next call may be made. Pure: instants are arguments.
 #[derive(Debug)]
 struct Pace {
     poll_interval: Duration,
-    /// The least time between two calls.
+    /// The minimum time between two calls.
     least_spacing: Duration,
-    /// The time between two calls; grows when others read the shard too.
+    /// The time between two calls; grows when other consumers read the shard too.
     spacing: Duration,
     due: Option<Instant>,
     retry: Retry,
@@ -69,35 +70,36 @@ impl Pace {
         Self { poll_interval, least_spacing, spacing: least_spacing, due: None, retry, rng }
     }
 
-    /// When the next call is due; `None` means at once.
+    /// Returns when the next call is due; `None` means immediately.
     fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// A call made at `sent` was answered at `now` with `bytes` of records.
+    /// Records that a call made at `sent` was answered at `now` with `bytes` of records.
     fn answered(&mut self, sent: Instant, now: Instant, bytes: u64, is_behind: bool) {
         self.retry.succeeded();
         self.spacing = self.spacing.mul_f64(0.75).max(self.least_spacing);
         let interval = if is_behind { self.spacing } else { self.poll_interval.max(self.spacing) };
         let spaced = sent + interval.mul_f64(1.0 + self.rng.f64() / 10.0);
-        // 2 MB per second and shard are 2 bytes per microsecond. A larger reply (up to 10 MB) is
-        // allowed, but the service refuses calls until its time is over.
+        // 2 MB per second and shard are 2 bytes per microsecond. The service allows a larger reply
+        // (up to 10 MB), but then refuses calls until its time is over.
         self.due = Some(spaced.max(now + Duration::from_micros(bytes / 2)));
     }
 
-    /// A call was throttled at `now`.
+    /// Records that a call was throttled at `now`.
     fn throttled(&mut self, now: Instant) {
         self.spacing = (self.spacing * 2).min(MOST_SPACING).max(self.least_spacing);
+        // Wide jitter, so that readers that were throttled together do not meet again.
         self.due = Some(now + self.spacing.mul_f64(0.5 + self.rng.f64()));
     }
 
-    /// A call failed at `now`.
+    /// Records that a call failed at `now`.
     fn failed(&mut self, now: Instant) {
         self.due = Some(now + self.retry.delay(&mut self.rng));
     }
 }
 
-/// A shard iterator and when it was asked for.
+/// A shard iterator and when it was requested.
 #[derive(Clone)]
 struct ShardIterator {
     token: String,
@@ -116,30 +118,30 @@ impl fmt::Debug for ShardIterator {
     }
 }
 
-/// How sure it is that the shard has ended.
+/// How certain it is that the shard has ended.
 #[derive(Debug)]
 enum Ending {
-    /// The last reply had an iterator, or there was none yet.
+    /// The last reply had an iterator, or there was no reply yet.
     Open,
-    /// The last reply had neither an iterator nor children: an end whose children are gone, or a
-    /// malformed reply. A listing has to tell.
+    /// The last reply had neither an iterator nor children: the end of a shard whose children no
+    /// longer exist, or a malformed reply. A listing has to tell.
     Suspected,
-    /// A listing shows the shard closed. If a fresh iterator finds nothing either, it is the end.
+    /// A listing shows the shard closed. If a fresh iterator finds nothing either, it has ended.
     Closed(Vec<ChildShard>),
     /// Everything has been read.
     Certain(Vec<ChildShard>),
 }
 
-/// Reads one shard.
+/// A reader that polls one shard.
 #[derive(Debug)]
 pub(super) struct PollingReader {
     of: ShardClient,
-    /// Where the next record is read from.
+    /// The position of the next record.
     cursor: Cursor,
     iterator: Option<ShardIterator>,
     ending: Ending,
     pace: Pace,
-    /// When a reply last showed the tip of the shard.
+    /// When a reply was last at the tip.
     at_tip: Option<Instant>,
 }
 
@@ -150,7 +152,7 @@ impl PollingReader {
         Self { of, cursor, iterator: None, ending: Ending::Open, pace, at_tip: None }
     }
 
-    /// Where the next record is read from.
+    /// Returns the position of the next record.
     pub(super) fn cursor(&self) -> &Cursor {
         &self.cursor
     }
@@ -205,18 +207,18 @@ impl PollingReader {
         let is_cached = self.iterator.is_some();
         match self.read().await {
             Err(error) if error.kind == ServiceErrorKind::Missing => {
-                // The service may have forgotten the shard, with everything in it.
+                // The service may have dropped the shard and all its records.
                 let Some(children) = self.of.look_up_forgotten().await else { return Err(error) };
                 self.ending = Ending::Certain(children.clone());
                 Ok(Read::End { children })
             }
-            // Not an error: the cursor is what counts, the iterator only a cache of it.
+            // Not an error: the iterator is only a cache of the cursor.
             Err(error) if error.kind == ServiceErrorKind::Expired && is_cached => self.read().await,
             result => result,
         }
     }
 
-    /// One call, and what it says.
+    /// Makes one call and processes its reply.
     async fn read(&mut self) -> Result<Read, ServiceError> {
         let cached = self.iterator.clone().filter(|iterator| iterator.is_fresh(self.now()));
         let iterator = match cached {
@@ -261,7 +263,7 @@ impl PollingReader {
         };
 
         let millis_behind_latest =
-            // A reply that does not say it is not taken for the tip.
+            // A reply without this field does not count as at the tip.
             u64::try_from(reply.millis_behind_latest.unwrap_or(1)).unwrap_or(0);
         let bytes = records.iter().map(Record::size).sum();
         self.pace.answered(sent, self.now(), bytes, millis_behind_latest > 0);
@@ -295,7 +297,8 @@ impl PollingReader {
             self.of.stream.failure("GetShardIterator", &self.of.object(), error)
         })?;
         let token = reply.shard_iterator.ok_or_else(|| {
-            self.of.malformed(ServiceErrorKind::Unavailable, "GetShardIterator gave no iterator")
+            self.of
+                .malformed(ServiceErrorKind::Unavailable, "GetShardIterator returned no iterator")
         })?;
         Ok(ShardIterator { token, since })
     }
@@ -315,8 +318,8 @@ impl ShardReader for PollingReader {
     }
 }
 
-/// What the next reply takes at most while it is read, when the tip was seen so long ago: what can
-/// have been written since, counted in seconds that have begun.
+/// Returns the maximum memory that the next reply uses while it is parsed, given the time since the
+/// tip was seen: what can have been written since, in seconds rounded up.
 fn largest_reply(since_tip: Option<Duration>) -> u64 {
     let written = since_tip.map_or(LARGEST_REPLY, |since| {
         let seconds = since.as_secs().saturating_add(1);
@@ -347,7 +350,7 @@ mod tests {
         let (mut pace, sent) = (pace(), Instant::now());
         for (is_behind, least, most) in [(false, 1_000, 1_100), (true, 200, 250)] {
             for _ in 0..100 {
-                // Measured from sending: a slow answer does not slow the pace.
+                // Measured from sending: a slow reply does not slow the pace.
                 pace.answered(sent, sent + Duration::from_millis(150), 0, is_behind);
                 let wait = wait(&pace, sent).as_millis();
                 assert!((least..=most).contains(&wait), "{wait}");

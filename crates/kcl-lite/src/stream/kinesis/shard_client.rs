@@ -1,7 +1,8 @@
-//! What both ways of reading have in common: one shard of a stream of the service.
+//! The part that both ways of reading have in common: one shard of a stream.
 //!
-//! Puts the service's records and children into our words, and asks listings whether the shard has
-//! ended. Never takes an error for an end: what is not listed as closed, or as gone, is open.
+//! Converts the service's records and children to this library's types, and looks in listings for the
+//! end of the shard. Never takes an error for an end: a shard is open unless it is listed as closed,
+//! or missing from a complete listing.
 
 use aws_sdk_kinesis::types;
 
@@ -11,7 +12,7 @@ use crate::error::{ServiceError, ServiceErrorKind};
 use crate::record::{Packing, Record, SequenceNumber, ShardId, Timestamp};
 use crate::shard::{ChildShard, ListFrom};
 
-/// A shard, and the stream that it belongs to.
+/// A shard and its stream.
 #[derive(Debug, Clone)]
 pub(super) struct ShardClient {
     pub(super) stream: KinesisClient,
@@ -19,8 +20,8 @@ pub(super) struct ShardClient {
 }
 
 impl ShardClient {
-    /// Asks a complete listing whether the shard is closed: its children then, or none if the listing
-    /// is behind and shows a part of them.
+    /// Makes a complete listing and returns the children if the shard is closed; an empty list if the
+    /// listing is stale and shows only some of them.
     pub(super) async fn look_up_end(&self) -> Result<Option<Vec<ChildShard>>, ServiceError> {
         let shards = self.stream.list(ListFrom::All).await?.shards;
         let closed = shards.iter().find(|shard| shard.id == self.id && !shard.is_open);
@@ -29,10 +30,11 @@ impl ShardClient {
         Ok(Some(if ChildShard::cover(&children, whole) { children } else { Vec::new() }))
     }
 
-    /// The children of this shard, if a complete listing shows the stream and no longer this shard.
+    /// Returns the children of this shard if a complete listing shows the stream but not this shard
+    /// any more.
     ///
-    /// Only when a listed shard names it as a parent, or all listed shards are younger: a listing that
-    /// is behind may lack a shard that has just been made.
+    /// Only if a listed shard names it as a parent, or if all listed shards are younger: a stale
+    /// listing may lack a shard that has just been created.
     pub(super) async fn look_up_forgotten(&self) -> Option<Vec<ChildShard>> {
         let shards = self.stream.list(ListFrom::All).await.ok()?.shards;
         if shards.iter().any(|shard| shard.id == self.id) {
@@ -43,7 +45,7 @@ impl ShardClient {
         (is_older || !children.is_empty()).then_some(children)
     }
 
-    /// The records of a reply.
+    /// Converts the records of a reply.
     pub(super) fn records(&self, records: Vec<types::Record>) -> Result<Vec<Record>, ServiceError> {
         records.into_iter().map(|record| self.record(record)).collect()
     }
@@ -60,14 +62,14 @@ impl ShardClient {
         })
     }
 
-    /// A sequence number of a reply.
+    /// Parses a sequence number of a reply.
     pub(super) fn number(&self, digits: String) -> Result<SequenceNumber, ServiceError> {
         SequenceNumber::from_string(digits)
             .map_err(|error| self.malformed(ServiceErrorKind::Invalid, &error.to_string()))
     }
 
-    /// The children of a reply; none when one of them does not name this shard as its parent,
-    /// for then the other parent may be missing too, and a listing has to tell.
+    /// Converts the children of a reply. Returns none if one of them does not name this shard as its
+    /// parent, because then the other parent may be missing too, and a listing has to tell.
     pub(super) fn children(&self, children: &[types::ChildShard]) -> Vec<ChildShard> {
         let children = children.iter().map(|child| ChildShard {
             id: ShardId::from(child.shard_id.as_str()),
@@ -82,7 +84,7 @@ impl ShardClient {
         }
     }
 
-    /// The shard, as messages of [`KinesisClient::failure`] name it.
+    /// Returns the shard, as messages of [`KinesisClient::failure`] name it.
     pub(super) fn object(&self) -> String {
         format!(", shard `{}`", self.id)
     }

@@ -1,7 +1,7 @@
-//! The line between a shard task and the keeper of its lease.
+//! The link between a shard task and the keeper of its lease.
 //!
-//! What is acknowledged goes over as facts that replace each other, so the shard never waits for a
-//! write it does not need; what has to be answered goes over as requests, bounded.
+//! Acknowledgements are sent as facts, of which the newest replaces the older, so the shard never waits
+//! for a write that it does not need. What needs an answer is sent as a request in a bounded channel.
 
 use std::sync::Arc;
 
@@ -18,22 +18,22 @@ use crate::processor::StoreRequest;
 use crate::record::Timestamp;
 use crate::shard::ChildShard;
 
-/// What the shard task may ask of its keeper. There is one asker and it waits for nothing in
-/// between, so two places are enough.
+/// The capacity for requests of the shard task. It is the only sender and sends at most a finish and then
+/// a release, so two places are enough.
 const REQUESTS: usize = 2;
-/// Tasks of a processor that ask for a checkpoint at the same time; more of them wait.
+/// How many tasks of a processor can request a checkpoint at the same time; further ones wait.
 const STORES: usize = 16;
 
 /// A request of the shard task.
 #[derive(Debug)]
 pub(super) enum Request {
-    /// Everything is acknowledged and the shard has ended: make the children, store `SHARD_END`.
+    /// Everything is acknowledged and the shard has ended: create the child leases, store `SHARD_END`.
     Finish(Vec<ChildShard>),
-    /// Store the newest position and let go.
+    /// Store the newest position and release the lease.
     Release,
 }
 
-/// The shard task's end of the line.
+/// The shard task's end of the link.
 #[derive(Debug)]
 pub(crate) struct KeeperLink {
     facts: watch::Sender<Facts>,
@@ -43,17 +43,17 @@ pub(crate) struct KeeperLink {
     pending: watch::Receiver<Option<PendingCheckpoint>>,
     /// The checkpoint in the row, as of the last answered write.
     pub(crate) stored: watch::Receiver<Checkpoint>,
-    /// Until when the lease is proven to be ours, on the clock beside it.
+    /// The fence: until when the lease is proven, measured on `clock`.
     fence: watch::Receiver<Instant>,
     clock: Arc<dyn Clock>,
-    /// Cancelled when the shard must stop at once, because it is no longer ours.
+    /// Cancelled when the shard must stop at once, because the lease is lost.
     pub(crate) lost: CancellationToken,
-    /// To be cancelled by whoever finds that the shard makes no progress: the keeper then stops the
-    /// shard and lets go of it, without waiting for a task that may not even be able to notice.
+    /// Cancelled by the coordinator when the shard is stuck: the keeper then stops the shard and releases
+    /// the lease, without waiting for a task that may be unable to notice.
     pub(crate) give_up: CancellationToken,
 }
 
-/// The keeper's end of the line.
+/// The keeper's end of the link.
 #[derive(Debug)]
 pub(super) struct KeeperEnd {
     pub(super) facts: watch::Receiver<Facts>,
@@ -66,7 +66,7 @@ pub(super) struct KeeperEnd {
     pub(super) give_up: CancellationToken,
 }
 
-/// A line for a lease that is proven until `fenced_at` on `clock`.
+/// Creates a link for a lease that is proven until `fenced_at` on `clock`.
 pub(super) fn line(
     clock: Arc<dyn Clock>,
     fenced_at: Instant,
@@ -92,7 +92,7 @@ pub(super) fn line(
     (KeeperLink { facts, requests, stores, pending, stored, fence, clock, lost, give_up }, end)
 }
 
-/// What the shard task knows, the newest of each.
+/// The newest values that the shard task has published.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Facts {
     /// Everything up to here is acknowledged.
@@ -109,7 +109,7 @@ impl Facts {
         Self { checkpoint, read_until: mark.arrived, bytes: 0 }
     }
 
-    /// Takes over what is newer; true if the checkpoint is.
+    /// Merges newer values; returns whether the checkpoint advanced.
     pub(super) fn merge(&mut self, other: Self) -> bool {
         let is_news = other.checkpoint > self.checkpoint;
         self.checkpoint = self.checkpoint.take().max(other.checkpoint);
@@ -120,20 +120,20 @@ impl Facts {
 }
 
 impl KeeperLink {
-    /// Notes that everything up to `mark` is acknowledged. Never waits.
+    /// Publishes that everything up to `mark` is acknowledged. Never waits.
     pub(crate) fn acknowledged(&self, mark: &Mark) {
         self.facts.send_if_modified(|facts| facts.merge(Facts::of(mark)));
     }
 
-    /// Notes that everything that arrived until `time` is acknowledged. Never waits, and is no reason
-    /// for a write of its own.
+    /// Publishes that everything that arrived until `time` is acknowledged. Never waits, and never
+    /// triggers a write.
     pub(crate) fn read_until(&self, time: Timestamp) {
         self.facts.send_if_modified(|facts| {
             facts.merge(Facts { read_until: Some(time), ..Facts::default() })
         });
     }
 
-    /// Notes that so many more bytes are delivered. No reason for a write either.
+    /// Publishes that `bytes` more were delivered. Never triggers a write either.
     pub(crate) fn delivered(&self, bytes: u64) {
         self.facts.send_if_modified(|facts| {
             facts.bytes += bytes;
@@ -141,22 +141,22 @@ impl KeeperLink {
         });
     }
 
-    /// The prepared checkpoint that the row holds.
+    /// Returns the prepared checkpoint in the row.
     pub(crate) fn pending(&self) -> Option<PendingCheckpoint> {
         self.pending.borrow().clone()
     }
 
-    /// Where a processor asks for checkpoints of its own.
+    /// Returns the channel on which a processor requests checkpoints of its own.
     pub(crate) fn stores(&self) -> mpsc::Sender<StoreRequest> {
         self.stores.clone()
     }
 
-    /// Completes at once while the lease is proven, and never when it is not: the keeper may not have
-    /// been able to say so yet, for instance when the process was stopped or the machine suspended.
+    /// Completes at once while the lease is proven; past the fence, only after a renewal. The keeper may
+    /// not have been able to cancel `lost` yet, for instance after a suspend of the process or machine.
     pub(crate) async fn still_ours(&self) {
         let fence = *self.fence.borrow();
         if self.clock.now() >= fence {
-            // A renewal may be under way: then the fence moves.
+            // A renewal may be in progress: then the fence moves.
             let mut moved = self.fence.clone();
             while self.clock.now() >= *moved.borrow_and_update() {
                 if moved.changed().await.is_err() {
@@ -166,18 +166,18 @@ impl KeeperLink {
         }
     }
 
-    /// Asks for the end of the shard; `lost` tells if that is not to be. The keeper ends after it.
+    /// Requests the end of the shard and waits until the keeper ends; `lost` is cancelled if it failed.
     pub(crate) async fn finish(&self, children: Vec<ChildShard>) {
         self.ask(Request::Finish(children)).await;
     }
 
-    /// Asks to store the newest position and let go. The keeper ends after it.
+    /// Requests a release with the newest position and waits until the keeper ends.
     pub(crate) async fn release(&self) {
         self.ask(Request::Release).await;
     }
 
     async fn ask(&self, request: Request) {
-        // A keeper that is gone has cancelled `lost` or is done; there is nothing left to ask.
+        // A keeper that has ended has cancelled `lost` or is done; nothing is left to request.
         if self.requests.send(request).await.is_ok() {
             self.requests.closed().await;
         }

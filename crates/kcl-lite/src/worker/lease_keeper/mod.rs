@@ -1,8 +1,8 @@
-//! One task per held lease, the only writer of its row: it renews, checkpoints, finishes, releases.
+//! The task that owns the row of one held lease: it renews, checkpoints, finishes, releases.
 //!
-//! Because renewals and checkpoints go through this one task they cannot race, and the newest
-//! acknowledged position rides on whatever is written next. When the lease can no longer be proven
-//! the keeper cancels the shard by itself, a margin before anyone else may take it.
+//! Renewals and checkpoints go through this one task, so they cannot race, and every write carries the
+//! newest acknowledged position. When the lease can no longer be proven, the keeper self-fences: it
+//! cancels the shard, a margin before another worker may take the lease.
 //! Runs on the control plane; never waits for a processor.
 
 mod link;
@@ -41,9 +41,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// How a keeper ended.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum KeeperExit {
-    /// The row was released or finished by us; this is how it reads now.
+    /// This keeper released or finished the row, which now has this content.
     Done(Box<Lease>),
-    /// Another worker has the lease, or we could not prove that we do.
+    /// Another worker owns the lease, or this one could not prove that it does.
     Lost,
 }
 
@@ -52,23 +52,23 @@ pub(crate) struct LeaseKeeper {
     context: ControlContext,
     tenure: Tenure,
     line: KeeperEnd,
-    /// What the processor has asked to be stored.
+    /// The checkpoints that the processor has requested.
     asked: Asked,
     goal: Goal,
-    /// Making the children before the shard may end.
+    /// The creation of the child leases, before the shard may end.
     ending: Option<BoxFuture<'static, BTreeSet<ShardId>>>,
     next_write: Instant,
-    /// After a failed write: not before this, whoever asks.
+    /// After a failed write, no write starts before this time, whatever requests it.
     pause_until: Instant,
-    /// The least time between two checkpoints that no renewal is due for. None until the table
-    /// throttles: what it can take then belongs to the renewals.
+    /// The least time between two checkpoints outside renewals. Zero until the table throttles: then
+    /// renewals have priority for its capacity.
     spacing: Duration,
     rate: Rate,
     retry: Retry,
     rng: fastrand::Rng,
 }
 
-/// What a processor has asked to be stored and is waiting for.
+/// The checkpoints that a processor has requested and is waiting for.
 #[derive(Debug, Default)]
 struct Asked {
     facts: Facts,
@@ -76,7 +76,7 @@ struct Asked {
     waiting: Vec<oneshot::Sender<()>>,
 }
 
-/// What wakes a keeper.
+/// The reason why a keeper wakes.
 enum Wake {
     Fenced,
     GivenUp,
@@ -88,7 +88,7 @@ enum Wake {
 }
 
 impl LeaseKeeper {
-    /// A keeper and the line to it.
+    /// Creates a keeper and the link to it.
     pub(crate) fn new(
         context: ControlContext,
         tenure: Tenure,
@@ -96,7 +96,7 @@ impl LeaseKeeper {
     ) -> (Self, KeeperLink) {
         let clock = Arc::clone(&context.clock);
         let (link, line) = link::line(clock, tenure.fenced_at(), tenure.lease());
-        // From the proof, not from now: a take that was answered late is renewed early.
+        // Counted from when the take was sent, not from now: after a late reply the renewal is early.
         let next_write = tenure.valid_from() + context.renew_interval();
         let most = context.settings.lease_duration / 10;
         let keeper = Self {
@@ -122,7 +122,7 @@ impl LeaseKeeper {
             match self.wake().await {
                 Wake::Fenced => break self.lose(None),
                 Wake::GivenUp => {
-                    // First the shard: it may notice late, but then it does not get anything done.
+                    // The shard first: it may notice late, but it can no longer checkpoint anything.
                     self.line.lost.cancel();
                     self.ending = None;
                     self.goal = Goal::Release;
@@ -142,15 +142,17 @@ impl LeaseKeeper {
                 }
             }
         };
-        // Closes the line: whoever asked for a release or an end sees that it is over.
+        // Closes the link: a shard task that waits for its release or finish resumes.
         self.line.requests.close();
         exit
     }
 
-    /// The only select: the fence first, so that nothing can hide it.
+    /// Waits for the next event. The fence is the first arm, so that no other one can delay it. Giving up
+    /// precedes requests, because it stops the shard, too. Writes are last, so that they carry all that
+    /// is ready.
     async fn wake(&mut self) -> Wake {
         let is_eager = self.checkpoint_delay().is_some();
-        // Also while the children are being made: a shard that is asked for need not wait for them.
+        // True while the child leases are being created, too: a requested handoff need not wait for them.
         let is_free = self.goal == Goal::Keep;
         let clock = &self.context.clock;
         tokio::select! {
@@ -168,7 +170,7 @@ impl LeaseKeeper {
         }
     }
 
-    /// How soon after an acknowledgement it is to be stored, if not with the next renewal.
+    /// Returns how soon an acknowledgement is stored; `None` if with the next renewal.
     fn checkpoint_delay(&self) -> Option<Duration> {
         match self.context.settings.checkpoints {
             CheckpointPolicy::OnRenewal | CheckpointPolicy::Manual => None,
@@ -192,7 +194,7 @@ impl LeaseKeeper {
         self.next_write = self.context.clock.now();
     }
 
-    /// What the next write is to store.
+    /// Returns the fields of the next write.
     fn update(&mut self) -> LeaseUpdate {
         let latest = self.line.facts.borrow_and_update().clone();
         let is_asked = self.context.settings.balance == Balance::Throughput;
@@ -201,7 +203,7 @@ impl LeaseKeeper {
         let mut facts = self.asked.facts.clone();
         let row = self.tenure.lease();
         let newest = facts.checkpoint.as_ref().max(Some(&row.checkpoint));
-        // A time goes with the checkpoint it belongs to: by itself it would hide a gap.
+        // `read_until` is stored only with the checkpoint it belongs to: alone it would hide a gap.
         let nothing_held_back = latest.checkpoint.as_ref() <= newest;
         let is_manual = self.context.settings.checkpoints == CheckpointPolicy::Manual;
         if !is_manual || self.goal != Goal::Keep || nothing_held_back {
@@ -218,8 +220,8 @@ impl LeaseKeeper {
         }
     }
 
-    /// Answers those whose wish the row fulfils. A write that was recognised by its mark may be an
-    /// older one, so the row decides.
+    /// Completes the requests that the row satisfies. The row decides, not the sent write: the write that
+    /// was recognised by its mark may be an older one.
     fn settle_asked(&mut self) {
         let row = self.tenure.lease();
         self.line.pending.send_if_modified(|pending| {
@@ -235,7 +237,7 @@ impl LeaseKeeper {
         if is_stored && is_prepared {
             self.asked.pending = None;
             for waiting in self.asked.waiting.drain(..) {
-                // Whoever does not wait any more does not need to know.
+                // The receiver may be gone, if its caller no longer waits.
                 waiting.send(()).ok();
             }
         } else {
@@ -250,9 +252,9 @@ impl LeaseKeeper {
                 self.ending =
                     Some(Box::pin(children::make(self.context.clone(), parent, children)));
             }
-            // A shard task that is gone without a word has failed: another tenure starts afresh.
+            // A shard task that ended without a request has failed: release, for a new tenure.
             Some(Request::Release) | None => {
-                // An end that came after it would be written in a row that is already free.
+                // A finish after the release would write to a row that is already unowned.
                 self.ending = None;
                 self.goal = Goal::Release;
                 self.next_write = self.context.clock.now();
@@ -286,7 +288,7 @@ impl LeaseKeeper {
         }
     }
 
-    /// Sends one write; gives up waiting when the fence falls or the attempt takes too long.
+    /// Sends one write; stops waiting at the fence or after the write limit.
     async fn send(&mut self, write: &LeaseWrite) -> Sent {
         let clock = Arc::clone(&self.context.clock);
         let sent = clock.now();
@@ -310,7 +312,7 @@ impl LeaseKeeper {
             Some(Err(error)) => Sent::Unknown(error),
             None => Sent::Unknown(ServiceError::new(
                 ServiceErrorKind::Unavailable,
-                format!("no answer from the lease table for {}", write.key),
+                format!("no reply from the lease table for {}", write.key),
             )),
         }
     }
@@ -351,7 +353,7 @@ impl LeaseKeeper {
 
     fn failed(&mut self, error: &ServiceError) {
         let now = self.context.clock.now();
-        // Sooner and sooner as the fence comes near: an outage that ends before it costs no lease.
+        // More often as the fence approaches: an outage that ends before it costs no lease.
         let left = self.tenure.fenced_at().saturating_duration_since(now);
         let pause = self.retry.delay(&mut self.rng).min((left / 4).max(RETRY_FIRST));
         self.pause_until = now + pause;
@@ -368,7 +370,7 @@ impl LeaseKeeper {
     }
 
     fn lose(&self, to: Option<crate::record::WorkerId>) -> KeeperExit {
-        // First the shard, then the world: nobody may still be processing when this is known.
+        // The shard first, then the event: when the loss is public, nothing may be processed any more.
         self.line.lost.cancel();
         self.context.events.emit(&Event::LeaseLost { shard: self.tenure.lease().key.clone(), to });
         KeeperExit::Lost
@@ -378,12 +380,12 @@ impl LeaseKeeper {
 /// The result of sending one write.
 enum Sent {
     Answered(Verdict),
-    /// It may have been applied, or may be later.
+    /// The write may have been applied, or may be applied later.
     Unknown(ServiceError),
     Fenced,
 }
 
-/// Waits for the children, if they are being made.
+/// Waits for the child leases, if they are being created; otherwise never completes.
 fn made<'a>(
     ending: &'a mut Option<BoxFuture<'static, BTreeSet<ShardId>>>,
 ) -> Pin<Box<dyn Future<Output = BTreeSet<ShardId>> + Send + 'a>> {

@@ -1,8 +1,8 @@
-//! How many bytes per second a shard carries, smoothed. Pure: instants come in as arguments.
+//! The smoothed throughput of a shard in bytes per second. Pure: instants are arguments.
 
 use tokio::time::Instant;
 
-/// The rate of one shard.
+/// The throughput of one shard.
 #[derive(Debug)]
 pub(super) struct Rate {
     since: Instant,
@@ -11,13 +11,13 @@ pub(super) struct Rate {
 }
 
 impl Rate {
-    /// A rate that starts with what an earlier owner measured.
+    /// Creates a rate that continues from the value of an earlier owner.
     pub(super) fn new(now: Instant, before: Option<u64>) -> Self {
         Self { since: now, bytes: 0, smooth: before }
     }
 
-    /// The rate at `now`, when `bytes` have been delivered in all; each call counts half of what was
-    /// before. `None` until a second has passed.
+    /// Returns the rate at `now`, when `bytes` have been delivered in total; each measurement halves the
+    /// weight of the previous ones. `None` until a second has passed.
     pub(super) fn measure(&mut self, now: Instant, bytes: u64) -> Option<u64> {
         let millis = now.saturating_duration_since(self.since).as_millis();
         if millis >= 1_000 {

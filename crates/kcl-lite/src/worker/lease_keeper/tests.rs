@@ -1,4 +1,4 @@
-//! The keeper by itself, on a store in memory and paused time.
+//! The keeper alone, on an in-memory store and paused time.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -22,7 +22,7 @@ use crate::stream::memory::MemoryStream;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A keeper of a lease that was proven `before` now.
+/// Creates a keeper of a lease that was proven `before` now.
 fn keeper(before: Duration) -> (LeaseKeeper, KeeperLink) {
     keeper_on(Arc::new(TokioClock), before)
 }
@@ -91,7 +91,7 @@ fn mark(number: u64, arrived: i64) -> Mark {
     Mark { position, arrived: Some(Timestamp::from_millis(arrived)) }
 }
 
-/// The row in the store, taken by the keeper.
+/// Creates the keeper's row in the store.
 async fn stored(keeper: &LeaseKeeper) {
     let lease = keeper.tenure.lease().clone();
     let change = LeaseChange::Create(Box::new(lease.clone()));
@@ -107,14 +107,14 @@ async fn giving_up_stops_the_shard_first_and_does_not_wait_for_it() {
     let lost = link.lost.clone();
     link.acknowledged(&mark(5, 0));
     link.give_up.cancel();
-    // The link stays: its task hangs.
+    // The link stays open: its task hangs.
     let KeeperExit::Done(row) = keeper.run().await else { panic!("it was released") };
     assert!(lost.is_cancelled());
     assert_eq!((row.owner, row.checkpoint.to_string()), (None, "5".to_owned()));
     drop(link);
 }
 
-/// The answer to a write may be that an older one was applied: the row decides who is told what.
+/// The reply to a write may show that an older one was applied: the row decides which requests complete.
 #[tokio::test(start_paused = true)]
 async fn a_wish_is_not_fulfilled_by_a_write_that_does_not_carry_it() {
     let (mut keeper, _link) = keeper(Duration::ZERO);
@@ -153,13 +153,13 @@ async fn a_manual_checkpoint_holds_the_time_back_that_belongs_to_a_later_one() {
     assert_eq!(keeper.update().read_until, Some(Timestamp::from_millis(3)));
 }
 
-/// A table in which somebody was faster just before a row would be replaced or discarded.
+/// A table in which another write wins just before a row is replaced or discarded.
 #[derive(Debug, Default)]
 struct Raced {
     rows: MemoryStore,
-    /// How often its owner renews the row then.
+    /// How often the owner renews the row first.
     renewals: AtomicU32,
-    /// Whether it is removed then.
+    /// Whether the row is removed first.
     is_removed: AtomicBool,
 }
 
@@ -206,7 +206,7 @@ impl LeaseStore for Raced {
     }
 }
 
-/// A table with one row, of the first stream of a name; and a row of the second one.
+/// Creates a table with one row of the first stream of a name, and a row of the re-created one.
 async fn recreated() -> (ControlContext, Arc<Raced>, [Lease; 2]) {
     let [former, new] = [1_000, 2_000].map(|created| {
         let created = Timestamp::from_millis(created);
@@ -226,13 +226,13 @@ async fn a_row_of_a_former_stream_makes_way_however_often_its_owner_renews_it() 
     context.create(&new).await.unwrap();
     let rows = store.rows.snapshot();
     assert_eq!((rows.len(), rows[0].counter, &rows[0].stream), (1, 2_000, &new.stream));
-    // The next one is made by somebody else.
+    // Another worker creates the next one.
     context.create(&Lease { checkpoint: Checkpoint::Latest, ..new }).await.unwrap();
     assert_eq!(store.rows.snapshot(), rows);
 }
 
-/// The rows of the former stream are deleted, by whomever, while writes to them are on their way, which
-/// arrive when the row of the new stream is as old as that one was.
+/// The rows of the former stream are deleted while writes to them are in flight, which arrive when the row
+/// of the new stream has been renewed as often as the former one.
 #[tokio::test(start_paused = true)]
 async fn a_write_that_was_meant_for_a_row_of_a_former_stream_changes_no_row_of_the_new_one() {
     let (context, store, [former, new]) = recreated().await;
@@ -273,8 +273,8 @@ async fn a_write_that_was_meant_for_a_row_of_a_former_stream_changes_no_row_of_t
     }
 }
 
-/// Who made way was removed by somebody else before it could be replaced: nobody knows by that whether
-/// there is a row now, and the end of a parent must not be stored by it.
+/// The former row was removed by another worker before it could be replaced. Whether a new row exists is
+/// then unknown, so the shard end of a parent must not be stored on this evidence.
 #[tokio::test(start_paused = true)]
 async fn a_row_that_is_removed_before_it_is_replaced_is_no_row_that_was_made() {
     let (context, store, [_, new]) = recreated().await;
@@ -285,7 +285,7 @@ async fn a_row_that_is_removed_before_it_is_replaced_is_no_row_that_was_made() {
     assert_eq!(store.rows.snapshot().len(), 1);
 }
 
-/// Only where the user says so, since it may be the table of another application.
+/// Only if the user allows it, since it may be the table of another application.
 #[tokio::test(start_paused = true)]
 async fn a_row_of_an_unrelated_stream_makes_way_only_where_that_is_said() {
     let (mut context, store, [former, new]) = recreated().await;
@@ -315,8 +315,8 @@ async fn a_row_is_discarded_however_often_its_owner_renews_it() {
     assert_eq!(store.rows.snapshot(), []);
 }
 
-/// Otherwise the end would be written in a row that is free already, if the release was applied but
-/// not answered.
+/// Otherwise the shard end would be written to a row that is already unowned, if the release was applied
+/// but its reply lost.
 #[tokio::test(start_paused = true)]
 async fn a_shard_that_is_to_be_let_go_while_its_children_are_being_made_does_not_end() {
     let (mut keeper, _link) = keeper(Duration::ZERO);

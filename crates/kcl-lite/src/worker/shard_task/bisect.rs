@@ -1,8 +1,8 @@
-//! Which records have failed, how often, and in which parts they are delivered next.
+//! Bisecting: which records have failed, how often, and in which parts they are delivered next.
 //!
-//! A part that failed is delivered as the same part again until its attempts are used up; then it is
-//! halved, until a single record is left. Knows records by position only, so it outlives a processor
-//! that panics and a reader that starts again with other batches. Pure: delivers and stores nothing.
+//! A failed part is retried unchanged until its attempts are used up; then it is halved, until a single
+//! record is left. Identifies records by position only, so it outlives a processor that panics and a
+//! reader that restarts with other batches. Pure: delivers and stores nothing.
 
 use crate::error::Failure;
 use crate::position::Position;
@@ -11,31 +11,31 @@ use crate::record::Record;
 /// The parts of a shard that have failed and are not acknowledged yet.
 #[derive(Debug, Default)]
 pub(super) struct Bisection {
-    /// In order. A part begins where the one before it ends, or with the batch.
+    /// In order. A part begins after the previous one, or with the batch.
     parts: Vec<Part>,
 }
 
-/// The records up to and including `last`.
+/// A part: the records up to and including `last`.
 #[derive(Debug)]
 struct Part {
     last: Position,
-    /// How often it has failed, as this part.
+    /// How often this part has failed.
     failures: u32,
     allowed: u32,
     failure: Failure,
 }
 
-/// How the next records are to be treated.
+/// What to do with the next records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Deliver so many.
+    /// Deliver this many records.
     Deliver(usize),
-    /// So many have used up their attempts.
+    /// This many records have used up their attempts.
     Exhausted { records: usize, attempts: u32, failure: Failure },
 }
 
 impl Bisection {
-    /// What to do with the first of `records`, which are in order and not empty.
+    /// Returns what to do with the first of `records`, which are in order and not empty.
     pub(super) fn next(&self, records: &[Record]) -> Next {
         let Some(part) = records.first().and_then(|first| self.part_of(&Position::of(first)))
         else {
@@ -49,8 +49,8 @@ impl Bisection {
         Next::Exhausted { records: count, attempts, failure }
     }
 
-    /// Delivering the part that ends with `last` has failed. Returns how often it has by now; a part
-    /// that has not failed before may do so `attempts` times.
+    /// Records a failure of the part that ends with `last`, and returns its number of failures. A part
+    /// that fails for the first time is allowed `attempts`.
     pub(super) fn failed(&mut self, last: Position, attempts: u32, failure: Failure) -> u32 {
         let index = self.parts.partition_point(|part| part.last < last);
         if self.parts.get(index).is_none_or(|part| part.last != last) {
@@ -63,8 +63,8 @@ impl Bisection {
         part.failures
     }
 
-    /// Halves the part that `records` (two at least) are. A half is tried once, a single record
-    /// `attempts` times: what fails once in a half may be a transient fault of something else.
+    /// Halves the part that consists of `records` (at least two). A half is attempted once, a single
+    /// record `attempts` times: one failure of it may be a transient fault of something else.
     pub(super) fn halve(&mut self, records: &[Record], attempts: u32) {
         let (first, second) = records.split_at(records.len() / 2);
         let (Some(middle), Some(last)) = (first.last(), second.last()) else { return };
@@ -78,7 +78,7 @@ impl Bisection {
         self.parts.insert(index, Part { last, failures: 0, allowed: allowed(first), failure });
     }
 
-    /// Everything up to `position` is acknowledged.
+    /// Forgets the parts up to `position`, which are acknowledged.
     pub(super) fn acknowledged(&mut self, position: &Position) {
         let done = self.parts.partition_point(|part| part.last <= *position);
         self.parts.drain(..done);
@@ -96,26 +96,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::record::{Packing, Timestamp};
 
     fn records(numbers: std::ops::RangeInclusive<usize>) -> Vec<Record> {
-        let record = |number: usize| Record {
-            sequence_number: number.to_string().parse().unwrap(),
-            sub_sequence_number: 0,
-            partition_key: String::new(),
-            data: Default::default(),
-            arrived: Timestamp::from_millis(0),
-            packing: Packing::Plain,
-        };
-        numbers.map(record).collect()
+        numbers.map(|number| Record::numbered(number as u64, 0)).collect()
     }
 
     fn at(number: usize) -> Position {
         Position::of(&records(number..=number)[0])
     }
 
-    /// Delivers 1..=count in batches of `batch` to a processor that fails at `bad`; returns the good
-    /// ones in order of their success, those put aside, and the number of failures.
+    /// Delivers 1..=count in batches of `batch` to a processor that fails at `bad`; returns the processed
+    /// records in order, the dead letters, and the number of failures.
     fn run(
         count: usize,
         batch: usize,

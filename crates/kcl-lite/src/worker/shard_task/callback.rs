@@ -1,6 +1,6 @@
-//! Calling the processor: a panic is an outcome, and so is taking too long.
+//! Calls to the processor: a panic and a timeout become outcomes.
 //!
-//! The only place where a user's future is polled. What an outcome leads to is decided elsewhere.
+//! The only place that polls a user's future. Other modules decide what follows from an outcome.
 
 use std::any::Any;
 use std::future::Future;
@@ -17,18 +17,18 @@ use crate::error::{BoxError, Failure};
 use crate::event::Event;
 use crate::worker::liveness::Activity;
 
-/// How a callback failed.
+/// The way a callback failed.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// It returned an error, or panicked.
     Failed(Failure),
-    /// It was dropped at the deadline.
+    /// It exceeded the deadline and was dropped.
     TooLong(String),
 }
 
 impl ShardTask {
-    /// Waits for a callback: an event when it is slow, the end of it at the deadline. A heartbeat
-    /// restarts both times.
+    /// Runs a callback: emits an event when it is slow, and drops it at the deadline. A heartbeat restarts
+    /// both limits.
     pub(super) async fn call<T>(
         &mut self,
         callback: &'static str,
@@ -47,7 +47,7 @@ impl ShardTask {
         }
     }
 
-    /// Runs a last callback; one that fails changes nothing any more.
+    /// Runs a final callback, whose failure is only logged.
     pub(super) async fn final_callback(
         &self,
         callback: &'static str,
@@ -77,9 +77,10 @@ impl ShardTask {
         let mut future = std::pin::pin!(future);
         let mut is_slow = false;
         loop {
-            // What is heard later is looked at when one of the two times is over.
+            // Later heartbeats are checked when one of the two limits is reached.
             let heard = self.heard_since(begun);
             tokio::select! {
+                // The callback first: one that returns at the deadline has returned.
                 biased;
                 value = &mut future => return Some(value),
                 () = after(clock, heard, settings.callback_deadline) => {
@@ -106,14 +107,14 @@ impl ShardTask {
     }
 }
 
-/// The message of a panic.
+/// Returns the message of a panic.
 pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     format!("panicked: {}", text.unwrap_or_else(|| "no message".to_owned()))
 }
 
-/// Completes so long after `start`; never when that is off the clock.
+/// Completes `duration` after `start`; never if that overflows the clock.
 async fn after(clock: &Arc<dyn Clock>, start: Instant, duration: Duration) {
     match start.checked_add(duration) {
         Some(deadline) => clock.sleep_until(deadline).await,

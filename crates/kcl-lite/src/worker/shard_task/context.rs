@@ -1,4 +1,4 @@
-//! What all shard tasks of a worker share, what one starts from, and how it ends: data only.
+//! The shared context, the start and the exit of shard tasks: data only.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,22 +18,22 @@ use crate::shard::HashRange;
 use crate::stream::Stream;
 use crate::worker::service_clock::ServiceClock;
 
-/// How a shard task ended.
+/// The way a shard task ended.
 #[derive(Debug, Clone)]
 pub(crate) enum ShardExit {
     /// `SHARD_END` is stored.
     Ended,
-    /// Let go on request; `clean` if everything delivered was acknowledged.
+    /// Drained on request; `clean` if everything delivered was acknowledged.
     Drained { clean: bool },
-    /// Let go because it makes no progress here.
+    /// Released because the shard makes no progress here.
     GivenBack { reason: String },
-    /// Let go because a policy says that the worker shall stop.
+    /// Released because a policy stops the worker.
     Stop(Error),
     /// The lease was lost.
     Lost,
 }
 
-/// What all shard tasks of a worker share.
+/// The context that all shard tasks of a worker share.
 #[derive(Clone)]
 pub(crate) struct ShardTaskContext {
     pub(crate) stream: Arc<dyn Stream>,
@@ -43,25 +43,25 @@ pub(crate) struct ShardTaskContext {
     pub(crate) factory: Factory,
     pub(crate) dead_letter: Option<Arc<dyn DeadLetter>>,
     pub(crate) service_clock: ServiceClock,
-    /// The memory for the records of all shards.
+    /// The memory budget for the records of all shards.
     pub(crate) budget: Budget,
-    /// Whether nothing may be delivered.
+    /// Whether delivery is paused.
     pub(crate) paused: watch::Receiver<bool>,
     pub(crate) packing_faults: PackingFaults,
 }
 
-/// Where a tenure starts.
+/// The start of a tenure.
 #[derive(Debug, Clone)]
 pub(crate) struct ShardStart {
     pub(crate) shard: ShardContext,
-    /// Where a reader starts when nothing is acknowledged yet.
+    /// The cursor while nothing is acknowledged yet.
     pub(crate) cursor: Cursor,
     pub(crate) known: Known,
-    /// What the shard serves, if its row says so.
+    /// The hash range of the shard, if its row stores it.
     pub(crate) hash_range: Option<HashRange>,
 }
 
-/// What was wrong with aggregates since the worker started. Clones share it.
+/// Counters of faulty aggregates since the worker started. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PackingFaults(Arc<Counts>);
 
@@ -72,7 +72,7 @@ struct Counts {
 }
 
 impl PackingFaults {
-    /// Records whose hash key belongs to another shard.
+    /// Returns the number of misrouted records: their hash key belongs to another shard.
     pub(crate) fn misrouted(&self) -> u64 {
         self.0.misrouted.load(Ordering::Relaxed)
     }
@@ -85,7 +85,7 @@ impl PackingFaults {
         self.0.corrupt.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Aggregates that could not be unpacked.
+    /// Returns the number of aggregates that could not be unpacked.
     pub(crate) fn corrupt(&self) -> u64 {
         self.0.corrupt.load(Ordering::Relaxed)
     }

@@ -1,7 +1,7 @@
 //! Dead letters: records that a processor rejects, or that keep failing, are stored elsewhere.
 //!
-//! A record counts as acknowledged only after it was stored; while that fails the shard waits. Decides
-//! about no record that it is one: that is the processor's word, or the failure policy's.
+//! A record counts as acknowledged only after it was stored; while storing fails, the shard waits. The
+//! processor or the failure policy decides which records are dead letters, not this module.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +18,13 @@ use crate::worker::liveness::Activity;
 
 /// How long one attempt to store a dead letter may take.
 const STORE_LIMIT: Duration = Duration::from_secs(30);
-/// So many dead letters of a shard, without a record between them that was processed, are hardly so
-/// many bad records: those come alone, or in a few. It is reached within seconds of an outage, when
-/// little has been lost to it.
+/// This many consecutive dead letters of a shard, without a processed record in between, indicate an
+/// outage rather than poison records, which come alone or in small groups. An outage reaches the limit
+/// within seconds, before many records are dead-lettered.
 const MANY_IN_A_ROW: u32 = 10;
 
 impl ShardTask {
-    /// Stores what the processor has rejected. `Some` ends the pass.
+    /// Stores the records that the processor has rejected. `Some` ends the pass.
     pub(super) async fn store_rejected(&mut self, window: &AckWindow) -> Option<Pass> {
         while let Some(rejected) = window.next_rejected() {
             if self.context.dead_letter.is_none() {
@@ -42,8 +42,8 @@ impl ShardTask {
         None
     }
 
-    /// Stores what the processor has rejected while the shard is let go: there is time for one attempt
-    /// each. False if one fails, which leaves its record to the next owner.
+    /// Stores rejected records during a drain, which leaves time for one attempt each. Returns false if
+    /// one fails; its record is left to the next owner.
     pub(super) async fn store_rejected_at_last(&mut self, window: &AckWindow) -> bool {
         while let Some(rejected) = window.next_rejected() {
             let Some(sink) = self.context.dead_letter.clone() else { return false };
@@ -59,7 +59,7 @@ impl ShardTask {
         true
     }
 
-    /// Stores one record, however long that takes, and settles it; false if asked to stop meanwhile.
+    /// Stores one record, retrying indefinitely, and settles it; returns false if a drain interrupts it.
     pub(super) async fn dead_letter(
         &mut self,
         window: &AckWindow,
@@ -82,7 +82,7 @@ impl ShardTask {
                 error: error.clone(),
                 retry_in,
             });
-            // Tokens of other records may have been acknowledged meanwhile.
+            // Other records may have been acknowledged during the attempt.
             self.publish(window);
             if self.sleep_unless_drained(retry_in).await {
                 return false;
@@ -106,7 +106,7 @@ impl ShardTask {
         }
     }
 
-    /// One attempt.
+    /// Makes one attempt to store a dead letter.
     async fn store(
         &self,
         sink: &Arc<dyn DeadLetter>,
@@ -119,7 +119,7 @@ impl ShardTask {
         }
     }
 
-    /// The record is stored, and so is settled. Emits an event for it, and for many in a row.
+    /// Settles a stored record. Emits an event for it, and another one for many in a row.
     fn dead_lettered(&mut self, window: &AckWindow, record: &Record, letter: DeadLetterRecord) {
         window.settled(record);
         let DeadLetterRecord { position, attempts, error, .. } = letter;
@@ -131,7 +131,7 @@ impl ShardTask {
         }
         self.failures.dead_letters_in_a_row = self.failures.dead_letters_in_a_row.saturating_add(1);
         let records = self.failures.dead_letters_in_a_row;
-        // Again whenever the number has doubled.
+        // Repeated whenever the number has doubled.
         if records.is_multiple_of(MANY_IN_A_ROW) && (records / MANY_IN_A_ROW).is_power_of_two() {
             let shard = self.shard.lease_key.clone();
             let event = Event::ManyDeadLetters { shard, records, error: last };
@@ -140,10 +140,10 @@ impl ShardTask {
     }
 }
 
-/// The error of a processor that rejects a record while nobody has said where such records go.
+/// Rewords the error of a processor that rejects a record while no dead letter store is configured.
 pub(super) fn no_place(failure: Failure) -> Failure {
     let text = format!(
-        "the processor rejects a record, but the worker stores no dead letters (see \
+        "the processor rejected a record, but no dead letter store is configured (see \
          `WorkerBuilder::dead_letter`): {}",
         failure.text
     );

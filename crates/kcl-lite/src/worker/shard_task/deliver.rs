@@ -1,6 +1,6 @@
-//! Getting one batch done: deliver, deliver again, bisect, or give up.
+//! The delivery of one batch: deliver, retry, bisect, or give up.
 //!
-//! Order is kept: nothing behind a part is delivered before the part is done.
+//! Order is kept: no record after a part is delivered before the part is processed or dead-lettered.
 
 use std::sync::Arc;
 
@@ -75,7 +75,7 @@ impl ShardTask {
         }
     }
 
-    /// One call of `process`. `Err(Some(_))` ends the pass, `Err(None)` asks for another attempt.
+    /// Calls `process` once. `Err(Some(_))` ends the pass, `Err(None)` requests a retry.
     async fn attempt(
         &mut self,
         processor: &mut dyn ErasedProcessor,
@@ -111,7 +111,7 @@ impl ShardTask {
                 line.window.withdraw(delivered);
                 line.window.rejected(open[index].clone(), failure);
                 if index > 0 {
-                    // It got as far as this one.
+                    // The records before the rejected one were processed.
                     self.failures.dead_letters_in_a_row = 0;
                 }
                 return Err(None);
@@ -127,20 +127,20 @@ impl ShardTask {
         if self.failures.is_dead {
             return Err(Some(Pass::Again { failures, error, at_once }));
         }
-        // Until the next attempt tokens of this one may still acknowledge.
+        // Until the retry, tokens of this attempt may still acknowledge: withdraw it after the pause.
         let drained = self.pause(failures, &error, at_once).await;
         line.window.withdraw(delivered);
         Err(drained.then_some(Pass::Drained { clean: false }))
     }
 
-    /// Which of `records` the processor's error rejects; or the error, if that is none or there is no
-    /// place for it.
+    /// Returns the index of the record that the processor's error rejects; or the error, if it rejects
+    /// none of `records` or no dead letter store is configured.
     fn rejection(&self, records: &[Record], failure: Failure) -> Result<(usize, Failure), Failure> {
         let Some(position) = failure.poison().map(PoisonRecord::position) else {
             return Err(failure);
         };
         let Some(index) = records.iter().position(|it| Position::of(it) == *position) else {
-            let text = format!("{} (but it is no record of this batch)", failure.text);
+            let text = format!("{} (but this record is not in the batch)", failure.text);
             return Err(failure.reworded(text));
         };
         match self.context.dead_letter {

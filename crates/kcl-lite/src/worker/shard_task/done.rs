@@ -1,9 +1,9 @@
-//! What need not be delivered again, where reading starts *at* the checkpoint. Pure.
+//! The removal of processed records from a batch, since reading starts *at* the checkpoint. Pure.
 
 use crate::position::Position;
 use crate::record::Record;
 
-/// Drops the records at or before `done`, where reading starts again.
+/// Drops the records at or before `done`, where reading restarts.
 pub(super) fn drop_done(records: &mut Vec<Record>, done: &Position) {
     let place = |record: &Record| {
         let of_number = record.sequence_number.cmp(&done.sequence_number);
@@ -13,8 +13,8 @@ pub(super) fn drop_done(records: &mut Vec<Record>, done: &Position) {
         return;
     }
     let is_same = |record: &Record| record.sequence_number == done.sequence_number;
-    // Another library stopped inside an aggregate, which is delivered whole here: repeat its
-    // beginning rather than lose its end.
+    // Another library stopped inside an aggregate that was not unpacked here: repeat its beginning
+    // rather than lose its end.
     let is_packed = done.sub_sequence_number > 0
         && !records.iter().any(|record| is_same(record) && record.sub_sequence_number > 0);
     records.retain(|record| (is_packed && is_same(record)) || place(record).is_gt());
@@ -23,23 +23,11 @@ pub(super) fn drop_done(records: &mut Vec<Record>, done: &Position) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Packing, Timestamp};
-
-    fn record(number: u64, sub: u64) -> Record {
-        Record {
-            sequence_number: number.to_string().parse().unwrap(),
-            sub_sequence_number: sub,
-            partition_key: String::new(),
-            data: Default::default(),
-            arrived: Timestamp::from_millis(0),
-            packing: Packing::Plain,
-        }
-    }
 
     fn left(records: &[(u64, u64)], done: (u64, u64)) -> Vec<(String, u64)> {
         let mut records: Vec<_> =
-            records.iter().map(|(number, sub)| record(*number, *sub)).collect();
-        drop_done(&mut records, &Position::of(&record(done.0, done.1)));
+            records.iter().map(|(number, sub)| Record::numbered(*number, *sub)).collect();
+        drop_done(&mut records, &Position::of(&Record::numbered(done.0, done.1)));
         let place = |it: Record| (it.sequence_number.to_string(), it.sub_sequence_number);
         records.into_iter().map(place).collect()
     }

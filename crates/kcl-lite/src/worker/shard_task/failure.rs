@@ -1,7 +1,7 @@
-//! What follows from a failure of the processor: another attempt, a release, or the end of the worker.
+//! The handling of processor failures: a retry, a release, or the stop of the worker.
 //!
-//! [`bisect`](super::bisect) knows which records failed; this file knows how often in a row, since when,
-//! and what the failure policy says.
+//! [`bisect`](super::bisect) tracks which records failed; this module tracks how often in a row and since
+//! when, and applies the failure policy.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::settings::FailurePolicy;
 use crate::worker::liveness::Activity;
 
 impl ShardTask {
-    /// What follows from a failure that no batch is to blame for.
+    /// Decides how to continue after a failure outside `process`.
     pub(super) fn after_fault(&mut self, callback: &str, fault: Fault) -> Pass {
         let failure = match fault {
             Fault::TooLong(reason) => return Pass::TooLong(reason),
@@ -36,7 +36,7 @@ impl ShardTask {
         Pass::Again { failures, error: failure.text, at_once: false }
     }
 
-    /// The end of all attempts, unless the policy is to go on without the record.
+    /// Ends the pass when the attempts are used up; `None` if the policy is to retry or dead-letter.
     pub(super) fn give_up(&self, failures: u32, failure: &Failure) -> Option<Pass> {
         let shard = &self.shard.lease_key;
         let what = format!("the processor failed {failures} times: {}", failure.text);
@@ -51,7 +51,7 @@ impl ShardTask {
         }
     }
 
-    /// What follows if a deferred acknowledgement will never come.
+    /// Ends the pass if a deferred acknowledgement was dropped and so will never come.
     pub(super) fn after_dropped_token(&mut self, window: &AckWindow) -> Option<Pass> {
         let position = window.failed_at()?;
         let error = "a deferred acknowledgement was dropped".to_owned();
@@ -70,7 +70,7 @@ impl ShardTask {
         Pass::Again { failures, error, at_once: false }
     }
 
-    /// Tells of a failure and waits before the next attempt; true if asked to stop meanwhile.
+    /// Emits a failure and waits before the retry; returns true if a drain interrupts the wait.
     pub(super) async fn pause(&mut self, failures: u32, error: &str, at_once: bool) -> bool {
         let retry_in =
             if at_once { Duration::ZERO } else { self.failures.retry.delay(&mut self.rng) };
@@ -85,7 +85,7 @@ impl ShardTask {
         self.sleep_unless_drained(retry_in).await
     }
 
-    /// True if asked to stop meanwhile.
+    /// Sleeps; returns true if a drain interrupts the sleep.
     pub(super) async fn sleep_unless_drained(&self, duration: Duration) -> bool {
         tokio::select! {
             biased;

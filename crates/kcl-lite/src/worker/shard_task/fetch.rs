@@ -1,7 +1,7 @@
-//! Reading ahead: from a reader into a small channel, with a new reader in the place of one that hangs.
+//! Prefetch: reads from a reader into a small channel, and replaces a reader that hangs.
 //!
-//! Where a new reader starts is derived from what was handed over, never remembered beside it. Tells
-//! what the reader does in the shard's [`Progress`]. Never ends a shard because of an error.
+//! The cursor of a new reader is derived from the last record in the channel, never stored separately.
+//! Publishes the state of the reader in the shard's [`Progress`]. Never ends a shard because of an error.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -29,49 +29,49 @@ use crate::worker::liveness::{Progress, READ_LIMIT, READER_RESTARTS};
 /// The least time between two failed reads.
 const READ_FAILURE_PAUSE: Duration = Duration::from_millis(200);
 
-/// What a reader found.
+/// The result of a read.
 #[derive(Debug)]
 pub(super) enum Fetched {
-    /// Records, never none.
+    /// Records, at least one.
     Records(FetchedRecords),
-    /// Nothing more had arrived at this time of the service.
+    /// At the tip: nothing more had arrived at this time of the service's clock.
     Tip(Timestamp),
-    /// Everything was read.
+    /// The closed shard is fully read.
     End(Vec<ChildShard>),
 }
 
-/// The records of one reply, and the memory that they take.
+/// The records of one reply, and the memory that they hold.
 #[derive(Debug)]
 pub(super) struct FetchedRecords {
     pub(super) records: Vec<Record>,
-    /// What the service counts of them.
+    /// Their size as the service counts it.
     pub(super) bytes: u64,
     pub(super) millis_behind_latest: u64,
     pub(super) memory: Permit,
 }
 
-/// Reads one shard for one pass.
+/// The prefetch of one shard for one pass.
 pub(super) struct Fetch {
     pub(super) context: ShardTaskContext,
     pub(super) key: LeaseKey,
     pub(super) progress: Arc<Mutex<Progress>>,
     pub(super) unpacker: Unpacker,
     pub(super) memory: Arc<Account>,
-    /// Where the first reader starts.
+    /// The cursor of the first reader.
     pub(super) start: Cursor,
-    /// The last record that was handed over.
+    /// The position of the last record that was sent to the pass.
     pub(super) last: Option<Position>,
 }
 
 impl Fetch {
-    /// Reads until it is dropped; returns only to give up, with the reason.
+    /// Reads until it is dropped; returns the reason if it gives up.
     pub(super) async fn run(mut self, batches: mpsc::Sender<Fetched>) -> String {
         let mut hangs = 0;
-        // The pass before may have ended while its reader waited.
+        // The previous pass may have ended while its reader waited for memory.
         self.waits_for_memory(false);
         let mut reader = self.open();
         loop {
-            // Before the call: what the service says then holds at this time at least.
+            // Before the call: the reply holds for this time at least.
             let asked = self.context.service_clock.now();
             let step = AssertUnwindSafe(self.step(reader.as_mut())).catch_unwind();
             let cause = match step.await.transpose() {
@@ -91,7 +91,7 @@ impl Fetch {
                     continue;
                 }
                 Some(Err(panic)) => format!("the reader {}", panic_message(&*panic)),
-                None => format!("the reader did not answer in {READ_LIMIT:?}"),
+                None => format!("the reader did not reply within {READ_LIMIT:?}"),
             };
             hangs += 1;
             if hangs == READER_RESTARTS {
@@ -103,8 +103,8 @@ impl Fetch {
         }
     }
 
-    /// One step of the reader; `None` if it does not answer in time. How long it waits for memory
-    /// counts for nothing.
+    /// Runs one step of the reader; `None` if it does not reply in time. The wait for memory does not
+    /// count.
     async fn step(
         &self,
         reader: &mut dyn ShardReader,
@@ -116,7 +116,7 @@ impl Fetch {
         let memory = loop {
             let most = reader.most_bytes();
             let memory = self.set_aside(most).await;
-            // While it was waited for, more may have been written.
+            // During the wait more may have been written, so that the next reply can be larger.
             if reader.most_bytes() <= most {
                 break memory;
             }
@@ -124,7 +124,7 @@ impl Fetch {
         Some((within(clock, left, reader.next()).await?, memory))
     }
 
-    /// Memory for one reply.
+    /// Reserves memory for one reply.
     async fn set_aside(&self, bytes: u64) -> Permit {
         let mut permit = pin!(self.memory.acquire(&self.context.clock, bytes));
         if let Some(permit) = permit.as_mut().now_or_never() {
@@ -137,7 +137,8 @@ impl Fetch {
     }
 
     fn open(&self) -> Box<dyn ShardReader> {
-        // *At* the last record, which is dropped: only a part of an aggregate may have been read.
+        // *At* the last record, not after it, since only a part of an aggregate may have been read. The
+        // records up to it are dropped.
         let cursor = self.last.as_ref().map_or_else(
             || self.start.clone(),
             |position| Cursor::At(position.sequence_number.clone()),
@@ -145,7 +146,7 @@ impl Fetch {
         self.context.stream.open(&self.key.shard(), cursor)
     }
 
-    /// Makes events of what the reader has to tell.
+    /// Emits the notices of the reader as events.
     fn tell(&self, reader: &mut dyn ShardReader) {
         while let Some(notice) = reader.notice() {
             self.context.events.emit(&notice.event(&self.key));
@@ -170,13 +171,13 @@ impl Fetch {
                 }
                 if let Some(last) = records.last() {
                     self.last = Some(Position::of(last));
-                    // Here, when the records are those that will be delivered.
+                    // Only here, since the records are now those that will be delivered.
                     let bytes = records.iter().map(Record::size).sum();
                     memory.resize(budget::cost(records.len(), bytes));
                     let fetched = FetchedRecords { records, bytes, millis_behind_latest, memory };
                     send(batches, Fetched::Records(fetched)).await;
                 } else if let Some(asked) = asked.filter(|_| is_tip) {
-                    // A full channel has news of its own; the next empty reply tells again.
+                    // May be lost: a full channel has a newer state, and the next empty reply repeats it.
                     batches.try_send(Fetched::Tip(asked)).ok();
                 }
             }
@@ -184,7 +185,7 @@ impl Fetch {
                 self.replied(true, None);
                 drop(memory);
                 send(batches, Fetched::End(children)).await;
-                // The channel stays open: its end would mean that reading was given up.
+                // Never returns: a return would mean that reading was given up.
                 future::pending::<()>().await;
             }
         }
@@ -216,12 +217,12 @@ impl Fetch {
             transient: error.is_transient(),
             call: error.call.clone(),
         });
-        // Readers wait longer and longer by themselves; one that does not must not spin.
+        // Readers back off themselves; one that does not must not spin.
         clock::sleep(&self.context.clock, READ_FAILURE_PAUSE).await;
     }
 }
 
-/// A receiver that is gone has dropped this future too.
+/// Sends to the pass. A pass that has dropped its receiver is about to drop this future, too.
 async fn send(batches: &mpsc::Sender<Fetched>, fetched: Fetched) {
     if batches.send(fetched).await.is_err() {
         future::pending::<()>().await;

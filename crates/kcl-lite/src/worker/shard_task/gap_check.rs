@@ -1,6 +1,6 @@
-//! Before anything is delivered: telling the processor of records that aged out unread.
+//! The report of a gap to the processor, before anything is delivered.
 //!
-//! [`gap`](super::gap) decides whether there are any.
+//! [`gap`](super::gap) decides whether there is one.
 
 use super::task::{GapCheck, Pass, ShardTask};
 use crate::error::{Error, ErrorKind};
@@ -10,7 +10,7 @@ use crate::record::Record;
 use crate::settings::GapPolicy;
 
 impl ShardTask {
-    /// Before anything is delivered: whether records aged out unread. `Some` ends the pass.
+    /// Checks for a gap, once per tenure, and reports it to the processor. `Some` ends the pass.
     pub(super) async fn look_for_gap(
         &mut self,
         processor: &mut dyn ErasedProcessor,
@@ -32,7 +32,7 @@ impl ShardTask {
             if self.context.settings.on_gap == GapPolicy::Stop {
                 let text = format!(
                     "records of shard `{shard}` behind checkpoint `{}` aged out before they were \
-                     read; set `on_gap` to `Resume` to go on without them",
+                     read; set `on_gap` to `Resume` to continue without them",
                     gap.from
                 );
                 return Some(Pass::Stop(Error::new(ErrorKind::Gap, text)));

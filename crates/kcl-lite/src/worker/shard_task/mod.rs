@@ -1,8 +1,8 @@
-//! One task per held lease on the data plane: read, process, acknowledge, end.
+//! The task of one held lease on the data plane: read, process, acknowledge, end.
 //!
-//! Owns the reader, the processor and the acknowledgement window of its shard. Reads one batch
-//! ahead by polling the reader beside the processor; nothing else is spawned. Never writes a lease:
-//! it tells its keeper what is acknowledged, and asks it to finish or release.
+//! Owns the reader, the processor and the acknowledgement window of its shard. Prefetches one batch by
+//! polling the reader beside the processor; nothing else is spawned. Never writes a lease: it publishes
+//! acknowledgements to its keeper, and requests a finish or a release.
 //!
 //! A *pass* is the life of one processor value:
 //!
@@ -16,9 +16,9 @@
 //!                            └─▶ all read and acknowledged ──▶ finish, shard_ended
 //! ```
 //!
-//! Its parts: [`pass`] is one pass; [`fetch`] reads ahead; [`deliver`] gets one batch done, whatever
-//! that takes, with [`bisect`] knowing what failed and [`dead_letters`] storing what cannot be processed;
-//! [`gap`] knows what aged out; [`unpack`] takes aggregates apart.
+//! Its parts: [`pass`] runs one pass; [`fetch`] prefetches; [`deliver`] delivers one batch, while
+//! [`bisect`] tracks what failed and [`dead_letters`] stores poison records; [`gap`] detects what aged
+//! out; [`unpack`] unpacks aggregates.
 
 mod bisect;
 mod callback;
@@ -49,7 +49,7 @@ use crate::processor::ErasedProcessor;
 use crate::shard::ChildShard;
 
 impl ShardTask {
-    /// Works on the shard until it ends, is let go, or is lost.
+    /// Processes the shard until it ends, is released, or is lost.
     pub(crate) async fn run(mut self) -> ShardExit {
         let event = Event::ShardStarted {
             shard: self.shard.lease_key.clone(),
@@ -57,13 +57,14 @@ impl ShardTask {
         };
         self.context.events.emit(&event);
         let mut processor = None;
+        // The loss is the first arm: past the fence, no further record may be delivered.
         let lost = self.keeper.lost.clone();
         let exit = tokio::select! {
             biased;
             () = lost.cancelled() => ShardExit::Lost,
             exit = self.work(&mut processor) => exit,
         };
-        // Whoever got another last callback is not here any more.
+        // A processor that got another final callback has been taken out of the slot.
         if let Some(mut processor) = processor {
             self.final_callback("lease_lost", processor.lease_lost()).await;
         }
@@ -73,8 +74,8 @@ impl ShardTask {
     async fn work(&mut self, processor: &mut Option<Box<dyn ErasedProcessor>>) -> ShardExit {
         let mut window = AckWindow::default();
         loop {
-            // Also when this future is dropped, because the lease is lost: what waits in a queue of
-            // the processor's must be able to tell that it is delivered again.
+            // Also when this future is dropped because the lease is lost: records in a queue of the
+            // processor must be able to see that they will be delivered again.
             let _closed = window.close_on_drop();
             let pass = self.pass(processor, &window).await;
             self.publish(&window);
@@ -95,7 +96,7 @@ impl ShardTask {
                 Pass::Stop(error) => ShardExit::Stop(error),
                 Pass::ReleaseShard(reason) => ShardExit::GivenBack { reason },
                 Pass::TooLong(reason) => {
-                    // Who did not return may not return from `shutdown_requested` either.
+                    // A processor that hung may hang in `shutdown_requested`, too: do not call it.
                     window.close();
                     self.keeper.release().await;
                     return ShardExit::GivenBack { reason };
@@ -126,8 +127,8 @@ impl ShardTask {
         ShardExit::Ended
     }
 
-    /// Has the end of the shard stored; false if the shard is to be let go, and the children, which have
-    /// to be made first, take too long: the next owner makes them.
+    /// Requests the end of the shard. Returns false if a drain is requested and the child leases, which
+    /// have to be created first, take too long: then the next owner creates them.
     async fn finish(&self, children: Vec<ChildShard>) -> bool {
         let clock = Arc::clone(&self.context.clock);
         let let_go = async {
@@ -151,7 +152,7 @@ impl ShardTask {
             self.final_callback("shutdown_requested", processor.shutdown_requested()).await;
         }
         self.doing(Activity::Draining);
-        // Deferred acknowledgements may still come; a dropped token says that one will not.
+        // Deferred acknowledgements may still come, unless a dropped token shows that one will not.
         let clock = Arc::clone(&self.context.clock);
         let settled = async {
             while self.store_rejected_at_last(window).await
@@ -166,7 +167,7 @@ impl ShardTask {
         clock::within(&clock, DRAIN_LIMIT, settled).await;
         self.publish(window);
         window.close();
-        // Once more: what was acknowledged until the window closed.
+        // Once more, for acknowledgements until the window closed.
         self.publish(window);
         self.keeper.release().await;
         if self.keeper.lost.is_cancelled() {
@@ -183,7 +184,7 @@ impl ShardTask {
         }
     }
 
-    /// Tells the keeper what is acknowledged by now.
+    /// Publishes the watermark to the keeper.
     fn publish(&mut self, window: &AckWindow) {
         let mark = window.mark();
         if mark != self.acknowledged

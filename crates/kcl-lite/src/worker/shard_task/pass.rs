@@ -1,4 +1,4 @@
-//! One pass: a new processor and a new reader, until something ends.
+//! One pass: the life of one processor and one prefetch.
 //!
 //! Decides the order of callbacks. Spawns nothing: the reader is polled beside the processor.
 
@@ -23,14 +23,14 @@ use crate::worker::liveness::Activity;
 
 /// Time between two calls of `idle`.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
-/// One batch is processed, one waits: enough to hide the time of a read behind the processor.
+/// One batch is processed, one waits: enough to hide the latency of a read behind the processor.
 const BATCHES_AHEAD: usize = 1;
 
-/// Nothing is delivered or acknowledged.
+/// A period in which nothing is delivered or acknowledged.
 struct Standstill {
     since: Instant,
-    /// How much of that time other shards waited for what is delivered here and not acknowledged. It
-    /// comes in pieces, because one of them at a time may go on.
+    /// How much of that time other shards waited for the memory of records in flight here. It adds up
+    /// from intervals, because one waiting shard at a time is allowed to continue.
     blocking: Duration,
     looked_at: Instant,
 }
@@ -40,7 +40,7 @@ impl Standstill {
         Self { since: now, blocking: Duration::ZERO, looked_at: now }
     }
 
-    /// Since when, or as if since when, other shards wait, if they do now.
+    /// Returns since when other shards wait, if they do now: now minus the sum of the intervals.
     fn blocking(&mut self, now: Instant, blocks_others: bool) -> Option<Instant> {
         let passed = now.duration_since(std::mem::replace(&mut self.looked_at, now));
         if blocks_others {
@@ -51,7 +51,7 @@ impl Standstill {
 }
 
 impl ShardTask {
-    /// From a new processor and a new reader to an end or a failure.
+    /// Runs a new processor and a new reader until an end or a failure.
     pub(super) async fn pass(
         &mut self,
         slot: &mut Option<Box<dyn ErasedProcessor>>,
@@ -66,7 +66,7 @@ impl ShardTask {
             Ok(made) => slot.insert(made),
             Err(panic) => {
                 let panic = Fault::Failed(Failure::new(panic_message(&*panic)));
-                return self.after_fault("making a processor", panic);
+                return self.after_fault("creating a processor", panic);
             }
         };
         if let Err(fault) = self.call("initialize", processor.initialize(&shard)).await {
@@ -87,6 +87,7 @@ impl ShardTask {
             last: None,
         };
         let (batches, fetched) = mpsc::channel(BATCHES_AHEAD);
+        // Processing first: a batch that is ready is processed before the reader is polled again.
         tokio::select! {
             biased;
             pass = self.process_all(processor.as_mut(), &shard, &line, fetched) => pass,
@@ -94,7 +95,8 @@ impl ShardTask {
         }
     }
 
-    /// *At* the last acknowledged record: a part of it may be left, and its absence is a gap.
+    /// Returns the cursor *at* the last acknowledged record: a part of it may be unprocessed, and its
+    /// absence indicates a gap.
     fn start_cursor(&self) -> Cursor {
         self.acknowledged.as_ref().map_or_else(
             || self.cursor.clone(),
@@ -102,7 +104,7 @@ impl ShardTask {
         )
     }
 
-    /// Asks what became of a prepared checkpoint. `Some` ends the pass.
+    /// Has the processor decide about a prepared checkpoint. `Some` ends the pass.
     async fn settle_pending(
         &mut self,
         processor: &mut dyn ErasedProcessor,
@@ -125,7 +127,7 @@ impl ShardTask {
                 self.publish(&line.window);
                 self.doing(Activity::Storing);
                 if line.store(Some(mark), None).await.is_err() {
-                    // The keeper is gone: it cancels this task.
+                    // The keeper has ended and cancels this task.
                     future::pending::<()>().await;
                 }
             }
@@ -180,6 +182,8 @@ impl ShardTask {
             self.doing_since(activity, since);
             let wants_records = has_room && children.is_none() && !is_paused;
             self.memory.starved(wants_records && fetched.is_empty());
+            // A drain first, so that a full backlog cannot delay it. Acknowledgements before records, so
+            // that the checkpoint keeps up. `idle` last: it runs only when there are no records.
             tokio::select! {
                 biased;
                 () = drain.cancelled() => return Pass::Drained { clean: true },
@@ -208,7 +212,7 @@ impl ShardTask {
         }
     }
 
-    /// Says since when the oldest of so many records in flight keeps the checkpoint where it is.
+    /// Publishes since when the oldest record in flight holds the checkpoint back.
     fn watch_oldest(&mut self, in_flight: usize) {
         if in_flight == 0 {
             self.moved_at = self.context.clock.now();
@@ -217,7 +221,7 @@ impl ShardTask {
         self.progress.lock().holds_checkpoint(since);
     }
 
-    /// What a reader found; the children, if that was the end. `Err` ends the pass.
+    /// Handles the result of a read; returns the children at the end of the shard. `Err` ends the pass.
     async fn work_off(
         &mut self,
         processor: &mut dyn ErasedProcessor,
@@ -228,7 +232,7 @@ impl ShardTask {
         let (pass, children) = match fetched {
             Fetched::Records(batch) => (self.deliver(processor, shard, line, batch).await, None),
             Fetched::Tip(time) => {
-                // First, because what is read up to now hides what was missed before.
+                // First, because a newer `read_until` would hide a gap before it.
                 let pass = self.look_for_gap(processor, None).await;
                 if pass.is_none() && line.window.in_flight() == 0 {
                     self.keeper.read_until(time);

@@ -1,6 +1,6 @@
-//! The task of one shard as data: what it holds, and how a pass ends.
+//! The data of a shard task, and the ways a pass ends.
 //!
-//! What it does stands in the files beside this one, each with an `impl ShardTask` of its own.
+//! The behaviour is in the sibling modules, each with an `impl ShardTask` of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,24 +37,24 @@ pub(crate) struct ShardTask {
     pub(super) memory: Arc<Account>,
     /// The newest acknowledged position of this tenure, over all passes.
     pub(super) acknowledged: Option<Mark>,
-    /// When that was, or when the oldest record in flight was delivered, if that is later.
+    /// When it last advanced, or when the oldest record in flight was delivered, if later.
     pub(super) moved_at: Instant,
     pub(super) failures: Failures,
     pub(super) rng: fastrand::Rng,
 }
 
-/// What has been done about records that aged out.
+/// The state of the check for a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum GapCheck {
     /// Nothing has been read yet.
     Open,
-    /// The event is out; the callback may have to be repeated.
+    /// The event was emitted; the callback has not succeeded yet.
     Announced,
-    /// There was none, or the processor knows.
+    /// There is no gap, or the processor has been notified.
     Settled,
 }
 
-/// How one pass ended.
+/// The way a pass ended.
 pub(super) enum Pass {
     Ended(Vec<ChildShard>),
     Drained {
@@ -62,9 +62,9 @@ pub(super) enum Pass {
     },
     ReleaseShard(String),
     Stop(Error),
-    /// A callback took too long.
+    /// A callback exceeded its deadline.
     TooLong(String),
-    /// A new processor starts, after a pause unless something else is tried then.
+    /// A new processor starts: at once if the failed part is bisected or dead-lettered, else after a pause.
     Again {
         failures: u32,
         error: String,
@@ -72,16 +72,16 @@ pub(super) enum Pass {
     },
 }
 
-/// What has failed since something was processed.
+/// The failures since a record was last processed.
 pub(super) struct Failures {
     pub(super) bisection: Bisection,
     /// Dead letters since a record was processed.
     pub(super) dead_letters_in_a_row: u32,
-    /// Passes that failed without a batch since something was acknowledged.
+    /// Passes that failed outside `process` since a record was last acknowledged.
     pub(super) failed_passes: u32,
-    /// When the failures began that nothing has followed yet.
+    /// When the current series of failures began.
     pub(super) failing_since: Option<Instant>,
-    /// The processor panicked, or never started: it gets no other call.
+    /// The processor panicked, or failed to initialize: it gets no further call.
     pub(super) is_dead: bool,
     pub(super) retry: Retry,
 }
@@ -98,7 +98,7 @@ impl Failures {
         }
     }
 
-    /// Something was processed: whatever failed before is over.
+    /// Ends the series of failures, after a record was processed.
     pub(super) fn succeeded(&mut self) {
         self.failed_passes = 0;
         self.failing_since = None;
@@ -134,7 +134,7 @@ impl ShardTask {
         }
     }
 
-    /// What the shard's records are counted in.
+    /// Returns the memory account of the shard.
     pub(crate) fn memory(&self) -> &Arc<Account> {
         &self.memory
     }

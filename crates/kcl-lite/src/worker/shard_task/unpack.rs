@@ -1,9 +1,9 @@
-//! KPL aggregates: many records out of one, as the Java KCL does it, but nothing is ever dropped
-//! without being asked for.
+//! The unpacking of KPL aggregates, as in the Java KCL, except that records are dropped only if the
+//! settings say so.
 //!
-//! Applies to whatever a reader returns, so to polling, fan-out and memory streams alike. A plain
-//! record pays a comparison of four bytes. What cannot be unpacked is delivered as it was read and
-//! marked. Decides nothing about positions: a part has its index, and that is all.
+//! Applies to every reader: polling, fan-out and in-memory. A plain record costs a comparison of four
+//! bytes. An aggregate that cannot be unpacked is delivered unchanged and marked. Decides nothing about
+//! positions: a user record only gets its index in the aggregate.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,33 +19,34 @@ use crate::record::{HashKey, LeaseKey, Packing, Record};
 use crate::settings::MisroutedPolicy;
 use crate::shard::HashRange;
 
-/// The least time between two events of one kind about one shard: a producer that does something
-/// wrong does it with every record.
+/// The least time between two events of one kind for one shard: a faulty producer is usually wrong in
+/// every record.
 const EVENT_INTERVAL: Duration = Duration::from_secs(60);
-/// What the records of one aggregate may take in memory, far more than any producer packs (a reply
-/// has 10 MiB at most). A forged one may name a long key a hundred thousand times.
+/// The most memory for the records of one aggregate, far more than any producer packs (a reply has at
+/// most 10 MiB). A forged aggregate may reference a long key a hundred thousand times.
 const MOST_BYTES: u64 = 128 << 20;
-/// What a record takes beside its data and its key: itself and its sequence number.
+/// The memory of a record besides its data and key: the struct and the sequence number.
 const RECORD_BYTES: u64 = 200;
 
-/// Unpacks the records of one shard. Clones share what was counted and told.
+/// The unpacker of one shard. Clones share the counts and the reported events.
 #[derive(Debug, Clone)]
 pub(super) struct Unpacker {
     key: LeaseKey,
-    /// What the shard serves; `None` if that is not known or everything, and nothing is foreign.
+    /// The hash range of the shard; `None` if it is unknown or everything, so that no record is
+    /// misrouted.
     range: Option<HashRange>,
     reported: Arc<Mutex<Reported>>,
 }
 
 #[derive(Debug, Default)]
 struct Reported {
-    /// What was counted up to here is not counted again when it is read again.
+    /// Records up to here are not counted again when they are re-read.
     up_to: Option<Position>,
     misrouted: Series,
     corrupt: Series,
 }
 
-/// Events of one kind.
+/// The rate limit for events of one kind.
 #[derive(Debug, Default)]
 struct Series {
     next_at: Option<Instant>,
@@ -53,7 +54,7 @@ struct Series {
 }
 
 impl Unpacker {
-    /// For a tenure that starts after `checkpoint`.
+    /// Creates an unpacker for a tenure that starts after `checkpoint`.
     pub(super) fn new(key: LeaseKey, range: Option<HashRange>, checkpoint: &Checkpoint) -> Self {
         let up_to = match checkpoint {
             Checkpoint::At(position) => Some(position.clone()),
@@ -66,7 +67,7 @@ impl Unpacker {
         Self { key, range: range.filter(|range| *range != HashRange::ALL), reported }
     }
 
-    /// `records` with each aggregate replaced by what is in it.
+    /// Returns `records` with each aggregate replaced by its user records.
     pub(super) fn unpack(&self, records: Vec<Record>, context: &ShardTaskContext) -> Vec<Record> {
         if !records.iter().any(is_packed) {
             return records;
@@ -96,7 +97,7 @@ impl Unpacker {
         unpacked: &mut Vec<Record>,
         context: &ShardTaskContext,
     ) {
-        // One MD5 for each distinct key, and none where nothing can be foreign.
+        // One MD5 per distinct key, and none if no record can be misrouted.
         let hashes: Vec<u128> = self
             .range
             .map_or_else(Vec::new, |_| aggregate.partition_keys().map(hash_key).collect());
@@ -134,7 +135,7 @@ impl Unpacker {
         context.events.emit(&Event::CorruptAggregate { shard, position, error, records });
     }
 
-    /// `parts` of `whole` belong to other shards.
+    /// Counts the misrouted `parts` of `whole`, and emits an event if one is due.
     fn misrouted(&self, whole: &Record, parts: &[u64], dropped: bool, context: &ShardTaskContext) {
         let mut reported = self.reported();
         let new = parts.iter().filter(|part| reported.is_new(whole, **part)).count() as u64;
@@ -163,7 +164,7 @@ impl Reported {
 }
 
 impl Series {
-    /// Counts; `Some` of what has not been told if it is time for an event.
+    /// Adds `count`; returns the unreported total if an event is due.
     fn due(&mut self, count: u64, now: Instant) -> Option<u64> {
         self.unreported += count;
         if self.next_at.is_some_and(|at| now < at) {
@@ -174,12 +175,13 @@ impl Series {
     }
 }
 
-/// A source may unpack by itself; what it says is a part is never unpacked again.
+/// Returns whether a record is to be unpacked. A source may unpack itself; its parts are never unpacked
+/// again.
 fn is_packed(record: &Record) -> bool {
     is_aggregate(&record.data) && record.packing == Packing::Plain
 }
 
-/// The aggregate, or why it is delivered as it was read.
+/// Parses an aggregate; the error says why it is delivered unchanged.
 fn checked(record: &Record) -> Result<Aggregate, String> {
     let aggregate = Aggregate::read(record.data.clone()).map_err(|error| error.to_string())?;
     let bytes = aggregate.unpacked_bytes() + RECORD_BYTES * aggregate.len() as u64;

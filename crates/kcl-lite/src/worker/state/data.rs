@@ -1,6 +1,6 @@
-//! What the coordinator knows, what can happen to it, and what it may decide to do: data only.
+//! The state, inputs and actions of the coordinator: data only.
 //!
-//! The rules are in the files beside this one, each with an `impl State` of its own.
+//! The rules are in the sibling modules, each with an `impl State` of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,40 +19,40 @@ use crate::settings::Settings;
 use crate::shard::Listing;
 use crate::shard::plan::Source;
 
-/// Everything that can happen to a coordinator.
+/// An event that the coordinator reacts to.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "one at a time, and most are answers to writes")]
 pub(crate) enum Input {
     /// A timer of [`State::next_due`] is due.
     TimeDue,
-    /// The scan came back.
+    /// A scan completed.
     Scanned(Result<Table, ServiceError>),
-    /// One row came back.
+    /// The read of one row completed.
     Looked { key: LeaseKey, result: Result<Option<Lease>, ServiceError> },
-    /// The listing of a stream came back.
+    /// The listing of a stream completed.
     Listed { stream: StreamKey, result: Result<Listing, ServiceError> },
-    /// A create, take or delete came back; its first attempt was sent at `sent`.
+    /// A write of the coordinator completed; its first attempt was sent at `sent`.
     Wrote { write: LeaseWrite, why: Why, sent: Instant, result: Result<WriteOutcome, ServiceError> },
-    /// Keeper and shard task of a lease are both gone; the row as the keeper last knew it.
+    /// Keeper and shard task of a lease have both ended; `row` as the keeper last wrote it.
     TenureEnded { key: LeaseKey, row: Option<Lease>, how: Ending },
-    /// A reader was told that its shard or stream does not exist.
+    /// The service told a reader that its shard or stream does not exist.
     ReaderMissesShard(StreamKey),
-    /// The user wants this worker to hold nothing (`true`), or to take its part again.
+    /// The user requests that this worker releases all leases (`true`), or takes leases again.
     DrainRequested(bool),
-    /// The user wants to stop.
+    /// The user requests a stop.
     StopRequested,
 }
 
-/// How a tenure ended, as far as it matters for the next one.
+/// The way a tenure ended, as far as it matters for the next one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// The shard was finished, handed over or released in good order.
+    /// The shard was finished, handed off or released.
     Usual,
-    /// The shard was given back because it made no progress here: let another worker try first.
+    /// The shard was released because it made no progress here: other workers may take it first.
     GivenBack { reason: String },
 }
 
-/// A lease that was given back here.
+/// A lease that this worker released for lack of progress, with its state at that time.
 #[derive(Debug, Clone)]
 pub(super) struct Stuck {
     pub(super) reason: String,
@@ -60,7 +60,7 @@ pub(super) struct Stuck {
     pub(super) read_until: Option<Timestamp>,
 }
 
-/// What a write was for.
+/// The purpose of a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Why {
     Create,
@@ -72,30 +72,30 @@ pub(crate) enum Why {
     Discard,
 }
 
-/// What the coordinator is to do.
+/// An action that the coordinator performs.
 #[derive(Debug)]
 pub(crate) enum Action {
     /// Read all leases.
     Scan,
     /// Read the row of one lease.
     Look(LeaseKey),
-    /// List the shards of a stream, and see whether it is still the same stream.
+    /// List the shards of a stream, and check that it is still the same stream.
     List(StreamKey),
-    /// Write, trying again while the answer is unknown.
+    /// Write, retrying while the outcome is unknown.
     Write(LeaseWrite, Why),
-    /// Start keeper and shard task for a lease that is ours since `sent`.
+    /// Start keeper and shard task for a lease that this worker holds since `sent`.
     Start { lease: Box<Lease>, sent: Instant },
-    /// Let one held shard go in good order: another worker has asked for it.
+    /// Drain one held shard, whose handoff was requested.
     Drain(LeaseKey),
-    /// Let every held shard go in good order.
+    /// Drain every held shard.
     DrainAll,
-    /// Tell the world.
+    /// Emit an event.
     Emit(Event),
-    /// Stop in good order, because of this.
+    /// Shut down gracefully, because of this error.
     Fail(Error),
 }
 
-/// How old the picture is that takes are decided by.
+/// The age of the data on which takes are decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Freshness {
     /// The table has just been read.
@@ -104,61 +104,61 @@ pub(super) enum Freshness {
     Stale,
 }
 
-/// What a worker knows and has under way.
+/// The knowledge of a worker, and its operations in progress.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(super) me: WorkerId,
     pub(super) incarnation: String,
     pub(super) settings: Arc<Settings>,
     pub(super) leases: BTreeMap<LeaseKey, Lease>,
-    /// Rows that cannot be read.
+    /// Unreadable rows, with the reason.
     pub(super) unreadable: BTreeMap<LeaseKey, String>,
-    /// Rows that are, or ought to be, in the table, and of which nothing is known now.
+    /// Rows that are, or should be, in the table, but whose content is unknown.
     pub(super) hidden: BTreeSet<LeaseKey>,
     pub(super) streams: BTreeMap<StreamKey, StreamState>,
     pub(super) observations: Observations,
     /// Held or being taken.
     pub(super) mine: BTreeSet<LeaseKey>,
     pub(super) taking: BTreeSet<LeaseKey>,
-    /// Takes that were never answered.
+    /// Takes whose reply was lost.
     pub(super) takes: Takes,
-    /// Rows that were there and are not: deleted by hand, or finished and removed.
+    /// Rows that disappeared: deleted by hand, or finished and deleted.
     pub(super) vanished: BTreeMap<LeaseKey, Vanished>,
-    /// Leases that other workers were asked for.
+    /// Leases for which this worker has requested a handoff.
     pub(super) asked: BTreeMap<LeaseKey, HandoffRequest>,
     /// Rows being created or deleted.
     pub(super) writing: BTreeSet<LeaseKey>,
-    /// Leases that made no progress here, and until when they are left to others.
+    /// Leases that made no progress here, and until when they are left to other workers.
     pub(super) given_back: BTreeMap<LeaseKey, Instant>,
     /// The other workers that take no more leases.
     pub(super) full: Full,
-    /// Leases that made no progress here, and have made none since.
+    /// Leases that made no progress here, and whose row has not advanced since.
     pub(super) stuck: BTreeMap<LeaseKey, Stuck>,
-    /// Since when the table has shown the leases that may be read, and that this worker does not hold.
+    /// Leases that may be read and that this worker does not hold, since the scan that first showed them.
     pub(super) runnable: BTreeMap<LeaseKey, Instant>,
     pub(super) duplicates: Duplicates,
-    /// Leases that were lost, as far as we have not had them since.
+    /// Leases that were lost and not taken again since.
     pub(super) lost: BTreeSet<LeaseKey>,
     pub(super) scanning: bool,
-    /// When the scan that is under way, or the last one, was asked for.
+    /// When the scan in progress, or the last one, was started.
     pub(super) scan_asked_at: Instant,
-    /// Rows that an answer of their own has shown since then: a scan that is older knows less.
+    /// Rows that another call has returned since then: they are newer than the result of that scan.
     pub(super) learned: BTreeMap<LeaseKey, Instant>,
-    /// When the newest scan that was answered had been asked for.
+    /// When the newest completed scan was started.
     pub(super) table_asked_at: Instant,
     /// Whether the table has been read since the start.
     pub(super) has_read_table: bool,
     /// When the table was last read.
     pub(super) scanned_at: Instant,
-    /// Why it could not be read since.
+    /// The latest scan error since then.
     pub(super) table_trouble: Option<String>,
     pub(super) next_scan: Instant,
-    /// When rows that are being handed over are looked at by themselves.
+    /// When rows with a pending handoff are read individually.
     pub(super) next_look: Option<Instant>,
     /// When takes were last decided.
     pub(super) decided_at: Instant,
     pub(super) failed_scans: u32,
-    /// Scans in a row that said that the table does not exist.
+    /// Scans in a row that reported that the table does not exist.
     pub(super) missing_scans: u32,
     /// Since when no scan has failed.
     pub(super) readable_since: Instant,
@@ -167,51 +167,51 @@ pub(crate) struct State {
     pub(super) stopping: bool,
 }
 
-/// One stream, as the coordinator follows it.
+/// One stream, as the coordinator tracks it.
 #[derive(Debug)]
 pub(super) struct StreamState {
     pub(super) source: Source,
     pub(super) listing: bool,
     pub(super) next_audit: Instant,
-    /// Audits that were due so far.
+    /// How many audits have been due.
     pub(super) turns: usize,
-    /// Something looks wrong: list at the next occasion, whoever's turn it is.
+    /// Something looks wrong: list at the next audit time, even if it is another worker's turn.
     pub(super) is_wanted: bool,
     /// When the shards were last listed.
     pub(super) listed_at: Instant,
-    /// Listings in a row that said that the stream does not exist.
+    /// Listings in a row that reported that the stream does not exist.
     pub(super) missing_listings: u32,
-    /// It does not exist any more; nothing is asked about it again.
+    /// The stream is deleted; it is not listed again.
     pub(super) is_gone: bool,
 }
 
-/// A row that is no longer in the table, as it was last seen.
+/// A row that disappeared from the table, as last seen.
 #[derive(Debug)]
 pub(super) struct Vanished {
     pub(super) since: Instant,
     pub(super) row: Lease,
 }
 
-/// A request for a lease that has been answered with yes.
+/// A handoff request that is stored in the row.
 #[derive(Debug)]
 pub(super) struct HandoffRequest {
-    /// When it was first asked for. A take that is refused does not change it.
+    /// When the handoff was first requested. A refused take does not change it.
     pub(super) since: Instant,
     pub(super) from: WorkerId,
     /// The owner's counter at that time.
     pub(super) counter: u64,
-    /// When its row was last looked at by itself.
+    /// When the row was last read individually.
     pub(super) looked: Instant,
-    /// Takes that were refused since then.
+    /// Takes that were refused since the last look.
     pub(super) refused: u32,
 }
 
-/// What is known of other workers with our id.
+/// Knowledge of other workers with the same worker ID.
 #[derive(Debug, Default)]
 pub(super) struct Duplicates {
-    /// What the first scan showed as ours, with the counter.
+    /// The leases that the first scan showed as owned by this worker ID, with the counter.
     pub(super) legacy: Option<BTreeMap<LeaseKey, u64>>,
-    /// Leases of another living worker with our id, by its mark.
+    /// Leases of another live worker with this worker ID, with its mark.
     pub(super) leases: BTreeMap<LeaseKey, String>,
     pub(super) since: Option<Instant>,
 }
@@ -221,7 +221,7 @@ impl Stuck {
         Self { reason, checkpoint: row.checkpoint.clone(), read_until: row.read_until }
     }
 
-    /// Whether nothing has been done since, and nobody else has it.
+    /// Returns whether the row has not advanced since, and no other worker owns it.
     pub(super) fn is_still(&self, row: &Lease, me: &WorkerId) -> bool {
         let has_moved = row.checkpoint != self.checkpoint || row.read_until > self.read_until;
         !has_moved && row.actual_owner().is_none_or(|owner| owner == me)
@@ -240,10 +240,10 @@ impl Why {
             Self::Create => "creating a lease",
             Self::Take { .. } => "taking a lease",
             Self::Ask { .. } => "requesting a handoff",
-            Self::Withdraw => "withdrawing a request for a handoff",
+            Self::Withdraw => "withdrawing a handoff request",
             Self::Release => "releasing a lease",
             Self::Delete => "deleting a finished lease",
-            Self::Discard => "removing a lease of a stream that is gone",
+            Self::Discard => "removing a lease of a deleted stream",
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Two living workers with one id, and what an earlier life of this worker left.
+//! The detection of two live workers with one worker ID, and of leases of an earlier incarnation.
 //!
-//! A row that names us as its owner, and that we do not hold, is one of three: our own write whose
-//! reply was lost (it carries our mark), a lease of an earlier life (the first scan shows it, and it
-//! does not move any more), or the work of a second process with our id. The first two are taken at
-//! once. Of two living workers with one id exactly one goes on: the one that was there first finds
-//! that a lease was taken from it by its own name, and stops.
+//! A row that names this worker as its owner although it does not hold the lease is one of three: its own
+//! write with a lost reply (the row carries its mark), a lease of an earlier incarnation (the first scan
+//! shows it, and its counter no longer changes), or the write of a second process with the same worker
+//! ID. The first two are taken at once. Of two live workers with one worker ID exactly one continues: the
+//! earlier one finds that a lease was taken from it under its own ID, and stops.
 
 use tokio::time::Instant;
 
@@ -14,14 +14,15 @@ use crate::lease::tenure::is_by_other_life;
 use crate::lease::{Lease, LeaseKey, timing};
 
 impl State {
-    /// Before the first scan nothing is known; what it shows as ours is a legacy.
+    /// Remembers the leases that the first scan shows as owned by this worker: they are a legacy of an
+    /// earlier incarnation.
     pub(super) fn note_legacy(&mut self) {
         let ours = self.leases.values().filter(|lease| lease.owner.as_ref() == Some(&self.me));
         let legacy = || ours.map(|lease| (lease.key.clone(), lease.counter)).collect();
         self.duplicates.legacy.get_or_insert_with(legacy);
     }
 
-    /// Looks for leases that another living worker holds under our id.
+    /// Finds leases that another live worker holds under this worker ID.
     pub(super) fn note_duplicates(&mut self, now: Instant) {
         let duplicates = self.leases.values().filter(|lease| {
             lease.actual_owner() == Some(&self.me) && !self.mine.contains(&lease.key)
@@ -41,7 +42,7 @@ impl State {
         legacy.is_some_and(|legacy| legacy.get(&lease.key) == Some(&lease.counter))
     }
 
-    /// Whether this worker is the one of two with the same id that has to stop.
+    /// Stops this worker if it is the one of two with the same worker ID that has to stop.
     pub(super) fn stop_if_duplicate(&self, now: Instant) -> Option<Action> {
         let is_alive = |key: &LeaseKey| {
             self.leases.get(key).is_some_and(|lease| {
@@ -56,7 +57,7 @@ impl State {
             self.lost.contains(*key) || (yields && is_alive(key))
         })?;
         let context = format!(
-            "another worker runs with the id `{}` and holds {key}: give every worker an id of its own",
+            "another worker runs with the worker ID `{}` and holds {key}: give every worker a unique ID",
             self.me
         );
         Some(Action::Fail(Error::new(ErrorKind::Config, context)))

@@ -1,9 +1,9 @@
-//! Leases that go from one live worker to another: asking, waiting, letting go.
+//! Handoffs between two live workers: request, wait, drain.
 //!
-//! The asking worker becomes the owner in the row and waits; the old one drains, stores its
-//! checkpoint and hands over. Past a deadline the lease is taken: there is no state of a row in which
-//! nobody may act. What was asked for is told by the rows alone, so that a worker that restarts, or
-//! never heard an answer, goes on where it was. A worker that stops withdraws its requests.
+//! The requesting worker becomes the owner in the row and waits; the old one drains, stores its
+//! checkpoint and hands off. Past a deadline the requester takes the lease over: in every state of a row
+//! some worker may act. Requests are stored in the rows alone, so a worker that restarts, or whose reply
+//! was lost, continues where it was. A stopping worker withdraws its requests.
 
 use std::time::Duration;
 
@@ -17,17 +17,17 @@ use crate::lease::timing::{HANDOFF_DEADLINE, HANDOFF_SCAN, scan_interval};
 use crate::lease::{Lease, LeaseChange, LeaseKey, LeaseWrite};
 use crate::record::WorkerId;
 
-/// A table that is read so often is small.
+/// A table whose scan interval is at most this is small.
 const SMALL: Duration = Duration::from_secs(1);
-/// How many rows are looked at at once.
+/// How many rows are read individually at the same time; the others follow at the next look.
 const LOOKS: usize = 64;
-/// How many takes of one overdue lease follow each other at once, each by the row that came with the
-/// refusal of the one before. An owner that wins all these races loses one soon after the next look.
+/// How many takes of one overdue lease follow each other without a pause, each by the row in the refusal
+/// of the previous one. An owner that wins all these races loses one soon after the next look.
 const TAKES_IN_A_ROW: u32 = 8;
 
 impl State {
-    /// While stopping or draining: withdraws what is asked for, without waiting for the owners. What
-    /// has been handed over meanwhile is taken, and [`State::taken`] releases it.
+    /// Withdraws the handoff requests while stopping or draining, without waiting for the owners. A lease
+    /// that has been handed over by now is taken, and [`State::taken`] releases it.
     pub(super) fn abandon_requests(&mut self) -> Vec<Action> {
         let open = self.asked.iter().filter(|(key, _)| !self.is_being_written(key));
         let open: Vec<_> = open.map(|(key, asked)| (key.clone(), asked.from.clone())).collect();
@@ -39,7 +39,7 @@ impl State {
             return self.begin_take(Take { key, reason: TakeReason::Own });
         }
         if self.leases.get(&key).is_some_and(|lease| !understands_handoff(lease)) {
-            // By the wish of a leader of another library, whose workers know of no withdrawal.
+            // Requested by a leader of another library, whose workers do not know withdrawals.
             if self.stopping {
                 self.asked.remove(&key);
             }
@@ -51,7 +51,7 @@ impl State {
         Some(Action::Write(LeaseWrite { key, id, change }, Why::Withdraw))
     }
 
-    /// A withdrawal was answered with the row as it is now.
+    /// Handles the reply to a withdrawal, which contains the current row.
     pub(super) fn withdrawn(&mut self, key: &LeaseKey) -> Vec<Action> {
         if self.is_handed_over(key) {
             return self.abandon_requests();
@@ -66,8 +66,8 @@ impl State {
         })
     }
 
-    /// Whether an answer of the table is to come: one write at a time, or two answers could come in the
-    /// wrong order, and the older row would count.
+    /// Returns whether a write to the row is in progress. Only one is allowed at a time: two replies could
+    /// arrive in the wrong order, and the older row would win.
     pub(super) fn is_being_written(&self, key: &LeaseKey) -> bool {
         self.mine.contains(key) || self.writing.contains(key)
     }
@@ -76,12 +76,12 @@ impl State {
         let id = write_id(&self.incarnation, counter);
         let to = self.me.clone();
         let change = LeaseChange::AskHandoff { counter, from: from.clone(), to };
-        // Until the answer comes nothing else is tried with this lease.
+        // Until the reply arrives, nothing else is done with this lease.
         self.mine.insert(key.clone());
         Action::Write(LeaseWrite { key, id, change }, Why::Ask { from })
     }
 
-    /// Shards of ours that another worker has asked for.
+    /// Drains the held shards whose handoff another worker has requested.
     pub(super) fn let_go(&self) -> Vec<Action> {
         let asked = self.mine.iter().filter(|key| {
             self.leases.get(*key).is_some_and(|lease| {
@@ -92,19 +92,19 @@ impl State {
         asked.cloned().map(Action::Drain).collect()
     }
 
-    /// Forgets what is no longer being handed over; looks again soon at what is.
+    /// Forgets requests that are settled; reads the rows of the pending ones again soon.
     pub(super) fn follow_handoffs(&mut self, now: Instant) {
         let (me, leases) = (&self.me, &self.leases);
-        // What is held is not waited for any more; what is being taken may be refused.
+        // A held lease is no longer waited for; one that is being taken may still be refused.
         let (mine, taking) = (&self.mine, &self.taking);
         self.asked.retain(|key, asked| {
-            // A scan that was under way when we asked shows the row as it was before.
+            // A scan that started before the request shows the row from before it.
             leases.get(key).is_some_and(|lease| {
                 (!mine.contains(key) || taking.contains(key))
                     && (lease.owner.as_ref() == Some(me) || lease.counter <= asked.counter)
             })
         });
-        // Asked for in an earlier life, or by a request whose every reply was lost.
+        // Requested by an earlier incarnation, or by a request whose every reply was lost.
         for lease in self.leases.values().filter(|lease| lease.owner.as_ref() == Some(me)) {
             let from = lease.checkpoint_owner.as_ref().filter(|owner| *owner != me);
             if let Some(from) = from.filter(|_| !mine.contains(&lease.key)) {
@@ -118,8 +118,8 @@ impl State {
         }
     }
 
-    /// A small table is read as a whole; of a large one, which is read every few seconds, only the rows
-    /// that are waited for.
+    /// Schedules the next look at pending rows: a small table is scanned; of a large one, whose scans are
+    /// seconds apart, only the pending rows are read.
     fn look_again_soon(&mut self, now: Instant) {
         let soon = now + HANDOFF_SCAN;
         if scan_interval(self.leases.len(), self.settings.lease_duration) <= SMALL {
@@ -129,7 +129,7 @@ impl State {
         }
     }
 
-    /// Looks at rows that are waited for, those that were not looked at for longest first.
+    /// Reads pending rows individually, the least recently read first.
     pub(super) fn look_at_handoffs(&mut self, now: Instant) -> Vec<Action> {
         if self.next_look.is_none_or(|due| now < due) {
             return Vec::new();
@@ -148,7 +148,7 @@ impl State {
         looks.collect()
     }
 
-    /// One row, read by itself. A row that is being written meanwhile is told by that write's answer.
+    /// Handles the individual read of a row. If the row is being written, the reply to that write is newer.
     pub(super) fn looked(
         &mut self,
         now: Instant,
@@ -162,7 +162,7 @@ impl State {
         self.take(now, Freshness::Stale)
     }
 
-    /// Leases whose owners were asked and have not let go in time.
+    /// Returns the takeovers of leases that were not handed off before the deadline.
     pub(super) fn overdue(&self, now: Instant) -> Vec<Take> {
         let waiting = self.asked.iter().filter(|(key, asked)| {
             let pending =
@@ -172,8 +172,8 @@ impl State {
         waiting.map(|(key, _)| Take { key: key.clone(), reason: TakeReason::Balance }).collect()
     }
 
-    /// A take was refused. If it was overdue, the lease is taken by the row that came with the refusal,
-    /// at once: an owner that writes often would refuse each take that is decided by an older one.
+    /// Retries a refused takeover at once, by the row in the refusal: an owner that writes often would
+    /// refuse every take that is based on an older row.
     pub(super) fn take_overdue_again(&mut self, now: Instant, key: &LeaseKey) -> Vec<Action> {
         if self.stopping || self.draining {
             return self.abandon_requests();
@@ -188,7 +188,7 @@ impl State {
     }
 
     pub(super) fn asked_for(&mut self, now: Instant, key: LeaseKey, from: WorkerId) -> Vec<Action> {
-        // A refusal that shows us as the next owner is our own request, whose reply was lost.
+        // A refusal that shows this worker as the next owner is its own request, whose reply was lost.
         let asked = self.leases.get(&key).filter(|lease| {
             lease.owner.as_ref() == Some(&self.me) && lease.checkpoint_owner.as_ref() == Some(&from)
         });
@@ -203,9 +203,9 @@ impl State {
     }
 }
 
-/// Whether the owner of `lease` knows what to do when it is asked: it is the one who wrote last, by the
-/// counter in its mark, and left a mark of this library. Others leave an older mark where it is; and a
-/// lease that was handed over to one of them (by a Java 3 leader's wish) has the old owner's.
+/// Returns whether the owner of `lease` understands handoff requests: the counter in the mark shows that
+/// it wrote last, with a mark of this library. Other libraries leave an older mark in place; and a lease
+/// that a Java 3 leader had handed off to one of their workers carries the old owner's mark.
 pub(super) fn understands_handoff(lease: &Lease) -> bool {
     let mark = lease.write_id.as_ref().zip(lease.actual_owner());
     mark.is_some_and(|(id, owner)| id.is_of(owner) && id.counter() == lease.counter.checked_sub(1))

@@ -1,7 +1,7 @@
-//! What the table shows going wrong: rows that cannot be read, shards that nobody holds.
+//! The health of the table and of unowned shards: unreadable rows, shards without an owner.
 //!
-//! Every worker sees these for the whole application; what is wrong with a shard that it holds, its
-//! task knows. Decides nothing.
+//! Every worker sees these for the whole application; the health of a held shard comes from its task.
+//! Decides nothing.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::lease::{Lease, LeaseKey};
 use crate::worker::status::{Health, WorkerState};
 
 impl State {
-    /// Where this worker is in its life, as long as it has not ended.
+    /// Returns the state of this worker, until it has ended.
     pub(crate) fn phase(&self) -> WorkerState {
         match (self.stopping, self.has_read_table) {
             (true, _) => WorkerState::Stopping,
@@ -23,23 +23,20 @@ impl State {
         }
     }
 
-    /// The health of the table and of the shards that nobody holds.
+    /// Returns the health of the table and of the unowned shards.
     pub(crate) fn health(&self, now: Instant) -> Health {
         let unreadable = self.unreadable.iter().map(|(key, fault)| {
-            (key.clone(), format!("its row cannot be read: {fault}; mend or remove it"))
+            (key.clone(), format!("lease row is unreadable: {fault}; repair or delete it"))
         });
         let lease_duration = self.settings.lease_duration;
         let unheld =
             self.leases.values().filter(|lease| self.is_unowned(now, lease)).map(|lease| {
                 let since = self.unowned_for(now, lease).as_secs();
-                (
-                    lease.key.clone(),
-                    format!("nobody has held it for {since} s: {}", self.why_not_us()),
-                )
+                (lease.key.clone(), format!("unowned for {since} s: {}", self.why_not_us()))
             });
-        // It may be held again at this moment, and well as far as its task can tell.
+        // The lease may be held again, and its task may not see the problem yet.
         let stuck = self.stuck.iter().map(|(key, stuck)| {
-            (key.clone(), format!("given back and nothing done since: {}", stuck.reason))
+            (key.clone(), format!("released, no progress since: {}", stuck.reason))
         });
         let unseen = now.saturating_duration_since(self.scanned_at);
         let table = self.table_trouble.as_ref().filter(|_| unseen >= lease_duration);
@@ -54,15 +51,15 @@ impl State {
         self.table_trouble = error.map(ToString::to_string);
     }
 
-    /// Free, or its owner silent, for so long that somebody should have taken it.
+    /// Returns whether a lease is an orphan for so long that a worker should have taken it.
     fn is_unowned(&self, now: Instant, lease: &Lease) -> bool {
         !self.mine.contains(&lease.key)
             && balance::is_runnable(lease, &self.leases, &self.hidden)
             && self.unowned_for(now, lease) >= self.settings.lease_duration * 2
     }
 
-    /// For how long nobody has written the lease although it may be read. The time for which it waited
-    /// for its parents does not count.
+    /// Returns for how long the lease has not been written although it may be read. The time for which it
+    /// waited for its parents does not count.
     fn unowned_for(&self, now: Instant, lease: &Lease) -> Duration {
         let runnable = self.runnable.get(&lease.key);
         let runnable_for =
@@ -70,7 +67,7 @@ impl State {
         self.observations.unchanged_for(now, lease).min(runnable_for)
     }
 
-    /// Takes note of a scan: which leases may be read since when.
+    /// Records from a scan which leases may be read, and since when.
     pub(super) fn note_runnable(&mut self, now: Instant) {
         let runnable = self.leases.values().filter(|lease| {
             !self.mine.contains(&lease.key)
@@ -85,11 +82,9 @@ impl State {
         if self.draining {
             "this worker is drained".to_owned()
         } else if self.mine.len() >= limit {
-            format!(
-                "this worker holds as many leases as it may ({limit}); start more, or allow more"
-            )
+            format!("this worker is at max_leases ({limit}); add workers or raise the limit")
         } else {
-            "it is about to be taken, or cannot be".to_owned()
+            "a take is pending or not possible".to_owned()
         }
     }
 }

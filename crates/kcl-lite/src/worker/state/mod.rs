@@ -1,7 +1,7 @@
-//! The coordinator's brain: everything a worker decides about leases, without doing any of it.
+//! The state machine of the coordinator: all decisions of a worker about leases, without side effects.
 //!
-//! One [`Input`] goes in with the instant it happened, [`Action`]s come out. Pure: no async, no
-//! store, no chance. Never waits for a processor.
+//! [`State::step`] takes one [`Input`] with the instant of its arrival and returns [`Action`]s. Pure: no
+//! async, no store, no randomness. Never waits for a processor.
 //!
 //! ```text
 //!            take done              both tasks gone
@@ -36,7 +36,7 @@ use crate::record::WorkerId;
 use crate::settings::Settings;
 use crate::shard::plan::{self, Source};
 
-/// How many scans in a row have to say that the table does not exist. One may be wrong.
+/// How many scans in a row have to report that the table does not exist. A single one may be wrong.
 const MISSING_SCANS: u32 = 2;
 
 impl State {
@@ -90,19 +90,19 @@ impl State {
         }
     }
 
-    /// Whether the worker has stopped: asked to, and holding nothing.
+    /// Returns whether the worker has stopped: a stop was requested, and it holds nothing.
     pub(crate) fn is_finished(&self) -> bool {
-        // A request that is not withdrawn yet may still be answered by a handoff.
+        // A request that is not withdrawn yet may still lead to a handoff.
         let settled = self.mine.is_empty() && self.writing.is_empty() && self.asked.is_empty();
         self.stopping && settled
     }
 
-    /// Unfinished leases in the table.
+    /// Returns the number of unfinished leases in the table.
     pub(crate) fn unfinished(&self) -> usize {
         self.leases.values().filter(|lease| !lease.checkpoint.is_shard_end()).count()
     }
 
-    /// When [`Input::TimeDue`] should come at the latest.
+    /// Returns when the next [`Input::TimeDue`] is due.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         if self.stopping {
             let scan = (!self.asked.is_empty() && !self.scanning).then_some(self.next_scan);
@@ -146,9 +146,9 @@ impl State {
             actions.extend(self.list_what_is_due(now));
         }
         actions.extend(self.look_at_handoffs(now));
-        // A lease that expires between two scans is taken at that instant: the take is conditional
-        // on the counter, so no newer scan is needed. An owner that is only to be asked for a lease has
-        // renewed it since the scan: a request by the old counter would be refused.
+        // A lease that expires between two scans is taken at that instant: the take is conditional on the
+        // counter, so no newer scan is needed. A handoff is not requested here: its live owner has renewed
+        // the lease since the scan, so a request by the old counter would be refused.
         actions.extend(self.take(now, Freshness::Stale));
         actions
     }
@@ -169,12 +169,13 @@ impl State {
         let removed = self.set_others_apart(now, &mut leases);
         let has_failed = std::mem::take(&mut self.failed_scans) > 0;
         self.missing_scans = 0;
-        // Only an outage in which nobody could renew excuses owners that did not.
+        // Only an outage in which no worker could renew excuses owners that did not.
         if has_failed && unseen >= self.settings.lease_duration / 2 {
             self.readable_since = now;
         }
         self.next_scan = now + timing::scan_interval(leases.len(), self.settings.lease_duration);
         self.observations.scanned(now, &leases);
+        // Before `leases` is replaced: compares this scan with the previous one.
         self.note_vanished(now, &leases);
         self.leases = leases.into_iter().map(|lease| (lease.key.clone(), lease)).collect();
         self.note_runnable(now);
@@ -194,8 +195,8 @@ impl State {
         actions
     }
 
-    /// Puts rows that were read or written while the scan was under way in place of the scan's: what
-    /// was asked for, taken or deleted meanwhile must not look as if it had never happened.
+    /// Replaces rows of the scan by those that were read or written while it was in progress: a request,
+    /// take or delete of that time must not be undone.
     fn keep_what_is_newer(&mut self, scanned: &mut Vec<Lease>) {
         self.learned.retain(|_, at| *at >= self.scan_asked_at);
         scanned.retain(|lease| !self.learned.contains_key(&lease.key));
@@ -255,14 +256,14 @@ impl State {
         }
     }
 
-    /// What would be done now with every lease, and why.
+    /// Explains what the balancer would do now with every lease, and why.
     pub(crate) fn explain(&self, now: Instant) -> Vec<Explanation> {
         balance::explain(&self.snapshot(now))
     }
 
     fn begin_take(&mut self, take: Take) -> Option<Action> {
         if self.is_being_written(&take.key) {
-            // Expired and overdue at once, or refused while it was being made.
+            // Expired and overdue at the same time, or refused while another write is in progress.
             return None;
         }
         let lease = self.leases.get(&take.key)?;
@@ -289,9 +290,9 @@ impl State {
         Some(Action::Write(write, Why::Take { reason, from }))
     }
 
-    /// A finished row stays for a while, so that nobody who has not heard of its end makes it again:
-    /// its owner, whose last write was applied but not answered, or a creation that is on its way.
-    /// It stays longer than the table as it was known may be old when a creation is decided.
+    /// Deletes finished rows, but only after a while, so that no worker that missed the end creates the
+    /// row again: its owner, whose last reply was lost, or a creation that is in flight. The row stays for
+    /// longer than the greatest age of a scan on which a creation is decided.
     fn delete(&mut self, now: Instant) -> Vec<Action> {
         let stays = timing::finished_stays(self.settings.lease_duration);
         let doomed: Vec<_> = plan::leases_to_delete(&self.leases)
@@ -308,7 +309,7 @@ impl State {
         doomed.into_iter().map(|write| Action::Write(write, Why::Delete)).collect()
     }
 
-    /// Says once that there is nothing to do, until there is.
+    /// Emits once that this worker stands by, until it holds a lease.
     fn stand_by(&mut self) -> Option<Action> {
         let unfinished = self.unfinished();
         let holds_nothing = self.mine.is_empty() && self.asked.is_empty();
@@ -340,11 +341,11 @@ impl State {
         let outcome = match result {
             Ok(outcome) => outcome,
             Err(error) => {
-                // Unknown whether it was applied: the next scan shows it.
+                // Whether the write was applied is unknown; the next scan shows it.
                 self.takes.gave_up(&write, sent);
                 self.forget(&write.key);
                 if self.stopping && why == Why::Withdraw {
-                    // Whoever hands it over hands it to a worker that is gone: it expires.
+                    // A later handoff goes to a stopped worker: the lease expires.
                     self.asked.remove(&write.key);
                 }
                 return vec![failure(why.describe(), &error)];
@@ -362,7 +363,7 @@ impl State {
                 })]
             }
             (Why::Delete, None) => {
-                // Its children are known: nothing is missing because of it.
+                // A deliberate delete: its children are known, so the creation of leases need not wait.
                 self.learned.remove(&write.key);
                 vec![Action::Emit(Event::LeaseDeleted { shard: write.key })]
             }
@@ -383,7 +384,7 @@ impl State {
                 Vec::new()
             }
             (Why::Discard, None) => {
-                // It never said anything.
+                // The row never counted, so its absence proves nothing.
                 self.learned.remove(&write.key);
                 Vec::new()
             }
@@ -402,7 +403,7 @@ impl State {
         self.asked.remove(&row.key);
         self.lost.remove(&row.key);
         if self.stopping || self.draining {
-            // Taken while we were asked to let go: give it back at once.
+            // Taken while stopping or draining: release it at once.
             let change =
                 LeaseChange::Release { counter: row.counter, update: LeaseUpdate::default() };
             let id = write_id(&self.incarnation, row.counter);
@@ -439,7 +440,7 @@ impl State {
             self.remember(now, key, Some(row));
         }
         if ended && !self.stopping {
-            // Its children are in the table now; whoever ended the parent can take them at once.
+            // The child leases are in the table now: scan at once, so that this worker can take them.
             self.next_scan = now;
         }
         self.time_due(now)
@@ -487,27 +488,28 @@ impl State {
         }
     }
 
-    /// The first instant at which a lease of another worker may be taken.
+    /// Returns the next instant at which a lease of another worker expires.
     fn next_expiry(&self) -> Option<Instant> {
         self.leases
             .values()
             .filter(|lease| lease.owner.is_some() && !self.mine.contains(&lease.key))
             .filter(|lease| balance::is_runnable(lease, &self.leases, &self.hidden))
             .filter_map(|lease| self.observations.expires_at(lease, self.settings.lease_duration))
-            // One that had expired when we last decided falls to another worker; scans see to it.
+            // A lease that had expired at the last decision is assigned to another worker; scans
+            // handle it. Without this filter the timer would spin.
             .filter(|expiry| *expiry > self.decided_at)
             .min()
     }
 }
 
-/// A table that one of several workers re-created, or each of them, would mix positions that are known
-/// here with those of a first start: what becomes of the application is for its operator to decide.
+/// Returns the error for a deleted table. The worker does not re-create it: positions that are known here
+/// would mix with those of a first start by another worker, so the operator has to decide.
 fn table_deleted(error: &ServiceError) -> Error {
     let table = error.call.as_ref().map_or("table", |call| &call.resource);
     let context = format!(
         "the lease {table} was deleted while the worker was running, and with it all checkpoints; restore \
-         it, or start the workers again with an initial position from which nothing is missed: the table \
-         is then re-created"
+         it, or restart the workers with an initial position from which nothing is missed: the table is \
+         then re-created"
     );
     Error::new(ErrorKind::Missing, context)
 }

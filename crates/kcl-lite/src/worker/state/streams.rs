@@ -1,8 +1,8 @@
-//! The streams of a worker: listing their shards, and what follows from a listing.
+//! The streams of a worker: audits, and the decisions that follow from a listing.
 //!
-//! Each stream is listed by its own clock, and sooner when something looks wrong: a hole in what the
-//! leases cover, or a reader that is told that its shard does not exist. A listing is a hint; a
-//! stream counts as deleted only when two listings in a row say so.
+//! Each stream has its own audit schedule, and is listed sooner when something looks wrong: a hole, or a
+//! reader whose shard does not exist. A listing is a hint; a stream counts as deleted only when two
+//! listings in a row report it.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,15 +21,15 @@ use crate::shard::plan::{self, Source};
 use crate::shard::{self, Listing};
 
 impl Vanished {
-    /// The row as it was last seen, but free.
+    /// Returns the row as last seen, but unowned.
     fn again(&self) -> Lease {
         let counter = counter_after(self.row.counter, 1);
         Lease { owner: None, checkpoint_owner: None, counter, ..self.row.clone() }
     }
 }
 
-/// Whether what `gone` served is served by others that have begun: then it was finished and removed,
-/// and this worker has missed it. Without its range nobody can tell.
+/// Returns whether started leases other than ancestors cover part of the hash range of `gone`: then its
+/// shard was finished and its row deleted, and this worker missed it. Without the range it is unknown.
 fn is_superseded(gone: &Lease, leases: &BTreeMap<LeaseKey, Lease>) -> bool {
     let Some(range) = gone.hash_range else { return false };
     let before = ancestors(gone, leases);
@@ -40,7 +40,7 @@ fn is_superseded(gone: &Lease, leases: &BTreeMap<LeaseKey, Lease>) -> bool {
     })
 }
 
-/// The leases of the shards that `lease` continues, as far as they are known.
+/// Returns the known leases of the ancestors of `lease`.
 fn ancestors(lease: &Lease, leases: &BTreeMap<LeaseKey, Lease>) -> BTreeSet<LeaseKey> {
     let mut known = BTreeSet::new();
     let mut next: Vec<_> = lease.parent_keys().collect();
@@ -64,14 +64,14 @@ impl StreamState {
             next_audit: now + audit,
             turns: 0,
             is_wanted: false,
-            // The start may just have listed them, but before it saw the leases.
+            // The start may just have listed the shards, but before it read the leases.
             listed_at: now.checked_sub(HOLE_PAUSE).unwrap_or(now),
             missing_listings: 0,
             is_gone: false,
         }
     }
 
-    /// Lists before the next audit is due, but not at every occasion.
+    /// Schedules a listing before the next audit, but at most one per [`HOLE_PAUSE`].
     fn list_soon(&mut self, now: Instant) {
         if !self.listing {
             self.is_wanted = true;
@@ -113,8 +113,8 @@ impl State {
         lists.collect()
     }
 
-    /// How many live workers hold leases, and our place among them. They audit in turn, so that a
-    /// stream is listed about once per interval, however many workers there are.
+    /// Returns how many live workers own leases, and the index of this worker among them. They audit in
+    /// turn, so that a stream is listed about once per interval, however many workers there are.
     fn live_owners(&self, now: Instant) -> (usize, Option<usize>) {
         let lease_duration = self.settings.lease_duration;
         let live = self.leases.values().filter(|lease| {
@@ -125,21 +125,21 @@ impl State {
         (owners.len(), owners.iter().position(|owner| **owner == self.me))
     }
 
-    /// Something speaks for it that `stream` is gone, or another one: a listing will tell.
+    /// Schedules a listing of `stream`, which may be deleted or re-created.
     pub(super) fn suspect(&mut self, now: Instant, stream: &StreamKey) {
         if let Some(stream) = self.streams.get_mut(stream) {
             stream.list_soon(now);
         }
     }
 
-    /// How the stream that a row is of stands to the one that is read by its key, if it is another.
+    /// Returns how the stream of a row relates to the stream that is read, if it is another one.
     pub(super) fn other_stream(&self, row: &Lease) -> Option<Other> {
         self.streams.get(&row.key.stream())?.source.other_stream(row)
     }
 
-    /// Takes the rows of other streams out of `scanned`: none of them says anything about the stream
-    /// that is read, but newer ones say that it is gone. Returns those that are to be removed: an owner
-    /// that did not know has put them back.
+    /// Removes the rows of other streams from `scanned`: they prove nothing about the stream that is read,
+    /// except that a row of a newer stream indicates its deletion. Returns the rows to discard, which an
+    /// owner that did not know of the new stream has written again.
     pub(super) fn set_others_apart(
         &mut self,
         now: Instant,
@@ -151,7 +151,7 @@ impl State {
                 scanned.push(row);
                 continue;
             };
-            // In their place, not gone.
+            // The row is replaced, not vanished.
             self.leases.remove(&row.key);
             self.vanished.remove(&row.key);
             if self.settings.stream_recreated.removes(other) {
@@ -159,14 +159,14 @@ impl State {
             } else if other == Other::Newer {
                 self.suspect(now, &row.key.stream());
             } else {
-                let fault = format!("it is of another stream, {}", row.made_for());
+                let fault = format!("it belongs to another stream, {}", row.made_for());
                 self.unreadable.insert(row.key, fault);
             }
         }
         removed
     }
 
-    /// Removes rows that nobody here holds or writes.
+    /// Discards rows that this worker neither holds nor writes.
     pub(super) fn discard(&mut self, mut rows: Vec<Lease>) -> Vec<Action> {
         rows.retain(|row| {
             let is_free = !self.stopping && !self.mine.contains(&row.key);
@@ -196,7 +196,8 @@ impl State {
         }
     }
 
-    /// One listing may be wrong; two in a row, some seconds apart, are believed.
+    /// Handles a listing that reports a deleted stream. One may be wrong; two in a row, some seconds
+    /// apart, are believed.
     fn missing(&mut self, now: Instant, key: &StreamKey, error: ServiceError) -> Vec<Action> {
         let Some(stream) = self.streams.get_mut(key) else { return Vec::new() };
         stream.missing_listings += 1;
@@ -214,13 +215,13 @@ impl State {
         std::iter::once(Action::Emit(gone)).chain(drains).collect()
     }
 
-    /// Whether the rows of `key` are this worker's business: those of a stream that it does not read,
-    /// or that is gone, are left alone.
+    /// Returns whether this worker handles the row of `key`: rows of a stream that it does not read, or
+    /// that is deleted, are ignored.
     pub(super) fn reads(&self, key: &LeaseKey) -> bool {
         self.streams.get(&key.stream()).is_some_and(|stream| !stream.is_gone)
     }
 
-    /// Compares a scan with what was known before it.
+    /// Records the rows that have disappeared since the previous scan.
     pub(super) fn note_vanished(&mut self, now: Instant, scanned: &[Lease]) {
         for lease in scanned {
             self.leases.remove(&lease.key);
@@ -231,12 +232,12 @@ impl State {
         self.vanished.extend(gone.map(|(key, row)| (key, Vanished { since: now, row })));
     }
 
-    /// Makes rows again that were deleted by hand, as they were last seen, once their owners have had
-    /// the time to do it themselves. Until then the children of such a shard wait.
+    /// Restores rows that were deleted by hand, as last seen, once their owners have had the time to do so
+    /// themselves. Until then the children of such a shard wait.
     pub(super) fn restore_vanished(&mut self, now: Instant) -> Vec<Action> {
         let leases = &self.leases;
         self.vanished.retain(|_, gone| !is_superseded(&gone.row, leases));
-        // Of a row without a range nobody can tell whether it was finished: only a listing can.
+        // Whether a row without a hash range was finished is unknown here: only a listing shows it.
         let vanished = self.vanished.iter().filter(|(_, gone)| gone.row.hash_range.is_some());
         let vanished = vanished.map(|(key, _)| key);
         self.hidden = self.unreadable.keys().chain(vanished).cloned().collect();
@@ -254,12 +255,12 @@ impl State {
         rows.into_iter().map(create).collect()
     }
 
-    /// Creates what a listing shows to be missing.
+    /// Creates the leases that are missing according to a listing.
     fn create(&mut self, now: Instant, key: &StreamKey, listing: &Listing) -> Vec<Action> {
         let Some(stream) = self.streams.get_mut(key) else { return Vec::new() };
         if now > self.table_asked_at + self.settings.lease_duration {
-            // The process was stopped, or the table cannot be read: what is missing here may have
-            // come and gone there.
+            // The process was suspended, or scans fail: a lease that is missing here may have been
+            // created, finished and deleted since.
             stream.list_soon(now);
             return Vec::new();
         }
@@ -267,28 +268,28 @@ impl State {
         if self.stopping || !has_rows {
             return Vec::new();
         }
-        // A row that was found gone since the last scan may have been finished and deleted: then the
-        // shards that continue it are in the table, but not in what is known here.
+        // A row that disappeared since the last scan may have been finished and deleted: then the leases
+        // of its children are in the table, but not known here yet.
         if self.learned.keys().any(|key| !self.leases.contains_key(key)) {
             if let Some(stream) = self.streams.get_mut(key) {
                 stream.list_soon(now);
             }
             return Vec::new();
         }
-        // A row that will be restored still covers its shard: without it the plan would begin again
-        // with ancestors that were finished and removed long ago.
+        // A row that will be restored still covers its shard: without it the plan would start over with
+        // ancestors that were finished and deleted long ago.
         let mut known = Cow::Borrowed(&self.leases);
         for (key, gone) in self.vanished.iter().filter(|(key, _)| self.hidden.contains(*key)) {
             known.to_mut().insert(key.clone(), gone.row.clone());
         }
-        // Nobody knows what an unreadable row says, but it says that the shard is served.
+        // The content of an unreadable row is unknown, but its shard has a lease.
         for key in self.unreadable.keys().filter(|unreadable| unreadable.stream() == *key) {
             let row = || Lease::new(key.clone(), Checkpoint::TrimHorizon);
             known.to_mut().entry(key.clone()).or_insert_with(row);
         }
         let missing = plan::leases_to_create(listing, &known, &stream.source);
-        // The owner of a row that was deleted knows its position and writes it again; only when it
-        // has not, within a lease duration, is the row made again as it was last seen.
+        // The owner of a row that was deleted knows its position and writes it again. Only if it has not
+        // done so within a lease duration is the row restored as last seen.
         let missing = missing.into_iter().filter_map(|lease| match self.vanished.get(&lease.key) {
             _ if self.mine.contains(&lease.key) => None,
             Some(gone) if now < gone.since + self.settings.lease_duration => None,
@@ -303,14 +304,14 @@ impl State {
             .collect()
     }
 
-    /// Unfinished leases that leave a part of the hash space to nobody ask for a listing soon: a worker
-    /// died between two leases that belong together.
+    /// Schedules a listing of streams with a hole: a worker may have died between the creation of two
+    /// leases that belong together.
     pub(super) fn look_into_holes(&mut self, now: Instant) {
         let mut ranges: BTreeMap<StreamKey, Option<Vec<_>>> = BTreeMap::new();
         let unfinished = self.leases.values().filter(|lease| !lease.checkpoint.is_shard_end());
         for lease in unfinished {
             let ranges = ranges.entry(lease.key.stream()).or_insert_with(|| Some(Vec::new()));
-            // Rows of an older library may not say what they serve; then only the audit can tell.
+            // Rows of an older library may lack the hash range; then only the audit finds a hole.
             *ranges = ranges.take().zip(lease.hash_range).map(|(mut ranges, range)| {
                 ranges.push(range);
                 ranges

@@ -193,13 +193,13 @@ fn the_end_of_a_shard_is_followed_by_a_scan_at_once() {
     assert_eq!(names(&actions), "scan");
 }
 
-/// A lease that a worker of this library holds.
+/// Creates a lease that a worker of this library holds.
 fn held_by(key: &str, owner: &str, counter: u64) -> Lease {
     let id = write_id(&format!("{owner}#1"), counter - 1);
     Lease { write_id: Some(id), ..lease(key, Some(owner), counter) }
 }
 
-/// Asks `other` for one of its two leases; returns the state and the row as asked for.
+/// Requests a handoff of one of the two leases of `other`; returns the state and the requested row.
 fn asked(start: Instant) -> (State, Lease) {
     let mut state = state(start);
     let rows = || vec![held_by("0", "other", 4), held_by("1", "other", 4)];
@@ -209,7 +209,7 @@ fn asked(start: Instant) -> (State, Lease) {
     let row = write.apply(Some(&rows()[1])).unwrap();
     let result = Ok(WriteOutcome::Done(row.clone()));
     let actions = state.step(start, Input::Wrote { write, why, sent: start, result });
-    assert_eq!(names(&actions), "say asked other for lease 1");
+    assert_eq!(names(&actions), "say asked other to hand off 1");
     (state, row.unwrap())
 }
 
@@ -230,8 +230,8 @@ fn a_lease_is_asked_for_and_taken_as_soon_as_its_owner_has_let_go() {
     )));
 }
 
-/// A Java 3 leader has had them handed over to its worker, which has not written yet and does not look
-/// at a lease that is asked for.
+/// A Java 3 leader had the leases handed off to its worker, which has not written yet and ignores handoff
+/// requests.
 #[test]
 fn a_worker_whose_mark_is_not_on_its_leases_is_taken_from_and_not_asked() {
     let start = Instant::now();
@@ -260,7 +260,7 @@ fn a_row_that_a_refused_take_found_gone_is_not_made_again_before_the_next_scan()
     let ranges = [HashRange { start: 0, end: half }, HashRange { start: half + 1, end: u128::MAX }];
     let row = |key: &str, range| Lease { hash_range: Some(range), ..held_by(key, "other", 4) };
     state.step(start, scanned(vec![row("0", ranges[0]), row("1", ranges[1])]));
-    // Paused until the owner has finished the shard, and its lease was removed.
+    // Suspended until the owner has finished the shard, and its lease was deleted.
     let later = start + 60 * SECOND;
     let takes = taken(&state.step(later, Input::TimeDue));
     let take = takes.into_iter().find(|take| take.key.as_str() == "0").expect("it has expired");
@@ -399,7 +399,7 @@ fn a_row_that_vanished_is_left_to_its_owner_and_then_made_as_it_was_last_seen() 
     assert_eq!((&made.checkpoint, made.counter, &made.owner), (&rows()[1].checkpoint, 5, &None));
 }
 
-/// The withdrawal among `actions`.
+/// Returns the withdrawal among `actions`.
 fn withdrawal(actions: Vec<Action>) -> LeaseWrite {
     let mut writes = actions.into_iter().filter_map(|action| match action {
         Action::Write(write, Why::Withdraw) => Some(write),
@@ -426,7 +426,7 @@ fn a_worker_that_stops_withdraws_its_requests_and_waits_for_no_owner() {
         let input = if draining { Input::DrainRequested(true) } else { Input::StopRequested };
         let write = withdrawal(state.step(start, input));
         assert!(!state.is_finished());
-        // Whatever the owner has written meanwhile.
+        // A renewal of the owner in between does not matter.
         let renewed = Lease { counter: row.counter + 1, ..row };
         let withdrawn = write.apply(Some(&renewed)).unwrap();
         let owner = withdrawn.as_ref().and_then(Lease::actual_owner);
@@ -485,7 +485,7 @@ fn an_overdue_take_that_is_refused_is_tried_again_at_once_by_the_row_of_the_refu
         assert_eq!(takes.len(), usize::from(!is_last), "{counter}: then it looks first");
         assert!(takes.iter().all(|take| take.apply(Some(&row)).is_ok()), "by the newest row");
     }
-    // The time at which it was asked for stays.
+    // The time of the request does not change.
     let rows = vec![held_by("0", "other", 50), Lease { counter: 50, ..seen }];
     assert_eq!(taken(&state.step(overdue + HANDOFF_SCAN, scanned(rows))).len(), 1);
 }
@@ -532,8 +532,8 @@ fn s14_a_shard_that_nobody_may_hold_is_named_with_the_reason() {
     assert!(state.health(start + 10 * SECOND).is_healthy(), "not yet");
     let health = state.health(start + 20 * SECOND);
     let told: Vec<_> = health.shards.iter().map(|(key, cause)| format!("{key} {cause}")).collect();
-    let cause = "1 nobody has held it for 20 s: this worker holds as many leases as it may (1); \
-                 start more, or allow more";
+    let cause =
+        "1 unowned for 20 s: this worker is at max_leases (1); add workers or raise the limit";
     assert_eq!(told, [cause]);
 }
 
@@ -551,7 +551,7 @@ fn a_child_that_waited_long_for_its_parents_is_not_unheld_when_the_last_one_ends
     assert!(state.health(ended).is_healthy(), "it waited for its parent");
     state.step(ended + SECOND, scanned(vec![parent, child]));
     let health = state.health(ended + 20 * SECOND);
-    assert!(health.shards[&LeaseKey::from("1")].starts_with("nobody has held it for 20 s"));
+    assert!(health.shards[&LeaseKey::from("1")].starts_with("unowned for 20 s"));
 }
 
 #[test]
@@ -564,7 +564,7 @@ fn a_row_that_cannot_be_read_is_named_and_holds_its_children_back() {
     let actions = state.step(start, Input::Scanned(Ok(table)));
     assert_eq!(names(&actions), "");
     let health = state.health(start + 60 * SECOND);
-    let cause = "its row cannot be read: `checkpoint` is not a string; mend or remove it";
+    let cause = "lease row is unreadable: `checkpoint` is not a string; repair or delete it";
     assert_eq!(health.shards.get(&LeaseKey::from("0")).unwrap(), cause);
     assert_eq!(health.shards.len(), 1, "the child waits, nothing else is wrong with it");
 }
@@ -592,7 +592,7 @@ fn d10_of_two_living_workers_with_one_id_the_one_that_was_there_first_stops() {
     let write = takes[0].clone();
     state.step(start, Input::Wrote { write, why, sent: start, result });
     let ended = Input::TenureEnded { key: "0".into(), row: None, how: Ending::Usual };
-    // It cannot know yet who took the lease, and tries to have it back.
+    // The worker does not know the new owner yet, and tries to take the lease again.
     let again = state.step(start + SECOND, ended);
     let again = again.into_iter().find_map(|action| match action {
         Action::Write(write, why) => Some((write, why)),
@@ -612,8 +612,8 @@ fn d10_of_two_living_workers_with_one_id_the_one_that_was_there_first_stops() {
     let refused = Input::Wrote { write, why, sent: start + SECOND, result };
     assert_eq!(names(&state.step(start + SECOND, refused)), "");
     let actions = state.step(start + 2 * SECOND, scanned(vec![theirs]));
-    let told = "fail: another worker runs with the id `me` and holds 0: give every worker an id of \
-                its own";
+    let told = "fail: another worker runs with the worker ID `me` and holds 0: give every worker a \
+                unique ID";
     assert_eq!(names(&actions), told);
 }
 
@@ -669,7 +669,7 @@ fn a_take_that_is_recognised_counts_from_the_oldest_that_was_sent() {
     let error = ServiceError::new(ServiceErrorKind::Unavailable, "no answer");
     let lost = Input::Wrote { write: take, why: why(), sent: start, result: Err(error) };
     state.step(start + SECOND, lost);
-    // A scan that was under way shows it free, and it is taken again.
+    // A scan that was in progress shows the lease as unowned, and it is taken again.
     let again = taken(&state.step(start + SECOND, scanned(free()))).remove(0);
     let result = Ok(WriteOutcome::Refused(row));
     let sent = start + 2 * SECOND;
@@ -867,7 +867,7 @@ fn l14_a_row_that_was_deleted_by_hand_holds_its_children_back_and_comes_back() {
     });
     let again = again.expect("the row comes back");
     assert_eq!((again.key.as_str(), &again.checkpoint, again.owner), ("0", &at, None));
-    // A child that has begun tells that its parent was finished and removed.
+    // A child with progress shows that its parent was finished and deleted.
     let begun = || Lease { checkpoint: at.clone(), ..child() };
     state.writing.clear();
     let actions = names(&state.step(start + 12 * SECOND, scanned(vec![begun(), rest()])));
@@ -907,7 +907,7 @@ fn a_row_that_will_be_restored_keeps_its_ancestors_from_being_made_again() {
     assert_eq!(names(&state.step(start + SECOND, listed(Ok(listing)))), "");
 }
 
-/// Streams of one name, one made after the other; the worker reads the second.
+/// Returns three streams of one name, each re-created after the previous one; the worker reads the second.
 fn streams_of_a_name() -> [StreamIdentity; 3] {
     [1, 2, 3].map(|created| StreamIdentity {
         arn: "arn".to_owned(),
@@ -930,17 +930,17 @@ fn a_row_of_a_former_stream_that_is_put_back_is_removed_and_says_nothing() {
     let mut state = state_of(&own, Settings::default(), start);
     let rows = vec![of_stream("0", &own), of_stream("1", &former)];
     let actions = state.step(start, scanned(rows));
-    assert_eq!(names(&actions), "taking a lease 0; removing a lease of a stream that is gone 1");
+    assert_eq!(names(&actions), "taking a lease 0; removing a lease of a deleted stream 1");
     let Some(Action::Write(discard, why)) = actions.into_iter().last() else { panic!("a write") };
     assert_eq!(discard.change, LeaseChange::Discard { counter: 1 });
-    // Its owner was faster; the next scan shows the row again.
+    // The owner's renewal wins the race; the next scan shows the row again.
     let moved = Lease { counter: 2, ..of_stream("1", &former) };
     let result = Ok(WriteOutcome::Refused(Some(moved.clone())));
     state.step(start, Input::Wrote { write: discard, why, sent: start, result });
     assert!(!state.leases.contains_key(&moved.key));
     let rows = vec![of_stream("0", &own), moved];
     let actions = state.step(start + SECOND, scanned(rows));
-    assert_eq!(names(&actions), "removing a lease of a stream that is gone 1");
+    assert_eq!(names(&actions), "removing a lease of a deleted stream 1");
 }
 
 #[test]
@@ -954,14 +954,14 @@ fn rows_of_a_newer_stream_make_the_worker_look_and_are_left_alone() {
     assert!(!lists(&mut state, now), "nothing is missing");
     state.step(now, scanned(vec![row, of_stream("1", &newer)]));
     assert!(lists(&mut state, now));
-    // In the place of the own one, too; and that is not put back in the end.
+    // Also if it replaced the own row, which is then not restored.
     for seconds in [1, 31] {
         let rows = vec![of_stream("0", &newer), of_stream("1", &newer)];
         assert_eq!(names(&state.step(now + seconds * SECOND, scanned(rows))), "");
     }
 }
 
-/// Of another name: perhaps the table of another application.
+/// A row of a stream of another name: perhaps the table of another application.
 #[test]
 fn a_row_of_an_unrelated_stream_is_named_and_left_alone_unless_it_is_to_make_way() {
     let (start, [_, own, _]) = (Instant::now(), streams_of_a_name());
@@ -979,7 +979,7 @@ fn a_row_of_an_unrelated_stream_is_named_and_left_alone_unless_it_is_to_make_way
     }
 }
 
-/// The scan is older than the lease: it was taken while the scan was under way.
+/// The scan is older than the take, which happened while the scan was in progress.
 #[test]
 fn a_scan_that_was_under_way_does_not_remove_the_lease_that_was_taken_meanwhile() {
     let (start, [former, own, _]) = (Instant::now(), streams_of_a_name());
@@ -994,7 +994,7 @@ fn a_scan_that_was_under_way_does_not_remove_the_lease_that_was_taken_meanwhile(
     assert_eq!((names(&actions), state.leases.get(&row.key)), (String::new(), Some(&row)));
 }
 
-/// A single answer may be wrong: that of a replica, or of another endpoint.
+/// A single reply may be wrong: from a replica, or from another endpoint.
 #[test]
 fn a_table_is_gone_when_two_scans_in_a_row_say_so() {
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! Changing between polling and fan-out: when, why, and without a loss or a repeat.
+//! Switching between polling and fan-out: when, why, and without losses or repeats.
 
 use kcl_lite::stream::{Fetching, Notice};
 use local_aws::{Effect, Rule};
@@ -43,7 +43,7 @@ async fn a_shard_that_others_read_too_is_subscribed_to_and_polled_again_when_it_
     world.exactly_once(fed);
     let [(to, why), (back, calm)] = &changes(&world)[..] else { panic!("{:?}", changes(&world)) };
     assert_eq!((*to, *back), (Fetching::FanOut, Fetching::Polling));
-    assert_eq!(why, "throttled 5 times in 60 s: others read it too");
+    assert_eq!(why, "throttled 5 times in 60 s by other consumers");
     assert_eq!(calm, "caught up for 5 min");
     worker.shutdown(DEADLINE).await.unwrap();
 }
@@ -68,7 +68,7 @@ async fn l17_the_next_reader_starts_where_the_last_one_stood() {
     assert_eq!(local.requests().count(READER, "SubscribeToShard"), 1);
 }
 
-/// Back and forth every few minutes, with a reshard in between.
+/// Switches back and forth every few minutes, with a resharding in between.
 #[tokio::test(start_paused = true)]
 async fn l17_changing_back_and_forth_loses_and_repeats_nothing() {
     let world = World::new(2).await;

@@ -1,4 +1,4 @@
-//! The registered consumer: found, made, shared, refused, and deleted while it is used.
+//! The registered consumer: found, registered, shared, denied, and deleted while in use.
 
 use kcl_lite::ErrorKind;
 use local_aws::{Effect, Rule};
@@ -115,7 +115,7 @@ async fn registrations_that_are_throttled_for_a_moment_are_made_in_the_end() {
     worker.shutdown(DEADLINE).await.unwrap();
 }
 
-/// All workers lose their consumer at once: one registers it again, all go on, and it is told.
+/// All workers lose their consumer at once: one registers it again, all continue, and an event is emitted.
 #[tokio::test(start_paused = true)]
 async fn l08_a_consumer_that_is_deleted_under_a_running_fleet_is_registered_again() {
     let world = World::new(6).await;
@@ -141,7 +141,7 @@ async fn l08_a_consumer_that_is_deleted_under_a_running_fleet_is_registered_agai
     }
 }
 
-/// The reader that registered it has given up waiting for it: the next one that finds it tells.
+/// The reader that registered it has given up waiting for it: the next one that finds it emits the event.
 #[tokio::test(start_paused = true)]
 async fn a_registration_is_told_also_when_the_consumer_comes_much_later() {
     let world = World::new(1).await;

@@ -1,5 +1,5 @@
-//! Enhanced fan-out against the service in this process, on paused time: what a reader does about
-//! everything that can happen to a subscription, and what workers make of it.
+//! Enhanced fan-out against the in-process service, on paused time: how a reader handles everything that
+//! can happen to a subscription, and how workers behave on it.
 
 mod auto;
 mod consumer;
@@ -37,10 +37,10 @@ fn named(name: &str) -> StreamConsumer {
     StreamConsumer::Named(name.to_owned())
 }
 
-/// When something was called.
+/// The times of calls.
 type Moments = Arc<Mutex<Vec<Instant>>>;
 
-/// The stream, read by fan-out; `calls` gets the moments of SubscribeToShard.
+/// Creates the stream, read by fan-out; `calls` receives the times of SubscribeToShard calls.
 fn noted_stream(local: &LocalAws, calls: &Moments) -> KinesisStream {
     let calls = Arc::clone(calls);
     let config = scripted_config(local, move |operation, _| {
@@ -57,7 +57,7 @@ fn fan_out_stream(config: &SdkConfig) -> KinesisStream {
     KinesisStream::new(config, STREAM, KinesisOptions { retrieval, ..KinesisOptions::default() })
 }
 
-/// A stream of one shard whose consumer is there, and a reader from its beginning.
+/// Creates a stream of one shard with an active consumer, and a reader from its oldest record.
 struct Subscribed {
     local: LocalAws,
     writer: Client,
@@ -81,12 +81,12 @@ impl Subscribed {
         self.calls.lock().clone()
     }
 
-    /// Reads until these many records are there; errors of `allowed` kinds may come in between.
+    /// Reads until this many records have arrived; errors of `allowed` kinds may occur in between.
     async fn read(&mut self, count: usize, allowed: &[ServiceErrorKind]) -> Vec<u32> {
         polling::read(&mut self.reader, count, allowed).await
     }
 
-    /// Reads for so long, as one who is always ready; records and the kinds of errors.
+    /// Reads for this long without pauses; returns the records and the kinds of errors.
     async fn read_for(&mut self, time: Duration) -> (Vec<u32>, Vec<ServiceErrorKind>) {
         let (mut seen, mut errors) = (Vec::new(), Vec::new());
         let reading = async {
@@ -123,7 +123,7 @@ impl World {
         self
     }
 
-    /// A worker that reaches the stream as `name` and the lease table as `name-leases`.
+    /// Starts a worker that reaches the stream as client `name` and the lease table as `name-leases`.
     async fn start(&self, name: &str) -> WorkerHandle {
         self.start_with(name, settings()).await
     }
@@ -169,7 +169,7 @@ impl World {
         assert_eq!(reply.failed_record_count, Some(0));
     }
 
-    /// Puts `rate` records a second for so many seconds; returns the next number.
+    /// Puts `rate` records per second for this many seconds; returns the next number.
     async fn feed_for(&self, first: u32, rate: u32, seconds: u32) -> u32 {
         for second in 0..seconds {
             self.feed(first + second * rate..first + (second + 1) * rate).await;
@@ -182,7 +182,7 @@ impl World {
         self.local.requests().count(name, "SubscribeToShard")
     }
 
-    /// Everything was delivered exactly once, in order.
+    /// Asserts that everything was delivered exactly once, in order.
     fn exactly_once(&self, count: u32) {
         self.fleet.verify(count);
         assert_eq!(self.fleet.repeats(), 0);

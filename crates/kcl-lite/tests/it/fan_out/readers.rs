@@ -1,4 +1,4 @@
-//! One reader and what happens to its subscriptions.
+//! A single reader and the fates of its subscriptions.
 
 use local_aws::{Effect, Rule};
 
@@ -9,8 +9,7 @@ fn rule(effect: Effect) -> Rule {
     Rule::new(effect).client(READER).operation("SubscribeToShard")
 }
 
-/// Everything that the API's reference says a subscription may be refused with, and what can happen to
-/// a connection.
+/// All errors of SubscribeToShard in the API reference, and all failures of a connection.
 fn refusals() -> Vec<Effect> {
     let codes = [
         ("LimitExceededException", 400),
@@ -30,7 +29,7 @@ fn refusals() -> Vec<Effect> {
         ("ServiceUnavailable", 503),
     ];
     let mut all: Vec<_> = codes.map(|(code, status)| fail(code, status)).into();
-    // Connect refused, a reply that breaks in its first frame, and none at all.
+    // A refused connection, a reply that breaks in its first frame, and no reply at all.
     all.extend([Effect::Disconnect, Effect::DropHalfReply, Effect::Hang]);
     all
 }
@@ -53,10 +52,10 @@ async fn s04_whatever_the_first_subscriptions_are_refused_with_the_shard_is_read
         assert_eq!(seen, [0, 1, 2, 3, 4], "{effect:?}");
         assert_eq!(world.local.faults().fired(id), 20, "{effect:?}");
         let calls = world.calls();
-        // A subscription whose reply broke holds its place for five seconds.
+        // A subscription whose reply broke blocks a new one for five seconds.
         let most = if effect == Effect::DropHalfReply { 25 } else { 21 };
         assert!((21..=most).contains(&calls.len()), "{effect:?}: {}", calls.len());
-        assert_eq!(errors, calls.len() - 1, "each failure is told: {effect:?}");
+        assert_eq!(errors, calls.len() - 1, "each failure is reported: {effect:?}");
         for pair in calls.windows(2) {
             assert!(
                 pair[1] - pair[0] >= SECOND,
@@ -65,7 +64,7 @@ async fn s04_whatever_the_first_subscriptions_are_refused_with_the_shard_is_read
             );
         }
         assert!(delivered - *calls.last().unwrap() <= 5 * SECOND, "{effect:?}");
-        // No more than five seconds between two calls, beside the time that they take.
+        // No more than five seconds between two calls, besides the duration of the calls.
         let waits: Duration = calls.windows(2).map(|pair| pair[1] - pair[0]).sum();
         assert!(waits <= 20 * (5 * SECOND + 10 * SECOND), "{effect:?}: {waits:?}");
     }
@@ -109,16 +108,16 @@ async fn s03_ten_minutes_of_back_pressure_are_no_silence() {
     let mut seen = Vec::new();
     for round in 0..6 {
         put(&world.writer, round * 10..(round + 1) * 10).await;
-        // No error comes in between: nothing is wrong.
+        // No error in between: nothing is wrong.
         seen.extend(world.read(10, &[]).await);
         tokio::time::sleep(10 * MINUTE).await;
     }
     assert_eq!(seen, (0..60).collect::<Vec<_>>());
-    // The service ends each after five minutes; none is given up beside that.
+    // The service ends each after five minutes; the reader abandons none earlier.
     assert!(world.calls().len() <= 2 * 6 + 1, "{:?}", world.calls().len());
 }
 
-/// Half an hour: six five-minute ends and as many renewals, and a record in every second.
+/// Half an hour: six ends after five minutes and as many renewals, with a record every second.
 #[tokio::test(start_paused = true)]
 async fn l17_subscriptions_are_renewed_without_a_gap_a_loss_or_a_repeat() {
     let mut world = Subscribed::new().await;
@@ -176,7 +175,7 @@ async fn a_subscription_that_is_never_renewed_is_followed_when_the_service_ends_
     let mut world = Subscribed::new().await;
     put(&world.writer, 0..1).await;
     world.read(1, &[]).await;
-    // No renewal gets through until the service has ended the subscription.
+    // No renewal succeeds until the service has ended the subscription.
     let id = world.local.faults().add(rule(fail("InternalFailureException", 500)));
     let (seen, errors) = world.read_for(5 * MINUTE + 10 * SECOND).await;
     assert!(seen.is_empty(), "{seen:?}");
@@ -188,7 +187,7 @@ async fn a_subscription_that_is_never_renewed_is_followed_when_the_service_ends_
     assert!(since.elapsed() <= 5 * SECOND, "{:?}", since.elapsed());
 }
 
-/// Every way to begin, against the same records.
+/// Every starting position, against the same records.
 #[tokio::test(start_paused = true)]
 async fn a_subscription_starts_where_the_cursor_says() {
     let mut world = Subscribed::new().await;
@@ -214,7 +213,7 @@ async fn a_subscription_starts_where_the_cursor_says() {
 #[tokio::test(start_paused = true)]
 async fn d12_a_continuation_without_records_is_where_the_next_subscription_starts() {
     let mut world = Subscribed::new().await;
-    // Nothing for three subscriptions, then a record: it comes once, whichever delivers it.
+    // Nothing for three subscriptions, then a record: it is delivered once, by whichever subscription.
     let (seen, errors) = world.read_for(14 * MINUTE).await;
     assert_eq!((seen, errors), (vec![], vec![]));
     put(&world.writer, 0..1).await;
@@ -227,7 +226,7 @@ async fn s06_a_subscription_that_died_unread_is_followed_without_a_word() {
     let mut world = Subscribed::new().await;
     put(&world.writer, 0..1).await;
     world.read(1, &[]).await;
-    // Its processor takes half a minute, in which the connection is lost.
+    // The processor takes half a minute, during which the connection is lost.
     world.local.faults().partition(READER);
     tokio::time::sleep(30 * SECOND).await;
     world.local.faults().heal(READER);
@@ -301,8 +300,8 @@ async fn l08_a_shard_that_the_service_has_forgotten_ends_with_the_children_that_
     assert_eq!(children.iter().map(|child| &child.id).collect::<Vec<_>>(), [&shard(1), &shard(2)]);
 }
 
-/// A closed shard whose subscriptions end without a word: a listing tells that it is closed, and the
-/// rest is polled.
+/// The subscriptions of a closed shard end without an end-of-shard event: a listing shows that it is
+/// closed, and the rest is polled.
 #[tokio::test(start_paused = true)]
 async fn l08_a_closed_shard_whose_subscriptions_tell_nothing_is_read_to_its_end_by_polling() {
     let mut world = Subscribed::new().await;
@@ -314,8 +313,8 @@ async fn l08_a_closed_shard_whose_subscriptions_tell_nothing_is_read_to_its_end_
     assert_eq!(children.len(), 2);
 }
 
-/// What holds of a shard at its tip holds since the subscription was made, not since the reader came
-/// to look: an event may have waited for long.
+/// An event at the tip dates from its arrival at the subscription, not from when the reader handled it: it
+/// may have waited for long.
 #[tokio::test(start_paused = true)]
 async fn l17_an_event_that_waited_to_be_read_tells_nothing_of_the_time_in_which_it_waited() {
     let mut world = Subscribed::new().await;
@@ -332,7 +331,7 @@ async fn a_reader_that_is_dropped_closes_its_stream() {
     let mut world = Subscribed::new().await;
     put(&world.writer, 0..1).await;
     world.read(1, &[]).await;
-    // While it lives, another one that is as old takes its place, and it is told.
+    // While it is active, another subscription of the same age replaces it, and it receives the error.
     drop(world.reader);
     world.reader = world.stream.open(&shard(0), Cursor::Horizon);
     tokio::time::sleep(6 * SECOND).await;

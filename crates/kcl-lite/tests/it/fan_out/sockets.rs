@@ -1,4 +1,4 @@
-//! Subscriptions over real sockets, with the HTTP client that the library makes.
+//! Subscriptions over real sockets, with the HTTP client that the library builds.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -99,7 +99,7 @@ async fn the_service_is_offered_http_2_with_every_connection() {
     assert!(hello.windows(3).any(|bytes| bytes == b"\x02h2"), "HTTP/2 is not offered");
 }
 
-/// Passes bytes on in both directions; tells when the client has closed its side.
+/// Forwards bytes in both directions; reports when the client has closed its side.
 async fn pass_on(client: TcpStream, server: String, closed: mpsc::Sender<()>) {
     let server = TcpStream::connect(server).await.unwrap();
     let (mut from_client, mut to_client) = client.into_split();

@@ -1,4 +1,4 @@
-//! Whole workers on fan-out.
+//! Complete workers on fan-out.
 
 use aws_sdk_kinesis::types::ScalingType;
 
@@ -16,7 +16,7 @@ fn is_trouble(event: &Event) -> bool {
     )
 }
 
-/// What a log at level WARN would have.
+/// Events of level WARN and above.
 fn warnings(world: &World) -> Vec<(String, Event)> {
     let is_warning = |event: &Event| {
         is_trouble(event)
@@ -26,7 +26,7 @@ fn warnings(world: &World) -> Vec<(String, Event)> {
     world.fleet.events().into_iter().filter(|(_, event)| is_warning(event)).collect()
 }
 
-/// Half an hour of records, with a reshard every five minutes, and no record comes twice or not at all.
+/// Half an hour of records, with a resharding every five minutes: every record is delivered exactly once.
 #[tokio::test(start_paused = true)]
 async fn l17_half_an_hour_of_renewals_and_reshards_loses_and_repeats_nothing() {
     let world = World::new(2).await;
@@ -57,7 +57,7 @@ async fn l17_half_an_hour_of_renewals_and_reshards_loses_and_repeats_nothing() {
     worker.shutdown(DEADLINE).await.unwrap();
 }
 
-/// Slower than its shard: the window is closed most of the time.
+/// The processor is slower than its shard: the in-flight limit is reached most of the time.
 #[tokio::test(start_paused = true)]
 async fn s06_half_a_minute_and_more_per_batch_are_no_failure_and_nothing_is_repeated() {
     let world = World::new(1).await.takes(45 * SECOND);
@@ -72,7 +72,7 @@ async fn s06_half_a_minute_and_more_per_batch_are_no_failure_and_nothing_is_repe
     worker.shutdown(DEADLINE).await.unwrap();
 }
 
-/// The lease goes from one worker to another while both are well.
+/// The lease is handed off between two healthy workers.
 #[tokio::test(start_paused = true)]
 async fn s05_a_shard_that_is_handed_over_goes_on_in_seconds_without_a_loss_or_a_repeat() {
     let world = World::new(4).await;
@@ -99,7 +99,7 @@ async fn s05_a_shard_that_is_handed_over_goes_on_in_seconds_without_a_loss_or_a_
     b.shutdown(DEADLINE).await.unwrap();
 }
 
-/// One is cut off from the lease table only, and goes on receiving events of its shard.
+/// One worker is cut off from the lease table only, and still receives events of its shard.
 #[tokio::test(start_paused = true)]
 async fn s05_who_lost_its_lease_lets_the_stream_go_and_the_next_owner_is_not_disturbed() {
     let world = World::new(1).await;
@@ -130,7 +130,7 @@ async fn s05_who_lost_its_lease_lets_the_stream_go_and_the_next_owner_is_not_dis
     assert!(took <= 2 * lease + 6 * SECOND, "b delivered after {took:?}");
     assert_eq!(steals, 0, "a subscribes to what it does not own");
     assert!(renewals <= 3, "only the renewals of five minutes: {renewals}");
-    // What a had handed to its processor when it was cut off may come again, and nothing else.
+    // Only records that `a` had in flight when it was cut off may be repeated.
     assert!(world.fleet.repeats() <= 5 * 30, "{}", world.fleet.repeats());
     world.local.faults().heal("a-leases");
     for worker in [a, b] {

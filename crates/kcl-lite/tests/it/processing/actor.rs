@@ -1,4 +1,4 @@
-//! A processor that notes the payloads of every batch and then does what a test tells it.
+//! A processor that records the payloads of every batch and then runs a closure of the test.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ impl Actor {
         })
     }
 
-    /// Acknowledges what `fails` does not name, and drops the other tokens with an error.
+    /// Acknowledges the records that `fails` does not name, and drops the other tokens with an error.
     pub(super) fn failing(mut fails: impl FnMut(&str) -> bool + Send + 'static) -> Self {
         Self::splitting(move |records| {
             let mut failed = None;
@@ -48,12 +48,12 @@ impl Actor {
         })
     }
 
-    /// The payloads of the batches so far.
+    /// Returns the payloads of the batches so far.
     pub(super) fn given(&self) -> Vec<Vec<String>> {
         self.given.lock().clone()
     }
 
-    /// Starts worker `a` with it, and with a place for dead letters.
+    /// Starts worker `a` with this processor and a dead letter store.
     pub(super) async fn start(
         &self,
         fleet: &Fleet,
@@ -93,7 +93,7 @@ pub(super) fn payload(record: &Record) -> String {
     String::from_utf8_lossy(&record.data).into_owned()
 }
 
-/// Batches by the numbers that their records carry.
+/// Returns the batches as the numbers in their records.
 pub(super) fn texts(wanted: &[&[u32]]) -> Vec<Vec<String>> {
     let text = |batch: &&[u32]| batch.iter().map(ToString::to_string).collect();
     wanted.iter().map(text).collect()

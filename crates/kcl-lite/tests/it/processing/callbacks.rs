@@ -1,8 +1,8 @@
-//! The order of callbacks, in every way that a shard can go.
+//! The order of callbacks, in every way that a tenure can end.
 //!
-//! Processors do what a seed says: succeed, fail, panic, hang, drop tokens, keep them; around them
-//! the shard is split, the table goes down, the worker is stopped. What each value was called with
-//! is checked against the contract.
+//! A seed decides what processors do: succeed, fail, panic, hang, drop tokens, keep them; meanwhile the
+//! shard is split, the table goes down, the worker is stopped. The calls of each processor value are
+//! checked against the contract.
 
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ enum How {
     Hangs,
 }
 
-/// What happened to all values, in order: shard, number of the value, callback or outcome.
+/// The calls of all processor values, in order: shard, number of the value, callback or outcome.
 type Log = Arc<Mutex<Vec<(ShardId, u32, &'static str)>>>;
 
 struct Witness {
@@ -42,7 +42,7 @@ impl Witness {
         self.log.lock().push((self.shard.clone(), self.value, what));
     }
 
-    /// One callback: how it goes is up to chance. Its end is noted also when it is dropped.
+    /// Runs one callback with a random outcome. Its end is recorded even if it is dropped.
     async fn called(&mut self, callback: &'static str) -> Result<(), BoxError> {
         self.note(callback);
         let _end =
@@ -124,7 +124,7 @@ impl DeadLetter for Bin {
 
 const LAST: [&str; 3] = ["shard_ended", "shutdown_requested", "lease_lost"];
 
-/// Checks the calls of one value.
+/// Checks the calls of one processor value.
 fn check(calls: &[&'static str]) -> Result<(), String> {
     let names: Vec<_> =
         calls.iter().filter(|call| !["end", "failed", "panicked"].contains(call)).collect();
@@ -159,7 +159,7 @@ fn check(calls: &[&'static str]) -> Result<(), String> {
     }
 }
 
-/// Only `initialize`, and it was dropped.
+/// The only call was `initialize`, and it was dropped.
 fn hung_in_initialize(calls: &[&'static str]) -> bool {
     calls == ["initialize", "end"]
 }
@@ -229,7 +229,7 @@ async fn e13_callbacks_come_in_the_order_of_the_contract_whatever_happens() {
             }
         }
     }
-    // The seeds go everywhere.
+    // The seeds reach every outcome.
     for call in ["initialize", "process", "idle", "failed", "panicked"].iter().chain(&LAST) {
         assert!(seen.get(call).is_some_and(|count| *count > 20), "{call}: {seen:?}");
     }

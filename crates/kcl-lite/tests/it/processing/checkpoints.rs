@@ -1,4 +1,4 @@
-//! When positions are stored: policies, two phases, quiet shards, and records that aged out.
+//! Checkpoints: policies, prepared checkpoints, quiet shards, and records that aged out.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ struct Probe {
     worker: String,
     handler: Handler,
     resume: Resume,
-    /// What it was started with.
+    /// The contexts that it was started with.
     contexts: Arc<Mutex<Vec<ShardContext>>>,
 }
 
@@ -50,7 +50,7 @@ impl RecordProcessor for Probe {
     }
 }
 
-/// What its processors were started with.
+/// Returns the contexts that its processors were started with.
 type Contexts = Arc<Mutex<Vec<ShardContext>>>;
 
 async fn probe<F, B>(
@@ -146,8 +146,8 @@ async fn a_manual_checkpoint_is_durable_when_it_returns_and_renewals_carry_none(
     assert_eq!(fleet.delivered()[6..], numbers(6..=6));
 }
 
-/// Record 1 is prepared, and the worker dies before the second phase. The next owner finds what was
-/// prepared, and decides.
+/// Record 1 is prepared, and the worker dies before the second phase. The next owner finds the prepared
+/// checkpoint, and its processor decides.
 #[tokio::test(start_paused = true)]
 async fn a_prepared_checkpoint_is_durable_and_the_next_owner_decides_what_became_of_it() {
     for (resume, faults) in
@@ -220,7 +220,7 @@ async fn a_processor_that_panicked_between_the_phases_is_followed_by_one_that_is
     assert_eq!(fleet.delivered(), ["1"]);
 }
 
-/// The row of a Java worker that stopped between the phases.
+/// Creates the row of a Java worker that stopped between the phases.
 fn prepared_by_java(number: u64) -> LeaseWrite {
     let pending = PendingCheckpoint { checkpoint: at(number), state: Some(vec![1, 2]) };
     let mut lease = Lease::new(shard().as_str(), Checkpoint::TrimHorizon);
@@ -267,8 +267,8 @@ async fn a_checkpointer_of_a_shard_that_was_lost_stores_nothing_and_says_so() {
     assert_eq!(fleet.lease(&shard()).checkpoint, Checkpoint::TrimHorizon);
 }
 
-/// Nothing arrives for an hour: the row still says that everything until a moment ago is read, without
-/// one write more than the renewals; and it does not while a record is not acknowledged.
+/// Nothing arrives for an hour: the row still states that everything until a moment ago is read, without
+/// any writes besides renewals; while a record is in flight it does not.
 #[tokio::test(start_paused = true)]
 async fn d11_a_quiet_shard_stays_fresh_and_an_unacknowledged_record_holds_it_back() {
     let shelf = Shelf { limit: 1, ..Shelf::new(2, 1) };
@@ -353,8 +353,8 @@ async fn l12_a_worker_that_is_told_to_stop_at_a_gap_delivers_nothing() {
     assert_eq!((row.owner, row.checkpoint), (None, at(3)));
 }
 
-/// All that was missed is gone, and nothing new comes: whoever takes the shard next must not take the
-/// quiet for having read everything.
+/// All missed records have aged out, and nothing new arrives: the next owner must not conclude from the
+/// quiet that everything was read.
 #[tokio::test(start_paused = true)]
 async fn l12_a_gap_in_a_shard_that_is_quiet_now_is_told_before_it_counts_as_read() {
     let shelf = Shelf { retention: Some(RETENTION), ..Shelf::new(3, 1) };
@@ -371,7 +371,7 @@ async fn l12_a_gap_in_a_shard_that_is_quiet_now_is_told_before_it_counts_as_read
     assert_eq!(gaps(&fleet), [("3".to_owned(), String::new())]);
 }
 
-/// The last record is long gone, but the shard was quiet and read all the time.
+/// The last record has long aged out, but the shard was quiet and read all the time.
 #[tokio::test(start_paused = true)]
 async fn l12_a_quiet_shard_whose_last_record_aged_out_has_no_gap() {
     let shelf = Shelf { retention: Some(RETENTION), ..Shelf::new(3, 1) };
@@ -387,7 +387,7 @@ async fn l12_a_quiet_shard_whose_last_record_aged_out_has_no_gap() {
     assert_eq!(gaps(&fleet), []);
 }
 
-/// "Latest" was resolved when the application first started; it died before it read anything.
+/// "Latest" was resolved at the first start of the application, which died before it read anything.
 #[tokio::test(start_paused = true)]
 async fn l12_a_start_at_latest_that_is_older_than_the_retention_is_a_gap() {
     let shelf = Shelf { retention: Some(RETENTION), ..Shelf::new(0, 1) };

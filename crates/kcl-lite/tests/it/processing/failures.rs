@@ -1,4 +1,4 @@
-//! Records that cannot be processed: tried again, put aside, given back, or the end of the worker.
+//! Records that cannot be processed: retried, dead-lettered, released, or fatal for the worker.
 
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::fleet::{Fleet, Script, Seen};
 
-/// A sink in memory that refuses while it is told to.
+/// An in-memory dead letter store that fails on request.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Shelf {
     pub(super) stored: Arc<Mutex<Vec<DeadLetterRecord>>>,
@@ -86,7 +86,7 @@ async fn l01_a_failing_batch_is_passed_by_no_checkpoint_and_by_no_restart() {
     assert!(panicked);
 }
 
-/// Record 50 of 100 always fails. It ends up in the file, once, and the others are processed in order.
+/// Record 50 of 100 always fails. It is dead-lettered to the file once; the others are processed in order.
 #[tokio::test(start_paused = true)]
 async fn s21_a_poison_record_is_found_and_put_into_a_file_and_the_rest_is_processed() {
     let fleet = Fleet::new(1).script(always("50"));
@@ -135,7 +135,7 @@ async fn s21_a_record_whose_token_is_dropped_every_time_is_put_aside_too() {
     put(&fleet, 1..=4);
     let sink = Shelf::default();
     let worker = start_with_sink(&fleet, 2, sink.clone()).await;
-    // Everything but record 3 is acknowledged, as often as it comes.
+    // Everything but record 3 is acknowledged, as often as it is delivered.
     for _ in 0..10_000 {
         if fleet.lease(&shard()).checkpoint == at(4) {
             break;
@@ -170,7 +170,10 @@ async fn s21_no_checkpoint_passes_a_record_that_could_not_be_put_aside() {
     assert_eq!(fleet.lease(&shard()).checkpoint, at(4));
     assert!(!fleet.delivered().contains(&"6".to_owned()), "order is kept");
     let trouble = worker.status().shards.values().next().unwrap().trouble.clone().unwrap();
-    assert!(trouble.starts_with("storing a dead letter fails (the shelf is full)"), "{trouble}");
+    assert!(
+        trouble.starts_with("storing a dead letter has been failing (the shelf is full)"),
+        "{trouble}"
+    );
     sink.refuses.store(false, Ordering::SeqCst);
     until_stored(&fleet, &at(10)).await;
     assert_eq!(sink.stored.lock().len(), 1);
@@ -209,7 +212,7 @@ async fn s21_a_shard_that_fails_can_be_given_back_with_what_is_done() {
     until_stored(&fleet, &at(4)).await;
     put(&fleet, 5..=5);
     let given_back = |_: &str, event: &Event| matches!(event, Event::ShardReleased { .. });
-    fleet.until_event("it is given back", given_back).await;
+    fleet.until_event("it is released", given_back).await;
     let events = fleet.events();
     let released = |(_, event): &(String, Event)| matches!(event, Event::LeaseReleased { checkpoint, .. } if *checkpoint == at(4));
     assert!(events.iter().any(released), "{events:#?}");
@@ -220,7 +223,7 @@ async fn s21_a_shard_that_fails_can_be_given_back_with_what_is_done() {
     assert!(fleet.callbacks().contains(&format!("a {} shutdown_requested", shard())));
 }
 
-/// Between two tenures, and in the first moments of each, nothing else is wrong with it.
+/// Between two tenures, and in the first moments of each, the shard has no other trouble.
 #[tokio::test(start_paused = true)]
 async fn s21_a_shard_that_is_given_back_again_and_again_is_never_called_well() {
     let fleet = Fleet::new(1).script(always("1"));
@@ -228,8 +231,8 @@ async fn s21_a_shard_that_is_given_back_again_and_again_is_never_called_well() {
     put(&fleet, 1..=1);
     let worker = start(&fleet, "a", Settings { failures, ..eager() }).await;
     let given_back = |_: &str, event: &Event| matches!(event, Event::ShardReleased { .. });
-    fleet.until_event("it is given back", given_back).await;
-    // The status is as old as a second.
+    fleet.until_event("it is released", given_back).await;
+    // The status is up to a second old.
     tokio::time::sleep(Duration::from_secs(1)).await;
     for _ in 0..600 {
         tokio::time::sleep(Duration::from_millis(100)).await;

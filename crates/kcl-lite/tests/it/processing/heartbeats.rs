@@ -1,4 +1,4 @@
-//! Processors that wait for something slow but alive, and say so.
+//! Processors that wait for something slow but alive, and send heartbeats.
 
 use parking_lot::Mutex;
 use std::future::pending;
@@ -19,16 +19,16 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Longer than the callback deadline, which is ten minutes.
 const LONG: Duration = Duration::from_secs(25 * 60);
 
-/// What the processor does with a batch that it cannot finish soon.
+/// How the processor handles a batch that takes long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
-    /// Returns when it is done, and beats until then.
+    /// Returns when it is done, and sends heartbeats until then.
     Works,
-    /// Beats for so long and never returns.
+    /// Sends heartbeats for this long and never returns.
     BeatsThenHangs(Duration),
-    /// Returns at once, acknowledges later, and beats when it is asked whether there is work.
+    /// Returns at once, acknowledges later, and sends a heartbeat in `idle`.
     Defers,
-    /// Returns at once, acknowledges later, and never beats.
+    /// Returns at once, acknowledges later, and never sends a heartbeat.
     DefersSilently,
 }
 
@@ -64,7 +64,7 @@ impl RecordProcessor for Patient {
     }
 }
 
-/// A worker with such a processor; the tokens that it keeps.
+/// Starts a worker with such a processor; returns it with the tokens that the processor keeps.
 async fn start(fleet: &Fleet, manner: Manner) -> (WorkerHandle, Arc<Mutex<Vec<Ack>>>) {
     start_with(fleet, manner, 1).await
 }
@@ -95,7 +95,7 @@ fn is_released(_: &str, event: &Event) -> bool {
     matches!(event, Event::ShardReleased { .. })
 }
 
-/// Nothing was said, and `worker` is well.
+/// Asserts that no event reported a problem, and `worker` is healthy.
 fn all_is_well(fleet: &Fleet, worker: &WorkerHandle) {
     let said = fleet.count(|worker, event| is_slow(worker, event) || is_released(worker, event));
     assert_eq!((said, worker.health().shards), (0, Default::default()));
@@ -149,7 +149,7 @@ async fn records_that_are_acknowledged_late_stay_with_a_processor_that_sends_hea
     assert_eq!(fleet.delivered(), ["1", "2"]);
 }
 
-/// The reader of a pipe that is asked to stop reading: a stop waits for it, for less than its deadline.
+/// A pipe whose reader stops reading: a shutdown waits for it, for less than its deadline.
 #[tokio::test(start_paused = true)]
 async fn a_stop_waits_for_late_acknowledgements_and_then_leaves_them_to_the_next_owner() {
     let fleet = Fleet::new(1);
@@ -164,7 +164,7 @@ async fn a_stop_waits_for_late_acknowledgements_and_then_leaves_them_to_the_next
     assert_eq!((lease.owner, lease.checkpoint.to_string()), (None, "TRIM_HORIZON".to_owned()));
 }
 
-/// A heartbeat is no proof of a lease.
+/// A heartbeat does not prove the lease.
 #[tokio::test(start_paused = true)]
 async fn a_token_is_void_once_the_shard_is_lost_however_alive_the_processor_is() {
     let fleet = Fleet::new(1);
@@ -180,7 +180,7 @@ async fn a_token_is_void_once_the_shard_is_lost_however_alive_the_processor_is()
     assert!(is_void());
 }
 
-/// The checkpoint does not move, and neither memory nor the window says so for hours.
+/// The checkpoint is held back for hours without reaching the memory or the in-flight limit.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_is_not_acknowledged_is_named_though_later_ones_are() {
     for (manner, is_named) in [(Manner::DefersSilently, true), (Manner::Defers, false)] {
@@ -195,7 +195,7 @@ async fn a_record_that_is_not_acknowledged_is_named_though_later_ones_are() {
             tokens.lock().drain(..).for_each(Ack::acknowledge);
             let health = worker.health();
             let cause = health.shards.get(&LeaseKey::from(shard()));
-            // It was delivered a minute after the loop began to count.
+            // It was delivered a minute after the loop started to count.
             assert_eq!(cause.is_some(), is_named && minute > 11, "minute {minute}: {health:?}");
             assert!(cause.is_none_or(|it| it.contains("neither acknowledged nor")), "{health:?}");
         }

@@ -1,5 +1,5 @@
-//! What happens to records between the reader and the checkpoint, one field problem a test, on
-//! in-memory services and paused time.
+//! The processing of records between reader and checkpoint, one field problem per test, on in-memory
+//! services and paused time.
 
 mod actor;
 mod callbacks;
@@ -22,7 +22,7 @@ use crate::fleet::{Fleet, Seen, settings};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// From the oldest record on, with a write for every batch.
+/// Returns settings that start at the oldest record and write a checkpoint for every batch.
 fn eager() -> Settings {
     Settings {
         checkpoints: CheckpointPolicy::EveryBatch,
@@ -56,15 +56,15 @@ async fn until_stored(fleet: &Fleet, wanted: &Checkpoint) {
     fleet.until(&what, |_| fleet.lease(&shard()).checkpoint >= *wanted).await;
 }
 
-/// The first delivery of each record, in order.
+/// Returns the first delivery of each record, in order.
 fn once(mut delivered: Vec<String>) -> Vec<String> {
     let mut seen = std::collections::BTreeSet::new();
     delivered.retain(|payload| seen.insert(payload.clone()));
     delivered
 }
 
-/// No durable checkpoint of the log covers a record that was not delivered before. Holds for
-/// processors that acknowledge what they note.
+/// Asserts that no stored checkpoint in the log covers a record that was not delivered before. Holds for
+/// processors that acknowledge what they record.
 fn no_checkpoint_ran_ahead(log: &[Seen]) {
     let mut delivered = 0;
     for seen in log {

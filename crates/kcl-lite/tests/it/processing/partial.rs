@@ -1,4 +1,4 @@
-//! Batches of which a part is done: what comes again, and what does not.
+//! Partly processed batches: which records are delivered again.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ async fn after_an_error_only_what_no_token_has_acknowledged_comes_again() {
         fails
     });
     let worker = processor.start(&fleet, fleet.stream.clone(), eager()).await;
-    // Before the next attempt, not after it.
+    // Before the retry, not after it.
     fleet.until_event("the first failure", failed(1)).await;
     until_stored(&fleet, &at(3)).await;
     assert_eq!(processor.given().len(), 1);
@@ -39,7 +39,8 @@ async fn after_an_error_only_what_no_token_has_acknowledged_comes_again() {
     assert_eq!(processor.given().last(), texts(&[&[9]]).last());
 }
 
-/// The row knows one position: what is acknowledged behind the first open record is repeated elsewhere.
+/// The row stores one position: records acknowledged after the first one in flight are repeated by the
+/// next owner.
 #[tokio::test(start_paused = true)]
 async fn the_next_owner_starts_after_the_first_record_that_is_not_acknowledged() {
     let fleet = Fleet::new(1);
@@ -55,7 +56,7 @@ async fn the_next_owner_starts_after_the_first_record_that_is_not_acknowledged()
     assert_eq!(next.given(), texts(&[&[4, 5, 6, 7, 8]]));
 }
 
-/// A processor that keeps the token of record 2 and fails; returns the place where that is kept.
+/// Creates a processor that keeps the token of record 2 and fails; returns the slot of that token.
 fn keeper() -> (Actor, Arc<Mutex<Vec<Ack>>>) {
     let kept = Arc::new(Mutex::new(Vec::new()));
     let keeps = Arc::clone(&kept);
@@ -127,7 +128,7 @@ async fn a_new_processor_after_a_panic_is_given_only_what_is_not_acknowledged() 
 async fn what_tokens_have_acknowledged_is_left_out_of_the_search_for_a_poison_record() {
     let fleet = Fleet::new(1);
     put(&fleet, 1..=16);
-    // Even records are acknowledged at once; the others only together with their whole batch.
+    // Even records are acknowledged at once; the others only with their whole batch.
     let processor = Actor::splitting(|records| {
         let is_bad = records.iter().any(|(payload, _)| payload == "5");
         for (payload, ack) in records {

@@ -1,5 +1,4 @@
-//! Records that can never be processed, told apart from what fails for another reason; and what is
-//! told of either.
+//! Poison records, distinguished from other failures, and the events for both.
 
 use parking_lot::Mutex;
 use std::error::Error as _;
@@ -16,7 +15,7 @@ use super::failures::Shelf;
 use super::{DEADLINE, at, eager, put, shard, until_stored};
 use crate::fleet::Fleet;
 
-/// An error whose own message says little, above its cause.
+/// An error whose message reveals little without its source.
 #[derive(Debug)]
 struct Caused<E>(&'static str, E);
 
@@ -43,12 +42,12 @@ impl fmt::Display for Inner {
 
 impl std::error::Error for Inner {}
 
-/// As the AWS SDK returns it.
+/// Creates an error as the AWS SDK returns it.
 fn service_error() -> BoxError {
     Caused("service error", Inner).into()
 }
 
-/// The payloads, attempts and errors of the dead letters.
+/// Returns the payloads, attempts and errors of the dead letters.
 fn letters(shelf: &Shelf) -> Vec<(String, u32, String)> {
     let stored = shelf.stored.lock();
     let letter = |it: &kcl_lite::dead_letter::DeadLetterRecord| {
@@ -102,7 +101,7 @@ async fn the_error_of_a_dead_letter_goes_down_to_the_first_cause() {
     assert_eq!(letters(&shelf), [("1".to_owned(), 1, error)]);
 }
 
-/// The default policy: what the processor rejects is put aside, and an outage costs no record.
+/// The default policy: rejected records are dead-lettered, and an outage costs no record.
 #[tokio::test(start_paused = true)]
 async fn what_is_rejected_becomes_a_dead_letter_and_an_outage_is_waited_out() {
     let fleet = Fleet::new(1);
@@ -195,13 +194,13 @@ async fn an_error_that_blames_a_record_of_no_batch_is_a_failure_like_any_other()
     fleet
         .until_event("it fails", |_, event| {
             matches!(event, Event::ProcessorFailed { attempts: 2, error, .. }
-            if error.ends_with("not this one (but it is no record of this batch)"))
+            if error.ends_with("not this one (but this record is not in the batch)"))
         })
         .await;
     assert_eq!(letters(&shelf), []);
 }
 
-/// Tokens that outlive the call, of a whole batch too.
+/// Rejection by tokens that outlive the call, also of a whole batch.
 #[tokio::test(start_paused = true)]
 async fn a_batch_can_be_rejected_after_process_has_returned() {
     let fleet = Fleet::new(1);
@@ -223,7 +222,8 @@ async fn a_batch_can_be_rejected_after_process_has_returned() {
     assert_eq!((processor.given().len(), fleet.count(is_failure)), (1, 0));
 }
 
-/// While it cannot be stored, nothing passes it; what comes before it is stored; a stop leaves it.
+/// While a dead letter cannot be stored, the checkpoint does not pass it; earlier positions are stored; a
+/// shutdown leaves it to the next owner.
 #[tokio::test(start_paused = true)]
 async fn a_rejected_record_that_cannot_be_stored_is_left_to_the_next_owner() {
     let fleet = Fleet::new(1);
@@ -319,7 +319,7 @@ async fn without_a_place_for_dead_letters_a_rejection_is_an_error_that_says_so()
     }
 }
 
-/// Of 64 records that all fail alone: what is counted is what the policy counts.
+/// One of 64 records fails: the dead letter counts the attempts as the policy does.
 #[tokio::test(start_paused = true)]
 async fn attempts_of_a_dead_letter_are_those_that_the_policy_counts() {
     let fleet = Fleet::new(1);
@@ -339,12 +339,12 @@ async fn attempts_of_a_dead_letter_are_those_that_the_policy_counts() {
     let told = fleet.events().into_iter().filter_map(|(_, event)| match event {
         Event::ProcessorFailed { attempts, .. } => Some(attempts),
         Event::DeadLettered { attempts, .. } => {
-            assert!(event.to_string().contains("it failed 3 times"), "{event}");
+            assert!(event.to_string().contains("after 3 attempts"), "{event}");
             Some(attempts)
         }
         _ => None,
     });
-    // The batch, its halves, the record, and the letter.
+    // The batch, its halves, the record, and the dead letter.
     assert_eq!(told.collect::<Vec<_>>(), [1, 2, 3, 1, 1, 1, 1, 1, 1, 2, 3, 3]);
 }
 

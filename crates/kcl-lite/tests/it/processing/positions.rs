@@ -1,4 +1,4 @@
-//! Where a shard goes on: out-of-order acknowledgements, aggregates, restarts of readers.
+//! The position at which a shard continues: out-of-order acknowledgements, aggregates, reader restarts.
 
 use kcl_lite::lease::store::LeaseStore as _;
 use kcl_lite::lease::{Lease, LeaseChange, LeaseWrite, WriteId};
@@ -8,8 +8,8 @@ use super::shelf::{Fault, Shelf};
 use super::{DEADLINE, at, eager, numbers, once, put, shard, start, until_stored};
 use crate::fleet::{Fleet, Script, Seen};
 
-/// Records are acknowledged in random order by whoever has them, the worker is killed at a random
-/// moment, and the row never names a record that is not acknowledged with all before it.
+/// Records are acknowledged in random order from several tasks, the worker is killed at a random moment,
+/// and the checkpoint never covers a record that is not acknowledged together with all before it.
 #[tokio::test(start_paused = true)]
 async fn l02_no_checkpoint_runs_ahead_of_asynchronous_work_whenever_the_worker_is_killed() {
     for seed in 0..1_000 {
@@ -73,8 +73,8 @@ async fn l11_a_restart_goes_on_inside_an_aggregate_at_each_of_200_places() {
     }
 }
 
-/// Positions count the records of an aggregate from 0, as the Java KCL does, so either library goes on
-/// where the other has stopped, inside an aggregate and at its last record.
+/// Positions count the records of an aggregate from 0, as the Java KCL does, so either library continues
+/// where the other one stopped, inside an aggregate and at its last record.
 #[tokio::test(start_paused = true)]
 async fn l11_a_checkpoint_that_the_java_library_left_is_gone_on_from() {
     for (stored, first) in [((3, 0), "3:1"), ((3, 7), "3:8"), ((3, 18), "3:19"), ((3, 19), "4:0")] {
@@ -87,7 +87,7 @@ async fn l11_a_checkpoint_that_the_java_library_left_is_gone_on_from() {
         let worker = fleet.start_on("a", Shelf::new(10, 20), eager()).await;
         fleet.until_delivered(1).await;
         assert_eq!(fleet.delivered()[0], first, "after {checkpoint}");
-        // And back: the last record of the last aggregate is what Java would write.
+        // And back: the last record of the last aggregate has the position that Java would write.
         let last = Checkpoint::parse("10", 19).unwrap();
         until_stored(&fleet, &last).await;
         worker.shutdown(DEADLINE).await.unwrap();
@@ -95,7 +95,7 @@ async fn l11_a_checkpoint_that_the_java_library_left_is_gone_on_from() {
     }
 }
 
-/// A token is dropped inside an aggregate: the shard starts again in the same tenure, with that record.
+/// A token is dropped inside an aggregate: the shard restarts in the same tenure, with that record.
 #[tokio::test(start_paused = true)]
 async fn l11_a_pass_that_starts_again_goes_on_inside_an_aggregate() {
     for done in [1, 19, 20, 27, 199] {
@@ -112,8 +112,8 @@ async fn l11_a_pass_that_starts_again_goes_on_inside_an_aggregate() {
     }
 }
 
-/// What a source says is a part, it has unpacked by itself: data that look like an aggregate are the
-/// user's own.
+/// A source that unpacks itself marks its parts: data in them that look like an aggregate belong to the
+/// user.
 #[tokio::test(start_paused = true)]
 async fn a_source_that_unpacks_by_itself_is_not_unpacked_again() {
     let shelf = Shelf::new(1, 20);
@@ -129,17 +129,17 @@ async fn a_source_that_unpacks_by_itself_is_not_unpacked_again() {
     assert_eq!(fleet.delivered(), [whole]);
 }
 
-/// Readers fail, hang and panic at random places: what is delivered is what was produced.
+/// Readers fail, hang and panic at random points: exactly the produced records are delivered.
 #[tokio::test(start_paused = true)]
 async fn l17_a_reader_restarts_from_what_was_handed_over_and_neither_skips_nor_repeats() {
     for seed in 0..200 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let faults =
             [Fault::None, Fault::None, Fault::Hang, Fault::HangBefore, Fault::Panic, Fault::Error];
-        // The third in a row would give the shard back, and then repeats are right.
+        // The third in a row would release the shard, and then repeats would be correct.
         let mut faults: Vec<_> = (0..40).map(|_| faults[rng.usize(..faults.len())]).collect();
         faults.iter_mut().skip(2).step_by(3).for_each(|fault| *fault = Fault::None);
-        // Nothing is acknowledged while it is read: that would hide a repeat.
+        // Nothing is acknowledged during the reading: that would hide a repeat.
         let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
         let worker = fleet.start_on("a", Shelf::new(60, 1).fails(faults), eager()).await;
         fleet.until_delivered(60).await;
@@ -152,7 +152,7 @@ async fn l17_a_reader_restarts_from_what_was_handed_over_and_neither_skips_nor_r
     }
 }
 
-/// A processor that panics with a batch behind it in the channel: the batch is not skipped.
+/// A processor panics while a prefetched batch waits in the channel: the batch is not skipped.
 #[tokio::test(start_paused = true)]
 async fn l17_what_was_read_ahead_of_a_panic_is_read_again() {
     let panics = Some("5".to_owned());

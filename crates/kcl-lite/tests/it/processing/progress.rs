@@ -47,12 +47,12 @@ async fn s01_a_reader_that_never_answers_is_given_back_with_what_is_done() {
     let faults = [Fault::None, Fault::Hang, Fault::Hang, Fault::Hang];
     let begun = Instant::now();
     let _worker = fleet.start_on("a", Shelf::new(6, 1).fails(faults), eager()).await;
-    fleet.until_event("it is given back", given_back).await;
+    fleet.until_event("it is released", given_back).await;
     assert!(begun.elapsed() < Duration::from_secs(300), "{:?}", begun.elapsed());
     assert_eq!(count(&fleet, is_restart), 2);
     let released = |event: &Event| matches!(event, Event::LeaseReleased { checkpoint, .. } if *checkpoint == at(3));
     assert_eq!(count(&fleet, released), 1);
-    // The next tenure, of whatever worker, has a reader that answers.
+    // The next tenure, of any worker, has a reader that replies.
     until_stored(&fleet, &at(6)).await;
     assert_eq!(fleet.delivered(), numbers(1..=6));
 }
@@ -80,7 +80,11 @@ async fn s01_a_service_that_refuses_is_named_and_not_given_back() {
     while trouble().is_none() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    assert!(trouble().unwrap().starts_with("reading fails (no answer)"), "{:?}", trouble());
+    assert!(
+        trouble().unwrap().starts_with("reads have been failing (no answer)"),
+        "{:?}",
+        trouble()
+    );
     until_stored(&fleet, &at(3)).await;
     assert_eq!(count(&fleet, |event| given_back("", event)), 0);
     while trouble().is_some() {
@@ -88,8 +92,8 @@ async fn s01_a_service_that_refuses_is_named_and_not_given_back() {
     }
 }
 
-/// One shard hangs, the other works on. The hanging one is slow once, then dropped and given back,
-/// and nobody is told that it was acknowledged.
+/// One shard hangs, the other one continues. The hanging callback is reported as slow once, then dropped
+/// and its shard released, without an acknowledgement.
 #[tokio::test(start_paused = true)]
 async fn s02_a_handler_that_never_returns_is_dropped_at_the_deadline_and_its_shard_given_back() {
     let fleet =
@@ -110,7 +114,7 @@ async fn s02_a_handler_that_never_returns_is_dropped_at_the_deadline_and_its_sha
     let trouble = worker.status().shards[shard().as_str()].trouble.clone().unwrap();
     assert!(trouble.starts_with("the processor's `process` has not returned"), "{trouble}");
     assert_eq!(fleet.delivered().len(), 11, "the other shard goes on");
-    fleet.until_event("it is given back", given_back).await;
+    fleet.until_event("it is released", given_back).await;
     assert!(begun.elapsed() <= Duration::from_secs(91), "{:?}", begun.elapsed());
     let slow = |event: &Event| matches!(event, Event::ProcessorSlow { .. });
     assert_eq!(count(&fleet, slow), 1);
@@ -131,7 +135,7 @@ async fn s02_records_that_are_never_acknowledged_are_given_back_when_no_more_fit
     put(&fleet, 1..=10);
     let _worker = fleet.start_with("a", Settings { max_unacknowledged: 10, ..eager() }).await;
     let begun = Instant::now();
-    fleet.until_event("it is given back", given_back).await;
+    fleet.until_event("it is released", given_back).await;
     let waited = begun.elapsed().as_secs();
     assert!((600..605).contains(&waited), "{waited}");
 }
@@ -146,7 +150,7 @@ async fn s02_the_time_of_a_pause_is_nobodys_standstill() {
     tokio::time::sleep(Duration::from_secs(700)).await;
     worker.resume().await.unwrap();
     let resumed = Instant::now();
-    fleet.until_event("it is given back", given_back).await;
+    fleet.until_event("it is released", given_back).await;
     let waited = resumed.elapsed().as_secs();
     assert!((595..605).contains(&waited), "{waited}");
 }
@@ -165,7 +169,7 @@ impl RecordProcessor for Blocks {
     }
 }
 
-/// Real threads: nothing can drop this handler, and its shard is released all the same.
+/// Real threads: the blocked callback cannot be dropped, and its shard is released anyway.
 #[test]
 fn s02_a_handler_that_blocks_its_thread_cannot_keep_its_shard() {
     let runtime =

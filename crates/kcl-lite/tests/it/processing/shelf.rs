@@ -1,7 +1,7 @@
-//! A stream of one shard whose records, age and faults a test decides.
+//! A stream of one shard whose records, age and faults the test controls.
 //!
-//! Yields what no in-memory stream does: readers that hang, panic or fail, and records that have aged
-//! out.
+//! Produces what the in-memory stream does not: readers that hang, panic or fail, and records that have
+//! aged out.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, VecDeque};
@@ -17,15 +17,15 @@ use kcl_lite::{
 use kpl_format::Packer;
 use tokio::time::Instant;
 
-/// What a reader does in place of its next answer.
+/// What a reader does instead of its next reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     None,
     Hang,
-    /// Hangs before it would read.
+    /// Hangs before the read.
     HangBefore,
     Panic,
-    /// The whole task of the shard panics: the next reader cannot even be opened.
+    /// The whole shard task panics: opening the next reader panics.
     PanicAtOpen,
     Error,
 }
@@ -34,18 +34,18 @@ pub(super) enum Fault {
 pub(super) struct Shelf {
     pub(super) records: Arc<Mutex<Vec<Record>>>,
     pub(super) faults: Arc<Mutex<VecDeque<Fault>>>,
-    /// Kinesis records, whole aggregates, that one read returns.
+    /// How many Kinesis records, each a whole aggregate, one read returns.
     pub(super) limit: usize,
-    /// For how long the service says that it keeps records; the test takes them away.
+    /// The retention that the service reports; the test removes the records.
     pub(super) retention: Option<Duration>,
     pub(super) started: Instant,
 }
 
-/// The service's time when a shelf is made. Its records are older.
+/// The service's time when a shelf is created. Its records are older.
 const EPOCH: i64 = 1_000_000_000;
 
 impl Shelf {
-    /// `count` Kinesis records; with more than one part each, aggregates. The payload of a user
+    /// Creates `count` Kinesis records; with more than one part each, aggregates. The payload of a user
     /// record is `number` or `number:part`.
     pub(super) fn new(count: u64, parts: u64) -> Self {
         let records = (1..=count).map(|number| Record {
@@ -68,19 +68,19 @@ impl Shelf {
         }
     }
 
-    /// The service's time.
+    /// Returns the service's time.
     pub(super) fn now(&self) -> Timestamp {
         let passed = i64::try_from(self.started.elapsed().as_millis()).unwrap();
         Timestamp::from_millis(EPOCH + passed)
     }
 
-    /// The records before `first` have aged out.
+    /// Ages out the records before `first`.
     pub(super) fn trim(&self, first: u64) {
         let first: kcl_lite::SequenceNumber = first.to_string().parse().unwrap();
         self.records.lock().retain(|record| record.sequence_number >= first);
     }
 
-    /// A record arrives now.
+    /// Adds a record that arrives now.
     pub(super) fn put(&self, number: u64) {
         let mut record = Self::new(number, 1).records.lock().pop().unwrap();
         record.arrived = self.now();

@@ -1,4 +1,4 @@
-//! KPL aggregates, whole and broken, through a worker that polls: nothing is lost, nothing is silent.
+//! KPL aggregates, intact and corrupt, through a polling worker: no record is lost, no fault is silent.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::{DEADLINE, MINUTE, horizon};
 use crate::fleet::{Fleet, Script, Seen};
 use crate::polling::{self, STREAM};
 
-/// In the first of two shards, and in the second.
+/// A hash key in the first of two shards, and one in the second.
 const HERE: u128 = 0;
 const THERE: u128 = u128::MAX;
 
@@ -33,13 +33,13 @@ fn packed<'a>(records: impl IntoIterator<Item = (&'a str, Option<u128>, &'a [u8]
     packer.finish().unwrap()
 }
 
-/// A message in the frame of an aggregate, with the checksum that fits.
+/// Frames a message as an aggregate, with a valid checksum.
 fn framed(message: &[u8]) -> Bytes {
     let checksum = Md5::digest(message);
     [&MAGIC[..], message, &checksum[..]].concat().into()
 }
 
-/// A message with the key `a` in its table and a record that names the key at `index`.
+/// Creates a message with the key `a` in its table and a record that references the key at `index`.
 fn naming_key(index: u8) -> Vec<u8> {
     vec![0x0a, 1, b'a', 0x1a, 5, 0x08, index, 0x1a, 1, b'x']
 }
@@ -53,7 +53,7 @@ async fn put(client: &Client, data: impl IntoIterator<Item = Bytes>) {
     }
 }
 
-/// What processors were given, and what was put aside.
+/// The delivered records, and the dead letters.
 #[derive(Debug, Clone, Default)]
 struct Notes {
     delivered: Arc<Mutex<Vec<Record>>>,
@@ -88,7 +88,7 @@ impl Notes {
         worker.start(move |_: &ShardContext| notes.clone()).await.unwrap()
     }
 
-    /// Waits until so many records were delivered or put aside, and then for what should not come.
+    /// Waits until this many records were delivered or dead-lettered, and then for unexpected ones.
     async fn settled(&self, fleet: &Fleet, count: usize) {
         let seen = || self.delivered.lock().len() + self.aside.lock().len();
         fleet.within(MINUTE, "all records", |_| seen() >= count).await;
@@ -97,7 +97,7 @@ impl Notes {
     }
 }
 
-/// Five times the same Kinesis record, between plain ones: what comes of it, and what is counted.
+/// The same Kinesis record five times, between plain ones: what is delivered, and what is counted.
 struct Outcome {
     delivered: Vec<Record>,
     aside: Vec<DeadLetterRecord>,
@@ -175,7 +175,7 @@ async fn l10_a_only_records_of_a_sibling_shard_are_dropped_and_only_when_asked_f
     assert!(outcome.events.iter().any(dropped));
 }
 
-/// A broken aggregate is delivered as it was read, or put aside by who refuses it.
+/// A corrupt aggregate is delivered unchanged, or dead-lettered if the processor rejects it.
 async fn is_corrupt(data: &Bytes) {
     let outcome = five_times(data, 1, horizon(), false).await;
     assert_eq!(counts(&outcome.status), (0, 5));
@@ -273,7 +273,7 @@ async fn l10_events_about_broken_aggregates_are_no_flood() {
     assert!((3..=4).contains(&told.len()) && told.iter().sum::<u64>() > 100, "{told:?}");
 }
 
-/// A pass that fails reads again what it has read: that is no new fault.
+/// A failed pass re-reads records: their faults are not counted again.
 #[tokio::test(start_paused = true)]
 async fn l10_what_is_read_again_is_not_counted_again() {
     let local = LocalAws::in_memory();
@@ -288,9 +288,9 @@ async fn l10_what_is_read_again_is_not_counted_again() {
     assert_eq!(counts(&worker.status()), (1, 1));
 }
 
-/// Ten aggregates of twenty, and a checkpoint inside one. The next owner's iterator expires, its
-/// reader hangs or its connection breaks before the first batch has come: it goes on with the first
-/// record that is not acknowledged all the same.
+/// Ten aggregates of twenty, and a checkpoint inside one. The next owner's iterator expires, its reader
+/// hangs or its connection breaks before the first batch arrives: it still continues with the first record
+/// that is not acknowledged.
 #[tokio::test(start_paused = true)]
 async fn l11_a_reader_that_fails_before_its_first_batch_skips_no_rest_of_an_aggregate() {
     let expired = || Effect::FailBefore { code: "ExpiredIteratorException".into(), status: 400 };

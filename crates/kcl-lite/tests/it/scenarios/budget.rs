@@ -1,8 +1,7 @@
-//! The memory of a worker, on virtual time: C08.
+//! The memory budget of a worker, on virtual time: C08.
 //!
-//! A stream whose replies weigh as much as replies can, without taking the memory of this machine:
-//! all of them share one payload. What a real process takes is measured by `memory` of the end-to-end
-//! tests.
+//! The stream returns replies of maximum size without using that much memory: all of them share one
+//! payload. The `memory` module of the end-to-end tests measures a real process.
 
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -25,23 +24,23 @@ use super::{DEADLINE, MINUTE, SECOND, horizon};
 use crate::polling;
 
 const MIB: u64 = 1 << 20;
-/// What a reply may take while it is read.
+/// The memory that a reply may take while it is read.
 const PARSED: u64 = 32 * MIB;
-/// What counts of a reply when it is there: a quarter more than it holds.
+/// The memory that a complete reply counts for: a quarter more than its payload.
 const REPLY: u64 = 25 * MIB / 2;
 
-/// Shards that are always behind, with ten megabytes in every reply.
+/// A stream with a permanent backlog and ten megabytes in every reply.
 #[derive(Debug, Clone)]
 struct Heavy {
-    /// Has the shards.
+    /// Provides the shards.
     inner: MemoryStream,
     payload: Bytes,
-    /// So many shards, the first ones, have so many records.
+    /// The number of shards, from the first one, that end, and after how many records.
     ends: Option<(u64, u64)>,
     load: Arc<Mutex<Load>>,
 }
 
-/// What is going on, and what was the most of it.
+/// The replies in memory, and the peak of their memory.
 #[derive(Debug, Default)]
 struct Load {
     reading: u64,
@@ -110,7 +109,7 @@ impl ShardReader for HeavyReader {
             self.stream.change(|load| load.reading += 1);
             sleep(Duration::from_millis(300)).await;
             self.stream.change(|load| load.reading -= 1);
-            // Ten megabytes, at two per second.
+            // Ten megabytes at two megabytes per second.
             self.due = Instant::now() + 5 * SECOND;
             if self.end.is_some_and(|end| self.next > end) {
                 return Ok(Read::Records { records: Vec::new(), millis_behind_latest: 0 });
@@ -129,18 +128,18 @@ impl ShardReader for HeavyReader {
     }
 }
 
-/// How the processors of a run behave.
+/// The behaviour of the processors of a run.
 #[derive(Debug, Clone, Copy)]
 enum Manner {
-    /// Each batch takes so long, and for ever in so many shards.
+    /// Each batch takes this long; in `stuck` shards processing never returns.
     Stalls { takes: Duration, stuck: u64 },
-    /// Each acknowledges when it has seen so many batches.
+    /// Each processor acknowledges whenever it has received this many batches.
     Collects(usize),
-    /// So many shards acknowledge nothing, the others one by one.
+    /// This many shards acknowledge nothing, the others one batch at a time.
     Hoards(u64),
 }
 
-/// When each shard last got a batch, and how many.
+/// When each shard last got a batch, and its number of batches.
 type Seen = Arc<Mutex<BTreeMap<ShardId, (Instant, u64)>>>;
 
 struct Processor {
@@ -202,7 +201,7 @@ async fn start(stream: &Heavy, manner: Manner, settings: Settings) -> (WorkerHan
     (worker.build().await.unwrap().start(factory).await.unwrap(), seen)
 }
 
-/// Two hundred shards that are far behind, ten of them with a processor that never returns.
+/// Two hundred shards with a large backlog, ten of them with a processor that never returns.
 #[tokio::test(start_paused = true)]
 async fn c08_stalled_processors_hold_no_more_than_the_budget_and_starve_nobody() {
     let stream = Heavy::new(200);
@@ -212,12 +211,13 @@ async fn c08_stalled_processors_hold_no_more_than_the_budget_and_starve_nobody()
     let mut is_named = false;
     for _ in 0..60 {
         sleep(5 * SECOND).await;
-        let is_waiting = |trouble: &String| trouble.starts_with("the reader waits for memory for ");
+        let is_waiting =
+            |trouble: &String| trouble.starts_with("reading blocked by the memory budget for ");
         let status = worker.status();
         is_named |= status.shards.values().any(|it| it.trouble.as_ref().is_some_and(is_waiting));
     }
     assert!(is_named, "health says why a shard stands");
-    // One reply beyond it, for one shard at a time.
+    // One reply over budget, for one shard at a time.
     let most = settings.memory_budget + PARSED;
     assert!(stream.peak() <= most, "{} MiB", stream.peak() / MIB);
     let (seen, now) = (seen.lock().clone(), Instant::now());
@@ -228,7 +228,7 @@ async fn c08_stalled_processors_hold_no_more_than_the_budget_and_starve_nobody()
     }
 }
 
-/// Every processor needs three replies to acknowledge one, and the budget has room for two of all.
+/// Every processor needs three replies to acknowledge one, and the budget has room for two in total.
 #[tokio::test(start_paused = true)]
 async fn c08_a_shard_that_needs_more_records_to_finish_gets_them() {
     let stream = Heavy::new(8);
@@ -240,8 +240,8 @@ async fn c08_a_shard_that_needs_more_records_to_finish_gets_them() {
     assert!(seen.values().all(|(_, count)| *count >= 6), "{seen:?}");
 }
 
-/// Batches are dropped at once and acknowledged never: they fill the budget all the same, and as much
-/// again for the one shard that may exceed it.
+/// Batches are dropped at once and never acknowledged: they still fill the budget, and as much again for
+/// the one shard that may exceed it.
 #[tokio::test(start_paused = true)]
 async fn c08_what_is_not_acknowledged_stays_in_the_books() {
     let stream = Heavy::new(8);
@@ -256,8 +256,8 @@ async fn c08_what_is_not_acknowledged_stays_in_the_books() {
     assert!(counts.iter().sum::<u64>() <= most, "{counts:?}");
 }
 
-/// Two shards acknowledge nothing, never have enough of them for a full window, and fill twice the
-/// budget: they are given back at the deadline, and the third goes on whenever they are.
+/// Two shards acknowledge nothing, stay below the in-flight limit, and fill twice the budget: they are
+/// released at the deadline, and the third one continues whenever they are.
 #[tokio::test(start_paused = true)]
 async fn c08_who_never_acknowledges_gives_the_memory_back_that_others_wait_for() {
     for ends in [None, Some((2, 5))] {
@@ -274,7 +274,7 @@ async fn others_get_on(stream: Heavy) {
     sleep(MINUTE).await;
     for _ in 0..60 * 20 {
         sleep(SECOND).await;
-        let cause = "no record was acknowledged and other shards wait for their memory for ";
+        let cause = "no record acknowledged while other shards wait for memory for ";
         let status = worker.status();
         let is_holding = |trouble: &String| trouble.starts_with(cause);
         is_named |= status.shards.values().any(|it| it.trouble.as_ref().is_some_and(is_holding));
@@ -285,8 +285,8 @@ async fn others_get_on(stream: Heavy) {
     assert!(longest <= 3 * deadline, "it waited for {longest:?}");
 }
 
-/// Three stuck shards fill the smallest budget, and one of them has the only exemption: the fourth
-/// goes on whenever one of them is given back.
+/// Three stuck shards fill the smallest budget, and one of them has the only exemption: the fourth one
+/// continues whenever one of them is released.
 #[tokio::test(start_paused = true)]
 async fn c08_what_a_stuck_shard_held_is_given_back_with_it() {
     let stream = Heavy::new(4);
@@ -299,7 +299,7 @@ async fn c08_what_a_stuck_shard_held_is_given_back_with_it() {
     assert!(seen[&polling::shard(3)].1 >= 5, "{seen:?}");
 }
 
-/// Two hundred shards at their tips, and a service that takes a tenth of a second to answer.
+/// Two hundred shards at the tip, and a service that replies after a tenth of a second.
 #[tokio::test(start_paused = true)]
 async fn c08_reading_at_the_tip_is_not_slowed_by_the_budget() {
     const SHARDS: u64 = 200;
@@ -313,13 +313,13 @@ async fn c08_reading_at_the_tip_is_not_slowed_by_the_budget() {
         .lease_store(MemoryStore::new());
     let factory = |_: &ShardContext| Ignores;
     let worker = worker.build().await.unwrap().start(factory).await.unwrap();
-    // The first read of a shard may be of any size: those go in turn.
+    // The first reply of a shard may have any size: those reads take turns.
     let reads = || local.requests().count(polling::READER, "GetRecords");
     sleep(20 * SECOND).await;
     let before = reads();
     sleep(20 * SECOND).await;
     let calls = reads() - before;
-    // One a second, with a jitter of up to a tenth.
+    // One per second, with a jitter of up to a tenth.
     assert!(calls >= SHARDS * 20 * 9 / 10, "{calls} calls");
     worker.shutdown(DEADLINE).await.unwrap();
 }

@@ -1,5 +1,4 @@
-//! Requests, threads and shares that must keep to their bounds: the scenarios whose numbers begin
-//! with C.
+//! Bounds on requests, threads and shares of leases: the scenarios whose numbers begin with C.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,7 +31,7 @@ async fn workers(fleet: &Fleet, numbers: std::ops::Range<u64>) -> Vec<WorkerHand
     workers
 }
 
-/// Reads and writes of the lease table in a minute from now on.
+/// Counts reads and writes of the lease table in the next minute.
 async fn requests_of_a_minute(fleet: &Fleet) -> (usize, usize, usize) {
     let since = Instant::now();
     sleep(MINUTE).await;
@@ -42,7 +41,7 @@ async fn requests_of_a_minute(fleet: &Fleet) -> (usize, usize, usize) {
     (ours.len() - writes, ours.iter().map(|it| it.rows).sum(), writes)
 }
 
-/// The formula of the README: a worker reads the table every second, a large one as often as 20 KiB a
+/// The formula of the README: a worker scans the table every second, a large one as often as 20 KiB per
 /// second allow with rows of 400 bytes, at the latest after half a lease duration.
 fn scans_of_a_minute(rows: usize) -> usize {
     let affordable = (rows * 400 * 1_000) as u64 / 20_480;
@@ -50,7 +49,7 @@ fn scans_of_a_minute(rows: usize) -> usize {
     60_000 / usize::try_from(affordable.clamp(1_000, most)).unwrap()
 }
 
-/// A lease costs a write every third of its duration, a worker a scan now and then, and nothing else.
+/// A lease costs one write per third of its duration, a worker its scans, and nothing else.
 #[tokio::test(start_paused = true)]
 async fn c01_a_quiet_minute_costs_what_the_formula_says() {
     for (shards, count) in [(1, 1), (100, 10)] {
@@ -67,7 +66,7 @@ async fn c01_a_quiet_minute_costs_what_the_formula_says() {
     }
 }
 
-/// 2,000 leases and 100 workers: one of them is real, the others are a loop that renews their rows.
+/// 2,000 leases and 100 workers: one of them is real, a loop renews the rows of the others.
 #[tokio::test(start_paused = true)]
 async fn c01_a_worker_among_a_hundred_keeps_to_its_read_budget() {
     let fleet = Fleet::new(2000);
@@ -133,7 +132,7 @@ async fn c05_two_hundred_workers_that_start_at_once_list_the_shards_a_few_times(
     assert!(later <= 5 * 2, "{later} listings in five minutes");
 }
 
-/// Requests of the reader that have ended, by operation and outcome.
+/// Counts the completed requests of the reader, by operation and outcome.
 fn reads(local: &LocalAws, outcome: Option<&str>) -> u64 {
     let counts = local.requests().counts();
     let ours = counts.iter().filter(|row| row.client == polling::READER);
@@ -180,7 +179,7 @@ impl RecordProcessor for Counts {
     }
 }
 
-/// Real threads: those of the runtime that a worker of so many shards runs on.
+/// Counts the real threads of the runtime that runs a worker of this many shards.
 fn threads_for(shards: u32) -> usize {
     let threads = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&threads);
@@ -228,7 +227,7 @@ fn c09_two_thousand_shards_need_as_many_threads_as_one() {
     }
 }
 
-/// How many leases the workers hold that hold the most and the least.
+/// Returns the greatest and the least number of leases of a worker.
 fn spread(fleet: &Fleet) -> usize {
     let mut owners: BTreeMap<_, _> = fleet.owners();
     owners.remove("-");

@@ -1,4 +1,4 @@
-//! Records that must not be lost: the scenarios whose numbers begin with L.
+//! Scenarios of lost records, whose numbers begin with L.
 
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
@@ -21,7 +21,7 @@ use crate::faults::{Faults, draw};
 use crate::fleet::{Fleet, LEASE, Script, Seen, settings};
 use crate::polling;
 
-/// No row says `LATEST` alone once somebody owns it: the tip is the time that it was resolved to.
+/// Asserts that no owned row contains `LATEST` alone: "latest" is resolved to a time.
 fn assert_resolved(fleet: &Fleet) {
     for row in fleet.store.inner.snapshot() {
         let is_symbolic = row.checkpoint == Checkpoint::Latest && row.anchor.is_none();
@@ -71,7 +71,7 @@ async fn l03_latest_includes_the_first_second_after_the_lease_was_made() {
     polling::put(&client, 100..110).await;
     advance(MINUTE).await;
     let fleet = Fleet::new(1);
-    // Before the reader has asked for its iterator: the lease is made, and nobody reads yet.
+    // Before the reader has requested its iterator: the lease exists, and nothing is read yet.
     local.faults().add(Rule::new(Effect::Delay(SECOND)).operation("GetShardIterator"));
     let start = fleet.start_on("a", polling::stream(&local), settings());
     let early = async {
@@ -120,7 +120,7 @@ async fn l05_a_closed_parent_is_read_to_its_end_before_its_children() {
     assert!(delivered[..30].iter().all(|number| *number < 30), "{delivered:?}");
 }
 
-/// The parent that ends first finds the other's lease in the table and makes the child's.
+/// The parent that ends first finds the other one's lease in the table and creates the child's.
 #[tokio::test(start_paused = true)]
 async fn l05_a_merge_child_waits_for_the_slower_of_its_parents() {
     let script = Script { takes: SECOND, ..Script::default() };
@@ -141,7 +141,7 @@ async fn l05_a_merge_child_waits_for_the_slower_of_its_parents() {
     assert!(delivered[..40].iter().all(|number| *number < 40), "{delivered:?}");
 }
 
-/// A stream whose listings are as old as `behind`.
+/// A stream with stale listings, which are `behind` old.
 #[derive(Debug, Clone)]
 struct Behind {
     inner: MemoryStream,
@@ -149,7 +149,7 @@ struct Behind {
     history: Arc<Mutex<History>>,
 }
 
-/// All listings and when each was new.
+/// All listings, with the time from which each was current.
 type History = Vec<(Instant, Vec<Shard>)>;
 
 impl Behind {
@@ -157,7 +157,7 @@ impl Behind {
         Self { inner, behind, history: Arc::default() }
     }
 
-    /// To be called after every change.
+    /// Records the listing; to be called after every change.
     async fn note(&self) {
         let shards = self.inner.list(ListFrom::All).await.unwrap().shards;
         self.history.lock().push((Instant::now(), shards));
@@ -180,7 +180,7 @@ impl Stream for Behind {
     }
 }
 
-/// The open shards of a stream, in the order of what they serve.
+/// Returns the open shards of a stream, in the order of their hash ranges.
 async fn open_shards(stream: &MemoryStream) -> Vec<Shard> {
     let mut shards = stream.list(ListFrom::All).await.unwrap().shards;
     shards.retain(|shard| shard.is_open);
@@ -188,7 +188,7 @@ async fn open_shards(stream: &MemoryStream) -> Vec<Shard> {
     shards
 }
 
-/// Splits or merges something.
+/// Splits a random shard, or merges two.
 pub(super) async fn reshard(stream: &MemoryStream, seed: &mut u64) {
     let open = open_shards(stream).await;
     let chosen = usize::try_from(draw(seed) % open.len() as u64).unwrap();
@@ -200,7 +200,7 @@ pub(super) async fn reshard(stream: &MemoryStream, seed: &mut u64) {
     }
 }
 
-/// Whether the unfinished leases leave a part of the hash space to nobody.
+/// Returns whether the unfinished leases have a hole.
 fn has_hole(fleet: &Fleet) -> bool {
     let rows = fleet.store.inner.snapshot();
     let rows = rows.iter().filter(|row| !row.checkpoint.is_shard_end());
@@ -217,9 +217,8 @@ fn has_hole(fleet: &Fleet) -> bool {
     next.is_some()
 }
 
-/// A minute of resharding among dying workers, on a table that fails one write in twenty and with
-/// listings that are five seconds old. Fewer shards than the field has: a hole is a matter of one
-/// parent and its children.
+/// A minute of resharding among dying workers, on a table that fails one write in twenty and with listings
+/// that are five seconds old. Fewer shards than in the field: a hole concerns one parent and its children.
 #[tokio::test(start_paused = true)]
 async fn l06_every_hole_in_the_hash_space_is_healed_whoever_dies_in_a_reshard() {
     for seed in 0..8_u64 {
@@ -253,8 +252,8 @@ async fn l06_every_hole_in_the_hash_space_is_healed_whoever_dies_in_a_reshard() 
     }
 }
 
-/// 2,500 shards, 100 of them closed or children, in three pages; the second token expires once. One
-/// worker that reads a single shard is enough to see what it makes of the others.
+/// 2,500 shards, 100 of them closed or children, in three pages; the second token expires once. One worker
+/// that reads a single shard is enough to see which leases it creates for the others.
 #[tokio::test(start_paused = true)]
 async fn l07_a_stream_of_2500_shards_is_listed_in_full_also_when_a_token_expires() {
     let local = LocalAws::builder().enforce_limits(false).build().unwrap();
@@ -284,7 +283,7 @@ async fn l07_a_stream_of_2500_shards_is_listed_in_full_also_when_a_token_expires
     worker.shutdown(DEADLINE).await.unwrap();
 }
 
-/// One reply in seven has neither records nor an iterator, one in eleven says that the shard does not
+/// One reply in seven has neither records nor an iterator, one in eleven reports that the shard does not
 /// exist.
 #[tokio::test(start_paused = true)]
 async fn l08_malformed_replies_and_missing_shards_never_finish_an_open_shard() {
@@ -376,8 +375,8 @@ async fn l14_rows_deleted_under_a_running_worker_come_back_with_their_positions(
     assert_eq!(of_others.len(), other.store.inner.snapshot().len());
 }
 
-/// Two workers that both believe to own a shard: one is stopped for longer than its lease, in the
-/// middle of a batch, and goes on as if nothing had happened.
+/// Two workers that both believe they own a shard: one is suspended for longer than its lease, in the
+/// middle of a batch, and continues as if nothing had happened.
 #[tokio::test(start_paused = true)]
 async fn l18_d07_a_paused_owner_starts_nothing_after_it_was_deposed_and_its_writes_are_refused() {
     let script = Script { takes: 2 * SECOND, ..Script::default() };

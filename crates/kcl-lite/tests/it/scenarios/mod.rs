@@ -1,6 +1,6 @@
-//! What users of such libraries suffer from, one scenario a test, named after the problem.
+//! Field problems of consumer libraries, one scenario per test, named after the problem.
 //!
-//! `tests/README.md` in the root of the workspace maps every problem to its test and its guard.
+//! `tests/README.md` in the workspace root maps every problem to its test and its guard.
 
 mod aggregates;
 mod budget;
@@ -19,7 +19,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Settings of a worker that starts at the oldest record.
+/// Returns the settings of a worker that starts at the oldest record.
 fn horizon() -> Settings {
     Settings { initial_position: InitialPosition::TrimHorizon, ..settings() }
 }

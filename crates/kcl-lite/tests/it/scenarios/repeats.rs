@@ -1,4 +1,4 @@
-//! Moves that must be few, quick and without repeats: the scenarios whose numbers begin with D.
+//! Moves of leases, which must be few, quick and without repeats: scenarios whose numbers begin with D.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +15,7 @@ fn seeded(seed: u64) -> Settings {
     Settings { seed: Some(seed), ..horizon() }
 }
 
-/// Starts workers `w0` to `w{count}`, each with a seed of its own.
+/// Starts workers `w0` to `w{count}`, each with its own seed.
 async fn workers(fleet: &Fleet, numbers: std::ops::Range<u64>) -> Vec<WorkerHandle> {
     let mut workers = Vec::new();
     for number in numbers {
@@ -30,7 +30,7 @@ fn are_even(fleet: &Fleet, workers: usize) -> bool {
     owners.len() == workers && !owners.contains_key("-") && most.unwrap() - least.unwrap() <= 1
 }
 
-/// For how long shards were nobody's, in order: from the event that `ends` picks to the next start.
+/// Returns the pauses of shards, sorted: from the event that `ends` selects to the next start.
 fn pauses(fleet: &Fleet, ends: impl Fn(&Event) -> Option<ShardId>) -> Vec<Duration> {
     let log = fleet.log.lock();
     let mut since: BTreeMap<ShardId, Instant> = BTreeMap::new();
@@ -54,13 +54,13 @@ fn released(event: &Event) -> Option<ShardId> {
     if let Event::LeaseReleased { shard, .. } = event { Some(shard.shard()) } else { None }
 }
 
-/// The value that 99 of 100 do not exceed.
+/// Returns the 99th percentile.
 fn p99(sorted: &[Duration]) -> Duration {
     sorted[(sorted.len() * 99).div_ceil(100) - 1]
 }
 
-/// With as many shards as a table may have that is read every second: what a worker that stops lets go
-/// is found by the next scan.
+/// With the most shards for which the table is scanned every second: the next scan finds the leases that a
+/// stopping worker releases.
 #[tokio::test(start_paused = true)]
 async fn d01_a_fleet_that_grows_and_shrinks_under_load_repeats_nothing() {
     let fleet = Fleet::new(48);
@@ -84,8 +84,8 @@ async fn d01_a_fleet_that_grows_and_shrinks_under_load_repeats_nothing() {
     assert!(pauses.len() > 45 && pauses.last() <= Some(&SECOND), "{:?}", pauses.last());
 }
 
-/// A stop is asked for at any moment of a life: before the first lease, while records flow, while a
-/// lease is handed over to `b`, while a shard ends.
+/// A shutdown is requested at any moment of a life: before the first lease, while records flow, during a
+/// handoff to `b`, while a shard ends.
 #[tokio::test(start_paused = true)]
 async fn d02_a_stop_at_any_moment_is_in_time_and_what_was_drained_is_not_repeated() {
     for moment in 0..36_u32 {
@@ -112,7 +112,7 @@ async fn d02_a_stop_at_any_moment_is_in_time_and_what_was_drained_is_not_repeate
             let again = a.shutdown(SECOND).await.unwrap();
             assert_eq!(report, again, "twice is fine");
             assert!(report.shards.values().all(|shard| shard.drained), "{moment}: {report:?}");
-            // A worker that has asked for a lease waits for the answer, to give it back.
+            // A worker that has requested a lease waits for the reply, to release it.
             assert!(asked.elapsed() <= 2 * SECOND, "{moment}: {:?}", asked.elapsed());
         };
         let ((others, fed), ()) = tokio::join!(live, stop);
@@ -160,7 +160,7 @@ async fn d02_nothing_runs_on_after_a_stop_or_a_drop_in_whatever_state() {
             }
             assert!(asked.elapsed() <= 6 * SECOND, "{state}: {:?}", asked.elapsed());
         }
-        // Aborted tasks are gone when the runtime has looked at them once more.
+        // Aborted tasks end when the runtime has polled them once more.
         sleep(SECOND / 100).await;
         assert_eq!(alive(), before, "{state}");
     }
@@ -206,7 +206,7 @@ async fn d03_after_a_crash_its_shards_are_read_within_one_and_a_half_lease_durat
     fleet.all_of(fed, 3 * SECOND).await;
 }
 
-/// One write in ten is applied and its reply lost, one in ten is lost itself, for an hour.
+/// For an hour, one write in ten is applied and its reply lost, and one in ten is not applied.
 #[tokio::test(start_paused = true)]
 async fn d04_lost_replies_cost_no_lease_and_no_repeat() {
     let fleet = Fleet::new(4);
@@ -225,8 +225,8 @@ async fn d04_lost_replies_cost_no_lease_and_no_repeat() {
     assert_eq!((fleet.losses(), fleet.repeats()), (0, 0));
 }
 
-/// The table takes ten writes a second. 60 shards that renew every 6.7 s need nine of them, and would
-/// like one for every batch.
+/// The table accepts ten writes per second. 60 shards that renew every 6.7 s need nine of them, and would
+/// use one more for every batch.
 #[tokio::test(start_paused = true)]
 async fn d05_a_table_too_small_for_a_checkpoint_per_batch_moves_no_lease() {
     let fleet = Fleet::new(60);
@@ -241,7 +241,7 @@ async fn d05_a_table_too_small_for_a_checkpoint_per_batch_moves_no_lease() {
         all.push(fleet.start_with(&format!("w{number}"), eager(number)).await);
     }
     fleet.within(DEADLINE, "even", |fleet| are_even(fleet, 3)).await;
-    // Also what was asked for has been handed over.
+    // The requested handoffs are complete, too.
     sleep(LEASE).await;
     fleet.store.set(Faults::Capacity { per_second: 10, since: None, used: 0 });
     let moves = fleet.moves();
@@ -251,7 +251,7 @@ async fn d05_a_table_too_small_for_a_checkpoint_per_batch_moves_no_lease() {
     let (mut chance, mut fed) = (5, 0);
     for _tick in 0..1200_u32 {
         for row in fleet.store.inner.snapshot() {
-            // About once a second each, so that nobody is always the first to ask.
+            // About once per second each, so that no shard always comes first.
             if draw(&mut chance).is_multiple_of(10) {
                 fleet.stream.put_to(&row.shard(), "key", fed.to_string());
                 fed += 1;
@@ -277,7 +277,7 @@ async fn d05_a_table_too_small_for_a_checkpoint_per_batch_moves_no_lease() {
     fleet.all_delivered(fed, DEADLINE).await;
 }
 
-/// A life with a join, a crash and a reshard; returns all that was seen and when.
+/// Runs a life with a join, a crash and a resharding; returns the log with its times.
 async fn life(clocks: [(Duration, u32); 3]) -> (Fleet, Vec<(Duration, Seen)>) {
     let fleet = Fleet::new(6);
     let mut all = Vec::new();
@@ -308,12 +308,12 @@ async fn d08_clocks_that_are_minutes_apart_give_the_same_life_to_the_millisecond
     let (fleet, usual) = life([(Duration::ZERO, 0); 3]).await;
     let (_, skewed) = life([(10 * MINUTE, 0), (Duration::ZERO, 0), (20 * MINUTE, 0)]).await;
     assert!(usual == skewed, "the traces differ");
-    // A clock that runs fast renews a little early; who has what stays the same.
+    // A fast clock renews a little early; the placement of leases stays the same.
     let (drifting, _) = life([(Duration::ZERO, 1), (Duration::ZERO, 0), (MINUTE, 1)]).await;
     assert_eq!((drifting.moves(), drifting.losses()), (fleet.moves(), fleet.losses()));
 }
 
-/// A quiet fleet is in the same state every few seconds, so ten minutes stand for a day.
+/// A quiet fleet repeats its state every few seconds, so ten minutes represent a day.
 #[tokio::test(start_paused = true)]
 async fn d09_a_quiet_fleet_moves_nothing_and_a_newcomer_only_its_share() {
     let fleet = Fleet::new(100);

@@ -1,4 +1,4 @@
-//! Shards that must not stand still: the scenarios whose numbers begin with S.
+//! Scenarios of stuck shards, whose numbers begin with S.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,7 @@ use crate::faults::{Fate, Faults, Moment, draw};
 use crate::fleet::{Fleet, LEASE, Script, Seen, settings};
 use crate::polling;
 
-/// What a healthy worker does not say.
+/// Returns the events that a healthy worker does not emit.
 fn complaints(fleet: &Fleet) -> Vec<(String, Event)> {
     let is_complaint = |event: &Event| {
         matches!(
@@ -36,7 +36,7 @@ fn complaints(fleet: &Fleet) -> Vec<(String, Event)> {
     fleet.events().into_iter().filter(|(_, event)| is_complaint(event)).collect()
 }
 
-/// The processor implements `process` alone, and every acknowledgement comes half a minute late.
+/// The processor implements only `process`, and every acknowledgement is half a minute late.
 #[tokio::test(start_paused = true)]
 async fn s07_the_end_of_a_shard_is_stored_by_the_library_although_acknowledgements_come_late() {
     let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
@@ -79,7 +79,7 @@ async fn s07_the_end_of_a_shard_is_stored_by_the_library_although_acknowledgemen
     worker.shutdown(DEADLINE).await.unwrap();
 }
 
-/// Splits and merges every five seconds, also of shards that never had a record.
+/// Splits and merges every five seconds, including shards that never had a record.
 #[tokio::test(start_paused = true)]
 async fn s08_whatever_the_family_tree_every_shard_ends_or_flows() {
     for seed in 0..40_u64 {
@@ -108,8 +108,8 @@ async fn s08_whatever_the_family_tree_every_shard_ends_or_flows() {
     }
 }
 
-/// For a minute after each reshard, every shard of a listing is drawn from before or from after it,
-/// and ended readers do not know their children.
+/// For a minute after each resharding, every shard of a listing is randomly stale or current, and ended
+/// readers do not know their children.
 #[derive(Debug, Clone)]
 struct Mixed {
     inner: MemoryStream,
@@ -118,7 +118,7 @@ struct Mixed {
 }
 
 impl Mixed {
-    /// To be called before every reshard.
+    /// Records the listing; to be called before every resharding.
     async fn about_to_change(&self) {
         let shards = self.inner.list(ListFrom::All).await.unwrap().shards;
         *self.before.lock() = (Some(Instant::now()), shards);
@@ -203,14 +203,14 @@ async fn s09_listings_that_contradict_themselves_for_a_minute_stop_nothing() {
     }
 }
 
-/// The longest time between two deliveries of a shard.
+/// Returns the longest time between two deliveries of a shard.
 fn longest_gap(fleet: &Fleet, shard: &ShardId) -> Duration {
     let deliveries = fleet.deliveries();
     let moments = deliveries.get(shard).map_or(&[][..], Vec::as_slice);
     moments.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
 }
 
-/// The application was off until its shard and that shard's parent were forgotten by the service.
+/// The application was off until the service no longer listed its shard and that shard's parent.
 #[tokio::test(start_paused = true)]
 async fn s10_a_child_does_not_wait_for_parents_that_the_service_has_forgotten() {
     let local = LocalAws::in_memory();
@@ -223,7 +223,7 @@ async fn s10_a_child_does_not_wait_for_parents_that_the_service_has_forgotten() 
     polling::split(&client, &polling::shard(0)).await;
     local.clock().advance(23 * 60 * MINUTE);
     polling::split(&client, &polling::shard(1)).await;
-    // Shard 0 is forgotten; shard 1, a closed parent without a lease, is not yet.
+    // Shard 0 is no longer listed; shard 1, a closed parent without a lease, still is.
     local.clock().advance(2 * 60 * MINUTE);
     polling::put(&client, 10..20).await;
     let started = Instant::now();
@@ -233,7 +233,7 @@ async fn s10_a_child_does_not_wait_for_parents_that_the_service_has_forgotten() 
     worker.shutdown(DEADLINE).await.unwrap();
 }
 
-/// What happens to a party of a handoff.
+/// A fault of a party in a handoff.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Blow {
     Kill(&'static str),
@@ -242,8 +242,8 @@ enum Blow {
     HangOnce,
 }
 
-/// `b` joins `a`, who has two shards: `b` asks, `a` hands over, `b` takes. At each of these writes,
-/// before and after it is applied, each blow falls on each party.
+/// `b` joins `a`, which has two shards: `b` requests, `a` hands off, `b` takes. At each of these writes,
+/// before and after it is applied, each fault hits each party.
 #[tokio::test(start_paused = true)]
 async fn s11_a_handoff_that_breaks_off_at_any_step_leaves_one_owner_in_bounded_time() {
     let blows = [
@@ -265,7 +265,7 @@ async fn s11_a_handoff_that_breaks_off_at_any_step_leaves_one_owner_in_bounded_t
     }
 }
 
-/// Which step of a handoff a write is.
+/// Returns the step of a handoff that a write performs.
 fn step_of(moment: Moment, change: &LeaseChange) -> Option<usize> {
     let kinds = [
         matches!(change, LeaseChange::AskHandoff { .. }),
@@ -327,7 +327,7 @@ async fn break_handoff(step: usize, blow: Blow) {
         let owner = row.owner.as_ref().map(|owner| owner.as_str());
         assert!(owner.is_some_and(|owner| workers.contains_key(owner)), "{label}: {row:?}");
     }
-    // Half a minute is the deadline of a handoff, and a lease duration later everything flows.
+    // The handoff deadline is half a minute, and a lease duration later everything flows.
     for shard in fleet.deliveries().keys() {
         let gap = longest_gap(&fleet, shard);
         let usual = DEADLINE + LEASE + 2 * SECOND;
@@ -339,7 +339,7 @@ async fn break_handoff(step: usize, blow: Blow) {
     assert!(fleet.repeats() <= 8 * 10, "{label}: {} repeats", fleet.repeats());
 }
 
-/// There is no leader whose loss could matter, so whoever dies, the others take over.
+/// There is no leader whose loss could matter: if any worker dies, the others take its leases.
 #[tokio::test(start_paused = true)]
 async fn s12_s14_the_leases_of_a_dead_worker_are_taken_also_by_those_that_have_their_share() {
     for victim in 0..3 {
@@ -377,7 +377,7 @@ async fn s14_a_limit_leaves_leases_free_until_a_worker_with_room_comes() {
     fleet.within(2 * LEASE, "all owned", |fleet| of_living(fleet) == 12).await;
 }
 
-/// Notes the order of its callbacks.
+/// A processor that records the order of its callbacks.
 struct Ordered(Arc<Mutex<Vec<&'static str>>>);
 
 impl RecordProcessor for Ordered {
@@ -396,7 +396,7 @@ impl RecordProcessor for Ordered {
     }
 }
 
-/// Every kind of request that a start sends fails once, twice, up to five times, or hangs once.
+/// Every kind of request during a start fails once, twice, up to five times, or hangs once.
 #[tokio::test(start_paused = true)]
 async fn s13_a_start_is_ready_or_tells_why_whichever_of_its_requests_fails() {
     let operations =
@@ -454,7 +454,7 @@ async fn s13_a_start_is_ready_or_tells_why_whichever_of_its_requests_fails() {
     assert!(ready >= operations.len() * 4, "only {ready} starts succeeded");
 }
 
-/// An iterator lives five minutes. (a) The processor needs six, and records wait.
+/// An iterator is valid for five minutes. (a) The processor needs six, and records wait.
 #[tokio::test(start_paused = true)]
 async fn s15_an_iterator_that_expires_behind_a_slow_processor_costs_nothing() {
     let local = LocalAws::in_memory();
@@ -471,7 +471,7 @@ async fn s15_an_iterator_that_expires_behind_a_slow_processor_costs_nothing() {
     assert_eq!(complaints(&fleet), []);
 }
 
-/// The process is stopped for six minutes: (b) at the tip, (c) before any record.
+/// The process is suspended for six minutes: (b) at the tip, (c) before any record.
 #[tokio::test(start_paused = true)]
 async fn s15_an_iterator_that_expires_while_the_process_is_stopped_costs_nothing() {
     for first in [5, 0] {
@@ -522,7 +522,7 @@ async fn s17_a_lost_lease_is_no_crash_and_a_fleet_that_changes_settles_each_time
     a.shutdown(DEADLINE).await.unwrap();
 }
 
-/// Requests in the busiest second between two moments.
+/// Returns the number of requests in the busiest second between two instants.
 fn peak(fleet: &Fleet, from: Instant, to: Instant) -> usize {
     let requests = fleet.store.requests.lock();
     let mut seconds: BTreeMap<u64, usize> = BTreeMap::new();
@@ -532,8 +532,7 @@ fn peak(fleet: &Fleet, from: Instant, to: Instant) -> usize {
     seconds.into_values().max().unwrap_or_default()
 }
 
-/// The table is down for everyone. 40 shards and 5 workers, which is the same load per worker as 100
-/// and 12.
+/// The table is down for all workers. 40 shards and 5 workers have the same load per worker as 100 and 12.
 async fn brown_out(lasts: Duration) -> (Fleet, usize, [usize; 2]) {
     let fleet = Fleet::new(40);
     let mut workers = Vec::new();
@@ -577,12 +576,12 @@ async fn s18_a_table_that_is_down_for_longer_than_a_lease_stops_everything_and_t
     for lasts in [30 * SECOND, 10 * MINUTE] {
         let (fleet, _, [steady, after]) = brown_out(lasts).await;
         assert!(after <= 3 * steady, "{after} requests a second after {steady}");
-        // What was delivered in the four seconds before the fence, and in the renewal before.
+        // The deliveries of the four seconds before the fence, and of the renewal interval before.
         assert!(fleet.repeats() <= 8 * 80, "{} repeats", fleet.repeats());
     }
 }
 
-/// Strict order is the only order there is: the children wait for the last record of the parent.
+/// The order is always strict: the children wait for the last record of the parent.
 #[tokio::test(start_paused = true)]
 async fn s22_a_backlog_of_the_parent_is_finished_before_its_grandchildren_begin() {
     let fleet = Fleet::new(1);
@@ -627,6 +626,6 @@ async fn s23_finished_leases_count_neither_for_the_limit_nor_for_the_balance() {
         let finished = owners.remove("-");
         (finished, owners.into_values().collect::<Vec<_>>())
     };
-    // The children have no record yet, so the rows of their parents are still there.
+    // The children have no record yet, so the rows of their parents still exist.
     fleet.within(3 * LEASE, "twelve of twelve", |it| shares(it) == (Some(6), vec![4, 4, 4])).await;
 }

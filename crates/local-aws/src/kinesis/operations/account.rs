@@ -1,4 +1,4 @@
-//! DescribeLimits and DescribeAccountSettings: what the account may have.
+//! DescribeLimits and DescribeAccountSettings: the limits of the account.
 
 use serde::{Deserialize, Serialize};
 

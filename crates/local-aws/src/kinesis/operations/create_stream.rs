@@ -1,4 +1,4 @@
-//! CreateStream: a stream of evenly split shards, CREATING for a moment.
+//! CreateStream: creates a stream of even shards, which is CREATING for a moment.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,10 +11,11 @@ use crate::kinesis::lineage::Lineage;
 use crate::kinesis::operations::stream_tags::check_tags;
 use crate::kinesis::operations::update_stream_mode::StreamModeDetails;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::{Meta, Phase, StreamMode, StreamName};
+use crate::kinesis::stream::{Meta, StreamMode, StreamName};
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
-/// What an on-demand stream begins with.
+/// The initial number of shards of an on-demand stream.
 const ON_DEMAND_SHARDS: i64 = 4;
 
 #[derive(Deserialize)]
@@ -50,7 +51,7 @@ pub(super) fn handle(service: &Service, request: Request) -> Result<Empty, ApiEr
             )));
         }
         require_shards(service, state, shards)?;
-        // Not more than the account may have.
+        // At most the account's limit, so the conversion cannot fail.
         let shards = u32::try_from(shards).unwrap_or(u32::MAX);
         let make = |id| Meta {
             id,

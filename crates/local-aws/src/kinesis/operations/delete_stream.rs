@@ -1,11 +1,11 @@
-//! DeleteStream: DELETING for a moment, then gone.
+//! DeleteStream: the stream is DELETING for a moment, then gone.
 
 use serde::Deserialize;
 
 use super::Empty;
 use crate::kinesis::error::{resource_in_use, stream_not_active};
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::{Phase, Status};
+use crate::kinesis::transition::{Phase, Status};
 use crate::wire::ApiError;
 
 #[derive(Deserialize)]

@@ -1,9 +1,10 @@
-//! DeregisterStreamConsumer: DELETING for a moment, then gone, and its subscriptions with it.
+//! DeregisterStreamConsumer: the consumer is DELETING for a moment, then gone, with its
+//! subscriptions.
 
 use super::{ConsumerRequest, Empty};
 use crate::kinesis::operations::describe_stream_consumer::find;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::Phase;
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
 pub(super) fn handle(service: &Service, request: ConsumerRequest) -> Result<Empty, ApiError> {

@@ -6,7 +6,7 @@ use super::{bounded, shard_number};
 use crate::kinesis::operations::describe_stream_summary::Common;
 use crate::kinesis::shard::{Shard, ShardView};
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::Status;
+use crate::kinesis::transition::Status;
 use crate::wire::ApiError;
 
 #[derive(Deserialize)]
@@ -43,7 +43,7 @@ pub(super) fn handle(service: &Service, request: Request) -> Result<Response, Ap
     service.read(&name, |stream, now_ms| {
         let meta = &stream.meta;
         let mut shards: Vec<_> = match after {
-            // Shards cannot be seen before they can be used.
+            // Shards are not visible before they can be used.
             _ if meta.status(now_ms) == Status::Creating => Vec::new(),
             Some(after) => page(meta.lineage.after(after), limit),
             None => page(meta.lineage.all(), limit),
@@ -55,7 +55,7 @@ pub(super) fn handle(service: &Service, request: Request) -> Result<Response, Ap
     })
 }
 
-/// One shard more than asked for, to know whether there are more.
+/// Takes one shard more than requested, to know whether there are more.
 fn page<'a>(shards: impl Iterator<Item = &'a Shard>, limit: usize) -> Vec<ShardView> {
     shards.take(limit + 1).map(ShardView::from).collect()
 }

@@ -1,4 +1,4 @@
-//! DescribeStreamConsumer: one fan-out consumer; and how a consumer is found.
+//! DescribeStreamConsumer: one fan-out consumer; and the lookup of consumers.
 
 use serde::Serialize;
 
@@ -25,7 +25,7 @@ pub(super) fn handle(service: &Service, request: ConsumerRequest) -> Result<Resp
     })
 }
 
-/// The consumer of a name; with a resource name given, the one that has exactly that.
+/// Returns the consumer of a name; if an ARN is given, only the one with exactly that ARN.
 pub(super) fn find<'a>(
     service: &Service,
     meta: &'a Meta,

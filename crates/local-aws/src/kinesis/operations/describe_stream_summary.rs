@@ -1,14 +1,16 @@
-//! DescribeStreamSummary: a stream without its shards; and what both descriptions say.
+//! DescribeStreamSummary: a stream without its shards; and the members that both descriptions
+//! share.
 
 use serde::Serialize;
 
 use super::StreamRequest;
 use crate::kinesis::operations::update_stream_mode::StreamModeDetails;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::{Meta, Status};
+use crate::kinesis::stream::Meta;
+use crate::kinesis::transition::Status;
 use crate::wire::{ApiError, Timestamp};
 
-/// What is said of a stream by both descriptions.
+/// The members that both descriptions of a stream share.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Common {

@@ -1,4 +1,4 @@
-//! EnableEnhancedMonitoring and DisableEnhancedMonitoring: remembered and told, nothing more.
+//! EnableEnhancedMonitoring and DisableEnhancedMonitoring: stored and reported, without an effect.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! GetRecords: what stands at an iterator, and the iterator that follows; or, at the end of a
-//! closed shard, its children and no iterator.
+//! GetRecords: the records at an iterator, and the next iterator; at the end of a closed shard, its
+//! children and no iterator.
 
 use serde::{Deserialize, Serialize};
 
@@ -35,8 +35,8 @@ pub(super) struct Response {
 }
 
 impl Response {
-    /// About what the answer takes as text: payloads in base64, and 256 bytes a record around
-    /// them.
+    /// Returns the approximate size of the answer as text: payloads in base64, and 256 bytes per
+    /// record around them.
     pub(super) fn text_size(&self) -> usize {
         1_024 + self.size / 3 * 4 + self.records.len() * 256
     }

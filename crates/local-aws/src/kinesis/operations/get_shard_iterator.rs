@@ -1,4 +1,4 @@
-//! GetShardIterator: where to begin reading a shard.
+//! GetShardIterator: an iterator for a starting position in a shard.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,13 +1,14 @@
 //! ListShards: the shards of a stream, all or filtered, page by page.
 //!
-//! A page's token carries stream, filter and place, so that it is enough by itself.
+//! A page's token contains stream, filter and place, so that it needs no other parameter.
 
 use serde::{Deserialize, Serialize};
 
 use super::{bounded, shard_number};
 use crate::kinesis::error::{invalid_argument, stream_not_active, stream_not_found, validation};
 use crate::kinesis::iterator::LIFETIME_MS;
-use crate::kinesis::shard::{Shard, ShardNumber, ShardView};
+use crate::kinesis::sequence::ShardNumber;
+use crate::kinesis::shard::{Shard, ShardView};
 use crate::kinesis::state::Service;
 use crate::kinesis::stream::{Meta, StreamId, StreamName};
 use crate::kinesis::token;
@@ -42,13 +43,13 @@ pub(super) struct Response {
     next_token: Option<String>,
 }
 
-/// Which shards are asked for.
+/// The filter of a listing.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 enum Filter {
     All,
     /// Open now.
     AtLatest,
-    /// Open at the oldest moment whose records are kept.
+    /// Open at the oldest moment whose records are stored.
     AtTrimHorizon,
     /// Open at a moment.
     At(i64),
@@ -68,11 +69,11 @@ impl Filter {
     }
 }
 
-/// Where a listing goes on.
+/// The place where a listing continues.
 #[derive(Serialize, Deserialize)]
 struct Place {
     stream: StreamName,
-    /// The stream that the first page was of; none on the first page.
+    /// The stream of the first page; `None` on the first page.
     id: Option<StreamId>,
     after: Option<ShardNumber>,
     filter: Filter,
@@ -103,7 +104,7 @@ fn page(
     if !status.serves_records() {
         return Err(stream_not_active(&meta.name, account, status.text()));
     }
-    // The trim horizon of a young stream is its beginning.
+    // The trim horizon of a young stream is its creation.
     let horizon_ms = meta.horizon_ms(now_ms).max(meta.created_ms);
     let after = |shard: &&Shard| place.after.is_none_or(|after| shard.number > after);
     let taken = |shard: &&Shard| place.filter.takes(shard, horizon_ms);

@@ -28,7 +28,7 @@ pub(super) struct Response {
     next_token: Option<String>,
 }
 
-/// Where a listing goes on.
+/// The place where a listing continues.
 #[derive(Serialize, Deserialize)]
 struct Place {
     stream: StreamName,

@@ -1,11 +1,12 @@
-//! ListStreams: names in order, page by page.
+//! ListStreams: stream names in order, page by page.
 
 use serde::{Deserialize, Serialize};
 
 use super::bounded;
 use crate::kinesis::operations::update_stream_mode::StreamModeDetails;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::{Meta, Status, StreamName};
+use crate::kinesis::stream::{Meta, StreamName};
+use crate::kinesis::transition::Status;
 use crate::kinesis::{error, token};
 use crate::wire::{ApiError, Timestamp};
 

@@ -1,10 +1,10 @@
-//! MergeShards: two adjacent shards end, one begins.
+//! MergeShards: closes two adjacent shards and opens one.
 
 use serde::Deserialize;
 
 use super::{Empty, refused, require_active, shard_number};
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::Phase;
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
 #[derive(Deserialize)]

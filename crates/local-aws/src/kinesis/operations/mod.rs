@@ -1,7 +1,7 @@
 //! The operations of the API, one file each (mirror images share one), and the table of them.
 //!
-//! An operation is a request, an answer and a `handle` between them. It checks what it was given,
-//! asks the state for one read or one change, and never keeps anything itself.
+//! An operation is a request, an answer and a `handle` function. It checks the request, makes one
+//! read or one change of the state, and never stores anything itself.
 
 #![expect(clippy::needless_pass_by_value, reason = "every operation owns its request alike")]
 
@@ -45,12 +45,13 @@ use crate::kinesis::error::{
 };
 use crate::kinesis::limits::SHARDS_PER_ACCOUNT;
 use crate::kinesis::lineage::Refused;
-use crate::kinesis::shard::ShardNumber;
+use crate::kinesis::sequence::ShardNumber;
 use crate::kinesis::state::{Service, State};
-use crate::kinesis::stream::{Meta, Status, StreamName};
+use crate::kinesis::stream::{Meta, StreamName};
+use crate::kinesis::transition::Status;
 use crate::wire::{ApiError, Format, Reply};
 
-/// Carries out one operation.
+/// Executes one operation.
 pub(super) fn call(
     service: &Arc<Service>,
     operation: &str,
@@ -111,7 +112,7 @@ impl Call<'_> {
         self.answer_sized(handle, |_| 256)
     }
 
-    /// For answers that are large enough to know their size beforehand.
+    /// Encodes answers that are large enough to compute their size beforehand.
     fn answer_sized<Q: DeserializeOwned, A: Serialize>(
         &self,
         handle: fn(&Service, Q) -> Result<A, ApiError>,
@@ -137,7 +138,7 @@ impl StreamRequest {
     }
 }
 
-/// A request that only names a consumer: by its resource name, or by its stream's and its name.
+/// A request that only names a consumer: by its ARN, or by its stream's ARN and its name.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct ConsumerRequest {
@@ -149,7 +150,7 @@ struct ConsumerRequest {
 }
 
 impl ConsumerRequest {
-    /// The stream, the consumer's name, and the resource name if that was given.
+    /// Returns the stream, the consumer's name, and the consumer's ARN if that was given.
     fn name(&self, service: &Service) -> Result<(StreamName, String, Option<&str>), ApiError> {
         match (&self.consumer_arn, &self.stream_arn, &self.consumer_name) {
             (Some(arn), _, _) => match service.place.read(arn)? {
@@ -168,11 +169,11 @@ impl ConsumerRequest {
     }
 }
 
-/// The answer of operations that only do.
+/// The empty answer of operations without a result.
 #[derive(Serialize)]
 struct Empty {}
 
-/// A number within the bounds of the API, or the default.
+/// Returns a number within the bounds of the API, or the default.
 fn bounded(
     member: &str,
     value: Option<i64>,
@@ -192,7 +193,7 @@ fn bounded(
         .ok_or_else(|| validation(member, &format!("'{value}'"), &constraint))
 }
 
-/// The shard that a text names in a stream.
+/// Returns the shard that a text names in a stream.
 fn shard_number(
     text: &str,
     stream: &StreamName,
@@ -201,7 +202,7 @@ fn shard_number(
     text.parse().map_err(|()| shard_not_found(text, stream, &service.options.account))
 }
 
-/// Fails unless the stream is ACTIVE, as changes of its shape demand.
+/// Fails unless the stream is ACTIVE, which resharding requires.
 fn require_active(service: &Service, meta: &Meta, now_ms: i64) -> Result<(), ApiError> {
     let status = meta.status(now_ms);
     if status == Status::Active {
@@ -210,7 +211,7 @@ fn require_active(service: &Service, meta: &Meta, now_ms: i64) -> Result<(), Api
     Err(stream_not_active(&meta.name, &service.options.account, status.text()))
 }
 
-/// Fails when `more` shards would be too many for the account.
+/// Fails if `more` shards would exceed the account's limit.
 fn require_shards(service: &Service, state: &State, more: i64) -> Result<(), ApiError> {
     let open = i64::try_from(state.open_shards()).unwrap_or(i64::MAX);
     if open.saturating_add(more) <= i64::from(SHARDS_PER_ACCOUNT) {
@@ -224,7 +225,7 @@ fn require_shards(service: &Service, state: &State, more: i64) -> Result<(), Api
     )))
 }
 
-/// Why a stream's shards stay as they are, in the service's words.
+/// Returns the service's error for an impossible split or merge.
 fn refused(service: &Service, stream: &StreamName, why: Refused) -> ApiError {
     let account = &service.options.account;
     match why {

@@ -1,4 +1,4 @@
-//! PutRecord: one record; and the checks that PutRecords shares.
+//! PutRecord: one record; and the checks that it shares with PutRecords.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +33,7 @@ pub(super) struct Response {
 pub(super) fn handle(service: &Service, request: Request) -> Result<Response, ApiError> {
     let name =
         service.stream_name(request.stream_name.as_deref(), request.stream_arn.as_deref())?;
-    // Numbers of this service rise whether or not a client asks for it.
+    // The numbers of this service always increase, whether or not a client requests it.
     if let Some(text) = &request.sequence_number_for_ordering
         && text.parse::<SequenceNumber>().is_err()
     {
@@ -61,7 +61,7 @@ pub(super) fn handle(service: &Service, request: Request) -> Result<Response, Ap
     })
 }
 
-/// A record as it goes into a stream.
+/// Returns a record in the form in which it is stored.
 pub(super) fn entry(
     partition_key: String,
     data: Blob,
@@ -86,7 +86,7 @@ pub(super) fn entry(
     Ok(Entry { hash_key, partition_key, data: data.0 })
 }
 
-/// Payload and partition key together must not be larger than the stream's largest record.
+/// Fails if payload and partition key together exceed the stream's largest record.
 pub(super) fn check_size(meta: &Meta, entry: &Entry, member: &str) -> Result<(), ApiError> {
     let limit = meta.max_record_size();
     if entry.data.len() + entry.partition_key.len() <= limit {
@@ -98,7 +98,7 @@ pub(super) fn check_size(meta: &Meta, entry: &Entry, member: &str) -> Result<(),
     Err(validation(member, &format!("of {} bytes", entry.data.len()), &constraint))
 }
 
-/// What the answer of a put says of encryption: nothing, unless there is some.
+/// Returns the encryption type in the answer of a put: none for an unencrypted stream.
 pub(super) fn encryption_type(meta: &Meta) -> Option<&'static str> {
     meta.encryption_key.as_ref().map(|_| "KMS")
 }

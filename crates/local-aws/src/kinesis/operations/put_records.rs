@@ -1,4 +1,4 @@
-//! PutRecords: up to 500 records, each stored or refused by itself.
+//! PutRecords: up to 500 records, each stored or refused individually.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! RegisterStreamConsumer: a fan-out consumer, CREATING for a moment.
+//! RegisterStreamConsumer: registers a fan-out consumer, which is CREATING for a moment.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,8 @@ use crate::kinesis::error::{limit_exceeded, resource_in_use, stream_not_active, 
 use crate::kinesis::limits::CONSUMERS_PER_STREAM;
 use crate::kinesis::operations::stream_tags::check_tags;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::{Meta, Phase, Status, is_name};
+use crate::kinesis::stream::{Meta, is_name};
+use crate::kinesis::transition::{Phase, Status};
 use crate::wire::ApiError;
 
 #[derive(Deserialize)]

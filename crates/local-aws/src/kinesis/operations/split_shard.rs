@@ -1,11 +1,11 @@
-//! SplitShard: one shard ends, two begin.
+//! SplitShard: closes one shard and opens two.
 
 use serde::Deserialize;
 
 use super::{Empty, refused, require_active, require_shards, shard_number};
 use crate::kinesis::error::validation;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::Phase;
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
 #[derive(Deserialize)]

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{Empty, require_active};
 use crate::kinesis::error::validation;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::Phase;
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
 #[derive(Deserialize)]

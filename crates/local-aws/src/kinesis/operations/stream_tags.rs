@@ -1,4 +1,4 @@
-//! AddTagsToStream, RemoveTagsFromStream and ListTagsForStream; and what a tag may be.
+//! AddTagsToStream, RemoveTagsFromStream and ListTagsForStream; and the rules for tags.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::kinesis::limits::TAGS_PER_RESOURCE;
 use crate::kinesis::state::Service;
 use crate::wire::ApiError;
 
-/// A tag as lists show it.
+/// A tag in the form of listings.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Tag {
@@ -18,7 +18,7 @@ pub(super) struct Tag {
     pub value: String,
 }
 
-/// Fails when `more` are no tags or would be too many.
+/// Fails if tags are invalid or `more` of them would be too many.
 pub(super) fn check_tags(
     tags: &BTreeMap<String, String>,
     more: &BTreeMap<String, String>,

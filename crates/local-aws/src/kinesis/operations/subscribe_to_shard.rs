@@ -1,11 +1,12 @@
 //! SubscribeToShard: records pushed over an event stream for up to five minutes.
 //!
-//! First a frame that opens the stream, then an event for each batch of records, and an empty one
-//! every few seconds while there are none. Nothing is polled: the stream sleeps until the Kinesis
-//! stream changes, its next heartbeat is due, or the session ends.
+//! The first frame opens the stream; then each batch of records is an event, and without records
+//! there is an empty event every few seconds. Nothing is polled: the session sleeps until the
+//! Kinesis stream changes, its next heartbeat is due, or it ends.
 //!
-//! Every event says where to go on, but the last of a closed shard: that one names the children
-//! instead, and by the missing number consumers (the KCL among them) know the end.
+//! Every event contains the number to continue from, except the last one of a closed shard: it
+//! names the children instead, and consumers (the KCL among them) recognize the end by the missing
+//! number.
 
 use std::sync::Arc;
 
@@ -27,11 +28,12 @@ use crate::kinesis::operations::describe_stream_consumer::find;
 use crate::kinesis::sequence::{Index, SequenceNumber};
 use crate::kinesis::shard::ChildShardView;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::{Status, StreamId, StreamName};
+use crate::kinesis::stream::{StreamId, StreamName};
 use crate::kinesis::subscription::{SESSION_MS, SessionId, Subscriber};
+use crate::kinesis::transition::Status;
 use crate::wire::{ApiError, Format, Reply, Timestamp};
 
-/// How often a subscription without records says that it lives.
+/// The interval between heartbeats of a subscription without records.
 const HEARTBEAT_MS: i64 = 5_000;
 
 #[derive(Deserialize)]
@@ -87,7 +89,7 @@ pub(super) fn handle(
             .place(stream, shard, now_ms)?
             .ok_or_else(|| shard_not_found(&request.shard_id, &name, &service.options.account))?;
         let (stream_id, wake) = (stream.meta.id, stream.subscribe());
-        // The session that is replaced has to hear of it.
+        // Wakes the session that is replaced, so that it ends.
         stream.wake();
         let subscriber = (arn.clone(), shard);
         let id = state.subscriptions.begin(subscriber.clone(), now_ms).ok_or_else(|| {
@@ -110,7 +112,7 @@ pub(super) fn handle(
             stage: Stage::Opening,
         })
     })?;
-    // Fused, because clients may ask again after the end.
+    // Fused, because clients may poll again after the end.
     Ok(Reply::EventStream(unfold(session, Session::next).fuse().boxed()))
 }
 
@@ -120,7 +122,7 @@ enum Stage {
     Ended,
 }
 
-/// What there is for a subscriber at a moment.
+/// The state of a subscription at a moment.
 enum Found {
     Event(Event),
     Nothing,
@@ -144,7 +146,7 @@ struct Session {
 }
 
 impl Session {
-    /// The next frame, or the end.
+    /// Returns the next frame, or `None` at the end.
     async fn next(mut self) -> Option<(Bytes, Self)> {
         match self.stage {
             Stage::Opening => {
@@ -178,14 +180,14 @@ impl Session {
             let due_ms = self.heartbeat_ms.min(self.ends_ms);
             tokio::select! {
                 biased;
-                // A closed channel means that the stream is gone, which `look` finds out.
+                // A closed channel means that the stream is gone, which `look` detects.
                 _ = self.wake.changed() => {}
                 () = self.service.clock.sleep_until_ms(due_ms) => {}
             }
         }
     }
 
-    /// Looks for records, the end of the shard, and everything that ends the session.
+    /// Checks for records, the end of the shard, and everything that ends the session.
     fn look(&mut self) -> Result<Found, ApiError> {
         let service = Arc::clone(&self.service);
         service.with(|state, now_ms| {
@@ -212,7 +214,8 @@ impl Session {
                 return Ok(Found::Nothing);
             }
             self.from = batch.next;
-            // The number of the last record read where there is one, else one that is no record's.
+            // The number of the last record read if there is one, otherwise a number that no record
+            // has.
             let last_read = Index(batch.next.0.saturating_sub(1));
             let arrival_ms = log.arrival_of(last_read).unwrap_or(shard.created_ms);
             let continuation = shard.sequence(last_read, arrival_ms);

@@ -1,11 +1,11 @@
-//! UpdateMaxRecordSize: how large a record of a stream may be.
+//! UpdateMaxRecordSize: sets the largest record of a stream.
 
 use serde::Deserialize;
 
 use super::{Empty, bounded, require_active};
 use crate::kinesis::limits::RECORD_KIB;
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::Phase;
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
 #[derive(Deserialize)]

@@ -1,11 +1,11 @@
-//! UpdateShardCount: even shards of another number, by splits and merges.
+//! UpdateShardCount: reshards to another number of even shards by splits and merges.
 
 use serde::{Deserialize, Serialize};
 
 use super::{bounded, refused, require_active, require_shards};
 use crate::kinesis::error::{invalid_argument, validation};
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::Phase;
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
 #[derive(Deserialize)]
@@ -61,7 +61,7 @@ pub(super) fn handle(service: &Service, request: Request) -> Result<Response, Ap
     })
 }
 
-/// One call at most doubles or halves a stream.
+/// Fails if one call more than doubles or more than halves a stream.
 fn check_step(current: i64, target: i64) -> Result<(), ApiError> {
     if target > current.saturating_mul(2) {
         return Err(invalid_argument(format!(

@@ -4,10 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Empty, require_active};
 use crate::kinesis::state::Service;
-use crate::kinesis::stream::{Phase, StreamMode};
+use crate::kinesis::stream::StreamMode;
+use crate::kinesis::transition::Phase;
 use crate::wire::ApiError;
 
-/// The mode as requests and answers wrap it.
+/// The mode in the form of requests and answers.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct StreamModeDetails {

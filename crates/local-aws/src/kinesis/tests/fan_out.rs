@@ -9,7 +9,7 @@ use super::*;
 
 const STREAM_ARN: &str = "arn:aws:kinesis:us-east-1:000000000000:stream/s";
 
-/// A frame's kind and payload.
+/// Returns a frame's kind and payload.
 fn read_frame(frame: &Bytes) -> (String, Value) {
     let message = read_message_from(&mut frame.as_ref()).unwrap();
     let header = |name: &str| {
@@ -24,7 +24,7 @@ fn read_frame(frame: &Bytes) -> (String, Value) {
 struct Subscription(BoxStream<'static, Bytes>);
 
 impl Subscription {
-    /// The next event, or none at the end.
+    /// Returns the next event, or `None` at the end.
     async fn next(&mut self) -> Option<Value> {
         let (kind, payload) = read_frame(&self.0.next().await?);
         assert_eq!(kind, "SubscribeToShardEvent", "{payload}");
@@ -52,7 +52,7 @@ impl Local {
         }
     }
 
-    /// A subscription whose opening frame has been read.
+    /// Returns a subscription whose opening frame has been read.
     async fn subscribe(&self, consumer: &str, start: &Value) -> Subscription {
         let mut subscription = self.try_subscribe(consumer, start).unwrap();
         let (kind, _) = read_frame(&subscription.0.next().await.unwrap());

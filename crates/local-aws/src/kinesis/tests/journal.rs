@@ -1,4 +1,4 @@
-//! What is left after a kill: a copy of the files, taken while the service still runs.
+//! Tests of the state after a kill, on a copy of the files taken while the service still runs.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ fn open(directory: &Path, now_ms: i64) -> Local {
     Local { clock, kinesis }
 }
 
-/// The files as a killed process leaves them.
+/// Copies the files as a killed process leaves them.
 fn killed(directory: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(directory).unwrap() {
@@ -67,7 +67,7 @@ async fn time_and_sequence_numbers_do_not_go_back_after_a_kill() {
     local.create(1);
     local.clock.advance(Duration::from_hours(1));
     let before = local.put("before");
-    // Trimming leaves no record that would tell how far the numbers had come.
+    // After trimming, no record is left that shows the highest number issued.
     local.clock.advance(Duration::from_hours(25));
     assert_eq!(local.texts_from(local.trim_horizon(0)), Vec::<String>::new());
 

@@ -1,4 +1,4 @@
-//! Kinesis through its one entrance, on paused time.
+//! Tests of Kinesis through [`Kinesis::call`], on paused time.
 
 mod fan_out;
 mod journal;
@@ -14,7 +14,7 @@ use super::{Kinesis, KinesisOptions};
 use crate::clock::Clock;
 use crate::wire::{ApiError, Format, Reply};
 
-/// A service whose time begins in November 2023, and the stream `s` in most tests.
+/// A service whose time begins in November 2023, with the stream `s` in most tests.
 struct Local {
     clock: Clock,
     kinesis: Kinesis,
@@ -29,7 +29,7 @@ fn local_with(options: KinesisOptions) -> Local {
     Local { kinesis: Kinesis::new(clock.clone(), options), clock }
 }
 
-/// A service with the stream `s` in it.
+/// Creates a service with the stream `s`.
 fn local_with_stream(shards: u32) -> Local {
     let local = local();
     local.create(shards);
@@ -48,7 +48,7 @@ impl Local {
         self.call(operation, body).unwrap_or_else(|error| panic!("{operation} {body}: {error}"))
     }
 
-    /// The code of the error that the call must have.
+    /// Returns the error code of a call that must fail.
     fn error(&self, operation: &str, body: &Value) -> &'static str {
         match self.call(operation, body) {
             Err(error) => error.code,
@@ -61,7 +61,7 @@ impl Local {
         self.settle();
     }
 
-    /// Lets CREATING, UPDATING and DELETING pass.
+    /// Waits until CREATING, UPDATING and DELETING are over.
     fn settle(&self) {
         self.clock.advance(Duration::from_millis(100));
     }
@@ -107,7 +107,7 @@ impl Local {
         self.ok("GetRecords", &json!({"ShardIterator": iterator}))
     }
 
-    /// The texts from an iterator to the tip or the end of its shard.
+    /// Returns the texts from an iterator to the tip or the end of its shard.
     fn texts_from(&self, iterator: String) -> Vec<String> {
         let (mut texts, mut iterator) = (Vec::new(), Some(iterator));
         while let Some(from) = iterator {

@@ -1,5 +1,5 @@
-//! What holds for all requests: nothing is lost or read twice over splits and merges, also with
-//! many threads, and no request makes the service panic.
+//! Properties of all requests: no record is lost or read twice over resharding, also with many
+//! threads, and no request makes the service panic.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +30,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Carries out a step; a split, merge or resize that is not possible is refused and that is all.
+/// Carries out a step; an impossible split, merge or resize is refused without an effect.
 fn take(local: &Local, step: &Step, sent: &mut Vec<String>) {
     let open: Vec<_> = local
         .shards()
@@ -79,7 +79,7 @@ fn take(local: &Local, step: &Step, sent: &mut Vec<String>) {
     }
 }
 
-/// Reads as a consumer does: the shards without parents first, then whatever children the ends of
+/// Reads as a consumer does: first the shards without parents, then the children that the ends of
 /// shards name. Returns every record and the shards that were read.
 fn read_by_lineage(local: &Local) -> (Vec<String>, BTreeSet<String>) {
     let mut waiting: Vec<String> = local
@@ -170,7 +170,7 @@ const OPERATIONS: [&str; 34] = [
     "UpdateStreamMode",
 ];
 
-/// Values that are right somewhere, nearly right, or wrong everywhere.
+/// Values that are valid in some place, almost valid, or always invalid.
 fn value(iterator: String) -> impl Strategy<Value = Value> {
     let texts = prop_oneof![
         Just("s".to_owned()),
@@ -272,7 +272,7 @@ proptest! {
         local.ok("RegisterStreamConsumer", &json!({"StreamARN": arn, "ConsumerName": "c"}));
         let mut body: serde_json::Map<String, Value> = members.into_iter().collect();
         for (known, right) in [("ShardIterator", local.trim_horizon(1)), ("StreamARN", arn.into())] {
-            // Half of the requests get past the first check.
+            // Half of the requests pass the first check.
             if body.contains_key(known) && junk.len() % 2 == 0 {
                 body.insert(known.to_owned(), right.into());
             }
@@ -299,8 +299,8 @@ proptest! {
     }
 }
 
-/// Writers, a reader at the tip and a resharder at once: the reader must see the sequence numbers
-/// rise, and in the end every acknowledged record exactly once.
+/// Runs writers, a reader at the tip and a resharder concurrently: the reader must see increasing
+/// sequence numbers, and in the end every acknowledged record exactly once.
 #[test]
 fn threads_lose_nothing_over_splits_and_merges() {
     const WRITERS: usize = 4;

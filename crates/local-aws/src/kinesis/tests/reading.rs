@@ -1,4 +1,4 @@
-//! Iterators, GetRecords, ListShards and what retention takes away.
+//! Tests of iterators, GetRecords, ListShards and retention.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Puts, their limits, and the states of a stream.
+//! Tests of puts, their limits, and the states of a stream.
 
 use super::*;
 

@@ -1,7 +1,7 @@
-//! What must hold of a run, one function each. Pure.
+//! The checks of a run, one function each. Pure.
 //!
-//! Loss, order, owners and checkpoints are judged to the record and to the nanosecond; time only
-//! where something stood still for so long that no busy machine explains it.
+//! Loss, order, owners and checkpoints are checked exactly; time only where progress stopped for so
+//! long that no busy machine explains it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,10 +10,11 @@ use kcl_lite::Checkpoint;
 
 use crate::evidence::{Evidence, Finding, StoredShard, Tenure};
 
-/// Beyond the time without a healthy worker: what no busy machine needs to go on with a shard.
+/// The longest time, beyond the time without a healthy worker, that even a busy machine needs to
+/// resume a shard.
 const LONGEST_GAP: Duration = Duration::from_secs(60);
 
-/// Everything that did not hold, in the order of time.
+/// Returns all violations, in the order of time.
 pub(crate) fn findings(evidence: &Evidence) -> Vec<Finding> {
     let mut findings = evidence.failures.clone();
     for shard in evidence.shards.values() {
@@ -44,7 +45,7 @@ fn finding(at: Duration, shard: &str, what: String) -> Finding {
     Finding { at, shard: Some(shard.to_owned()), what }
 }
 
-/// Records that nobody ever processed.
+/// Finds records that were never processed.
 fn lost(shard: &StoredShard, firsts: &[Option<Duration>]) -> Option<Finding> {
     let lost: Vec<_> =
         shard.records.iter().zip(firsts).filter(|(_, first)| first.is_none()).collect();
@@ -53,14 +54,15 @@ fn lost(shard: &StoredShard, firsts: &[Option<Duration>]) -> Option<Finding> {
     Some(finding(first.written.unwrap_or_default(), &shard.id, what))
 }
 
-/// A record that waited for longer than anything explains.
+/// Finds a record that waited longer than anything explains.
 fn late(shard: &StoredShard, firsts: &[Option<Duration>]) -> Option<Finding> {
     let (waited, written) = longest_wait(shard, firsts)?;
     let what = format!("a record waited for {:.1} s", waited.as_secs_f64());
     (waited > LONGEST_GAP).then(|| finding(written + waited, &shard.id, what))
 }
 
-/// The longest time between writing and processing a record of the shard, and when it was written.
+/// Returns the longest time between writing and processing a record of the shard, and when it was
+/// written.
 pub(crate) fn longest_wait(
     shard: &StoredShard,
     firsts: &[Option<Duration>],
@@ -72,7 +74,7 @@ pub(crate) fn longest_wait(
     waits.max()
 }
 
-/// Within one tenure the records come one after the other, from the checkpoint on.
+/// Checks that within one tenure the records are consecutive, from the checkpoint on.
 fn uneven(tenure: &Tenure) -> Option<Finding> {
     let (at, place, due) = tenure
         .deliveries
@@ -85,7 +87,8 @@ fn uneven(tenure: &Tenure) -> Option<Finding> {
     Some(finding(at, &tenure.shard, what))
 }
 
-/// After a tenure has begun, no batch begins under a smaller token; and no two tenures share one.
+/// Checks that after a tenure has begun, no batch begins under a smaller token, and that no two
+/// tenures share one.
 fn two_owners(succession: &[Tenure]) -> Vec<Finding> {
     let mut found = Vec::new();
     for (index, old) in succession.iter().enumerate() {
@@ -111,7 +114,7 @@ fn two_owners(succession: &[Tenure]) -> Vec<Finding> {
     found
 }
 
-/// Whoever follows starts at what was stored before, or later.
+/// Checks that every owner starts at the stored checkpoint, or later.
 fn moved_back(succession: &[Tenure]) -> Vec<Finding> {
     let mut stored = 0;
     let mut found = Vec::new();
@@ -129,7 +132,7 @@ fn moved_back(succession: &[Tenure]) -> Vec<Finding> {
     found
 }
 
-/// What was let go in good order is not repeated.
+/// Checks that nothing is repeated after a graceful release.
 fn repeated_after_release(succession: &[Tenure]) -> Vec<Finding> {
     let pairs = succession.windows(2).filter(|pair| pair[0].released.is_some());
     let repeats = pairs.filter_map(|pair| {
@@ -143,7 +146,7 @@ fn repeated_after_release(succession: &[Tenure]) -> Vec<Finding> {
     repeats.collect()
 }
 
-/// Where nobody was killed, paused or stopped, every record comes once.
+/// Checks, if no worker was killed, paused or stopped, that every record was processed once.
 fn repeated_at_all(evidence: &Evidence) -> Vec<Finding> {
     let mut seen = BTreeSet::new();
     let mut findings = Vec::new();
@@ -160,8 +163,8 @@ fn repeated_at_all(evidence: &Evidence) -> Vec<Finding> {
     findings
 }
 
-/// The records of a key are first processed in the order in which they were written, through all
-/// splits and merges.
+/// Checks that the records of a key are first processed in the order in which they were written,
+/// through all resharding.
 fn out_of_order(evidence: &Evidence) -> Vec<Finding> {
     let mut first_times = Vec::new();
     for shard in evidence.shards.values() {
@@ -184,7 +187,7 @@ fn out_of_order(evidence: &Evidence) -> Vec<Finding> {
     found
 }
 
-/// Nothing of a child is processed before everything of its parents is.
+/// Checks that no record of a child is processed before all records of its parents.
 fn before_its_parents(evidence: &Evidence) -> Vec<Finding> {
     let mut found = Vec::new();
     for child in evidence.shards.values() {
@@ -204,7 +207,8 @@ fn before_its_parents(evidence: &Evidence) -> Vec<Finding> {
     found
 }
 
-/// Seen from outside, neither counter nor checkpoint ever moves back, and no row comes back.
+/// Checks that neither the counter nor the checkpoint of a row ever moves back, and that no deleted
+/// row returns.
 fn table_moved_back(evidence: &Evidence) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut highest: BTreeMap<&str, (u64, Checkpoint)> = BTreeMap::new();
@@ -227,7 +231,8 @@ fn table_moved_back(evidence: &Evidence) -> Vec<Finding> {
     found
 }
 
-/// A scan that was asked for after a checkpoint was known to be stored shows it, or a later one.
+/// Checks that a scan that began after a checkpoint was known to be stored shows it, or a later
+/// one.
 fn forgotten(evidence: &Evidence) -> Vec<Finding> {
     let mut found = Vec::new();
     for shard in evidence.shards.values() {
@@ -250,11 +255,12 @@ fn forgotten(evidence: &Evidence) -> Vec<Finding> {
     found
 }
 
-/// What a checkpoint covers was processed before anyone could see the checkpoint.
+/// Checks that the records covered by a checkpoint were processed before the checkpoint was
+/// visible.
 fn checkpointed_too_early(evidence: &Evidence) -> Vec<Finding> {
     let mut found = Vec::new();
     for shard in evidence.shards.values() {
-        // By place: when everything up to it had been processed.
+        // By place: the time when all records up to it had been processed.
         let mut all_done = Some(Duration::ZERO);
         let done: Vec<_> = evidence
             .firsts(shard)

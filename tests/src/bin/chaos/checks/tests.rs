@@ -1,4 +1,4 @@
-//! Each check, seen red and seen green.
+//! Tests of each check: one history that it rejects and one that it accepts.
 //!
 //! A shard is a line of records (`a0 b0 a1` is key and number); a tenure is
 //! `worker token start@begun: place@time ...`, with `|` before each batch. Times are seconds.
@@ -81,7 +81,7 @@ fn evidence(shards: Vec<StoredShard>, tenures: Vec<Tenure>) -> Evidence {
     }
 }
 
-/// The first words of what is found in one shard `s` with four records.
+/// Returns the first words of the findings in one shard `s` with four records.
 fn found(tenures: &[&str]) -> Vec<String> {
     let tenures = tenures.iter().map(|text| tenure("s", text)).collect();
     words(&evidence(vec![shard("s", &[], "a0 b0 a1 b1")], tenures))

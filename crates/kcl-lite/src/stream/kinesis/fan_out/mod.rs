@@ -1,10 +1,10 @@
-//! Reading a shard with `SubscribeToShard`: the service pushes, and nothing is polled.
+//! Reading a shard with `SubscribeToShard`: the service pushes records instead of being polled.
 //!
-//! Owns the subscription, at most one and the one that is to take its place. [`course`] decides when
-//! to subscribe and from where; [`registration`] knows the consumer. Back-pressure is not reading: who
-//! does not call `next` leaves events on the socket. Dropping the reader closes the stream. Never ends
-//! a shard because of an error or an end of a subscription: either the service names the children, or a
-//! listing shows the shard closed, and then the rest is polled.
+//! Owns the subscription: at most one, and the one that will replace it. [`schedule`] decides when to
+//! subscribe and from where; [`registration`] knows the consumer. Back-pressure is not reading: a
+//! caller that does not call `next` leaves events on the socket. Dropping the reader closes the
+//! stream. Never ends a shard because of an error or the end of a subscription: either the service
+//! names the children, or a listing shows the shard closed, and then the rest is polled.
 
 pub(super) mod registration;
 mod schedule;
@@ -35,30 +35,31 @@ const OPERATION: &str = "SubscribeToShard";
 
 type Events = EventReceiver<SubscribeToShardEventStream, SubscribeToShardEventStreamError>;
 
-/// A call that is under way.
+/// A call in flight.
 struct Call {
     consumer: String,
     reply: BoxFuture<'static, Result<Events, ServiceError>>,
 }
 
-/// A subscription that delivers.
+/// A subscription that delivers events.
 struct Subscription {
     consumer: String,
     events: Events,
 }
 
-/// Reads one shard.
+/// A reader that subscribes to one shard.
 pub(super) struct FanOutReader {
     of: ShardClient,
     registration: Arc<Registration>,
     schedule: SubscriptionSchedule,
     call: Option<Call>,
     subscription: Option<Subscription>,
-    /// What has come and was not handed over yet.
+    /// What has arrived and was not returned yet.
     arrived: Option<Result<Read, ServiceError>>,
-    /// A reply stopped where a shard ends, but did not name the children: a listing has to tell.
+    /// An event without continuation ended the shard but did not name the children: a listing has to
+    /// tell.
     is_end_suspected: bool,
-    /// The rest of a shard that is closed, where subscriptions do not tell the end.
+    /// The reader of the rest of a closed shard, if the subscription did not name the end.
     rest: Option<PollingReader>,
     end: Option<Vec<ChildShard>>,
     notice: Option<Notice>,
@@ -97,7 +98,7 @@ impl FanOutReader {
         }
     }
 
-    /// Where the next record is read from.
+    /// Returns the position of the next record.
     pub(super) fn cursor(&self) -> &Cursor {
         self.rest.as_ref().map_or_else(|| self.schedule.cursor(), PollingReader::cursor)
     }
@@ -106,7 +107,7 @@ impl FanOutReader {
         self.of.stream.options.clock.now()
     }
 
-    /// Waits until there is something to hand over, and keeps it; or until the rest is to be polled.
+    /// Waits until there is something to return, and keeps it; or until the rest is to be polled.
     async fn arrive(&mut self) {
         if self.arrived.is_none() {
             self.schedule.parked(self.now());
@@ -119,7 +120,7 @@ impl FanOutReader {
         }
     }
 
-    /// One thing that happens; `None` when there is nothing to hand over yet.
+    /// Processes one event; returns `None` if there is nothing to return yet.
     async fn step(&mut self) -> Result<Option<Read>, ServiceError> {
         if let Some(children) = &self.end {
             return Ok(Some(Read::End { children: children.clone() }));
@@ -144,7 +145,7 @@ impl FanOutReader {
             Woken::CallTookTooLong => {
                 self.call = None;
                 self.schedule.refused(ServiceErrorKind::Unavailable, self.now());
-                return Err(self.failure("the call was not answered in time"));
+                return Err(self.failure("the call timed out"));
             }
             Woken::Heard(Ok(Some(event))) => {
                 self.schedule.spoke(self.now());
@@ -152,7 +153,7 @@ impl FanOutReader {
             }
             Woken::Heard(Ok(None)) => {
                 if self.ended(true) == End::Failure {
-                    return Err(self.failure("the subscription ended at once"));
+                    return Err(self.failure("the subscription ended immediately"));
                 }
             }
             Woken::Heard(Err(error)) => {
@@ -161,21 +162,21 @@ impl FanOutReader {
                 if error.kind == ServiceErrorKind::Missing {
                     return self.after(error, &consumer.unwrap_or_default()).await;
                 }
-                // The one that is being made may be what ended it.
+                // The subscription that is being made may have ended this one.
                 if end == End::Failure && self.call.is_none() {
                     return Err(error);
                 }
-                tracing::debug!("a subscription has ended, and is followed: {error}");
+                tracing::debug!("a subscription has ended, subscribing again: {error}");
             }
             Woken::Silent => {
                 self.ended(false);
-                return Err(self.failure("the subscription has fallen silent, subscribing again"));
+                return Err(self.failure("the subscription is silent, subscribing again"));
             }
         }
         Ok(None)
     }
 
-    /// Waits for whatever comes first. Nothing is lost when the future is dropped.
+    /// Waits for the next event. Nothing is lost when the future is dropped.
     async fn wait(&mut self) -> Woken {
         let clock = &self.of.stream.options.clock;
         let called = async {
@@ -196,9 +197,9 @@ impl FanOutReader {
         };
         tokio::select! {
             biased;
-            // First, because it takes several polls, and a busy shard always has something to say.
+            // First, because it needs several polls, and a busy shard always has an event ready.
             reply = called => Woken::Called(reply),
-            // Then this, for the same reason.
+            // Then this one, for the same reason.
             () = at(self.schedule.call_at(clock.now())) => Woken::CallIsDue,
             event = heard => Woken::Heard(event.map_err(|error| {
                 self.of.stream.broken_events(OPERATION, &self.of.object(), error)
@@ -208,7 +209,7 @@ impl FanOutReader {
         }
     }
 
-    /// Makes the call; its answer is waited for beside the subscription that there is.
+    /// Makes the call; the reader awaits its reply while the current subscription continues.
     async fn subscribe(&mut self) -> Result<(), ServiceError> {
         let consumer = match self.registration.arn(&self.of.stream, false).await {
             Ok((consumer, notice)) => {
@@ -235,7 +236,7 @@ impl FanOutReader {
     }
 
     fn heard(&mut self, event: SubscribeToShardEventStream) -> Result<Option<Read>, ServiceError> {
-        // A kind of event that this version does not know is a sign of life, and no more.
+        // An unknown kind of event only shows that the subscription is alive.
         let SubscribeToShardEventStream::SubscribeToShardEvent(event) = event else {
             return Ok(None);
         };
@@ -278,7 +279,8 @@ impl FanOutReader {
         end
     }
 
-    /// Something does not exist: the shard, the consumer, or the stream. Anything else is just told.
+    /// Handles an error. If something does not exist, finds out whether it is the shard, the consumer
+    /// or the stream; any other error is returned.
     async fn after(
         &mut self,
         error: ServiceError,
@@ -289,7 +291,7 @@ impl FanOutReader {
         }
         self.schedule.failed(self.now());
         self.subscription = None;
-        // The service may have forgotten the shard, with everything in it.
+        // The service may have dropped the shard and all its records.
         if let Some(children) = self.of.look_up_forgotten().await {
             self.end = Some(children);
             return Ok(None);
@@ -300,9 +302,10 @@ impl FanOutReader {
         Err(error)
     }
 
-    /// Asks a listing. A closed shard may still have records: polling finds them, and the end.
+    /// Looks for the end in a listing. A closed shard may still have records: polling reads them, and
+    /// the end.
     async fn look_for_end(&mut self) -> Result<(), ServiceError> {
-        // As late as the next subscription would be, after a listing that failed.
+        // After a listing that failed, as late as the next subscription would be.
         if let Some(due) = self.schedule.due() {
             self.of.stream.options.clock.sleep_until(due).await;
         }
@@ -326,7 +329,7 @@ impl FanOutReader {
     }
 }
 
-/// Where a subscription starts, in the service's words.
+/// Returns the starting position of the API.
 fn starting_position(cursor: &Cursor) -> StartingPosition {
     let of_type = |kind| StartingPosition::builder().r#type(kind);
     let position = match cursor {
@@ -344,8 +347,8 @@ fn starting_position(cursor: &Cursor) -> StartingPosition {
 }
 
 impl ShardReader for FanOutReader {
-    /// An event that has arrived and is not asked for is kept without memory set aside for it; what
-    /// follows stays in the connection, whose window (2 MiB with HTTP/2) is not counted either.
+    /// An event that has arrived before it was requested is kept without memory set aside for it;
+    /// what follows stays in the connection, whose window (2 MiB with HTTP/2) is not counted either.
     fn ready(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.arrive().await;
@@ -376,7 +379,7 @@ impl ShardReader for FanOutReader {
         })
     }
 
-    /// An event may have waited for long: what holds is what held when the subscription was made.
+    /// An event may have waited for long, so it is only certain since the subscription was made.
     fn asked(&self) -> Option<Instant> {
         match &self.rest {
             Some(rest) => rest.asked(),
@@ -393,7 +396,7 @@ impl fmt::Debug for FanOutReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FanOutReader")
             .field("shard", &self.of.id)
-            .field("course", &self.schedule)
+            .field("schedule", &self.schedule)
             .finish_non_exhaustive()
     }
 }

@@ -1,8 +1,9 @@
-//! The registered consumer that all readers of a worker, and all workers of an application, share.
+//! The registered stream consumer, shared by all readers of a worker and all workers of an
+//! application.
 //!
-//! Found by its name, registered if it is missing, waited for until it is ACTIVE. Many workers may do so
-//! at once: only one of them registers, the others find it. Never deregistered, because nobody knows
-//! whether others still read with it.
+//! It is found by its name, registered if it does not exist, and awaited until it is ACTIVE. Many
+//! workers may do so at once: only one of them registers it, the others find it. It is never
+//! deregistered, because other workers may still read with it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,15 +19,15 @@ use crate::retry::Retry;
 use crate::settings::StreamConsumer;
 use crate::stream::Notice;
 
-/// How long a consumer may take to be found or made. The service takes seconds.
+/// The timeout of finding or registering a consumer. The service takes seconds.
 const LIMIT: Duration = Duration::from_secs(60);
 /// The same while a shard waits for it, whose reader has less time for one step.
 const LIMIT_WHILE_READING: Duration = Duration::from_secs(20);
-/// Delays between looks at a consumer that is being made, or that could not be asked for.
+/// Delays between lookups of a consumer that is being created or could not be described.
 const LOOK_FIRST: Duration = Duration::from_secs(1);
 const LOOK_MOST: Duration = Duration::from_secs(4);
-/// How often in a row the service may refuse a registration by its limits: the rate of calls passes, a
-/// stream that has its twenty consumers does not.
+/// How often in a row the service may refuse a registration because of its limits: the rate limit is
+/// transient, the limit of twenty consumers per stream is not.
 const MOST_LIMITED: u32 = 4;
 
 /// The consumer of one stream.
@@ -34,13 +35,14 @@ const MOST_LIMITED: u32 = 4;
 pub(in crate::stream::kinesis) struct Registration {
     wanted: StreamConsumer,
     arn: Mutex<Option<String>>,
-    /// It was registered here, and nobody was told: who did it may have been dropped before it could.
+    /// It was registered here and that was not reported: the future that did it may have been dropped
+    /// before.
     is_untold: AtomicBool,
-    /// Only one reader at a time looks for the consumer.
+    /// Lets only one reader at a time look up the consumer.
     looking: Semaphore,
 }
 
-/// What the service says of a consumer.
+/// The state of a consumer in the service.
 enum Found {
     Active(String),
     Changing,
@@ -61,7 +63,7 @@ impl Registration {
         *self.arn.lock() = arn;
     }
 
-    /// The consumer's ARN; found or made if it is not known yet.
+    /// Returns the consumer's ARN; finds or registers the consumer if it is not known yet.
     pub(in crate::stream::kinesis) async fn arn(
         &self,
         stream: &KinesisClient,
@@ -79,7 +81,8 @@ impl Registration {
         clock::timely(&stream.options.clock, limit, "waiting for the stream consumer", look).await
     }
 
-    /// The service does not know the consumer `arn`, or says so: looks again, and registers again.
+    /// Handles an error that says that the consumer `arn` does not exist: looks it up, and registers
+    /// it again.
     pub(in crate::stream::kinesis) async fn missing(
         &self,
         stream: &KinesisClient,
@@ -95,7 +98,7 @@ impl Registration {
         match clock::within(clock, LIMIT_WHILE_READING, self.look(stream)).await? {
             Ok(arn) => self.notice(arn),
             Err(error) => {
-                tracing::debug!("the consumer `{arn}` is gone and has not come back: {error}");
+                tracing::debug!("the consumer `{arn}` was not found again: {error}");
                 None
             }
         }
@@ -108,7 +111,7 @@ impl Registration {
         Ok(arn)
     }
 
-    /// What is to be told of the consumer.
+    /// Returns the notice about the consumer if its registration was not reported yet.
     fn notice(&self, consumer: String) -> Option<Notice> {
         let is_untold = self.is_untold.swap(false, Ordering::SeqCst);
         is_untold.then_some(Notice::ConsumerRegistered { consumer })
@@ -119,7 +122,7 @@ impl Registration {
             StreamConsumer::Named(name) => name,
             StreamConsumer::Arn(arn) => return Ok(arn.clone()),
             StreamConsumer::Application => {
-                let context = "the stream consumer has no name: give one, or its ARN";
+                let context = "the stream consumer has no name: set one, or its ARN";
                 return Err(ServiceError::new(ServiceErrorKind::Invalid, context));
             }
         };
@@ -186,7 +189,7 @@ async fn register(
         Err(error) => {
             let mut error = stream.failure("RegisterStreamConsumer", &object(name), error);
             if error.kind == ServiceErrorKind::Throttled {
-                error.context += "; a stream has at most 20 consumers: deregister one, or give the ARN \
+                error.context += "; a stream has at most 20 consumers: deregister one, or set the ARN \
                                   of one that is yours";
             }
             Err(error)

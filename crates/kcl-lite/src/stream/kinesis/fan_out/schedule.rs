@@ -1,7 +1,8 @@
-//! When to subscribe, from where, and what the fate of a subscription means.
+//! The schedule of subscriptions: when to subscribe, from where, and what the end of a subscription
+//! means.
 //!
-//! Pure but for its seeded jitter: instants and outcomes come in as arguments. The position is derived
-//! from what was handed over and nothing else. Never decides that a shard has ended.
+//! Pure except for its seeded jitter: instants and outcomes are arguments. The position depends only
+//! on what was returned to the caller. Never decides that a shard has ended.
 
 use std::time::Duration;
 
@@ -12,38 +13,41 @@ use crate::position::Cursor;
 use crate::record::{Record, SequenceNumber};
 use crate::retry::Retry;
 
-/// The least time between two calls: a subscription that is refused because another one is younger
-/// than five seconds is asked for again at this pace, so that a new owner waits no longer than it must.
+/// The minimum time between two calls. A subscription that is refused because another one is younger
+/// than five seconds is retried at this pace, so that a new owner waits no longer than it must.
 const FLOOR: Duration = Duration::from_secs(1);
-/// Delays after other failures. The bound keeps a shard from standing still for more than five seconds
-/// after the service is well again.
+/// Delays after other failures. The bound limits the time for which a shard stands still after the
+/// service has recovered to five seconds.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(4);
-/// Delays after a subscription that was accepted and died at once: two readers that take the place
-/// from one another.
+/// Delays after a subscription that was accepted and ended immediately: two readers that replace each
+/// other's subscription.
 const LONGEST_FLAP_DELAY: Duration = Duration::from_secs(10);
-/// A subscription that lived shorter than this died at once. The service protects it for five seconds.
+/// A subscription that lived shorter than this ended immediately. The service protects it for five
+/// seconds.
 const MIN_LIFETIME: Duration = Duration::from_secs(8);
-/// The service ends a subscription after five minutes. A new one takes its place before, while the old
-/// one still delivers; the last seconds are for calls that fail.
+/// The service ends a subscription after five minutes. A new one replaces it before that, while the
+/// old one still delivers; the last seconds are for calls that fail.
 const RENEW_AFTER: Duration = Duration::from_secs(4 * 60 + 30);
-/// Renewals are spread over this time, so that the shards of a fleet do not renew together.
+/// Replacements are spread over this time, so that the shards of a fleet do not all subscribe
+/// together.
 const RENEW_SPREAD: Duration = Duration::from_secs(10);
-/// The service sends an event every five seconds or so, also when there is nothing: a stream that is
-/// waited for and says nothing for so long is dead, and no error will tell.
+/// The service sends an event about every five seconds, even if there are no records. A stream that
+/// sends nothing for this long while it is awaited is dead, and no error will report that.
 const SILENCE: Duration = Duration::from_secs(35);
-/// How long a call may take, up to the first frame of its reply.
+/// The timeout of a call, up to the first frame of its reply.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
-/// A subscription that was not read for so long, because the processor was busy, may have been given up
-/// by the service: its death is no news.
+/// The service may have given up a subscription that was not read for this long because the processor
+/// was busy: its end is expected.
 const UNREAD: Duration = Duration::from_secs(5);
-/// After so many subscriptions in a row without one event, a listing is asked whether the shard ended.
+/// After this many subscriptions in a row without an event, a listing shows whether the shard has
+/// ended.
 const SILENT_SUBSCRIPTIONS: u32 = 3;
 
 /// A subscription that the service has accepted.
 #[derive(Debug)]
 struct Session {
-    /// When it was asked for.
+    /// When it was requested.
     sent: Instant,
     renew_at: Instant,
     /// When something was last read from it.
@@ -52,26 +56,26 @@ struct Session {
     was_left_waiting: bool,
 }
 
-/// What the end of a subscription is.
+/// How a subscription ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// What was to be expected: its time was over, or nobody had read it for long.
+    /// As expected: its time was over, or it was not read for long.
     Expected,
-    /// A failure that should be told of.
+    /// A failure that should be reported.
     Failure,
 }
 
-/// The way of one shard's reader through its subscriptions.
+/// The state of one shard's subscriptions.
 #[derive(Debug)]
 pub(super) struct SubscriptionSchedule {
     cursor: Cursor,
     session: Option<Session>,
-    /// When the call was made that is not answered yet.
+    /// When the call in flight was made.
     calling: Option<Instant>,
     /// When the last call was made.
     called: Option<Instant>,
     due: Option<Instant>,
-    /// Since when the socket is waited for.
+    /// Since when the socket has been awaited.
     parked: Option<Instant>,
     retry: Retry,
     flaps: Retry,
@@ -95,12 +99,12 @@ impl SubscriptionSchedule {
         }
     }
 
-    /// Where the next record is read from.
+    /// Returns the position of the next record.
     pub(super) fn cursor(&self) -> &Cursor {
         &self.cursor
     }
 
-    /// Somebody waits for the next event from `now` on.
+    /// Records that the next event is awaited from `now` on.
     pub(super) fn parked(&mut self, now: Instant) {
         self.parked = Some(now);
         if let Some(session) = &mut self.session {
@@ -108,7 +112,7 @@ impl SubscriptionSchedule {
         }
     }
 
-    /// When the next call is to be made; `None` while one is under way.
+    /// Returns when to make the next call; `None` while one is in flight.
     pub(super) fn call_at(&self, now: Instant) -> Option<Instant> {
         if self.calling.is_some() {
             return None;
@@ -117,35 +121,35 @@ impl SubscriptionSchedule {
         Some(self.due.map_or(wanted, |due| due.max(wanted)))
     }
 
-    /// Before this nothing is asked again that may fail as it did before.
+    /// Returns before when no call may be made that may fail as the last one did.
     pub(super) fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// When the call that is under way has taken too long.
+    /// Returns when the call in flight times out.
     pub(super) fn call_limit(&self) -> Option<Instant> {
         self.calling.map(|sent| sent + CALL_LIMIT)
     }
 
-    /// When the subscription has been silent for too long. Only the time in which it was waited for
-    /// counts.
+    /// Returns when the subscription has been silent for too long. Only the time during which it is
+    /// awaited counts.
     pub(super) fn silence_limit(&self) -> Option<Instant> {
         self.session.as_ref().and(self.parked).map(|parked| parked + SILENCE)
     }
 
-    /// Since when what the subscription says is true at least.
+    /// Returns when the subscription was requested: its events are at least as new as that.
     pub(super) fn subscribed_at(&self) -> Option<Instant> {
         self.session.as_ref().map(|session| session.sent)
     }
 
-    /// A call is made.
+    /// Records that a call is made.
     pub(super) fn calling(&mut self, now: Instant) {
         (self.calling, self.called) = (Some(now), Some(now));
         let floor = FLOOR.mul_f64(1.0 + self.rng.f64() / 5.0);
         self.due = Some(now + floor);
     }
 
-    /// The call was accepted; what was read before is replaced.
+    /// Records that the call was accepted; its subscription replaces the old one.
     pub(super) fn accepted(&mut self, now: Instant) {
         let sent = self.calling.take().unwrap_or(now);
         self.retry.succeeded();
@@ -159,24 +163,25 @@ impl SubscriptionSchedule {
         self.parked = Some(now);
     }
 
-    /// The call failed.
+    /// Records that the call failed.
     pub(super) fn refused(&mut self, kind: ServiceErrorKind, now: Instant) {
         self.calling = None;
-        // `NotReady` is how another subscription that is too young to be replaced is told.
+        // `NotReady` means that another subscription is too young to be replaced: `FLOOR` sets the
+        // pace.
         if kind != ServiceErrorKind::NotReady {
             let delay = self.retry.delay(&mut self.rng);
             self.due = self.due.max(Some(now + delay));
         }
     }
 
-    /// Something that is not a call of its own failed: the next call waits.
+    /// Records that something other than the call itself failed: the next call waits.
     pub(super) fn failed(&mut self, now: Instant) {
         self.session = None;
         let delay = self.retry.delay(&mut self.rng);
         self.due = self.due.max(Some(now + delay));
     }
 
-    /// The subscription has said something.
+    /// Records an event of the subscription.
     pub(super) fn spoke(&mut self, now: Instant) {
         self.silent = 0;
         self.parked = Some(now);
@@ -188,8 +193,8 @@ impl SubscriptionSchedule {
         }
     }
 
-    /// Drops what an earlier subscription has delivered: a new one starts where the old one stood when
-    /// it was asked for.
+    /// Drops the records that an earlier subscription has delivered: a new one starts at the cursor
+    /// at the time of its request.
     pub(super) fn drop_delivered(&self, records: &mut Vec<Record>) {
         let Cursor::After(last) = &self.cursor else { return };
         if records.first().is_some_and(|first| first.sequence_number <= *last) {
@@ -197,8 +202,8 @@ impl SubscriptionSchedule {
         }
     }
 
-    /// An event is handed over: reading goes on behind its last record, or behind the place that the
-    /// service names, whichever is later.
+    /// Records that an event is returned to the caller: reading continues after its last record, or
+    /// after the continuation that the service names, whichever is later.
     pub(super) fn hand_over(
         &mut self,
         last: Option<SequenceNumber>,
@@ -213,7 +218,7 @@ impl SubscriptionSchedule {
         }
     }
 
-    /// The subscription has ended, or broken, or is dropped because it is silent.
+    /// Records that the subscription has ended, failed, or is dropped because it is silent.
     pub(super) fn ended(&mut self, is_clean: bool, now: Instant) -> End {
         let Some(session) = self.session.take() else { return End::Expected };
         if !session.has_spoken {
@@ -231,13 +236,14 @@ impl SubscriptionSchedule {
         if is_clean {
             return End::Expected;
         }
-        // Whatever broke it may have broken all others of a fleet.
+        // The cause may have ended all other subscriptions of a fleet too.
         let spread = FLOOR.mul_f64(self.rng.f64());
         self.due = self.due.max(Some(now + spread));
         End::Failure
     }
 
-    /// Whether subscriptions come to nothing, so that a listing has to tell what there is to read.
+    /// Returns whether subscriptions remain without events, so that a listing has to tell what there
+    /// is to read.
     pub(super) fn is_silent(&mut self) -> bool {
         let is_silent = self.silent >= SILENT_SUBSCRIPTIONS;
         if is_silent {
@@ -250,7 +256,6 @@ impl SubscriptionSchedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Timestamp;
 
     const SECOND: Duration = Duration::from_secs(1);
     const MINUTE: Duration = Duration::from_secs(60);
@@ -263,18 +268,7 @@ mod tests {
         number.to_string().parse().unwrap()
     }
 
-    fn record(number: u64) -> Record {
-        Record {
-            sequence_number: number.to_string().parse().unwrap(),
-            sub_sequence_number: 0,
-            partition_key: String::new(),
-            data: Default::default(),
-            arrived: Timestamp::from_millis(0),
-            packing: Default::default(),
-        }
-    }
-
-    /// A course whose subscription was accepted at `now`.
+    /// Returns a schedule whose subscription was accepted at `now`.
     fn subscribed(now: Instant) -> SubscriptionSchedule {
         let mut schedule = schedule();
         schedule.parked(now);
@@ -303,7 +297,7 @@ mod tests {
             schedule.calling(next);
             schedule.accepted(next);
             schedule.ended(true, next);
-            assert!(schedule.call_at(next).unwrap() >= next + FLOOR, "accepted and dead");
+            assert!(schedule.call_at(next).unwrap() >= next + FLOOR, "accepted and ended");
             now = schedule.call_at(next).unwrap();
         }
     }
@@ -412,7 +406,7 @@ mod tests {
     #[test]
     fn what_the_old_subscription_delivered_meanwhile_is_not_delivered_again() {
         let mut schedule = schedule();
-        let all: Vec<_> = (1..5).map(record).collect();
+        let all: Vec<_> = (1..5).map(|number| Record::numbered(number, 0)).collect();
         let left = |schedule: &SubscriptionSchedule| {
             let mut records = all.clone();
             schedule.drop_delivered(&mut records);

@@ -1,6 +1,6 @@
 //! The switch of the seeded bugs: a thread runs with one of them at most.
 //!
-//! Part of the copy only that `sim --mutants` makes of the workspace.
+//! Exists only in the copy of the workspace that `sim --mutants` builds.
 
 use std::cell::Cell;
 

@@ -1,8 +1,8 @@
-//! Whether the model sees anything: it has to find the seeded bugs that lie within it.
+//! Checks the model itself: it finds the seeded bugs in its scope.
 //!
-//! Part of the copy only that `sim --mutants` makes of the workspace. The hooks of bugs in the code of
+//! Exists only in the copy of the workspace that `sim --mutants` builds. Seeded bugs in the code of
 //! tasks (`validity-from-the-reply`, `one-error-loses-the-lease`, `steals-without-a-drain` and
-//! `finished-rows-go-at-once`) are repeated in the few lines of the model that stand for those tasks.
+//! `finished-rows-go-at-once`) are repeated in the few lines of the model that represent those tasks.
 
 use super::explore::explore;
 use super::{Bounds, FAULT, FAULTS, LIFE, MOVE};
