@@ -67,18 +67,18 @@ async fn last_words(line: &str, shell: Command) -> Result<String> {
 
 /// Runs all commands, checks that they fail with the same message, and returns it.
 async fn told_alike(workshop: &Workshop, prepare: impl Fn(&mut Command)) -> Result<String> {
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for command in COMMANDS {
         let mut shell = shell(workshop, command, &[]);
         prepare(&mut shell);
-        told.push(last_words(command, shell).await?);
+        reported.push(last_words(command, shell).await?);
     }
-    assert!(told.iter().all(|words| *words == told[0]), "{told:#?}");
-    Ok(told.swap_remove(0))
+    assert!(reported.iter().all(|words| *words == reported[0]), "{reported:#?}");
+    Ok(reported.swap_remove(0))
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_profile_is_told_at_once_by_both_commands_alike() -> Result<()> {
+async fn what_is_wrong_with_a_profile_is_reported_at_once_by_both_commands_alike() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
     const LOOP: &[u8] = b"[profile a]\nrole_arn = arn:aws:iam::123456789012:role/r\n\
         source_profile = b\n[profile b]\nrole_arn = arn:aws:iam::123456789012:role/r\n\
@@ -136,14 +136,14 @@ async fn credentials_that_a_profile_cannot_get_have_the_right_remedy() -> Result
         if let Some(login) = login {
             std::fs::write(home.path(LOGIN_OF_DEV), login)?;
         }
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for command in COMMANDS {
             let mut shell = shell(&workshop, command, &[("AWS_PROFILE", "dev")]);
             home.use_in(&mut shell);
-            told.push(last_words(command, shell).await?);
+            reported.push(last_words(command, shell).await?);
         }
-        for words in &told {
-            assert_eq!(words, &told[0]);
+        for words in &reported {
+            assert_eq!(words, &reported[0]);
             for part in [remedy, "no AWS credentials for stream `wildrydes`", "hint: "] {
                 assert!(words.contains(part), "{part}: {words}");
             }
@@ -154,7 +154,7 @@ async fn credentials_that_a_profile_cannot_get_have_the_right_remedy() -> Result
 }
 
 #[tokio::test]
-async fn a_region_or_endpoint_that_can_never_work_is_told_like_a_wrong_flag() -> Result<()> {
+async fn a_region_or_endpoint_that_can_never_work_is_reported_like_a_wrong_flag() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
     for (name, value, part) in [
         (
@@ -503,8 +503,8 @@ fn built_with(variables: &[(&str, OsString)]) -> Result<String> {
     let output = command.output()?;
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !text.contains("panicked"), "{variables:?}: {text}");
-    let told = text.lines().find_map(|line| Some(line.split_once("BUILT: ")?.1.to_owned()));
-    Ok(told.unwrap_or_else(|| panic!("{text}")))
+    let reported = text.lines().find_map(|line| Some(line.split_once("BUILT: ")?.1.to_owned()));
+    Ok(reported.unwrap_or_else(|| panic!("{text}")))
 }
 
 #[tokio::test]
@@ -540,9 +540,9 @@ fn the_library_fails_at_once_where_nothing_can_work() -> Result<()> {
             ["cannot be called: HTTPS_PROXY `socks5://proxy`", "HTTP proxy"],
         ),
     ] {
-        let told = built_with(&variables)?;
+        let reported = built_with(&variables)?;
         for part in parts {
-            assert!(told.contains(part), "{part}: {told}");
+            assert!(reported.contains(part), "{part}: {reported}");
         }
     }
     Ok(())

@@ -46,7 +46,7 @@ async fn a_missing_stream_and_a_wrong_region_name_where_it_was_searched() -> Res
 }
 
 #[tokio::test]
-async fn no_credentials_are_told_without_a_screenful() -> Result<()> {
+async fn no_credentials_are_reported_without_a_screenful() -> Result<()> {
     let workshop = Workshop::with_shards(1).await?;
     for command in COMMANDS {
         let mut shell = workshop.shell("learner", &format!("exec {command} -region us-west-2"));

@@ -33,8 +33,8 @@ async fn a_wrong_clock_and_one_that_jumps_are_waited_out() -> Result<()> {
     for process in [&mut producer, &mut consumer] {
         assert_eq!(process.stop(INT).await?, 0, "{}", process.transcript().stderr);
     }
-    let told = &producer.transcript().stderr;
-    assert!(told.contains("hint: set the clock of this machine"), "{told}");
+    let reported = &producer.transcript().stderr;
+    assert!(reported.contains("hint: set the clock of this machine"), "{reported}");
     Ok(())
 }
 

@@ -32,7 +32,7 @@ async fn a_reader_that_leaves_ends_the_consumer_quietly() -> Result<()> {
 }
 
 #[tokio::test]
-async fn stdout_has_records_only_also_when_much_is_told() -> Result<()> {
+async fn stdout_has_records_only_also_when_much_is_reported() -> Result<()> {
     let workshop = Workshop::with_shards(2).await?;
     let mut producer = workshop.run("p", "./producer -unicorns 4 -interval 20ms")?;
     let line = format!("./consumer --app wildrydes-tail --output json -v {STEADY}");
@@ -44,8 +44,8 @@ async fn stdout_has_records_only_also_when_much_is_told() -> Result<()> {
     assert!(transcript.documents.iter().all(|document| document.id.is_some()));
     assert_eq!(transcript.stdout.last(), Some(&b'\n'));
     let printed = format!("printed {} records", transcript.documents.len());
-    for told in ["reading stream `wildrydes`", "started shard", &printed] {
-        assert!(transcript.stderr.contains(told), "{told}: {}", transcript.stderr);
+    for reported in ["reading stream `wildrydes`", "started shard", &printed] {
+        assert!(transcript.stderr.contains(reported), "{reported}: {}", transcript.stderr);
     }
     Ok(())
 }

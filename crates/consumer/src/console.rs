@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_processor_that_fails_and_a_stdout_that_takes_nothing_are_told() {
+    fn a_processor_that_fails_and_a_stdout_that_takes_nothing_are_reported() {
         let failed = Event::ProcessorFailed {
             shard: LeaseKey::from("shard-0"),
             attempts: 1,
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_should_look_at_is_told_without_being_asked_and_not_again_and_again() {
+    fn what_somebody_should_look_at_is_reported_without_being_asked_and_not_again_and_again() {
         let now = Instant::now();
         let lines = said(Verbosity::Quiet, |console| {
             for event in warnings().iter().chain(&warnings()) {
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn with_v_every_change_is_told_and_what_happens_every_few_seconds_is_not() {
+    fn with_v_every_change_is_reported_and_what_happens_every_few_seconds_is_not() {
         let shard = || LeaseKey::from("shard-0");
         let checkpoint = || Checkpoint::TrimHorizon;
         let changes = [

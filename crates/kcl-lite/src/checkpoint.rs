@@ -584,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_given_back_when_a_batch_leaves_the_window_or_the_window_is_closed() {
+    fn memory_is_returned_when_a_batch_leaves_the_window_or_the_window_is_closed() {
         let account = crate::budget::Budget::new(100).account();
         let permit = Arc::new(account.reserved(10));
         let window = AckWindow::default();

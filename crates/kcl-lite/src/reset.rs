@@ -271,7 +271,7 @@ mod tests {
         let start = Start::At(Timestamp::from_millis(5));
         let first = plan::first_leases(&listing(&family[1..2]), &Source::default(), start).unwrap();
         let steps = steps(&listing(&family), first, &rows(&["0", "2", "3"]));
-        let told: Vec<_> = steps
+        let reported: Vec<_> = steps
             .iter()
             .map(|step| match step {
                 Step::Restart(lease) => format!("{} {:?}", lease.key, lease.checkpoint),
@@ -279,7 +279,7 @@ mod tests {
                 Step::Drop(key) => format!("{key} dropped"),
             })
             .collect();
-        assert_eq!(told, ["1 AtTimestamp", "2 rewound", "3 rewound", "0 dropped"]);
+        assert_eq!(reported, ["1 AtTimestamp", "2 rewound", "3 rewound", "0 dropped"]);
     }
 
     /// A table in which a worker finishes the parent and reads from its child before the parent's row is

@@ -46,16 +46,16 @@ impl Session<'_> {
     ///
     /// `Failed` if it is missing, or not ACTIVE within `--timeout`; `Stopped`.
     pub(crate) async fn wait_until_active(&mut self) -> Result<(), Halt> {
-        let mut told = None;
+        let mut reported = None;
         loop {
             match self.sender.status().await {
                 Ok(StreamStatus::Active | StreamStatus::Updating) => return Ok(()),
                 Ok(status) => {
-                    if told.as_ref() != Some(&status) {
+                    if reported.as_ref() != Some(&status) {
                         self.console.note(&format!("the stream is {status}; waiting for ACTIVE"));
                     }
                     self.wait_for(status.as_str(), POLL_EVERY).await?;
-                    told = Some(status);
+                    reported = Some(status);
                 }
                 Err(failure) => self.wait_out(failure).await?,
             }

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn points_start_where_they_are_told_and_may_pass_zero() {
+    fn points_start_where_they_are_reported_and_may_pass_zero() {
         let temper = Temper { points: 0, ..Temper::default() };
         let mut unicorn = Unicorn::new("Shadowfax".into(), 1, temper);
         assert!((0..200).any(|_| unicorn.ride_on().magic_points < 0));

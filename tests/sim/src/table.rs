@@ -182,16 +182,16 @@ impl fmt::Display for Shown<'_> {
                 write!(f, "withdraw the request to {from} for {key}")
             }
             LeaseChange::HandOver { counter, update, to } => {
-                write!(f, "hand {key} over to {to} at counter {counter}{}", Told(update))
+                write!(f, "hand {key} over to {to} at counter {counter}{}", Reported(update))
             }
             LeaseChange::Renew { counter, update, .. } => {
-                write!(f, "renew {key} at counter {counter}{}", Told(update))
+                write!(f, "renew {key} at counter {counter}{}", Reported(update))
             }
             LeaseChange::Finish { counter, children } => {
                 write!(f, "finish {key} at counter {counter}, children {children:?}")
             }
             LeaseChange::Release { counter, update } => {
-                write!(f, "release {key} at counter {counter}{}", Told(update))
+                write!(f, "release {key} at counter {counter}{}", Reported(update))
             }
             LeaseChange::Delete { counter } => write!(f, "delete {key} at counter {counter}"),
             LeaseChange::Reset { counter, checkpoint, .. } => {
@@ -206,9 +206,9 @@ impl fmt::Display for Shown<'_> {
 }
 
 /// The update of a write, if it has one.
-struct Told<'a>(&'a LeaseUpdate);
+struct Reported<'a>(&'a LeaseUpdate);
 
-impl fmt::Display for Told<'_> {
+impl fmt::Display for Reported<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.checkpoint.iter().try_for_each(|it| write!(f, ", {it}"))
     }

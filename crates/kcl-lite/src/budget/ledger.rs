@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_shard_leaves_behind_is_in_use_until_it_is_given_back_but_holds_nobody_up() {
+    fn what_a_shard_leaves_behind_is_in_use_until_it_is_returned_but_holds_nobody_up() {
         let (mut ledger, ids) = ledger(2);
         ledger.resize(ids[0], 0, 100);
         escalated(&mut ledger, ids[0], 10);

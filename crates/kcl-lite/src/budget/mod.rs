@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn memory_that_is_given_back_goes_to_who_waits_and_not_to_who_has_gone() {
+    async fn memory_that_is_returned_goes_to_who_waits_and_not_to_who_has_gone() {
         let clock: Arc<dyn Clock> = Arc::new(clock::TokioClock);
         let budget = Budget::new(100);
         let (a, b, c) = (budget.account(), budget.account(), budget.account());
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_permit_that_comes_too_late_for_its_reader_is_given_back() {
+    async fn a_permit_that_comes_too_late_for_its_reader_is_returned() {
         let clock: Arc<dyn Clock> = Arc::new(clock::TokioClock);
         let budget = Budget::new(100);
         let (a, b) = (budget.account(), budget.account());

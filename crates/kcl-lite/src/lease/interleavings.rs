@@ -47,7 +47,7 @@ struct World {
     wire: Vec<Message>,
     /// How often the row was taken.
     takes: usize,
-    let_go: bool,
+    has_released: bool,
 }
 
 fn name(side: usize) -> WorkerId {
@@ -75,7 +75,7 @@ impl World {
             is_leaving: false,
         };
         let sides = [side(Some(tenure(row.clone(), 0, now)), 2), side(None, 2)];
-        Self { row, sides, wire: Vec::new(), takes: 0, let_go: false }
+        Self { row, sides, wire: Vec::new(), takes: 0, has_released: false }
     }
 
     /// Returns all worlds that are one step away.
@@ -195,7 +195,7 @@ impl World {
             assert_eq!(self.row.actual_owner(), after.actual_owner(), "the owner keeps reading");
         } else {
             assert_eq!(self.row.actual_owner(), Some(&name(from)), "I4: {write:?}");
-            self.let_go |= after.actual_owner() != Some(&name(from));
+            self.has_released |= after.actual_owner() != Some(&name(from));
         }
     }
 
@@ -224,7 +224,10 @@ impl World {
             Verdict::Held { reached: true } if *goal == Goal::Release => this.tenure = None,
             Verdict::Held { .. } | Verdict::OtherSuccessor => {}
             Verdict::Lost { .. } => {
-                assert!(self.takes > 0 || self.let_go, "D04: nobody took it, nobody released it");
+                assert!(
+                    self.takes > 0 || self.has_released,
+                    "D04: nobody took it, nobody released it"
+                );
                 this.tenure = None;
             }
             Verdict::Vanished => unreachable!("nothing here deletes"),
@@ -250,7 +253,7 @@ fn l16_no_interleaving_of_owner_and_taker_moves_a_checkpoint_back_or_passes_the_
         let take =
             LeaseWrite { key: world.row.key.clone(), id: take_id("c#1", counter), change: take };
         assert!(take.apply(Some(&world.row)).is_ok());
-        handed += usize::from(world.let_go && world.row.owner == Some(name(1)));
+        handed += usize::from(world.has_released && world.row.owner == Some(name(1)));
         taken += usize::from(world.takes > 0);
         for next in world.steps(now) {
             if visited.insert(format!("{next:?}")) {

@@ -287,10 +287,10 @@ mod tests {
         let child = shard("2", &["0", "1"], 0, u128::MAX);
         let named = ChildShard::of(&"0".into(), vec![child.clone()]);
         let store = Arc::new(MemoryStore::new());
-        let told = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let reported = Arc::new(parking_lot::Mutex::new(Vec::new()));
         let sink = {
-            let told = Arc::clone(&told);
-            Arc::new(move |event: &Event| told.lock().push(event.clone()))
+            let reported = Arc::clone(&reported);
+            Arc::new(move |event: &Event| reported.lock().push(event.clone()))
         };
         let context = context(&store, vec![first, second, child], Some(sink));
         let parent = Lease::new("0", Checkpoint::TrimHorizon);
@@ -301,8 +301,8 @@ mod tests {
         };
         let (made, ()) = tokio::join!(make(context.clone(), parent, named), other);
         assert_eq!(made.len(), 1);
-        let told = told.lock();
-        assert!(matches!(told[..], [Event::LeaseCreated { .. }]), "{told:?}");
+        let reported = reported.lock();
+        assert!(matches!(reported[..], [Event::LeaseCreated { .. }]), "{reported:?}");
     }
 
     #[tokio::test(start_paused = true)]

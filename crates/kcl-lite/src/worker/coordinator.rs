@@ -279,7 +279,7 @@ impl Coordinator {
             Liveness::Well | Liveness::Slow { .. } => None,
         });
         for (key, cause) in stuck.collect::<Vec<_>>() {
-            self.given_back(&key, cause.clone());
+            self.stalled(&key, cause.clone());
             let Some(held) = self.held.get_mut(&key) else { continue };
             held.stuck = Some(cause);
             held.give_up.cancel();
@@ -307,7 +307,7 @@ impl Coordinator {
         }
     }
 
-    fn given_back(&self, key: &LeaseKey, reason: String) {
+    fn stalled(&self, key: &LeaseKey, reason: String) {
         self.shard_context.events.emit(&Event::ShardReleased { shard: key.clone(), reason });
     }
 
@@ -446,7 +446,7 @@ impl Coordinator {
             ShardExit::Stop(error) => {
                 self.failure.get_or_insert_with(|| error.clone());
             }
-            ShardExit::GivenBack { reason } => self.given_back(&key, reason.clone()),
+            ShardExit::Stalled { reason } => self.stalled(&key, reason.clone()),
             ShardExit::Ended | ShardExit::Drained { .. } | ShardExit::Lost => {}
         }
         self.held.get_mut(&key)?.shard = Some(exit);
@@ -464,13 +464,13 @@ impl Coordinator {
         let clean = matches!(shard, ShardExit::Ended | ShardExit::Drained { clean: true });
         let drained = row.is_some() && clean;
         let reason = match shard {
-            ShardExit::GivenBack { reason } => Some(reason),
+            ShardExit::Stalled { reason } => Some(reason),
             ShardExit::Ended | ShardExit::Drained { .. } | ShardExit::Lost | ShardExit::Stop(_) => {
                 held.stuck.as_ref()
             }
         };
-        let given_back = |reason: &String| Ending::GivenBack { reason: reason.clone() };
-        let how = reason.map_or(Ending::Usual, given_back);
+        let stalled = |reason: &String| Ending::Stalled { reason: reason.clone() };
+        let how = reason.map_or(Ending::Usual, stalled);
         let report = ShardReport { drained, checkpoint: held.stored.borrow().clone() };
         self.held.remove(&key);
         if self.stop.borrow().is_some() {
@@ -535,7 +535,7 @@ fn broken_off(error: &JoinError) -> ShardExit {
         return ShardExit::Stop(Error::runtime_gone());
     }
     // A panic outside a callback.
-    ShardExit::GivenBack { reason: format!("its shard task failed: {error}") }
+    ShardExit::Stalled { reason: format!("its shard task failed: {error}") }
 }
 
 /// Repeats a conditional write while its outcome is unknown: if an earlier attempt was applied, the

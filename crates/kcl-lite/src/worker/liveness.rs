@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_from_outside_is_named_at_once_and_never_given_back() {
+    fn what_is_refused_from_outside_is_named_at_once_and_never_released() {
         let error = "GetRecords: AccessDenied".to_owned();
         let failing = Activity::ReadFailing { error };
         assert_eq!(
@@ -405,7 +405,7 @@ mod tests {
 
     /// The other parent of a child may have a long backlog, which is not a fault of the table.
     #[test]
-    fn an_end_that_waits_for_its_children_says_so_and_is_never_given_back() {
+    fn an_end_that_waits_for_its_children_says_so_and_is_never_released() {
         let cause = "shard fully read, but the child leases and the shard end have not been stored";
         assert_eq!(after(&Activity::Ending, 45), slow(&format!("{cause} for 45 s")));
         assert!(matches!(after(&Activity::Ending, 24 * 3600), Liveness::Slow { .. }));

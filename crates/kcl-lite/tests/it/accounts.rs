@@ -68,9 +68,9 @@ fn across(local: &LocalAws, named: &Named) -> SdkConfig {
     local.sdk_config("worker").into_builder().http_client(http).build()
 }
 
-struct Told(Arc<Notify>);
+struct Reported(Arc<Notify>);
 
-impl RecordProcessor for Told {
+impl RecordProcessor for Reported {
     async fn process(&mut self, _: Batch) -> Result<(), BoxError> {
         self.0.notify_one();
         Ok(())
@@ -117,11 +117,11 @@ async fn every_call_names_a_stream_of_another_account_by_its_arn() {
             ],
         ),
     ] {
-        let (local, named, told) = (with_record().await, Named::default(), Arc::default());
+        let (local, named, reported) = (with_record().await, Named::default(), Arc::default());
         let worker = builder(across(&local, &named), THEIRS, retrieval).build().await.unwrap();
-        let seen = Arc::clone(&told);
-        let worker = worker.start(move |_| Told(Arc::clone(&seen))).await.unwrap();
-        tokio::time::timeout(PATIENCE, told.notified()).await.unwrap();
+        let seen = Arc::clone(&reported);
+        let worker = worker.start(move |_| Reported(Arc::clone(&seen))).await.unwrap();
+        tokio::time::timeout(PATIENCE, reported.notified()).await.unwrap();
         worker.shutdown(PATIENCE).await.unwrap();
         let mut named = named.lock().clone();
         // Identified by the consumer ARN that the services returned.
@@ -138,7 +138,7 @@ async fn an_arn_that_is_denied_or_in_another_region_ends_the_start_and_is_named(
     for (arn, kind) in [(THEIRS, ErrorKind::Denied), (&elsewhere, ErrorKind::Config)] {
         let worker = builder(local.sdk_config("worker"), arn, Retrieval::Polling).build().await;
         let error = match worker {
-            Ok(worker) => worker.start(|_| Told(Arc::default())).await.unwrap_err(),
+            Ok(worker) => worker.start(|_| Reported(Arc::default())).await.unwrap_err(),
             Err(error) => error,
         };
         assert_eq!(error.kind(), kind, "{error}");

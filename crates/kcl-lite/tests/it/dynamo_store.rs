@@ -608,11 +608,11 @@ enum Kind {
     Create(Box<Lease>),
     Take(Option<WorkerId>, WorkerId),
     Ask(WorkerId, WorkerId),
-    HandOver(Told, WorkerId),
-    Renew(Told, WorkerId),
+    HandOver(Reported, WorkerId),
+    Renew(Reported, WorkerId),
     Withdraw(WorkerId, WorkerId),
     Finish(BTreeSet<ShardId>),
-    Release(Told),
+    Release(Reported),
     Delete,
     Reset(Checkpoint, Option<Timestamp>),
     Discard,
@@ -621,23 +621,20 @@ enum Kind {
 
 /// The parameters of a `LeaseUpdate`: how far the checkpoint advances.
 #[derive(Debug, Clone)]
-struct Told {
+struct Reported {
     by: Option<u64>,
     pending: PendingChange,
     read_until: Option<Timestamp>,
 }
 
-fn any_told() -> impl Strategy<Value = Told> {
+fn any_reported() -> impl Strategy<Value = Reported> {
     let pending = prop_oneof![
         2 => Just(PendingChange::Keep),
         1 => Just(PendingChange::Clear),
         2 => any_pending().prop_filter_map("something", |it| it.map(PendingChange::Prepare)),
     ];
-    (prop::option::of(0_u64..3), pending, any_time()).prop_map(|(by, pending, read_until)| Told {
-        by,
-        pending,
-        read_until,
-    })
+    (prop::option::of(0_u64..3), pending, any_time())
+        .prop_map(|(by, pending, read_until)| Reported { by, pending, read_until })
 }
 
 /// A row of a worker of one stream, and of one of several.
@@ -653,11 +650,11 @@ fn any_aim() -> impl Strategy<Value = Aim> {
             2 => create,
             3 => take.prop_map(|(from, owner)| Kind::Take(from, owner)),
             2 => (any_worker(), any_worker()).prop_map(|(from, to)| Kind::Ask(from, to)),
-            1 => (any_told(), any_worker()).prop_map(|(told, to)| Kind::HandOver(told, to)),
-            3 => (any_told(), any_worker()).prop_map(|(told, me)| Kind::Renew(told, me)),
+            1 => (any_reported(), any_worker()).prop_map(|(reported, to)| Kind::HandOver(reported, to)),
+            3 => (any_reported(), any_worker()).prop_map(|(reported, me)| Kind::Renew(reported, me)),
             1 => (any_worker(), any_worker()).prop_map(|(from, to)| Kind::Withdraw(from, to)),
             1 => any_shards().prop_map(Kind::Finish),
-            2 => any_told().prop_map(Kind::Release),
+            2 => any_reported().prop_map(Kind::Release),
             1 => Just(Kind::Delete),
             1 => reset.prop_map(|(checkpoint, anchor)| Kind::Reset(checkpoint, anchor)),
             1 => Just(Kind::Discard),
@@ -679,8 +676,8 @@ impl Aim {
             Some(Checkpoint::ShardEnd) => Checkpoint::ShardEnd,
             _ => at("49590338271490256608559692538361571095921575989136588898", by),
         };
-        let update = |told: Told| {
-            let Told { by, pending, read_until } = told;
+        let update = |reported: Reported| {
+            let Reported { by, pending, read_until } = reported;
             let throughput = by.map(|by| by * 1_536);
             LeaseUpdate { checkpoint: by.map(moved), pending, read_until, throughput }
         };
@@ -688,15 +685,17 @@ impl Aim {
             Kind::Create(lease) => LeaseChange::Create(lease),
             Kind::Take(from, owner) => LeaseChange::Take { counter, from, owner },
             Kind::Ask(from, to) => LeaseChange::AskHandoff { counter, from, to },
-            Kind::HandOver(told, to) => LeaseChange::HandOver { counter, update: update(told), to },
-            Kind::Renew(told, stranger) => {
+            Kind::HandOver(reported, to) => {
+                LeaseChange::HandOver { counter, update: update(reported), to }
+            }
+            Kind::Renew(reported, stranger) => {
                 let actual = row.and_then(Lease::actual_owner).cloned();
                 let owner = actual.filter(|_| !self.stale).unwrap_or(stranger);
-                LeaseChange::Renew { counter, owner, update: update(told) }
+                LeaseChange::Renew { counter, owner, update: update(reported) }
             }
             Kind::Withdraw(from, to) => LeaseChange::WithdrawHandoff { from, to },
             Kind::Finish(children) => LeaseChange::Finish { counter, children },
-            Kind::Release(told) => LeaseChange::Release { counter, update: update(told) },
+            Kind::Release(reported) => LeaseChange::Release { counter, update: update(reported) },
             Kind::Delete => LeaseChange::Delete { counter },
             Kind::Reset(checkpoint, anchor) => LeaseChange::Reset { counter, checkpoint, anchor },
             Kind::Discard => LeaseChange::Discard { counter },

@@ -173,7 +173,7 @@ impl tracing::Subscriber for Log {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c02_a_table_that_exists_is_left_as_it_is_and_the_difference_is_told_once() {
+async fn c02_a_table_that_exists_is_left_as_it_is_and_the_difference_is_reported_once() {
     let local = LocalAws::in_memory();
     store(&local, "first", TableOptions::default()).prepare().await.unwrap();
     let log = Log::default();
@@ -333,7 +333,7 @@ fn table_that_is(status: &str, times: usize) -> Reply {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_table_that_is_being_deleted_is_waited_for_and_then_made_again() {
+async fn a_table_that_is_being_deleted_is_waited_for_and_then_recreated() {
     let local = LocalAws::in_memory();
     let busy = Reply::error("CreateTable", "ResourceInUseException", "Table is being deleted", 1);
     let replies = vec![table_that_is("DELETING", 3), busy];

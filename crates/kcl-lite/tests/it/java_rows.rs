@@ -539,7 +539,7 @@ enum Act {
     Renew,
     Checkpoint,
     Ask,
-    LetGo,
+    Release,
     Assign,
 }
 
@@ -551,7 +551,7 @@ fn any_move() -> impl Strategy<Value = Move> {
             Act::Renew,
             Act::Checkpoint,
             Act::Ask,
-            Act::LetGo,
+            Act::Release,
             Act::Assign,
         ])
     };
@@ -611,7 +611,7 @@ impl Turns {
             assert_eq!(after.counter, before.counter + 1, "{next:?}");
             self.changes += 1;
             // An assignment is conditional on both owners, not on the counter.
-            let by_owners = matches!(next, Move::Java(_, Act::Assign | Act::LetGo));
+            let by_owners = matches!(next, Move::Java(_, Act::Assign | Act::Release));
             assert!(is_fresh || by_owners, "{next:?} wrote over something it had not seen");
         }
         let position = |lease: &JavaLease| Checkpoint::parse(&lease.checkpoint.0, 0).unwrap();
@@ -638,12 +638,12 @@ impl Turns {
                 LeaseChange::Renew { counter, owner: "us".into(), update }
             }
             Act::Ask => LeaseChange::AskHandoff { counter, from: owner().into(), to: "us".into() },
-            Act::LetGo if memory.checkpoint_owner.is_some() => LeaseChange::HandOver {
+            Act::Release if memory.checkpoint_owner.is_some() => LeaseChange::HandOver {
                 counter,
                 update: LeaseUpdate::default(),
                 to: owner().into(),
             },
-            Act::LetGo => LeaseChange::Release { counter, update: LeaseUpdate::default() },
+            Act::Release => LeaseChange::Release { counter, update: LeaseUpdate::default() },
         };
         // Refused exactly if the rule refuses it for the current row.
         let row = self.bench.lease(SHARD).await;
@@ -673,14 +673,14 @@ impl Turns {
             Act::Ask if java.version == Version::V3 => {
                 java.start_handoff(memory, "w3").await.is_some()
             }
-            Act::Assign | Act::LetGo if java.version == Version::V3 => {
-                let to = memory.owner.as_deref().filter(|_| act == Act::LetGo).unwrap_or("w3");
+            Act::Assign | Act::Release if java.version == Version::V3 => {
+                let to = memory.owner.as_deref().filter(|_| act == Act::Release).unwrap_or("w3");
                 java.assign(memory, to).await.is_some()
             }
             Act::Ask | Act::Assign => false,
             // It would set an old counter; only the Java library's tests call it.
-            Act::LetGo if is_fresh => java.evict(memory).await.is_some(),
-            Act::LetGo => false,
+            Act::Release if is_fresh => java.evict(memory).await.is_some(),
+            Act::Release => false,
         }
     }
 }

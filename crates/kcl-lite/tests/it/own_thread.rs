@@ -57,7 +57,7 @@ fn d06_processors_that_block_every_thread_do_not_delay_renewals() {
             ..Settings::default()
         };
         let stored = Arc::new(tokio::sync::Notify::new());
-        let told = Arc::clone(&stored);
+        let reported = Arc::clone(&stored);
         let worker = Worker::builder("test", "stream")
             .settings(settings)
             .stream(stream)
@@ -66,7 +66,7 @@ fn d06_processors_that_block_every_thread_do_not_delay_renewals() {
                 if let Event::LeaseRenewed { advanced, .. } = event {
                     renewed.fetch_add(1, Ordering::SeqCst);
                     if *advanced {
-                        told.notify_one();
+                        reported.notify_one();
                     }
                 }
                 if matches!(event, Event::LeaseLost { .. }) {

@@ -326,13 +326,13 @@ async fn l09_every_shape_of_reply_delivers_what_was_supplied_and_ends_once() {
 async fn a_closed_shard_without_children_ends_only_when_a_fresh_iterator_finds_nothing_at_the_tip()
 {
     let replies = [(1, 0), (1, 0), (0, 1), (1, 0), (0, 0), (0, 0)];
-    let told = Mutex::new((replies.into_iter(), 0));
+    let reported = Mutex::new((replies.into_iter(), 0));
     let closed = Shape { records: 0, has_iterator: false, is_behind: false, has_children: false };
     let stream = scripted(&LocalAws::in_memory(), move |operation, body| {
         if operation != "GetRecords" {
             return closed.answer(false, operation, body);
         }
-        let (replies, number) = &mut *told.lock();
+        let (replies, number) = &mut *reported.lock();
         let (count, behind) = replies.next().unwrap();
         let mut records = Vec::new();
         for _ in 0..count {
@@ -743,7 +743,7 @@ async fn a_refused_call_names_itself_the_stream_and_the_shard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_iterator_is_made_again() {
+async fn a_refused_iterator_is_recreated() {
     let (local, client, mut reader) = with_shard().await;
     put(&client, 0..2).await;
     assert_eq!(read(&mut reader, 2, &[]).await.len(), 2);

@@ -208,7 +208,7 @@ async fn l15_a_stream_that_was_read_alone_keeps_its_place_when_a_second_one_is_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn l13_leases_of_a_stream_that_was_made_again_are_refused_or_adopted() {
+async fn l13_leases_of_a_stream_that_was_recreated_are_refused_or_adopted() {
     let (aws, seen) = (LocalAws::in_memory(), Seen::default());
     create(&aws, "north").await;
     put(&aws, "north", "old").await;
@@ -271,7 +271,7 @@ async fn l13_a_start_with_a_new_stream_that_died_half_way_leaves_what_tells_of_i
 /// The content of an unreadable row is unknown; beside a row of a former stream it does not show that the
 /// new stream has been started.
 #[tokio::test(start_paused = true)]
-async fn l13_a_row_that_cannot_be_read_does_not_hide_that_the_stream_was_made_again() {
+async fn l13_a_row_that_cannot_be_read_does_not_hide_that_the_stream_was_recreated() {
     let (aws, seen) = (LocalAws::in_memory(), Seen::default());
     create(&aws, "north").await;
     let worker = run(builder(&aws, "north", "a"), settings(), &seen).await;
@@ -318,7 +318,7 @@ async fn l13_the_leases_of_another_stream_are_not_touched() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn l13_a_stream_that_is_made_again_under_a_running_worker_ends_it() {
+async fn l13_a_stream_that_is_recreated_under_a_running_worker_ends_it() {
     let (aws, seen) = (LocalAws::in_memory(), Seen::default());
     create(&aws, "north").await;
     put(&aws, "north", "old").await;
@@ -332,7 +332,7 @@ async fn l13_a_stream_that_is_made_again_under_a_running_worker_ends_it() {
 
 /// The lease is at the oldest record, so that none of its requests is invalid in the new stream.
 #[tokio::test(start_paused = true)]
-async fn l13_a_worker_that_has_read_nothing_notices_too_that_its_stream_was_made_again() {
+async fn l13_a_worker_that_has_read_nothing_notices_too_that_its_stream_was_recreated() {
     let (aws, seen) = (LocalAws::in_memory(), Seen::default());
     create(&aws, "north").await;
     aws.faults().add(Rule::new(Effect::Hang).client("a").operation("GetRecords"));

@@ -232,8 +232,8 @@ async fn endless_throttling_is_waited_out_visibly_until_the_timeout() {
     assert_eq!(ride.failure().kind, ServiceErrorKind::Throttled);
     assert!(ride.took > seconds(590.0) && ride.took < seconds(602.0), "{:?}", ride.took);
     assert_eq!(ride.out, "", "there is nothing to sum");
-    let told = ride.notes.matches("kinesis:PutRecord failed, retrying").count();
-    assert!((15..=20).contains(&told), "at once, and about every 30 s: {}", ride.notes);
+    let reported = ride.notes.matches("kinesis:PutRecord failed, retrying").count();
+    assert!((15..=20).contains(&reported), "at once, and about every 30 s: {}", ride.notes);
 }
 
 #[tokio::test(start_paused = true)]
@@ -334,13 +334,13 @@ async fn a_rate_is_kept_and_told_every_ten_seconds() {
     let local = local().await;
     let ride = ride(&local, "--unicorns 100 --rate 200", Some(seconds(20.05))).await;
     assert!(ride.out.ends_with("\nsent 4000 records\n"), "{}", ride.out);
-    let told = ride.notes.lines().filter(|line| line.contains(" 0 failures")).count();
-    assert_eq!(told, 3, "two on the way and the last: {}", ride.notes);
+    let reported = ride.notes.lines().filter(|line| line.contains(" 0 failures")).count();
+    assert_eq!(reported, 3, "two on the way and the last: {}", ride.notes);
     assert_eq!(stored(&local).await.len(), 4000);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_missing_stream_is_told_at_once() {
+async fn a_missing_stream_is_reported_at_once() {
     let local = LocalAws::in_memory();
     let ride = ride(&local, "", None).await;
     assert_eq!(ride.failure().kind, ServiceErrorKind::Missing);

@@ -154,7 +154,7 @@ impl Evidence {
             timeline: Vec::new(),
         };
         for entry in log.failures() {
-            if let What::Told { text } = entry.what {
+            if let What::Reported { text } = entry.what {
                 evidence.failures.push(Finding { at: entry.at, shard: entry.shard, what: text });
             }
         }
@@ -224,7 +224,7 @@ impl Evidence {
                     tenure.checkpoints.push((entry.at, covered(checkpoint)));
                 }
                 What::Released { .. } => tenure.released = Some(entry.at),
-                What::Taken { .. } | What::Begun { .. } | What::Told { .. } => {}
+                What::Taken { .. } | What::Begun { .. } | What::Reported { .. } => {}
             }
         }
         self.tenures.extend(open.into_values());

@@ -48,7 +48,7 @@ pub(crate) enum What {
     /// The lease was released after a drain.
     Released { checkpoint: String },
     /// Any other event.
-    Told { text: String },
+    Reported { text: String },
 }
 
 /// The journal of one process. Clones write to the same file.
@@ -106,7 +106,7 @@ mod tests {
         let journal = Journal::open(&path).unwrap();
         let what = What::Record { token: 3, sequence_number: "17".to_owned() };
         journal.note(Some("shardId-0"), what.clone()).unwrap();
-        journal.note(None, What::Told { text: "cut".to_owned() }).unwrap();
+        journal.note(None, What::Reported { text: "cut".to_owned() }).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, &text[..text.len() - 3]).unwrap();
         let entries = read(&path).unwrap();

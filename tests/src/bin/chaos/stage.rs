@@ -69,7 +69,7 @@ impl Log {
 }
 
 fn entry(text: String) -> Entry {
-    Entry { at: now(), shard: None, what: What::Told { text } }
+    Entry { at: now(), shard: None, what: What::Reported { text } }
 }
 
 /// The local-aws process.

@@ -158,6 +158,6 @@ fn describe(what: &What) -> String {
         What::Record { token, sequence_number } => format!("{sequence_number}, token {token}"),
         What::Stored { checkpoint } => format!("stored {checkpoint}"),
         What::Released { checkpoint } => format!("released at {checkpoint}"),
-        What::Told { text } => text.clone(),
+        What::Reported { text } => text.clone(),
     }
 }

@@ -61,11 +61,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         retrieval: if args.fan_out { Retrieval::fan_out() } else { Retrieval::Polling },
         ..Settings::default()
     };
-    let told = journal.clone();
+    let reported = journal.clone();
     let worker = Worker::builder(args.application, args.stream)
         .worker_id(args.id)
         .settings(settings)
-        .on_event(move |event| tell(&told, event))
+        .on_event(move |event| tell(&reported, event))
         .build()
         .await?;
     let (journals, seed, is_slow) = (journal.clone(), args.seed, args.slow);
@@ -79,34 +79,34 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
     let report = worker.run_until(factory, terminate.recv()).await?;
     let shards = report.shards.iter();
     let left: Vec<_> = shards.map(|(key, shard)| format!("{key} {}", shard.drained)).collect();
-    journal.note(None, What::Told { text: format!("ended; drained: {left:?}") })?;
+    journal.note(None, What::Reported { text: format!("ended; drained: {left:?}") })?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Writes an event to the journal. If that fails, only the timeline lacks it.
 fn tell(journal: &Journal, event: &Event) {
-    let told = |shard: Option<&str>, what: What| journal.note(shard, what).ok();
-    let text = || What::Told { text: event.to_string() };
+    let reported = |shard: Option<&str>, what: What| journal.note(shard, what).ok();
+    let text = || What::Reported { text: event.to_string() };
     // Events that the library adds later are written too.
     #[expect(clippy::wildcard_enum_match_arm, reason = "the timeline shows every event alike")]
     match event {
         Event::LeaseTaken { shard, reason, .. } => {
-            told(Some(shard.as_str()), What::Taken { reason: format!("{reason:?}") });
-            told(Some(shard.as_str()), text())
+            reported(Some(shard.as_str()), What::Taken { reason: format!("{reason:?}") });
+            reported(Some(shard.as_str()), text())
         }
         Event::LeaseRenewed { shard, checkpoint, advanced: true } => {
-            told(Some(shard.as_str()), What::Stored { checkpoint: checkpoint.to_string() })
+            reported(Some(shard.as_str()), What::Stored { checkpoint: checkpoint.to_string() })
         }
         // Once a second per shard: they would hide the rest.
         Event::LeaseRenewed { advanced: false, .. } => None,
         Event::LeaseReleased { shard, checkpoint } => {
-            told(Some(shard.as_str()), What::Released { checkpoint: checkpoint.to_string() })
+            reported(Some(shard.as_str()), What::Released { checkpoint: checkpoint.to_string() })
         }
         Event::HandoffRequested { shard, .. }
         | Event::LeaseLost { shard, .. }
         | Event::ShardEnded { shard, .. }
-        | Event::ReadFailed { shard, .. } => told(Some(shard.as_str()), text()),
-        _ => told(None, text()),
+        | Event::ReadFailed { shard, .. } => reported(Some(shard.as_str()), text()),
+        _ => reported(None, text()),
     };
 }
 
@@ -124,10 +124,10 @@ impl Notary {
         self.journal.note(Some(&self.shard), what)
     }
 
-    fn told(&self, text: &str) {
+    fn reported(&self, text: &str) {
         let text = format!("{text} (token {})", self.token);
         // If it is missing, only the timeline lacks it.
-        self.note(What::Told { text }).ok();
+        self.note(What::Reported { text }).ok();
     }
 }
 
@@ -154,14 +154,14 @@ impl RecordProcessor for Notary {
     }
 
     async fn shard_ended(&mut self) {
-        self.told("shard ended");
+        self.reported("shard ended");
     }
 
     async fn shutdown_requested(&mut self) {
-        self.told("shutdown requested");
+        self.reported("shutdown requested");
     }
 
     async fn lease_lost(&mut self) {
-        self.told("lease lost");
+        self.reported("lease lost");
     }
 }

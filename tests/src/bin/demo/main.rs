@@ -97,21 +97,21 @@ async fn run(settings: Settings, screen: Screen) -> Result<ExitCode> {
 async fn play(settings: Settings, screen: Screen) -> Result<bool> {
     let mut interrupts = Interrupts::listen()?;
     let mut stage = Stage::open(settings, screen).await?;
-    let told = tokio::select! {
+    let reported = tokio::select! {
         biased;
         () = interrupts.next() => {
             stage.screen.say("interrupted: printing the table now");
             Ok(())
         }
-        told = story::tell(&mut stage) => told,
+        reported = story::tell(&mut stage) => reported,
     };
-    if let Err(error) = &told {
+    if let Err(error) = &reported {
         stage.screen.bad(&format!("the demo was cut short: {error:#}"));
     }
     let verdict = verdict::settle(&mut stage).await?;
     verdict.print(&stage.screen);
     stage.close().await;
-    Ok(told.is_ok() && verdict.is_good())
+    Ok(reported.is_ok() && verdict.is_good())
 }
 
 /// Ctrl-C, SIGTERM, and the hangup of the terminal.

@@ -44,7 +44,7 @@ pub(crate) struct Consumer {
     pub(crate) fate: Fate,
     pub(crate) process: Process,
     /// The number of its records that status lines have counted.
-    told: usize,
+    reported: usize,
 }
 
 impl Consumer {
@@ -142,7 +142,7 @@ impl Stage {
         let process = self.workshop.run(label, &line)?;
         let wrapped = line.replace(" --failover", " \\\n       --failover");
         self.screen.command(&wrapped, &format!("process {}", process.id()));
-        self.consumers.push(Consumer { label, fate: Fate::Running, process, told: 0 });
+        self.consumers.push(Consumer { label, fate: Fate::Running, process, reported: 0 });
         Ok(())
     }
 
@@ -229,12 +229,12 @@ impl Stage {
             Fate::Running => {}
         }
         let transcript = consumer.process.transcript();
-        let new = transcript.documents.iter().skip(consumer.told);
+        let new = transcript.documents.iter().skip(consumer.reported);
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for id in new.filter_map(|document| document.id.as_ref()) {
             *counts.entry(&id.unicorn).or_default() += 1;
         }
-        consumer.told = transcript.documents.len();
+        consumer.reported = transcript.documents.len();
         let counts: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
         format!("{label} [{}] {}", shards.join(","), counts.join(" "))
     }

@@ -70,13 +70,13 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
     let worker = Worker::builder(&args.application, &args.stream).settings(settings);
     let worker = worker.build().await?;
     let (tally, mut tallied) = watch::channel(Tally::default());
-    let told = args.clone();
+    let reported = args.clone();
     let tally = Arc::new(tally);
     let factory = move |shard: &ShardContext| {
         let number = shard.shard_id.as_str().trim_start_matches("shardId-").parse();
         Stalls {
-            is_stuck: number.is_ok_and(|number: usize| number >= told.shards - told.stuck),
-            args: told.clone(),
+            is_stuck: number.is_ok_and(|number: usize| number >= reported.shards - reported.stuck),
+            args: reported.clone(),
             tally: Arc::clone(&tally),
             tallied: tally.subscribe(),
             records: 0,

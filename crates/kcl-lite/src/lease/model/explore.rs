@@ -79,7 +79,7 @@ fn way(bounds: Bounds, from: &[(usize, Step)], mut index: usize) -> Vec<(Step, S
         index = from[index].0;
     }
     let mut world = World::new(bounds);
-    let told = steps.into_iter().rev().map(|step| {
+    let reported = steps.into_iter().rev().map(|step| {
         world = world.after(step);
         let row = |lease: &Lease| {
             let (owner, asked) = (&lease.owner, &lease.checkpoint_owner);
@@ -91,7 +91,7 @@ fn way(bounds: Bounds, from: &[(usize, Step)], mut index: usize) -> Vec<(Step, S
         let rows = world.shards.iter().map(|shard| shard.row.as_ref().map_or("-".to_owned(), row));
         (step, rows.collect::<Vec<_>>().join(", "))
     });
-    told.collect()
+    reported.collect()
 }
 
 /// For each state without further faults, the number of ticks until every lease is held. Paths that

@@ -324,8 +324,8 @@ fn l03_a_shard_of_unknown_lineage_starts_at_its_beginning_when_no_row_tells_what
     let rows = leases("1");
     let made =
         leases_to_create(&listing("1\n9 parents=5 open"), &rows, &from(InitialPosition::Latest));
-    let told: Vec<_> = made.iter().map(|it| (it.key.as_str(), &it.checkpoint)).collect();
-    assert_eq!(told, [("9", &Checkpoint::TrimHorizon)]);
+    let reported: Vec<_> = made.iter().map(|it| (it.key.as_str(), &it.checkpoint)).collect();
+    assert_eq!(reported, [("9", &Checkpoint::TrimHorizon)]);
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn a_row_is_of_this_stream_or_of_another_one_and_says_which() {
 /// A worker that started over with a re-created stream crashed after it had created the first of two
 /// leases.
 #[test]
-fn a_stream_that_was_made_again_is_read_from_its_beginning_whoever_completes_the_start() {
+fn a_stream_that_was_recreated_is_read_from_its_beginning_by_any_worker_that_completes_the_start() {
     let created = Timestamp::from_millis(2_000);
     let identity = StreamIdentity { arn: "north".to_owned(), created };
     let adopter = Source {

@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_tried_again_later_and_later_until_one_succeeds() {
+    fn failures_are_retried_later_and_later_until_one_succeeds() {
         let (mut pace, now) = (pace(), Instant::now());
         let first = {
             pace.failed(now);

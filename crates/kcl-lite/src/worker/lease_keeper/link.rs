@@ -72,7 +72,7 @@ pub(super) fn line(
     fenced_at: Instant,
     row: &Lease,
 ) -> (KeeperLink, KeeperEnd) {
-    let (facts, told) = watch::channel(Facts::default());
+    let (facts, reported) = watch::channel(Facts::default());
     let (requests, requested) = mpsc::channel(REQUESTS);
     let (stores, wanted) = mpsc::channel(STORES);
     let (set_pending, pending) = watch::channel(row.pending.clone());
@@ -80,7 +80,7 @@ pub(super) fn line(
     let (fenced_at, fence) = watch::channel(fenced_at);
     let (lost, give_up) = (CancellationToken::new(), CancellationToken::new());
     let end = KeeperEnd {
-        facts: told,
+        facts: reported,
         requests: requested,
         stores: wanted,
         pending: set_pending,

@@ -221,7 +221,7 @@ async fn recreated() -> (ControlContext, Arc<Raced>, [Lease; 2]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_of_a_former_stream_makes_way_however_often_its_owner_renews_it() {
+async fn a_row_of_a_former_stream_is_replaced_however_often_its_owner_renews_it() {
     let (context, store, [_, new]) = recreated().await;
     context.create(&new).await.unwrap();
     let rows = store.rows.snapshot();
@@ -287,7 +287,7 @@ async fn a_row_that_is_removed_before_it_is_replaced_is_no_row_that_was_made() {
 
 /// Only if the user allows it, since it may be the table of another application.
 #[tokio::test(start_paused = true)]
-async fn a_row_of_an_unrelated_stream_makes_way_only_where_that_is_said() {
+async fn a_row_of_an_unrelated_stream_is_replaced_only_where_that_is_said() {
     let (mut context, store, [former, new]) = recreated().await;
     let stream = StreamIdentity { arn: "other".to_owned(), created: Timestamp::from_millis(3_000) };
     let new = Lease { stream: Some(stream), ..new };
@@ -318,7 +318,7 @@ async fn a_row_is_discarded_however_often_its_owner_renews_it() {
 /// Otherwise the shard end would be written to a row that is already unowned, if the release was applied
 /// but its reply lost.
 #[tokio::test(start_paused = true)]
-async fn a_shard_that_is_to_be_let_go_while_its_children_are_being_made_does_not_end() {
+async fn a_shard_that_is_to_be_released_while_its_children_are_being_made_does_not_end() {
     let (mut keeper, _link) = keeper(Duration::ZERO);
     keeper.requested(Some(Request::Finish(Vec::new())));
     assert!(keeper.ending.is_some());

@@ -173,7 +173,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn exactly_the_bad_records_are_put_aside_and_order_is_kept(
+        fn exactly_the_bad_records_are_dead_lettered_and_order_is_kept(
             count in 1_usize..120,
             batch in 1_usize..40,
             bad in proptest::collection::btree_set(1_usize..120, 0..6),

@@ -26,7 +26,7 @@ pub(crate) enum ShardExit {
     /// Drained on request; `clean` if everything delivered was acknowledged.
     Drained { clean: bool },
     /// Released because the shard makes no progress here.
-    GivenBack { reason: String },
+    Stalled { reason: String },
     /// Released because a policy stops the worker.
     Stop(Error),
     /// The lease was lost.

@@ -94,12 +94,12 @@ impl ShardTask {
                 }
                 Pass::Drained { clean } => ShardExit::Drained { clean },
                 Pass::Stop(error) => ShardExit::Stop(error),
-                Pass::ReleaseShard(reason) => ShardExit::GivenBack { reason },
+                Pass::ReleaseShard(reason) => ShardExit::Stalled { reason },
                 Pass::TooLong(reason) => {
                     // A processor that hung may hang in `shutdown_requested`, too: do not call it.
                     window.close();
                     self.keeper.release().await;
-                    return ShardExit::GivenBack { reason };
+                    return ShardExit::Stalled { reason };
                 }
                 Pass::Again { failures, error, at_once } => {
                     window.close();
@@ -113,7 +113,7 @@ impl ShardTask {
                     ShardExit::Drained { clean: false }
                 }
             };
-            return self.let_go(processor, &window, exit).await;
+            return self.release(processor, &window, exit).await;
         }
     }
 
@@ -131,18 +131,18 @@ impl ShardTask {
     /// have to be created first, take too long: then the next owner creates them.
     async fn finish(&self, children: Vec<ChildShard>) -> bool {
         let clock = Arc::clone(&self.context.clock);
-        let let_go = async {
+        let past_the_limit = async {
             self.drain.cancelled().await;
             clock::sleep(&clock, FINISH_LIMIT).await;
         };
         tokio::select! {
             biased;
             () = self.keeper.finish(children) => true,
-            () = let_go => false,
+            () = past_the_limit => false,
         }
     }
 
-    async fn let_go(
+    async fn release(
         &mut self,
         processor: &mut Option<Box<dyn ErasedProcessor>>,
         window: &AckWindow,
@@ -178,7 +178,7 @@ impl ShardTask {
                 ShardExit::Drained { clean: clean && window.in_flight() == 0 }
             }
             other @ (ShardExit::Ended
-            | ShardExit::GivenBack { .. }
+            | ShardExit::Stalled { .. }
             | ShardExit::Stop(_)
             | ShardExit::Lost) => other,
         }

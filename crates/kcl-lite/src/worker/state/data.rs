@@ -49,7 +49,7 @@ pub(crate) enum Ending {
     /// The shard was finished, handed off or released.
     Usual,
     /// The shard was released because it made no progress here: other workers may take it first.
-    GivenBack { reason: String },
+    Stalled { reason: String },
 }
 
 /// A lease that this worker released for lack of progress, with its state at that time.
@@ -129,7 +129,7 @@ pub(crate) struct State {
     /// Rows being created or deleted.
     pub(super) writing: BTreeSet<LeaseKey>,
     /// Leases that made no progress here, and until when they are left to other workers.
-    pub(super) given_back: BTreeMap<LeaseKey, Instant>,
+    pub(super) avoided: BTreeMap<LeaseKey, Instant>,
     /// The other workers that take no more leases.
     pub(super) full: Full,
     /// Leases that made no progress here, and whose row has not advanced since.

@@ -82,7 +82,7 @@ impl State {
     }
 
     /// Drains the held shards whose handoff another worker has requested.
-    pub(super) fn let_go(&self) -> Vec<Action> {
+    pub(super) fn release(&self) -> Vec<Action> {
         let asked = self.mine.iter().filter(|key| {
             self.leases.get(*key).is_some_and(|lease| {
                 lease.checkpoint_owner.as_ref() == Some(&self.me)

@@ -54,7 +54,7 @@ impl State {
             streams: streams.collect(),
             unreadable: BTreeMap::new(),
             hidden: BTreeSet::new(),
-            given_back: BTreeMap::new(),
+            avoided: BTreeMap::new(),
             full: Full::default(),
             stuck: BTreeMap::new(),
             runnable: BTreeMap::new(),
@@ -185,7 +185,7 @@ impl State {
             return vec![stop];
         }
         self.look_into_holes(now);
-        let mut actions = self.let_go();
+        let mut actions = self.release();
         actions.extend(self.restore_vanished(now));
         self.follow_handoffs(now);
         actions.extend(self.take(now, Freshness::Fresh));
@@ -223,7 +223,7 @@ impl State {
         if self.stopping || self.draining {
             return self.abandon_requests();
         }
-        self.given_back.retain(|_, until| now < *until);
+        self.avoided.retain(|_, until| now < *until);
         let (leases, me) = (&self.leases, &self.me);
         self.stuck.retain(|key, stuck| leases.get(key).is_some_and(|row| stuck.is_still(row, me)));
         self.note_duplicates(now);
@@ -243,7 +243,7 @@ impl State {
             leases: &self.leases,
             hidden: &self.hidden,
             mine: &self.mine,
-            avoided: &self.given_back,
+            avoided: &self.avoided,
             duplicates: &self.duplicates.leases,
             observations: &self.observations,
             readable_since: if self.failed_scans > 0 { now } else { self.readable_since },
@@ -427,8 +427,8 @@ impl State {
         how: Ending,
     ) -> Vec<Action> {
         self.forget(key);
-        if let Ending::GivenBack { reason } = how {
-            self.given_back.insert(key.clone(), now + self.settings.lease_duration);
+        if let Ending::Stalled { reason } = how {
+            self.avoided.insert(key.clone(), now + self.settings.lease_duration);
             let row = row.as_ref().or_else(|| self.leases.get(key));
             self.stuck.extend(row.map(|row| (key.clone(), Stuck::at(row, reason))));
         }

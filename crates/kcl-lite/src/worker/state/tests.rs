@@ -135,7 +135,7 @@ fn a_take_that_another_worker_won_is_dropped_quietly() {
 }
 
 #[test]
-fn a_lease_taken_while_stopping_is_given_back() {
+fn a_lease_taken_while_stopping_is_released() {
     let start = Instant::now();
     let mut state = state(start);
     let takes = taken(&state.step(start, scanned(vec![lease("0", None, 0)])));
@@ -163,7 +163,7 @@ fn a_worker_without_leases_says_once_who_holds_them() {
 }
 
 #[test]
-fn a_failed_scan_is_told_and_tried_again_later_and_later() {
+fn a_failed_scan_is_reported_and_retried_later_and_later() {
     let start = Instant::now();
     let mut state = state(start);
     state.step(start, Input::TimeDue);
@@ -214,7 +214,7 @@ fn asked(start: Instant) -> (State, Lease) {
 }
 
 #[test]
-fn a_lease_is_asked_for_and_taken_as_soon_as_its_owner_has_let_go() {
+fn a_lease_is_asked_for_and_taken_as_soon_as_its_owner_has_released_it() {
     let start = Instant::now();
     let (mut state, row) = asked(start);
     assert_eq!(state.next_due(), Some(start + HANDOFF_SCAN));
@@ -241,7 +241,7 @@ fn a_worker_whose_mark_is_not_on_its_leases_is_taken_from_and_not_asked() {
 }
 
 #[test]
-fn an_owner_that_does_not_let_go_in_time_is_no_longer_asked() {
+fn an_owner_that_does_not_release_in_time_is_no_longer_asked() {
     let start = Instant::now();
     let (mut state, row) = asked(start);
     for second in 1..=30 {
@@ -253,7 +253,7 @@ fn an_owner_that_does_not_let_go_in_time_is_no_longer_asked() {
 }
 
 #[test]
-fn a_row_that_a_refused_take_found_gone_is_not_made_again_before_the_next_scan() {
+fn a_row_that_a_refused_take_found_gone_is_not_recreated_before_the_next_scan() {
     let start = Instant::now();
     let mut state = state(start);
     let half = u128::MAX / 2;
@@ -466,7 +466,7 @@ fn a_worker_that_stops_while_its_request_is_on_its_way_withdraws_it_when_it_is_a
 }
 
 #[test]
-fn an_overdue_take_that_is_refused_is_tried_again_at_once_by_the_row_of_the_refusal() {
+fn an_overdue_take_that_is_refused_is_retried_at_once_by_the_row_of_the_refusal() {
     let start = Instant::now();
     let (mut state, row) = asked(start);
     let overdue = start + 30 * SECOND;
@@ -531,10 +531,11 @@ fn s14_a_shard_that_nobody_may_hold_is_named_with_the_reason() {
     assert_eq!(takes.len(), 1);
     assert!(state.health(start + 10 * SECOND).is_healthy(), "not yet");
     let health = state.health(start + 20 * SECOND);
-    let told: Vec<_> = health.shards.iter().map(|(key, cause)| format!("{key} {cause}")).collect();
+    let reported: Vec<_> =
+        health.shards.iter().map(|(key, cause)| format!("{key} {cause}")).collect();
     let cause =
         "1 unowned for 20 s: this worker is at max_leases (1); add workers or raise the limit";
-    assert_eq!(told, [cause]);
+    assert_eq!(reported, [cause]);
 }
 
 #[test]
@@ -570,15 +571,15 @@ fn a_row_that_cannot_be_read_is_named_and_holds_its_children_back() {
 }
 
 #[test]
-fn a_table_that_cannot_be_read_is_told_after_a_lease_duration() {
+fn a_table_that_cannot_be_read_is_reported_after_a_lease_duration() {
     let start = Instant::now();
     let mut state = state(start);
     state.step(start, scanned(vec![]));
     let error = ServiceError::new(ServiceErrorKind::Denied, "Scan on table `t`: no");
     state.step(start + SECOND, Input::Scanned(Err(error)));
     assert!(state.health(start + 9 * SECOND).is_healthy());
-    let told = state.health(start + 10 * SECOND).table;
-    assert_eq!(told.as_deref(), Some("not read for 10 s: Scan on table `t`: no"));
+    let reported = state.health(start + 10 * SECOND).table;
+    assert_eq!(reported.as_deref(), Some("not read for 10 s: Scan on table `t`: no"));
 }
 
 #[test]
@@ -612,9 +613,9 @@ fn d10_of_two_living_workers_with_one_id_the_one_that_was_there_first_stops() {
     let refused = Input::Wrote { write, why, sent: start + SECOND, result };
     assert_eq!(names(&state.step(start + SECOND, refused)), "");
     let actions = state.step(start + 2 * SECOND, scanned(vec![theirs]));
-    let told = "fail: another worker runs with the worker ID `me` and holds 0: give every worker a \
+    let reported = "fail: another worker runs with the worker ID `me` and holds 0: give every worker a \
                 unique ID";
-    assert_eq!(names(&actions), told);
+    assert_eq!(names(&actions), reported);
 }
 
 #[test]
@@ -724,7 +725,7 @@ fn a_finished_row_stays_until_nobody_can_miss_its_end() {
 }
 
 #[test]
-fn a_row_that_a_write_does_not_find_is_not_made_again_before_the_table_has_been_read() {
+fn a_row_that_a_write_does_not_find_is_not_recreated_before_the_table_has_been_read() {
     let start = Instant::now();
     let mut state = state(start);
     let row = || Lease { hash_range: Some(HashRange::ALL), ..lease("0", None, 4) };
@@ -875,7 +876,7 @@ fn l14_a_row_that_was_deleted_by_hand_holds_its_children_back_and_comes_back() {
 }
 
 #[test]
-fn a_row_that_will_be_restored_keeps_its_ancestors_from_being_made_again() {
+fn a_row_that_will_be_restored_keeps_its_ancestors_from_being_recreated() {
     let start = Instant::now();
     let source = Source { position: InitialPosition::TrimHorizon, ..Source::default() };
     let mut state = State::new("me".into(), "me#1".into(), Arc::default(), vec![source], start);

@@ -143,7 +143,7 @@ async fn l08_a_consumer_that_is_deleted_under_a_running_fleet_is_registered_agai
 
 /// The reader that registered it has given up waiting for it: the next one that finds it emits the event.
 #[tokio::test(start_paused = true)]
-async fn a_registration_is_told_also_when_the_consumer_comes_much_later() {
+async fn a_registration_is_reported_also_when_the_consumer_comes_much_later() {
     let world = World::new(1).await;
     let worker = world.start("a").await;
     let arn = consumers(&world).await[0].1.clone();

@@ -86,7 +86,7 @@ async fn s05_a_place_that_another_one_holds_is_asked_for_every_second_and_no_mor
 }
 
 #[tokio::test(start_paused = true)]
-async fn s03_a_subscription_that_falls_silent_is_made_again_within_forty_seconds() {
+async fn s03_a_subscription_that_falls_silent_is_recreated_within_forty_seconds() {
     let mut world = Subscribed::new().await;
     world.local.faults().add(rule(Effect::FallSilent(20)).times(1));
     let mut seen = Vec::new();

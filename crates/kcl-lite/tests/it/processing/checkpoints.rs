@@ -114,9 +114,9 @@ async fn checkpoints_are_stored_as_often_as_the_policy_says_and_no_more() {
 async fn a_manual_checkpoint_is_durable_when_it_returns_and_renewals_carry_none() {
     let fleet = Fleet::new(1);
     let stored = Arc::new(Mutex::new(None));
-    let (of_fleet, told) = (fleet.clone(), Arc::clone(&stored));
+    let (of_fleet, reported) = (fleet.clone(), Arc::clone(&stored));
     let (worker, _) = probe(&fleet, "a", manual(), Resume::Repeat, move |mut batch| {
-        let (fleet, stored) = (of_fleet.clone(), Arc::clone(&told));
+        let (fleet, stored) = (of_fleet.clone(), Arc::clone(&reported));
         async move {
             if payload(&batch) == b"5" {
                 let checkpointer = batch.checkpointer();
@@ -156,9 +156,9 @@ async fn a_prepared_checkpoint_is_durable_and_the_next_owner_decides_what_became
         let fleet = Fleet::new(1);
         fleet.store.set(faults);
         let prepared = Arc::new(Mutex::new(None));
-        let (of_fleet, told) = (fleet.clone(), Arc::clone(&prepared));
+        let (of_fleet, reported) = (fleet.clone(), Arc::clone(&prepared));
         let (killed, contexts) = probe(&fleet, "a", manual(), resume, move |batch| {
-            let (fleet, prepared) = (of_fleet.clone(), Arc::clone(&told));
+            let (fleet, prepared) = (of_fleet.clone(), Arc::clone(&reported));
             async move {
                 batch.checkpointer().prepare(Some(b"payment".to_vec())).await?;
                 *prepared.lock() = fleet.lease(&shard()).pending;
@@ -329,7 +329,7 @@ fn gaps(fleet: &Fleet) -> Vec<(String, String)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn l12_records_that_aged_out_unread_are_told_once_and_reading_goes_on_with_the_oldest() {
+async fn l12_records_that_aged_out_unread_are_reported_once_and_reading_goes_on_with_the_oldest() {
     let begun = tokio::time::Instant::now();
     let (fleet, _, worker) = away_for_too_long(GapPolicy::Resume).await;
     until_stored(&fleet, &at(9)).await;
@@ -356,7 +356,7 @@ async fn l12_a_worker_that_is_told_to_stop_at_a_gap_delivers_nothing() {
 /// All missed records have aged out, and nothing new arrives: the next owner must not conclude from the
 /// quiet that everything was read.
 #[tokio::test(start_paused = true)]
-async fn l12_a_gap_in_a_shard_that_is_quiet_now_is_told_before_it_counts_as_read() {
+async fn l12_a_gap_in_a_shard_that_is_quiet_now_is_reported_before_it_counts_as_read() {
     let shelf = Shelf { retention: Some(RETENTION), ..Shelf::new(3, 1) };
     let fleet = Fleet::new(1);
     let worker = fleet.start_on("a", shelf.clone(), eager()).await;

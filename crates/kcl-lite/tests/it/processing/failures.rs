@@ -130,7 +130,7 @@ async fn s21_a_record_that_panics_is_found_over_restarts_of_the_processor() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s21_a_record_whose_token_is_dropped_every_time_is_put_aside_too() {
+async fn s21_a_record_whose_token_is_dropped_every_time_is_dead_lettered_too() {
     let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
     put(&fleet, 1..=4);
     let sink = Shelf::default();
@@ -156,7 +156,7 @@ async fn s21_a_record_whose_token_is_dropped_every_time_is_put_aside_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s21_no_checkpoint_passes_a_record_that_could_not_be_put_aside() {
+async fn s21_no_checkpoint_passes_a_record_that_could_not_be_dead_lettered() {
     let fleet = Fleet::new(1).script(always("5"));
     put(&fleet, 1..=10);
     let sink = Shelf::default();
@@ -204,20 +204,20 @@ async fn s21_dead_letters_can_go_to_another_kinesis_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s21_a_shard_that_fails_can_be_given_back_with_what_is_done() {
+async fn s21_a_shard_that_fails_can_be_released_with_what_is_done() {
     let fleet = Fleet::new(1).script(always("5"));
     let failures = FailurePolicy::ReleaseShard { attempts: 3 };
     put(&fleet, 1..=4);
     let _worker = start(&fleet, "a", Settings { failures, ..eager() }).await;
     until_stored(&fleet, &at(4)).await;
     put(&fleet, 5..=5);
-    let given_back = |_: &str, event: &Event| matches!(event, Event::ShardReleased { .. });
-    fleet.until_event("it is released", given_back).await;
+    let is_release = |_: &str, event: &Event| matches!(event, Event::ShardReleased { .. });
+    fleet.until_event("it is released", is_release).await;
     let events = fleet.events();
     let released = |(_, event): &(String, Event)| matches!(event, Event::LeaseReleased { checkpoint, .. } if *checkpoint == at(4));
     assert!(events.iter().any(released), "{events:#?}");
     // The next tenure may have begun to fail by now.
-    let tenure = events.iter().take_while(|(worker, event)| !given_back(worker, event));
+    let tenure = events.iter().take_while(|(worker, event)| !is_release(worker, event));
     let failed = |(_, event): &&(String, Event)| matches!(event, Event::ProcessorFailed { .. });
     assert_eq!(tenure.filter(failed).count(), 3);
     assert!(fleet.callbacks().contains(&format!("a {} shutdown_requested", shard())));
@@ -225,13 +225,13 @@ async fn s21_a_shard_that_fails_can_be_given_back_with_what_is_done() {
 
 /// Between two tenures, and in the first moments of each, the shard has no other trouble.
 #[tokio::test(start_paused = true)]
-async fn s21_a_shard_that_is_given_back_again_and_again_is_never_called_well() {
+async fn s21_a_shard_that_is_released_again_and_again_is_never_called_well() {
     let fleet = Fleet::new(1).script(always("1"));
     let failures = FailurePolicy::ReleaseShard { attempts: 2 };
     put(&fleet, 1..=1);
     let worker = start(&fleet, "a", Settings { failures, ..eager() }).await;
-    let given_back = |_: &str, event: &Event| matches!(event, Event::ShardReleased { .. });
-    fleet.until_event("it is released", given_back).await;
+    let is_release = |_: &str, event: &Event| matches!(event, Event::ShardReleased { .. });
+    fleet.until_event("it is released", is_release).await;
     // The status is up to a second old.
     tokio::time::sleep(Duration::from_secs(1)).await;
     for _ in 0..600 {
@@ -247,7 +247,7 @@ async fn s21_a_shard_that_is_given_back_again_and_again_is_never_called_well() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s21_a_worker_can_be_told_to_stop_on_a_failure_and_lets_its_leases_go() {
+async fn s21_a_worker_can_be_told_to_stop_on_a_failure_and_releases_its_leases() {
     let fleet = Fleet::new(2).script(always("bad"));
     let failures = FailurePolicy::Stop { attempts: 2 };
     let worker = start(&fleet, "a", Settings { failures, ..eager() }).await;

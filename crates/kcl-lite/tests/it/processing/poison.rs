@@ -65,8 +65,8 @@ fn is_warning(_: &str, event: &Event) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_whole_chain_of_an_error_is_told_and_the_error_is_the_source_of_what_stops_the_worker()
-{
+async fn the_whole_chain_of_an_error_is_reported_and_the_error_is_the_source_of_what_stops_the_worker()
+ {
     let fleet = Fleet::new(1);
     put(&fleet, 1..=1);
     let failures = FailurePolicy::Stop { attempts: 8 };
@@ -336,7 +336,7 @@ async fn attempts_of_a_dead_letter_are_those_that_the_policy_counts() {
     let alone = processor.given().iter().filter(|batch| **batch == ["41"]).count();
     assert_eq!(alone, 3);
     assert_eq!(letters(&shelf), [("41".to_owned(), 3, "41 is among them".to_owned())]);
-    let told = fleet.events().into_iter().filter_map(|(_, event)| match event {
+    let reported = fleet.events().into_iter().filter_map(|(_, event)| match event {
         Event::ProcessorFailed { attempts, .. } => Some(attempts),
         Event::DeadLettered { attempts, .. } => {
             assert!(event.to_string().contains("after 3 attempts"), "{event}");
@@ -345,7 +345,7 @@ async fn attempts_of_a_dead_letter_are_those_that_the_policy_counts() {
         _ => None,
     });
     // The batch, its halves, the record, and the dead letter.
-    assert_eq!(told.collect::<Vec<_>>(), [1, 2, 3, 1, 1, 1, 1, 1, 1, 2, 3, 3]);
+    assert_eq!(reported.collect::<Vec<_>>(), [1, 2, 3, 1, 1, 1, 1, 1, 1, 2, 3, 3]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use super::shelf::{Fault, Shelf};
 use super::{DEADLINE, at, eager, numbers, put, shard, until_stored};
 use crate::fleet::{Fleet, Script, Seen};
 
-fn given_back(_: &str, event: &Event) -> bool {
+fn is_release(_: &str, event: &Event) -> bool {
     matches!(event, Event::ShardReleased { .. })
 }
 
@@ -42,12 +42,12 @@ async fn s01_a_reader_that_hangs_or_panics_is_replaced_where_it_stood() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s01_a_reader_that_never_answers_is_given_back_with_what_is_done() {
+async fn s01_a_reader_that_never_answers_is_released_with_what_is_done() {
     let fleet = Fleet::new(1);
     let faults = [Fault::None, Fault::Hang, Fault::Hang, Fault::Hang];
     let begun = Instant::now();
     let _worker = fleet.start_on("a", Shelf::new(6, 1).fails(faults), eager()).await;
-    fleet.until_event("it is released", given_back).await;
+    fleet.until_event("it is released", is_release).await;
     assert!(begun.elapsed() < Duration::from_secs(300), "{:?}", begun.elapsed());
     assert_eq!(count(&fleet, is_restart), 2);
     let released = |event: &Event| matches!(event, Event::LeaseReleased { checkpoint, .. } if *checkpoint == at(3));
@@ -64,12 +64,12 @@ async fn s01_a_shard_whose_task_dies_is_named_and_taken_again() {
     let worker = fleet.start_on("a", shelf, eager()).await;
     until_stored(&fleet, &at(6)).await;
     worker.shutdown(DEADLINE).await.unwrap();
-    assert_eq!(count(&fleet, |event| given_back("", event)), 2);
+    assert_eq!(count(&fleet, |event| is_release("", event)), 2);
     assert_eq!(fleet.delivered(), numbers(1..=6));
 }
 
 #[tokio::test(start_paused = true)]
-async fn s01_a_service_that_refuses_is_named_and_not_given_back() {
+async fn s01_a_service_that_refuses_is_named_and_not_released() {
     let fleet = Fleet::new(1);
     let shelf = Shelf::new(3, 1).fails([Fault::Error; 2_000]);
     let worker = fleet.start_on("a", shelf, eager()).await;
@@ -86,7 +86,7 @@ async fn s01_a_service_that_refuses_is_named_and_not_given_back() {
         trouble()
     );
     until_stored(&fleet, &at(3)).await;
-    assert_eq!(count(&fleet, |event| given_back("", event)), 0);
+    assert_eq!(count(&fleet, |event| is_release("", event)), 0);
     while trouble().is_some() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -95,7 +95,7 @@ async fn s01_a_service_that_refuses_is_named_and_not_given_back() {
 /// One shard hangs, the other one continues. The hanging callback is reported as slow once, then dropped
 /// and its shard released, without an acknowledgement.
 #[tokio::test(start_paused = true)]
-async fn s02_a_handler_that_never_returns_is_dropped_at_the_deadline_and_its_shard_given_back() {
+async fn s02_a_handler_that_never_returns_is_dropped_at_the_deadline_and_its_shard_released() {
     let fleet =
         Fleet::new(2).script(Script { hangs: Some("stuck".to_owned()), ..Script::default() });
     let settings = Settings { callback_deadline: Duration::from_secs(120), ..eager() };
@@ -114,7 +114,7 @@ async fn s02_a_handler_that_never_returns_is_dropped_at_the_deadline_and_its_sha
     let trouble = worker.status().shards[shard().as_str()].trouble.clone().unwrap();
     assert!(trouble.starts_with("the processor's `process` has not returned"), "{trouble}");
     assert_eq!(fleet.delivered().len(), 11, "the other shard goes on");
-    fleet.until_event("it is released", given_back).await;
+    fleet.until_event("it is released", is_release).await;
     assert!(begun.elapsed() <= Duration::from_secs(91), "{:?}", begun.elapsed());
     let slow = |event: &Event| matches!(event, Event::ProcessorSlow { .. });
     assert_eq!(count(&fleet, slow), 1);
@@ -130,12 +130,12 @@ async fn s02_a_handler_that_never_returns_is_dropped_at_the_deadline_and_its_sha
 }
 
 #[tokio::test(start_paused = true)]
-async fn s02_records_that_are_never_acknowledged_are_given_back_when_no_more_fit() {
+async fn s02_records_that_are_never_acknowledged_are_released_when_no_more_fit() {
     let fleet = Fleet::new(1).script(Script { defer: true, ..Script::default() });
     put(&fleet, 1..=10);
     let _worker = fleet.start_with("a", Settings { max_unacknowledged: 10, ..eager() }).await;
     let begun = Instant::now();
-    fleet.until_event("it is released", given_back).await;
+    fleet.until_event("it is released", is_release).await;
     let waited = begun.elapsed().as_secs();
     assert!((600..605).contains(&waited), "{waited}");
 }
@@ -150,7 +150,7 @@ async fn s02_the_time_of_a_pause_is_nobodys_standstill() {
     tokio::time::sleep(Duration::from_secs(700)).await;
     worker.resume().await.unwrap();
     let resumed = Instant::now();
-    fleet.until_event("it is released", given_back).await;
+    fleet.until_event("it is released", is_release).await;
     let waited = resumed.elapsed().as_secs();
     assert!((595..605).contains(&waited), "{waited}");
 }
@@ -193,7 +193,7 @@ fn s02_a_handler_that_blocks_its_thread_cannot_keep_its_shard() {
         fleet.until("the release", |log| log.iter().any(is_release)).await;
         let row = fleet.lease(&shard());
         assert_eq!((row.owner, row.checkpoint.to_string()), (None, "TRIM_HORIZON".to_owned()));
-        assert!(fleet.events().iter().any(|(worker, event)| given_back(worker, event)));
+        assert!(fleet.events().iter().any(|(worker, event)| is_release(worker, event)));
         released.store(true, Ordering::SeqCst);
         drop(worker);
     });

@@ -151,11 +151,11 @@ async fn l10_a_records_of_a_sibling_shard_are_delivered_and_counted() {
         let misrouted = index % 2 == 1;
         assert_eq!(record.packing, Packing::Part { explicit_hash_key, misrouted });
     }
-    let told = |event: &&Event| matches!(event, Event::MisroutedRecords { .. });
-    let told: Vec<_> = outcome.events.iter().filter(told).collect();
+    let reported = |event: &&Event| matches!(event, Event::MisroutedRecords { .. });
+    let reported: Vec<_> = outcome.events.iter().filter(reported).collect();
     let shard = LeaseKey::from("shardId-000000000000");
     let first = Event::MisroutedRecords { shard, records: 2, dropped: false };
-    assert_eq!(told, [&first], "one event a minute, the count in the status");
+    assert_eq!(reported, [&first], "one event a minute, the count in the status");
 }
 
 #[tokio::test(start_paused = true)]
@@ -183,8 +183,8 @@ async fn is_corrupt(data: &Bytes) {
         assert_eq!((&record.data, record.packing), (data, Packing::Corrupt));
         assert_eq!((record.partition_key.as_str(), record.sub_sequence_number), ("outer", 0));
     }
-    let told = |event: &&Event| matches!(event, Event::CorruptAggregate { records: 1, .. });
-    assert_eq!(outcome.events.iter().filter(told).count(), 1, "one event a minute");
+    let reported = |event: &&Event| matches!(event, Event::CorruptAggregate { records: 1, .. });
+    assert_eq!(outcome.events.iter().filter(reported).count(), 1, "one event a minute");
 
     let settings = Settings { failures: FailurePolicy::DeadLetter { attempts: 1 }, ..horizon() };
     let outcome = five_times(data, 1, settings, true).await;
@@ -269,8 +269,11 @@ async fn l10_events_about_broken_aggregates_are_no_flood() {
         Event::CorruptAggregate { records, .. } => Some(records),
         _ => None,
     });
-    let told: Vec<_> = events.collect();
-    assert!((3..=4).contains(&told.len()) && told.iter().sum::<u64>() > 100, "{told:?}");
+    let reported: Vec<_> = events.collect();
+    assert!(
+        (3..=4).contains(&reported.len()) && reported.iter().sum::<u64>() > 100,
+        "{reported:?}"
+    );
 }
 
 /// A failed pass re-reads records: their faults are not counted again.

@@ -187,11 +187,11 @@ fn is_one_of(shard: &ShardId, first: u64) -> bool {
 
 async fn start(stream: &Heavy, manner: Manner, settings: Settings) -> (WorkerHandle, Seen) {
     let seen = Seen::default();
-    let (told, view) = (Arc::clone(&seen), stream.clone());
+    let (reported, view) = (Arc::clone(&seen), stream.clone());
     let factory = move |_: &ShardContext| Processor {
         stream: view.clone(),
         manner,
-        seen: Arc::clone(&told),
+        seen: Arc::clone(&reported),
         open: Vec::new(),
     };
     let worker = Worker::builder("c08", "stream")
@@ -288,7 +288,7 @@ async fn others_get_on(stream: Heavy) {
 /// Three stuck shards fill the smallest budget, and one of them has the only exemption: the fourth one
 /// continues whenever one of them is released.
 #[tokio::test(start_paused = true)]
-async fn c08_what_a_stuck_shard_held_is_given_back_with_it() {
+async fn c08_what_a_stuck_shard_held_is_returned_with_it() {
     let stream = Heavy::new(4);
     let settings = Settings { memory_budget: 32 * MIB, callback_deadline: 2 * MINUTE, ..horizon() };
     let manner = Manner::Stalls { takes: SECOND, stuck: 3 };

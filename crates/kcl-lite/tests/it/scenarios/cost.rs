@@ -195,7 +195,7 @@ fn threads_for(shards: u32) -> usize {
         let stream = MemoryStream::new(shards);
         let processed = Arc::new(AtomicUsize::new(0));
         let done = Arc::new(tokio::sync::Notify::new());
-        let (count, told, started) =
+        let (count, reported, started) =
             (Arc::clone(&processed), Arc::clone(&done), AtomicUsize::new(0));
         let worker = Worker::builder("c09", "stream")
             .settings(Settings { control_plane: ControlPlane::Inline, ..horizon() })
@@ -204,7 +204,7 @@ fn threads_for(shards: u32) -> usize {
             .on_event(move |event| {
                 let is_start = matches!(event, Event::ShardStarted { .. });
                 if is_start && started.fetch_add(1, Ordering::SeqCst) + 1 == shards as usize {
-                    told.notify_one();
+                    reported.notify_one();
                 }
             })
             .build()

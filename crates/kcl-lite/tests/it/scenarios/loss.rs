@@ -220,7 +220,7 @@ fn has_hole(fleet: &Fleet) -> bool {
 /// A minute of resharding among dying workers, on a table that fails one write in twenty and with listings
 /// that are five seconds old. Fewer shards than in the field: a hole concerns one parent and its children.
 #[tokio::test(start_paused = true)]
-async fn l06_every_hole_in_the_hash_space_is_healed_whoever_dies_in_a_reshard() {
+async fn l06_every_hole_in_the_hash_space_is_healed_after_any_death_in_a_reshard() {
     for seed in 0..8_u64 {
         let mut chance = seed;
         let fleet = Fleet::new(8);

@@ -138,7 +138,7 @@ async fn a_continuation_resumes_exactly_also_where_nothing_was_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_young_subscription_keeps_its_place_and_an_older_one_is_told_that_it_lost_it() {
+async fn a_young_subscription_keeps_its_place_and_an_older_one_is_reported_that_it_lost_it() {
     let local = local_with_stream(1);
     let consumer = local.register("app");
     let mut first = local.subscribe(&consumer, &latest()).await;

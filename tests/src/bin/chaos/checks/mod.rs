@@ -236,12 +236,13 @@ fn table_moved_back(evidence: &Evidence) -> Vec<Finding> {
 fn forgotten(evidence: &Evidence) -> Vec<Finding> {
     let mut found = Vec::new();
     for shard in evidence.shards.values() {
-        let told = evidence.tenures.iter().filter(|tenure| tenure.shard == shard.id);
-        let mut told: Vec<_> = told.flat_map(|tenure| tenure.checkpoints.iter().copied()).collect();
-        told.sort_unstable();
-        let (mut told, mut stored) = (told.into_iter().peekable(), 0);
+        let reported = evidence.tenures.iter().filter(|tenure| tenure.shard == shard.id);
+        let mut reported: Vec<_> =
+            reported.flat_map(|tenure| tenure.checkpoints.iter().copied()).collect();
+        reported.sort_unstable();
+        let (mut reported, mut stored) = (reported.into_iter().peekable(), 0);
         for sample in &evidence.samples {
-            while let Some((_, covered)) = told.next_if(|(at, _)| *at <= sample.sent) {
+            while let Some((_, covered)) = reported.next_if(|(at, _)| *at <= sample.sent) {
                 stored = covered.max(stored);
             }
             let row = sample.rows.get(&shard.id);
@@ -274,9 +275,9 @@ fn checkpointed_too_early(evidence: &Evidence) -> Vec<Finding> {
             let row = sample.rows.get(&shard.id)?;
             Some((sample.at, shard.covered(&Checkpoint::parse(&row.checkpoint, 0).ok()?)))
         });
-        let told = evidence.tenures.iter().filter(|tenure| tenure.shard == shard.id);
-        let told = told.flat_map(|tenure| tenure.checkpoints.iter().copied());
-        let early = rows.chain(told).find(|(at, covered)| {
+        let reported = evidence.tenures.iter().filter(|tenure| tenure.shard == shard.id);
+        let reported = reported.flat_map(|tenure| tenure.checkpoints.iter().copied());
+        let early = rows.chain(reported).find(|(at, covered)| {
             covered.checked_sub(1).is_some_and(|last| done[last].is_none_or(|done| done > *at))
         });
         if let Some((at, covered)) = early {

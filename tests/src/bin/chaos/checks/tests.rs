@@ -182,7 +182,7 @@ fn a_table_that_moves_back_is_found() {
     assert_eq!(judged(silent, vec![rows(1, "3"), rows(2, "2")]), ["CHECKPOINT"]);
     assert_eq!(judged(silent, vec![rows(2, "3"), rows(1, "3")]), ["CHECKPOINT"]);
     assert_eq!(judged(silent, vec![rows(1, "what")]), ["the"]);
-    let told = "a 1 0@0: |0@1 1@1 2@1 3@1 c4@2";
-    assert_eq!(judged(told, vec![rows(1, "3")]), ["CHECKPOINT"]);
-    assert_eq!(judged(told, vec![rows(1, "4")]), NOTHING);
+    let reported = "a 1 0@0: |0@1 1@1 2@1 3@1 c4@2";
+    assert_eq!(judged(reported, vec![rows(1, "3")]), ["CHECKPOINT"]);
+    assert_eq!(judged(reported, vec![rows(1, "4")]), NOTHING);
 }

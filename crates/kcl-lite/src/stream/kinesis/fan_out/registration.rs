@@ -37,7 +37,7 @@ pub(in crate::stream::kinesis) struct Registration {
     arn: Mutex<Option<String>>,
     /// It was registered here and that was not reported: the future that did it may have been dropped
     /// before.
-    is_untold: AtomicBool,
+    is_unreported: AtomicBool,
     /// Lets only one reader at a time look up the consumer.
     looking: Semaphore,
 }
@@ -51,8 +51,8 @@ enum Found {
 
 impl Registration {
     pub(in crate::stream::kinesis) fn new(wanted: StreamConsumer) -> Self {
-        let (arn, is_untold) = (Mutex::new(None), AtomicBool::new(false));
-        Self { wanted, arn, is_untold, looking: Semaphore::new(1) }
+        let (arn, is_unreported) = (Mutex::new(None), AtomicBool::new(false));
+        Self { wanted, arn, is_unreported, looking: Semaphore::new(1) }
     }
 
     fn known(&self) -> Option<String> {
@@ -113,8 +113,8 @@ impl Registration {
 
     /// Returns the notice about the consumer if its registration was not reported yet.
     fn notice(&self, consumer: String) -> Option<Notice> {
-        let is_untold = self.is_untold.swap(false, Ordering::SeqCst);
-        is_untold.then_some(Notice::ConsumerRegistered { consumer })
+        let is_unreported = self.is_unreported.swap(false, Ordering::SeqCst);
+        is_unreported.then_some(Notice::ConsumerRegistered { consumer })
     }
 
     async fn find(&self, stream: &KinesisClient) -> Result<String, ServiceError> {
@@ -143,7 +143,7 @@ impl Registration {
                         |error: &ServiceError| error.kind == ServiceErrorKind::Throttled;
                     limited =
                         if registered.as_ref().is_err_and(is_limited) { limited + 1 } else { 0 };
-                    registered.map(|()| self.is_untold.store(true, Ordering::SeqCst))
+                    registered.map(|()| self.is_unreported.store(true, Ordering::SeqCst))
                 }
                 Err(error) => Err(error),
             };
