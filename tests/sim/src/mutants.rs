@@ -1,7 +1,7 @@
 //! Whether the checkers see anything: the seeded bugs, one after another.
 //!
-//! The bugs are not part of the library: [`seeded`](crate::seeded) puts them into a copy of it, and
-//! only the simulation that is built in that copy can switch them on.
+//! The library does not contain the bugs: [`seeded`](crate::seeded) adds them to a copy of it, and only
+//! the simulation that is built in that copy can select one.
 
 use std::time::Duration;
 
@@ -39,99 +39,108 @@ const RARE: &[Rare] = &[
 /// The bugs below the ports, which only runs with the whole stack can meet.
 const BELOW_THE_PORTS: &[(&str, &str)] = &[
     ("updates-have-no-condition", "the condition of an update holds for every counter"),
-    ("creates-have-no-condition", "a row is put over one that exists"),
-    ("a-refusal-shows-no-row", "the row that comes with a refusal is not looked at"),
-    ("asking-forgets-the-owner", "who asks for a lease does not store whose it is"),
+    ("creates-have-no-condition", "a new row overwrites an existing one"),
+    ("a-refusal-shows-no-row", "the row that a refusal carries is ignored"),
+    ("asking-forgets-the-owner", "a handoff request does not store the current owner"),
     ("parents-are-not-written", "the row of a new lease lacks the parents"),
     ("anchors-are-not-written", "the row of a new lease lacks the time of the tip"),
     ("scans-see-one-page", "a scan ends after its first page"),
     ("listings-see-one-page", "a listing ends after its first page"),
     ("times-are-whole-seconds", "a start at a time is rounded up to the second"),
-    ("throttled-is-fatal", "a throttled write counts as wrong"),
-    ("an-unreadable-reply-is-fatal", "a reply that breaks off counts as wrong"),
+    ("throttled-is-fatal", "a throttled write counts as an invalid request"),
+    ("an-unreadable-reply-is-fatal", "a truncated reply counts as an invalid request"),
 ];
 
 /// The bugs above the ports, and what each does.
 const ABOVE_THE_PORTS: &[(&str, &str)] = &[
     ("take-without-counter", "a take has no condition"),
     ("renew-without-counter", "a renewal, and the checkpoint with it, has no condition"),
-    ("finish-without-counter", "the end of a shard is stored without a condition"),
-    ("release-without-counter", "a release or handover has no condition"),
-    ("create-overwrites", "a lease is created over one that exists"),
-    ("take-keeps-counter", "a take does not move the counter"),
-    ("renew-keeps-counter", "a renewal does not move the counter"),
-    ("take-wipes-checkpoint", "a take starts the shard again"),
-    ("asking-is-taking", "whoever asks for a lease owns it at once"),
-    ("how-long-ago-is-forgotten", "a start some time ago is a start at the tip"),
-    ("a-time-to-come-is-stored", "a start at a time that is still to come is stored as it is"),
+    ("finish-without-counter", "storing the end of a shard has no condition"),
+    ("release-without-counter", "a release or handoff has no condition"),
+    ("create-overwrites", "a new lease overwrites an existing one"),
+    ("take-keeps-counter", "a take does not increment the counter"),
+    ("renew-keeps-counter", "a renewal does not increment the counter"),
+    ("take-wipes-checkpoint", "a take resets the checkpoint"),
+    ("asking-is-taking", "the worker that requests a handoff owns the lease at once"),
+    ("how-long-ago-is-forgotten", "a start some time ago becomes a start at the tip"),
+    ("a-time-to-come-is-stored", "a start at a time in the future is stored as it is"),
     ("latest-is-resolved-again", "each owner resolves the tip again until the first checkpoint"),
-    ("marks-are-not-unique", "the mark of a write names no incarnation"),
-    ("owner-never-stops-itself", "an owner that cannot renew goes on"),
+    ("marks-are-not-unique", "the write ID does not contain the incarnation"),
+    ("owner-never-stops-itself", "an owner that cannot renew does not fence itself"),
     ("a-suspend-does-not-count", "an owner's clock stands still while its machine is suspended"),
-    ("fence-without-margin", "an owner stops only when others may take its lease"),
+    (
+        "fence-without-margin",
+        "an owner stops only at the instant at which others may take its lease",
+    ),
     (
         "recovered-counts-from-now",
-        "a write that is recognised by its mark counts from the last attempt",
+        "a write recognised by its write ID counts from the last attempt",
     ),
-    ("absent-is-stolen", "a row that is gone counts as taken by another worker"),
-    ("asked-for-is-lost", "a lease that was asked for counts as lost"),
-    ("a-refused-takeover-starts-over", "a takeover that was refused waits for the deadline again"),
-    ("a-stop-waits-for-handoffs", "a worker that stops waits for the leases it has asked for"),
+    ("absent-is-stolen", "a missing row counts as taken by another worker"),
+    ("asked-for-is-lost", "a lease with a handoff request counts as lost"),
+    ("a-refused-takeover-starts-over", "a refused takeover waits for the deadline again"),
+    ("a-stop-waits-for-handoffs", "a worker that stops waits for the handoffs it has requested"),
     (
         "withdrawals-are-not-seen",
         "a lease is handed over to a worker that has withdrawn its request",
     ),
     ("lost-reply-is-lost-lease", "a write whose reply was lost is not recognised"),
-    ("release-forgets-the-checkpoint", "a release does not store what is acknowledged"),
-    ("renewals-are-not-seen", "an observer does not start again when the counter moves"),
+    ("release-forgets-the-checkpoint", "a release does not store the acknowledged position"),
+    ("renewals-are-not-seen", "an observer ignores that the counter has changed"),
     ("expires-early", "a lease expires after half of its duration"),
-    ("new-leases-are-expired", "a lease that is seen for the first time counts as expired"),
+    ("new-leases-are-expired", "a lease counts as expired when it is first seen"),
     ("parents-are-not-waited-for", "a child is taken while its parents are unfinished"),
-    ("second-parent-is-ignored", "a merged shard waits for one of its parents"),
-    ("free-leases-of-an-even-fleet-are-ignored", "free leases are left alone while loads are even"),
-    ("leases-never-move", "a worker that joins gets nothing"),
-    ("leases-move-for-ever", "the larger share goes to whoever has less"),
+    ("second-parent-is-ignored", "the child of a merge waits for one of its parents only"),
+    ("free-leases-of-an-even-fleet-are-ignored", "orphans are not taken while loads are even"),
+    ("leases-never-move", "a worker that joins gets no leases"),
+    ("leases-move-for-ever", "the workers with fewer leases get the larger shares"),
     ("the-dead-own-for-ever", "expired leases are not taken"),
     ("closed-shards-are-skipped", "closed shards with unread records get no lease at the start"),
-    ("old-listings-are-believed", "a listing that is behind makes leases that others cover"),
-    ("holes-are-not-filled", "a shard whose lease was not made gets none later"),
-    ("children-start-at-the-tip", "the shards of a reshard start at the tip"),
+    ("old-listings-are-believed", "a stale listing creates leases for shards that others cover"),
+    ("holes-are-not-filled", "a shard whose lease was not created never gets one later"),
+    ("children-start-at-the-tip", "the children of a resharding start at the tip"),
     (
         "parents-go-before-children-move",
-        "a finished lease is removed before its children have moved",
+        "a finished lease is deleted before its children have made progress",
     ),
     ("mark-jumps-over-holes", "a position is stored before everything up to it is acknowledged"),
     ("tokens-of-earlier-attempts-count", "a token acknowledges another delivery"),
-    ("dropped-tokens-acknowledge", "a token that is dropped acknowledges"),
-    ("sub-sequence-is-forgotten", "the place inside an aggregate is not stored"),
-    ("validity-from-the-reply", "a lease counts as proven from the reply, not from the request"),
-    ("one-error-loses-the-lease", "one failed renewal gives the lease up"),
-    ("renews-too-often", "renewals come ten times as often"),
+    ("dropped-tokens-acknowledge", "dropping a token acknowledges"),
+    ("sub-sequence-is-forgotten", "the sub-sequence number of a position is not stored"),
+    ("validity-from-the-reply", "a lease is valid from the reply instead of the request"),
+    ("one-error-loses-the-lease", "one failed renewal loses the lease"),
+    ("renews-too-often", "renewals are ten times as frequent"),
     ("ends-without-children", "the end of a shard is stored before its children have leases"),
-    ("quiet-shards-are-not-renewed", "a lease is renewed only with news"),
+    ("quiet-shards-are-not-renewed", "a lease is renewed only together with a new checkpoint"),
     (
         "delivers-without-looking-at-the-fence",
-        "a batch is delivered though the lease may have run out",
+        "a batch is delivered although the lease may have expired",
     ),
-    ("some-children-are-all", "a listing that is behind names all children"),
+    ("some-children-are-all", "the children in a stale listing count as all children"),
     (
         "other-parents-are-not-looked-for",
-        "a merged shard gets a lease while its other parent has none",
+        "the child of a merge gets a lease while its other parent has none",
     ),
-    ("a-scan-undoes-answers", "a scan that was under way hides what was written meanwhile"),
+    ("a-scan-undoes-answers", "the reply of a scan hides what was written during the scan"),
     (
         "a-recognised-take-counts-from-now",
-        "a take that is recognised late counts from the call that saw it",
+        "a take that is recognised late counts from the last attempt",
     ),
-    ("finished-rows-go-at-once", "a finished row is removed while others may still miss its end"),
+    (
+        "finished-rows-go-at-once",
+        "a finished row is deleted while other workers may not know of its end yet",
+    ),
     ("a-stop-releases-nothing", "a worker that stops keeps its leases until they expire"),
     ("scans-too-often", "the table is scanned ten times as often"),
-    ("steals-without-a-drain", "a lease is taken from a live owner without asking"),
-    ("creates-by-an-old-table", "what is missing in a table that was read long ago is made"),
-    ("loss-stops-nothing", "a processor goes on when its lease is lost"),
-    ("a-drain-does-not-wait", "a shard is let go while acknowledgements are outstanding"),
+    ("steals-without-a-drain", "a lease is taken from a live owner without a handoff request"),
+    (
+        "creates-by-an-old-table",
+        "leases are created because a table that was scanned long ago lacks them",
+    ),
+    ("loss-stops-nothing", "a processor continues after its lease is lost"),
+    ("a-drain-does-not-wait", "a shard is released while acknowledgements are outstanding"),
     ("the-checkpoint-is-repeated", "the record at the checkpoint is delivered again"),
-    ("the-rest-of-an-aggregate-is-dropped", "a restart inside an aggregate drops its rest"),
+    ("the-rest-of-an-aggregate-is-dropped", "a restart inside an aggregate drops the rest of it"),
     (
         "ends-before-acknowledgements",
         "the end of a shard is stored while records are not acknowledged",
@@ -139,34 +148,36 @@ const ABOVE_THE_PORTS: &[(&str, &str)] = &[
     ("a-failed-batch-is-done", "a batch that failed counts as processed"),
     (
         "acknowledged-records-come-again",
-        "what a token has acknowledged comes again after a failure",
+        "records that a token has acknowledged are delivered again after a failure",
     ),
-    ("holes-are-left-out", "what lies before an acknowledged record does not come again"),
-    ("the-newest-records-are-dropped", "the reply that reaches the tip is not delivered whole"),
-    ("missing-is-the-end", "a shard that is said not to exist counts as finished"),
-    ("rejected-records-count-unstored", "what a processor rejects counts as stored at once"),
-    ("dead-letters-count-unstored", "a record counts as put aside though storing it failed"),
-    ("all-is-always-well", "nobody says that a shard is stuck"),
+    ("holes-are-left-out", "open records before an acknowledged one are not delivered again"),
     (
-        "nobody-is-ever-full",
-        "leases that nobody takes are left with their owner for a worker that may not hold more",
+        "the-newest-records-are-dropped",
+        "the last record of the reply that reaches the tip is dropped",
     ),
-    ("old-rows-are-believed", "the rows of a stream that is gone count for the one made after it"),
-    ("refusing-is-adopting", "a stream that was made again is read though that was ruled out"),
+    ("missing-is-the-end", "a shard that the service does not find counts as finished"),
+    ("rejected-records-count-unstored", "a rejected record counts as stored at once"),
+    ("dead-letters-count-unstored", "a record counts as dead-lettered although storing it failed"),
+    ("all-is-always-well", "health reports no stuck shard"),
+    ("nobody-is-ever-full", "no worker counts as full, so an owner keeps leases that nobody takes"),
+    ("old-rows-are-believed", "the rows of a deleted stream count for the re-created one"),
+    ("refusing-is-adopting", "a re-created stream is read although the settings refuse that"),
+    ("a-new-stream-starts-at-the-tip", "a re-created stream is not read from its beginning"),
     (
-        "a-new-stream-starts-at-the-tip",
-        "a stream that was made again is not read from its beginning",
+        "newer-rows-count-as-former",
+        "a worker with a stale identity deletes the rows of the re-created stream",
     ),
-    ("newer-rows-count-as-former", "a worker that is behind removes the rows of a newer stream"),
-    ("rows-name-no-stream", "a row does not say which stream it is for"),
-    ("new-rows-start-at-zero", "the counters of a stream that is made again begin as those before"),
+    ("rows-name-no-stream", "a row does not store the identity of its stream"),
+    (
+        "new-rows-start-at-zero",
+        "the counters of a re-created stream start like those of the former one",
+    ),
 ];
 
-/// Whether this simulation runs the copy of the library that has the bugs. In that copy an edit makes
-/// it true.
+/// Whether this simulation was built in the copy that contains the bugs. An edit sets it there.
 pub const ARE_BUILT_IN: bool = false;
 
-/// Switches a bug on for this thread, or all off. In the copy the library's switch is in its place.
+/// Selects a bug for this thread, or none. An edit replaces it by the library's switch in the copy.
 fn switch(_: Option<&'static str>) {}
 
 /// What became of a hunt.
@@ -188,13 +199,13 @@ pub fn all() -> Vec<Mutant> {
     below.chain(ABOVE_THE_PORTS.iter().map(of(Tier::Protocol))).collect()
 }
 
-/// The bug of that name.
+/// Returns the bug called `name`.
 #[must_use]
 pub fn named(name: &str) -> Option<Mutant> {
     all().into_iter().find(|it| it.name == name)
 }
 
-/// Chooses a bug for what this thread runs next, or none.
+/// Selects a bug for what this thread runs next, or none.
 pub fn choose(bug: Option<Mutant>) {
     switch(bug.map(|it| it.name));
 }
