@@ -457,8 +457,8 @@ mod tests {
             }
         });
         insta::assert_snapshot!(lines, @r"
-        consumer: records of shard-0 expired before they were read: those between TRIM_HORIZON and 17; they are not printed; hint: read the stream within its retention period, or extend the period
-        consumer: released shard-0, which makes no progress here: the reader hangs; reading resumes after its checkpoint, here or on another instance
+        consumer: records of shard-0 aged out before they were read: those between TRIM_HORIZON and 17; they are not printed; hint: read the stream within its retention period, or extend the period
+        consumer: released shard-0 (no progress): the reader hangs; reading resumes after its checkpoint, here or on another instance
         consumer: processor of shard-0 is slow: `process` has run for 30s
         consumer: replaced the reader of shard-0: no answer in 90s; no record is skipped
         consumer: 2 corrupt aggregates on shard-0 cannot be unpacked and were delivered unchanged; the newest is 17: cut off; hint: check the producer that writes them

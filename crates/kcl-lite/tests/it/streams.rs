@@ -234,7 +234,10 @@ async fn l13_leases_of_a_stream_that_was_recreated_are_refused_or_adopted() {
     let write = LeaseWrite { key: unmarked.key, id: WriteId::new("test"), change };
     store.write(&write).await.unwrap();
     let error = try_run(builder(&aws, "north", "b"), adopting(), &seen).await.unwrap_err();
-    assert!(error.to_string().contains("`shardId-000000000009` does not say"), "{error}");
+    assert!(
+        error.to_string().contains("`shardId-000000000009` does not name its stream"),
+        "{error}"
+    );
     let change = LeaseChange::Discard { counter: 0 };
     store.write(&LeaseWrite { change, ..write }).await.unwrap();
 

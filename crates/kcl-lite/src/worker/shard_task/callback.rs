@@ -80,8 +80,8 @@ impl ShardTask {
             // Later heartbeats are checked when one of the two limits is reached.
             let heard = self.heard_since(begun);
             tokio::select! {
-                // The callback first: one that returns at the deadline has returned.
                 biased;
+                // The callback first: one that returns at the deadline has returned.
                 value = &mut future => return Some(value),
                 () = after(clock, heard, settings.callback_deadline) => {
                     if self.heard_since(begun) == heard {

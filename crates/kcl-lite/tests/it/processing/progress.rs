@@ -189,7 +189,8 @@ fn s02_a_handler_that_blocks_its_thread_cannot_keep_its_shard() {
     runtime.block_on(async {
         let make = move |_: &ShardContext| Blocks { released: Arc::clone(&processor) };
         let worker = worker.build().await.unwrap().start(make).await.unwrap();
-        let lease_released = |seen: &Seen| matches!(seen, Seen::Event(_, Event::LeaseReleased { .. }));
+        let lease_released =
+            |seen: &Seen| matches!(seen, Seen::Event(_, Event::LeaseReleased { .. }));
         fleet.until("the release", |log| log.iter().any(lease_released)).await;
         let row = fleet.lease(&shard());
         assert_eq!((row.owner, row.checkpoint.to_string()), (None, "TRIM_HORIZON".to_owned()));
