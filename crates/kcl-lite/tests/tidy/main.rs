@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a file that cannot be read fails the test")]
 
 mod imports;
+mod words;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -13,7 +13,7 @@ use super::shelf::{Fault, Shelf};
 use super::{DEADLINE, at, eager, numbers, put, shard, until_stored};
 use crate::fleet::{Fleet, Script, Seen};
 
-fn is_release(_: &str, event: &Event) -> bool {
+fn shard_released(_: &str, event: &Event) -> bool {
     matches!(event, Event::ShardReleased { .. })
 }
 
@@ -47,7 +47,7 @@ async fn s01_a_reader_that_never_answers_is_released_with_what_is_done() {
     let faults = [Fault::None, Fault::Hang, Fault::Hang, Fault::Hang];
     let begun = Instant::now();
     let _worker = fleet.start_on("a", Shelf::new(6, 1).fails(faults), eager()).await;
-    fleet.until_event("it is released", is_release).await;
+    fleet.until_event("it is released", shard_released).await;
     assert!(begun.elapsed() < Duration::from_secs(300), "{:?}", begun.elapsed());
     assert_eq!(count(&fleet, is_restart), 2);
     let released = |event: &Event| matches!(event, Event::LeaseReleased { checkpoint, .. } if *checkpoint == at(3));
@@ -64,7 +64,7 @@ async fn s01_a_shard_whose_task_dies_is_named_and_taken_again() {
     let worker = fleet.start_on("a", shelf, eager()).await;
     until_stored(&fleet, &at(6)).await;
     worker.shutdown(DEADLINE).await.unwrap();
-    assert_eq!(count(&fleet, |event| is_release("", event)), 2);
+    assert_eq!(count(&fleet, |event| shard_released("", event)), 2);
     assert_eq!(fleet.delivered(), numbers(1..=6));
 }
 
@@ -86,7 +86,7 @@ async fn s01_a_service_that_refuses_is_named_and_not_released() {
         trouble()
     );
     until_stored(&fleet, &at(3)).await;
-    assert_eq!(count(&fleet, |event| is_release("", event)), 0);
+    assert_eq!(count(&fleet, |event| shard_released("", event)), 0);
     while trouble().is_some() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -114,7 +114,7 @@ async fn s02_a_handler_that_never_returns_is_dropped_at_the_deadline_and_its_sha
     let trouble = worker.status().shards[shard().as_str()].trouble.clone().unwrap();
     assert!(trouble.starts_with("the processor's `process` has not returned"), "{trouble}");
     assert_eq!(fleet.delivered().len(), 11, "the other shard goes on");
-    fleet.until_event("it is released", is_release).await;
+    fleet.until_event("it is released", shard_released).await;
     assert!(begun.elapsed() <= Duration::from_secs(91), "{:?}", begun.elapsed());
     let slow = |event: &Event| matches!(event, Event::ProcessorSlow { .. });
     assert_eq!(count(&fleet, slow), 1);
@@ -135,7 +135,7 @@ async fn s02_records_that_are_never_acknowledged_are_released_when_no_more_fit()
     put(&fleet, 1..=10);
     let _worker = fleet.start_with("a", Settings { max_unacknowledged: 10, ..eager() }).await;
     let begun = Instant::now();
-    fleet.until_event("it is released", is_release).await;
+    fleet.until_event("it is released", shard_released).await;
     let waited = begun.elapsed().as_secs();
     assert!((600..605).contains(&waited), "{waited}");
 }
@@ -150,7 +150,7 @@ async fn s02_the_time_of_a_pause_is_nobodys_standstill() {
     tokio::time::sleep(Duration::from_secs(700)).await;
     worker.resume().await.unwrap();
     let resumed = Instant::now();
-    fleet.until_event("it is released", is_release).await;
+    fleet.until_event("it is released", shard_released).await;
     let waited = resumed.elapsed().as_secs();
     assert!((595..605).contains(&waited), "{waited}");
 }
@@ -189,11 +189,11 @@ fn s02_a_handler_that_blocks_its_thread_cannot_keep_its_shard() {
     runtime.block_on(async {
         let make = move |_: &ShardContext| Blocks { released: Arc::clone(&processor) };
         let worker = worker.build().await.unwrap().start(make).await.unwrap();
-        let is_release = |seen: &Seen| matches!(seen, Seen::Event(_, Event::LeaseReleased { .. }));
-        fleet.until("the release", |log| log.iter().any(is_release)).await;
+        let lease_released = |seen: &Seen| matches!(seen, Seen::Event(_, Event::LeaseReleased { .. }));
+        fleet.until("the release", |log| log.iter().any(lease_released)).await;
         let row = fleet.lease(&shard());
         assert_eq!((row.owner, row.checkpoint.to_string()), (None, "TRIM_HORIZON".to_owned()));
-        assert!(fleet.events().iter().any(|(worker, event)| is_release(worker, event)));
+        assert!(fleet.events().iter().any(|(worker, event)| shard_released(worker, event)));
         released.store(true, Ordering::SeqCst);
         drop(worker);
     });
