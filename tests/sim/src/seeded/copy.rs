@@ -1,6 +1,6 @@
-//! The copy of the workspace in which the seeded bugs are, below the target directory.
+//! Writes the copy of the workspace that contains the seeded bugs.
 //!
-//! Writes a file only if it has changed, so that cargo compiles no more than it has to.
+//! Writes a file only if its content has changed, so that cargo does not compile more than necessary.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 
 use super::{EDITS, Seeded};
 
-/// What of the workspace cargo needs.
+/// The folders of the workspace that cargo needs.
 const FOLDERS: [&str; 2] = ["crates", "tests"];
 const MANIFEST: &str = "Cargo.toml";
 const LOCK: &str = "Cargo.lock";
 
-/// Makes `copy` equal to the workspace in `root` with all edits made.
+/// Makes `copy` equal to the workspace in `root` with all edits applied.
 ///
 /// # Errors
 ///
-/// An edit does not fit, or a file cannot be read or written.
+/// An edit does not apply, or a file cannot be read or written.
 pub(super) fn write(root: &Path, copy: &Path, seeded: &Seeded) -> Result<(), String> {
     let wanted = wanted(root, seeded)?;
     for folder in FOLDERS.iter().filter(|folder| copy.join(folder).exists()) {
@@ -42,7 +42,7 @@ pub(super) fn write(root: &Path, copy: &Path, seeded: &Seeded) -> Result<(), Str
     Ok(())
 }
 
-/// Every file of the copy.
+/// Returns every file of the copy, with its content.
 fn wanted(root: &Path, seeded: &Seeded) -> Result<BTreeMap<PathBuf, Vec<u8>>, String> {
     let mut wanted = BTreeMap::new();
     for folder in FOLDERS {
@@ -64,10 +64,11 @@ fn wanted(root: &Path, seeded: &Seeded) -> Result<BTreeMap<PathBuf, Vec<u8>>, St
     Ok(wanted)
 }
 
-/// The manifest of the workspace with another version for its packages.
+/// Returns the manifest of the workspace with another version for its packages.
 ///
-/// Cargo names what it has compiled by the version of a package and its path within the workspace,
-/// which are the same in the copy, and takes the one for the other if both share a target directory.
+/// Cargo identifies what it has compiled by the name and version of a package and its path within the
+/// workspace. If these were the same, cargo would mistake the library for its copy in the target
+/// directory that they share.
 fn marked(manifest: &str) -> String {
     let mark = |line: &str| match line.strip_prefix("version = \"") {
         Some(version) => format!("version = \"{}\n", version.replacen('"', "+seeded\"", 1)),
@@ -76,7 +77,7 @@ fn marked(manifest: &str) -> String {
     manifest.lines().map(mark).collect()
 }
 
-/// Every file below `folder`, relative to it, without what cargo and tools have made.
+/// Returns every file below `folder`, relative to it, without generated and hidden ones.
 ///
 /// # Errors
 ///
@@ -90,8 +91,8 @@ pub(super) fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
         for entry in entries.map_err(|error| failed("read", &place, &error))? {
             let name = entry.file_name();
             let path = inner.join(&name);
-            let is_made = name == "target" || name == "node_modules";
-            if is_made || name.to_string_lossy().starts_with('.') {
+            let is_generated = name == "target" || name == "node_modules";
+            if is_generated || name.to_string_lossy().starts_with('.') {
                 continue;
             }
             if entry.path().is_dir() {
@@ -105,11 +106,11 @@ pub(super) fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(found)
 }
 
-/// The content of a file.
+/// Returns the content of a file.
 ///
 /// # Errors
 ///
-/// It cannot be read; the text names it.
+/// The file cannot be read; the message names it.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|error| failed("read", path, &error))
 }

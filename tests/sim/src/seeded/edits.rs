@@ -1,23 +1,10 @@
-//! The format of the files that describe edits of a source file, and what they make of it. Pure.
+//! Reads the files that describe edits of a source file, and makes the edits. Pure.
 //!
-//! ```text
-//! # A comment.
-//! @@ take-keeps-counter
-//!      fn taken(mut self, owner: &WorkerId) -> Self {
-//! -        self.counter += 1;
-//! +        if !crate::mutant::is("take-keeps-counter") {
-//! +            self.counter += 1;
-//! +        }
-//! ```
-//!
-//! A diff without line numbers. Each edit begins with the names of its bugs, with commas between them,
-//! or with `every bug` if no single one needs it. Lines that begin with a space or `-` have to occur
-//! in the source, one after another, at exactly one place; those with `-` are removed there and those
-//! with `+` are added. A blank line is a blank line of the source, except at the end of an edit.
+//! `tests/sim/seeded/README.md` describes the format: a diff without line numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The head of an edit that belongs to no bug in particular.
+/// The head of an edit that all bugs need.
 const EVERY_BUG: &str = "every bug";
 /// How the code of an edit asks whether its bug is on.
 const HOOK: &str = "mutant::is(\"";
@@ -25,9 +12,9 @@ const HOOK: &str = "mutant::is(\"";
 /// An edit of one place of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Edit {
-    /// The bugs that it is for; none if it is for all of them.
+    /// The bugs that need it; empty if all do.
     pub(super) bugs: BTreeSet<String>,
-    /// Where it begins in its own file, counted from 1.
+    /// The line of its head, counted from 1.
     pub(super) line: usize,
     changes: Vec<Change>,
 }
@@ -39,21 +26,21 @@ enum Change {
     Add(String),
 }
 
-/// Why an edit cannot be made.
+/// Why an edit does not apply.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// So many places have its text, instead of one.
+    /// Its text occurs at this many places instead of one.
     Places(usize),
-    /// Another edit removes a line that it removes, too.
+    /// Another edit removes one of the lines that it removes.
     Overlaps,
 }
 
 impl Edit {
-    /// Reads the edits of one file.
+    /// Parses the edits of one file.
     ///
     /// # Errors
     ///
-    /// A line is not of the format; the text names it.
+    /// A line does not have the format; the message names it.
     pub(super) fn parse(text: &str) -> Result<Vec<Self>, String> {
         let mut edits: Vec<Self> = Vec::new();
         for (index, line) in text.lines().enumerate() {
@@ -106,7 +93,7 @@ impl Edit {
         }
     }
 
-    /// The bugs that its code asks for.
+    /// Returns the bugs that the added code asks for.
     pub(super) fn hooks(&self) -> BTreeSet<String> {
         let added = self.changes.iter().filter_map(|change| match change {
             Change::Add(line) => Some(line),
@@ -116,7 +103,7 @@ impl Edit {
         hooks.filter_map(|rest| rest.split('"').next()).map(str::to_owned).collect()
     }
 
-    /// The text that has to be at one place of the source, line by line.
+    /// Returns the lines that have to occur at one place of the source.
     pub(super) fn wanted(&self) -> Vec<&str> {
         let lines = self.changes.iter().filter_map(|change| match change {
             Change::Keep(line) | Change::Remove(line) => Some(line.as_str()),
@@ -125,7 +112,7 @@ impl Edit {
         lines.collect()
     }
 
-    /// The only line of `source` at which the wanted text begins.
+    /// Returns the index of the only line of `source` at which the wanted text begins.
     fn place(&self, source: &[&str]) -> Result<usize, Fault> {
         let wanted = self.wanted();
         let last = source.len().checked_sub(wanted.len()).filter(|_| !wanted.is_empty());
@@ -138,11 +125,11 @@ impl Edit {
     }
 }
 
-/// Makes all `edits` of `source`, none of which sees what another one has made.
+/// Applies all `edits` to `source`. No edit sees the result of another one.
 ///
 /// # Errors
 ///
-/// Each edit that cannot be made, and why.
+/// Returns each edit that does not apply, with the reason.
 pub(super) fn apply<'a>(source: &str, edits: &'a [Edit]) -> Result<String, Vec<(&'a Edit, Fault)>> {
     let lines: Vec<_> = source.lines().collect();
     let (mut removed, mut added) = (BTreeSet::new(), BTreeMap::<usize, Vec<&str>>::new());

@@ -1,7 +1,7 @@
-//! The seeded bugs of the library: a copy of the workspace with the edits of `tests/sim/seeded`.
+//! Adds the seeded bugs to a copy of the workspace, by the edits in `tests/sim/seeded`.
 //!
-//! The library itself has no trace of them. [`run`] makes the copy in the target directory, builds the
-//! simulation there, with all bugs at once, and runs it; which bug is on is chosen at run time. Never
+//! The library itself contains no trace of them. [`run`] writes the copy to the target directory, builds
+//! the simulation there with all bugs at once, and runs it; the bug is selected at run time. Never
 //! changes the workspace.
 
 mod copy;
@@ -17,19 +17,19 @@ use std::process::{Command, ExitCode, Stdio};
 use self::edits::{Edit, Fault, apply};
 use crate::mutants;
 
-/// Where the edits are, from the root of the workspace. Below it are the paths of the edited files.
+/// The directory of the edits, relative to the root of the workspace. It mirrors the workspace.
 const EDITS: &str = "tests/sim/seeded";
-/// How a file of edits is named: as the file that it edits, with this behind it.
+/// What the name of a file of edits adds to the name of the edited file.
 const EXTENSION: &str = ".edits";
-/// What to do with an edit that does not fit any more.
-const ADAPT: &str = "Change the lines of the edit that begin with a space or `-` to what the source \
-                     says now, and those with `+` so that they still make the bug.";
+/// How to repair an edit that no longer applies.
+const ADAPT: &str = "Update the lines of the edit that begin with a space or `-` to the present \
+                     source, and those with `+` so that they still make the bug.";
 
-/// What `tests/sim/seeded` says, by the paths of the files of the workspace.
+/// The content of `tests/sim/seeded`, by path in the workspace.
 #[derive(Debug, Default)]
 struct Seeded {
     edits: BTreeMap<PathBuf, Vec<Edit>>,
-    /// Files that only the copy has.
+    /// Files that exist only in the copy.
     added: BTreeMap<PathBuf, Vec<u8>>,
 }
 
@@ -53,7 +53,7 @@ impl Seeded {
         Ok(seeded)
     }
 
-    /// What the copy has in place of the file `path`, which says `source`.
+    /// Returns the text of the file `path` in the copy, if there are edits for it.
     fn edited(&self, path: &Path, source: &str) -> Result<Option<String>, Vec<String>> {
         let Some(edits) = self.edits.get(path) else { return Ok(None) };
         let complain = |(edit, fault)| complaint(path, edit, &fault);
@@ -61,7 +61,7 @@ impl Seeded {
         edited.map(Some).map_err(|faults| faults.into_iter().map(complain).collect())
     }
 
-    /// What is wrong with the edits, whose bugs have to be those called `bugs`.
+    /// Returns what is wrong with the edits; together they have to make exactly `bugs`.
     fn complaints(&self, root: &Path, bugs: &BTreeSet<String>) -> Vec<String> {
         let mut complaints = Vec::new();
         for (path, edits) in &self.edits {
@@ -71,7 +71,7 @@ impl Seeded {
                     complaints.extend(self.edited(path, &source).err().into_iter().flatten());
                 }
                 Err(error) => complaints.push(format!(
-                    "{place}: {} cannot be read ({error}). Move the edits to where its code is now.",
+                    "{place}: {} cannot be read ({error}). Move the edits to where the code is now.",
                     path.display()
                 )),
             }
@@ -89,7 +89,7 @@ impl Seeded {
     }
 }
 
-/// What somebody has to know who has changed the file `path`, so that `edit` does not fit any more.
+/// Returns the message for the author of a change of `path` after which `edit` no longer applies.
 fn complaint(path: &Path, edit: &Edit, fault: &Fault) -> String {
     let bugs: Vec<_> = edit.bugs.iter().map(|bug| format!("`{bug}`")).collect();
     let bugs = if bugs.is_empty() { "every seeded bug".to_owned() } else { bugs.join(", ") };
@@ -98,16 +98,14 @@ fn complaint(path: &Path, edit: &Edit, fault: &Fault) -> String {
     let place = format!("{EDITS}/{path}{EXTENSION}, line {line}: the edit for {bugs}");
     match fault {
         Fault::Places(0) => {
-            format!(
-                "{place} does not fit any more, because {path} has no such text. {ADAPT}\n{text}"
-            )
+            format!("{place} no longer applies, because {path} lacks this text. {ADAPT}\n{text}")
         }
         Fault::Places(places) => format!(
-            "{place} fits {places} places of {path}. Add lines that begin with a space and are found \
-             before or after the right place only.\n{text}"
+            "{place} applies at {places} places of {path}. Add lines that begin with a space and \
+             occur only next to the right place.\n{text}"
         ),
         Fault::Overlaps => {
-            format!("{place} removes a line that another edit removes, too. Make one edit of both.")
+            format!("{place} removes a line that another edit removes too. Merge the two edits.")
         }
     }
 }
@@ -117,12 +115,12 @@ fn root() -> Result<PathBuf, String> {
     root.canonicalize().map_err(|error| format!("{} is not there: {error}", root.display()))
 }
 
-/// The names of all bugs in the list.
+/// Returns the names of all bugs in the list.
 fn listed() -> BTreeSet<String> {
     mutants::all().into_iter().map(|bug| bug.name.to_owned()).collect()
 }
 
-/// Where cargo puts what it builds, as the path of this program tells:
+/// The target directory and profile of this program, read from its path:
 /// `<target directory>/[<triple>/]<profile>/<program>`.
 struct Place {
     target_directory: PathBuf,
@@ -144,13 +142,12 @@ impl Place {
     }
 }
 
-/// Builds the simulation with all seeded bugs and runs it with `arguments`; returns its exit code.
-/// Before that, the model of the lease protocol has to find its bugs, if `with_model`.
+/// Builds the simulation with all seeded bugs, runs it with `arguments`, and returns its exit code. With
+/// `with_model`, the model of the lease protocol has to find the bugs in its scope first.
 ///
 /// # Errors
 ///
-/// An edit does not fit the source any more, the copy cannot be written or compiled, or the model has
-/// missed a bug.
+/// An edit no longer applies, the copy cannot be written or compiled, or the model misses a bug.
 pub fn run(arguments: Vec<OsString>, with_model: bool) -> Result<ExitCode, String> {
     let program = env::current_exe().map_err(|error| format!("where this is: {error}"))?;
     let place = Place::of(&program).ok_or_else(|| {
@@ -165,8 +162,6 @@ pub fn run(arguments: Vec<OsString>, with_model: bool) -> Result<ExitCode, Strin
     }
     copy::write(&root, &copy, &seeded)?;
 
-    // Of the whole workspace, so that dependencies have the features with which they are compiled
-    // already.
     let mut build = cargo("build", &root, &copy, &place);
     build.args(["--bin", "sim-with-bugs"]);
     if !status(&mut build)?.success() {
@@ -181,21 +176,22 @@ pub fn run(arguments: Vec<OsString>, with_model: bool) -> Result<ExitCode, Strin
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// Runs the test of the model of the lease protocol that has to find the bugs within it.
+/// Runs the test in which the model of the lease protocol has to find the bugs in its scope.
 fn model(root: &Path, copy: &Path, place: &Place) -> Result<(), String> {
     let mut test = cargo("test", root, copy, place);
     test.args(["--test", "model-with-bugs", "--", "--nocapture", "lease::model::seeded::"]);
     let output = test.stderr(Stdio::inherit()).output();
     let output = output.map_err(|error| format!("cargo cannot be started: {error}"))?;
     let said = String::from_utf8_lossy(&output.stdout);
-    // A filter that fits no test is no error for cargo.
+    // Cargo succeeds even if the filter selects no test.
     if output.status.success() && said.contains("test result: ok. 1 passed") {
         return Ok(());
     }
     Err(format!("{said}\nthe model of the lease protocol has not found all of its bugs"))
 }
 
-/// A command of cargo for the whole copy. It runs in the workspace, whose configuration counts.
+/// Returns a command of cargo for the copy. It selects the whole workspace, so that dependencies have
+/// the features with which they were compiled before, and runs where the configuration of cargo is.
 fn cargo(command: &str, root: &Path, copy: &Path, place: &Place) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args([command, "--workspace", "--manifest-path"]).arg(copy.join("Cargo.toml"));
@@ -235,9 +231,9 @@ mod tests {
         (path, Seeded { edits, ..Seeded::default() })
     }
 
-    /// If this fails, you have changed a line of the library in which a seeded bug is put.
+    /// This fails after a change of code that an edit replaces.
     #[test]
-    fn every_edit_fits_the_source_and_every_seeded_bug_has_an_edit() {
+    fn every_edit_applies_and_every_seeded_bug_has_one() {
         if mutants::ARE_BUILT_IN {
             return;
         }
@@ -254,12 +250,15 @@ mod tests {
         assert_eq!(
             complaints,
             [format!(
-                "tests/sim/seeded/tests/sim/src/lib.rs.edits, line 1: the edit for `a-bug` does not \
-                 fit any more, because tests/sim/src/lib.rs has no such text. {ADAPT}\nmod gone;"
+                "tests/sim/seeded/tests/sim/src/lib.rs.edits, line 1: the edit for `a-bug` no \
+                 longer applies, because tests/sim/src/lib.rs lacks this text. {ADAPT}\nmod gone;"
             )]
         );
         let complaints = seeded.edited(&path, "mod gone;\nmod gone;\n").unwrap_err();
-        assert!(complaints[0].contains("fits 2 places of tests/sim/src/lib.rs"), "{complaints:?}");
+        assert!(
+            complaints[0].contains("applies at 2 places of tests/sim/src/lib.rs"),
+            "{complaints:?}"
+        );
     }
 
     #[test]
