@@ -21,7 +21,7 @@ const REPEAT_AFTER: Duration = Duration::from_secs(30);
 
 /// A transient failure is reported when it happens this often within [`REPEAT_AFTER`]: a single
 /// throttled or lost call is normal.
-const TOLD_WHEN_PASSING: u32 = 3;
+const REPORTED_WHEN_TRANSIENT: u32 = 3;
 
 /// Stderr, and what has been reported on it.
 #[derive(Debug)]
@@ -215,9 +215,9 @@ impl<W: Write> Console<W> {
         call: Option<&FailedCall>,
         now: Instant,
     ) -> Option<String> {
-        let told_when = if transient && self.started { TOLD_WHEN_PASSING } else { 1 };
+        let reported_when = if transient && self.started { REPORTED_WHEN_TRANSIENT } else { 1 };
         // Equal and not at least, so that a failure is reported once per interval.
-        let is_due = self.seen(what, now) == told_when;
+        let is_due = self.seen(what, now) == reported_when;
         // The threshold is counted per shard, so that one lost call of each shard stays below it.
         let is_new = |common| self.first_in_a_while(common, now).is_some();
         (is_due && call.and_then(of_whole_process).is_none_or(is_new))

@@ -175,7 +175,7 @@ impl fmt::Display for Shown<'_> {
             LeaseChange::Take { counter, from, .. } => {
                 write!(f, "take {key} from {from:?} at counter {counter}")
             }
-            LeaseChange::AskHandoff { counter, from, .. } => {
+            LeaseChange::RequestHandoff { counter, from, .. } => {
                 write!(f, "request {key} from {from} at counter {counter}")
             }
             LeaseChange::WithdrawHandoff { from, .. } => {

@@ -355,7 +355,7 @@ fn change(
     match after.owner.clone().filter(|_| set.contains("leaseOwner")) {
         Some(to) if set.contains("checkpointOwner") => {
             let from = after.checkpoint_owner.clone().unwrap_or_else(|| to.clone());
-            LeaseChange::AskHandoff { counter, from, to }
+            LeaseChange::RequestHandoff { counter, from, to }
         }
         Some(from) if set.len() == 1 => {
             LeaseChange::WithdrawHandoff { from, to: machine.id.clone() }

@@ -145,7 +145,7 @@ impl World {
         let id = take_id(&incarnation(side), counter);
         let mut writes = vec![LeaseWrite { key: key.clone(), id, change: take }];
         if let Some(from) = from.filter(|from| *from != name(side)) {
-            let change = LeaseChange::AskHandoff { counter, from, to: name(side) };
+            let change = LeaseChange::RequestHandoff { counter, from, to: name(side) };
             writes.push(LeaseWrite { key, id: write_id(&incarnation(side), counter), change });
         }
         let send = |write| {
@@ -191,7 +191,7 @@ impl World {
         assert!(Some(&after.checkpoint) <= most.map(at).as_ref(), "I1: {write:?}");
         if matches!(write.change, LeaseChange::Take { .. }) {
             self.takes += 1;
-        } else if matches!(write.change, LeaseChange::AskHandoff { .. }) {
+        } else if matches!(write.change, LeaseChange::RequestHandoff { .. }) {
             assert_eq!(self.row.actual_owner(), after.actual_owner(), "the owner keeps reading");
         } else {
             assert_eq!(self.row.actual_owner(), Some(&name(from)), "I4: {write:?}");

@@ -291,7 +291,7 @@ pub enum LeaseChange {
     /// Requests a handoff from the owner. Condition: the counter, the owner, and that no handoff has been
     /// requested. Changes neither counter nor write ID, so that the owner can read the shard and renew until
     /// it hands off.
-    AskHandoff {
+    RequestHandoff {
         /// The observed counter.
         counter: u64,
         /// The owner, which becomes the `checkpoint_owner`.
@@ -414,7 +414,7 @@ impl LeaseWrite {
                 lease.children.clone_from(children);
                 lease.freed()
             }
-            LeaseChange::AskHandoff { counter, from, to } => {
+            LeaseChange::RequestHandoff { counter, from, to } => {
                 return at(*counter)?.asked(from, to).map(Some).ok_or_else(refused);
             }
             LeaseChange::WithdrawHandoff { from, to } => {

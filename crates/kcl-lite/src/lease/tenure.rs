@@ -342,7 +342,11 @@ mod tests {
         let ask = LeaseWrite {
             key: tenure.lease().key.clone(),
             id: WriteId::new("next#1:7"),
-            change: LeaseChange::AskHandoff { counter: 7, from: "me".into(), to: "next".into() },
+            change: LeaseChange::RequestHandoff {
+                counter: 7,
+                from: "me".into(),
+                to: "next".into(),
+            },
         };
         let asked = applied(&tenure, &ask);
         let renewed = tenure
@@ -365,7 +369,7 @@ mod tests {
     fn a_release_that_did_not_know_of_a_request_becomes_a_handover() {
         let start = Instant::now();
         let mut tenure = tenure(start);
-        let ask = LeaseChange::AskHandoff { counter: 7, from: "me".into(), to: "next".into() };
+        let ask = LeaseChange::RequestHandoff { counter: 7, from: "me".into(), to: "next".into() };
         let ask = LeaseWrite { key: "shardId-0".into(), id: WriteId::new("next#1:7"), change: ask };
         let asked = applied(&tenure, &ask);
         let refused =
@@ -409,7 +413,7 @@ mod tests {
         let start = Instant::now();
         let mut tenure = tenure(start);
         let renewed = applied(&tenure, &tenure.write(&Goal::Keep, &LeaseUpdate::default()));
-        let ask = LeaseChange::AskHandoff { counter: 8, from: "me".into(), to: "next".into() };
+        let ask = LeaseChange::RequestHandoff { counter: 8, from: "me".into(), to: "next".into() };
         let ask =
             LeaseWrite { key: renewed.key.clone(), id: WriteId::new("next#1:8"), change: ask };
         let asked = ask.apply(Some(&renewed)).unwrap();

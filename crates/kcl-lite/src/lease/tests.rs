@@ -23,7 +23,7 @@ fn take(counter: u64, from: Option<&str>, owner: &str) -> LeaseChange {
 }
 
 fn ask(counter: u64, from: &str, to: &str) -> LeaseChange {
-    LeaseChange::AskHandoff { counter, from: from.into(), to: to.into() }
+    LeaseChange::RequestHandoff { counter, from: from.into(), to: to.into() }
 }
 
 /// One of each write that changes a row, all at the same counter.

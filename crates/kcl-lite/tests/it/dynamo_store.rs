@@ -684,7 +684,7 @@ impl Aim {
         let change = match self.kind {
             Kind::Create(lease) => LeaseChange::Create(lease),
             Kind::Take(from, owner) => LeaseChange::Take { counter, from, owner },
-            Kind::Ask(from, to) => LeaseChange::AskHandoff { counter, from, to },
+            Kind::Ask(from, to) => LeaseChange::RequestHandoff { counter, from, to },
             Kind::HandOver(reported, to) => {
                 LeaseChange::HandOver { counter, update: update(reported), to }
             }

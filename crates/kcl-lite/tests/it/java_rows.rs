@@ -188,7 +188,7 @@ async fn each_row_of_the_java_library_passes_through_every_write_and_back() {
         assert_eq!((&moved.checkpoint, &moved.pending), (&expected, &pending));
 
         let (us, next) = ("us".into(), "next".into());
-        let ask = LeaseChange::AskHandoff { counter: counter + 3, from: us, to: next };
+        let ask = LeaseChange::RequestHandoff { counter: counter + 3, from: us, to: next };
         let asked = bench.done(&key, ask).await;
         assert_eq!(asked.actual_owner(), Some(&"us".into()));
         assert_eq!((asked.owner, asked.counter), (Some("next".into()), counter + 3));
@@ -231,7 +231,11 @@ async fn what_is_not_ours_in_a_row_of_the_java_library_survives_every_write() {
         for (nth, change) in [
             LeaseChange::Take { counter, from: seen.owner.clone(), owner: "us".into() },
             LeaseChange::Renew { counter: counter + 1, owner: "us".into(), update: update() },
-            LeaseChange::AskHandoff { counter: counter + 2, from: "us".into(), to: "it".into() },
+            LeaseChange::RequestHandoff {
+                counter: counter + 2,
+                from: "us".into(),
+                to: "it".into(),
+            },
             LeaseChange::HandOver { counter: counter + 2, update: update(), to: "it".into() },
             LeaseChange::Release { counter: counter + 3, update: update() },
             LeaseChange::Finish { counter: counter + 4, children },
@@ -334,7 +338,7 @@ fn all_changes(key: &str, counter: u64) -> Vec<LeaseChange> {
     vec![
         LeaseChange::Create(Box::new(Lease::new(key, Checkpoint::Latest))),
         LeaseChange::Take { counter, from: None, owner: "us".into() },
-        LeaseChange::AskHandoff { counter, from: "w1".into(), to: "us".into() },
+        LeaseChange::RequestHandoff { counter, from: "w1".into(), to: "us".into() },
         LeaseChange::WithdrawHandoff { from: "w1".into(), to: "us".into() },
         LeaseChange::HandOver { counter, update: update(), to: "us".into() },
         LeaseChange::Renew { counter, owner: "us".into(), update: update() },
@@ -485,7 +489,7 @@ async fn a_java_2_owner_that_is_asked_by_mistake_reads_on_until_it_is_taken_from
 }
 
 fn ask(counter: u64) -> LeaseChange {
-    LeaseChange::AskHandoff { counter, from: "w1".into(), to: "us".into() }
+    LeaseChange::RequestHandoff { counter, from: "w1".into(), to: "us".into() }
 }
 
 /// The Java renewal treats a refusal as its own lost reply if it is the owner and the counter is one
@@ -637,7 +641,9 @@ impl Turns {
                 let update = LeaseUpdate::of(Some(at(&next_position(memory), 0)));
                 LeaseChange::Renew { counter, owner: "us".into(), update }
             }
-            Act::Ask => LeaseChange::AskHandoff { counter, from: owner().into(), to: "us".into() },
+            Act::Ask => {
+                LeaseChange::RequestHandoff { counter, from: owner().into(), to: "us".into() }
+            }
             Act::Release if memory.checkpoint_owner.is_some() => LeaseChange::HandOver {
                 counter,
                 update: LeaseUpdate::default(),

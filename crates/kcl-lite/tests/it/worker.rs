@@ -419,7 +419,7 @@ async fn a_row_deleted_under_its_owner_comes_back_with_its_position() {
 async fn ask_and_die(fleet: &Fleet, shard: &ShardId) {
     let row = fleet.lease(shard);
     let from = row.owner.expect("somebody has it");
-    let change = LeaseChange::AskHandoff { counter: row.counter, from, to: "ghost".into() };
+    let change = LeaseChange::RequestHandoff { counter: row.counter, from, to: "ghost".into() };
     let ask = LeaseWrite { key: shard.clone().into(), id: WriteId::new("ghost#1:take:9"), change };
     fleet.store.write(&ask).await.unwrap();
 }

@@ -49,7 +49,7 @@ impl Ledger {
                 self.made(change, with, &mut facts, shards, shard)
             }
             LeaseChange::Take { .. } => self.taken(change, &mut facts, shards, shard),
-            LeaseChange::AskHandoff { .. } => {
+            LeaseChange::RequestHandoff { .. } => {
                 self.counts.note(Situation::AskedFor);
                 asked(change, &mut facts)
             }
@@ -394,7 +394,7 @@ fn moves_on(change: &Change<'_>, facts: &mut Facts) -> Found {
     if let Some(before) = change.before {
         let is_question = matches!(
             change.what,
-            LeaseChange::AskHandoff { .. } | LeaseChange::WithdrawHandoff { .. }
+            LeaseChange::RequestHandoff { .. } | LeaseChange::WithdrawHandoff { .. }
         );
         if after.counter != before.counter + u64::from(!is_question) {
             return Err((

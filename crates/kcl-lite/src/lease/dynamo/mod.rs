@@ -316,7 +316,7 @@ impl LeaseStore for DynamoStore {
                 let taken = Update::take(*counter, from.as_ref(), owner);
                 self.marked(write, taken, Update::CONDITION).boxed()
             }
-            LeaseChange::AskHandoff { counter, from, to } => {
+            LeaseChange::RequestHandoff { counter, from, to } => {
                 let asked = Update::ask(*counter, from, to);
                 self.update(write, asked, Update::ASK_CONDITION).boxed()
             }

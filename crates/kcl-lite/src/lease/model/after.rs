@@ -322,7 +322,7 @@ impl Worker {
             Why::Delete => LeaseWrite { key, id, change: LeaseChange::Delete { counter } },
             Why::Ask => {
                 let from = from.expect("an owner is asked");
-                let change = LeaseChange::AskHandoff { counter, from, to: self.id.clone() };
+                let change = LeaseChange::RequestHandoff { counter, from, to: self.id.clone() };
                 LeaseWrite { key, id, change }
             }
             Why::Withdraw => {

@@ -222,7 +222,7 @@ impl Key {
             LeaseChange::Take { counter, from, owner } => {
                 (1, *counter, None, [from.as_ref(), Some(owner)])
             }
-            LeaseChange::AskHandoff { counter, from, to } => {
+            LeaseChange::RequestHandoff { counter, from, to } => {
                 (2, *counter, None, [Some(from), Some(to)])
             }
             LeaseChange::HandOver { counter, update, to } => {

@@ -50,7 +50,10 @@ impl World {
         let forgets =
             matches!(change, LeaseChange::Release { .. }) && before.checkpoint_owner.is_some();
         self.require(!forgets, "a requested lease was released to nobody");
-        if matches!(change, LeaseChange::AskHandoff { .. } | LeaseChange::WithdrawHandoff { .. }) {
+        if matches!(
+            change,
+            LeaseChange::RequestHandoff { .. } | LeaseChange::WithdrawHandoff { .. }
+        ) {
             self.require(after.actual_owner() == before.actual_owner(), "a request moved a lease");
         } else {
             self.require(after.counter > before.counter, "the counter stood still");
@@ -86,7 +89,7 @@ impl World {
             }
             LeaseChange::Create(_)
             | LeaseChange::Renew { .. }
-            | LeaseChange::AskHandoff { .. }
+            | LeaseChange::RequestHandoff { .. }
             | LeaseChange::WithdrawHandoff { .. }
             | LeaseChange::Reset { .. }
             | LeaseChange::Discard { .. }

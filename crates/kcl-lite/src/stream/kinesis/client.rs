@@ -48,7 +48,7 @@ const RETRY_MOST: Duration = Duration::from_secs(2);
 /// is already unusual).
 const MOST_RESTARTS: u32 = 3;
 
-/// Options of reading a [`KinesisStream`].
+/// Options of reading a [`KinesisStream`](super::KinesisStream).
 #[derive(Debug, Clone)]
 pub struct KinesisOptions {
     /// The time between reads of a shard at the tip.

@@ -1,7 +1,7 @@
 //! The stream in Kinesis: lists its shards and opens readers.
 //!
-//! Only this folder names the Kinesis SDK, besides `dead_letter/kinesis.rs`. [`client`] makes the
-//! calls; [`polling`], [`fan_out`] and [`auto`] are the readers.
+//! Only this folder names the Kinesis SDK, besides `dead_letter/kinesis.rs`. `client` makes the
+//! calls; `polling`, `fan_out` and `auto` are the readers.
 
 mod auto;
 mod client;

@@ -75,7 +75,7 @@ impl State {
     pub(super) fn ask(&mut self, key: LeaseKey, counter: u64, from: WorkerId) -> Action {
         let id = write_id(&self.incarnation, counter);
         let to = self.me.clone();
-        let change = LeaseChange::AskHandoff { counter, from: from.clone(), to };
+        let change = LeaseChange::RequestHandoff { counter, from: from.clone(), to };
         // Until the reply arrives, nothing else is done with this lease.
         self.mine.insert(key.clone());
         Action::Write(LeaseWrite { key, id, change }, Why::Ask { from })

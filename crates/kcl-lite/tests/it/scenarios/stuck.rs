@@ -268,7 +268,7 @@ async fn s11_a_handoff_that_breaks_off_at_any_step_leaves_one_owner_in_bounded_t
 /// Returns the step of a handoff that a write performs.
 fn step_of(moment: Moment, change: &LeaseChange) -> Option<usize> {
     let kinds = [
-        matches!(change, LeaseChange::AskHandoff { .. }),
+        matches!(change, LeaseChange::RequestHandoff { .. }),
         matches!(change, LeaseChange::HandOver { .. }),
         matches!(change, LeaseChange::Take { .. }),
     ];
