@@ -119,6 +119,7 @@ impl Deferral {
             let next = self.open.get(parts.len());
             let is_next = next.is_some_and(|next| Position::of(next) == Position::of(record));
             match parts.last_mut() {
+                // The first record of a batch is always open, so there is a part to extend.
                 Some(part) if !is_next => part.mark = Mark::of(record),
                 Some(_) | None => parts.push(Part::open(record, record)),
             }
@@ -180,6 +181,8 @@ impl AckWindow {
         let entries = std::mem::take(&mut state.entries);
         entries.iter().for_each(|entry| state.keep(&entry.parts));
         let next = State {
+            // Continued: rejected records keep the number of their delivery, which must not match a
+            // delivery of the new window.
             attempts: state.attempts,
             mark: state.mark.clone(),
             done: std::mem::take(&mut state.done),
@@ -196,6 +199,7 @@ impl AckWindow {
         let mut state = self.lock();
         let open: Vec<_> = state.open(records).collect();
         let open = match open.len() == records.len() {
+            // The usual case, in which no record is copied.
             true => Arc::clone(records),
             false => Arc::new(open.into_iter().cloned().collect()),
         };
@@ -209,6 +213,7 @@ impl AckWindow {
         let mut state = self.lock();
         let passed = records.iter().take_while(|record| state.is_done(record)).count();
         if passed > 0 {
+            // As an entry, because records before them may still be in flight.
             state.push(&records[..passed], true);
             state.advance();
             records.drain(..passed);
@@ -229,6 +234,7 @@ impl AckWindow {
     /// Acknowledges the part of the token whose rejected records are all settled.
     pub(crate) fn all_settled(&self, rejected: &Rejected) {
         let mut state = self.lock();
+        // If the delivery was withdrawn since, `settled` has remembered its records.
         if let Some((delivered, part)) = rejected.token
             && let Some(part) = state.entry(delivered).and_then(|it| it.parts.get_mut(part))
         {
@@ -281,6 +287,7 @@ impl AckWindow {
     /// acknowledged stay acknowledged; from now on the tokens have no effect.
     pub(crate) fn withdraw(&self, delivered: Delivered) {
         let mut state = self.lock();
+        // The batch has left the window if its tokens have acknowledged all of it.
         if state.entry(delivered).is_some()
             && let Some(entry) = state.entries.pop_back()
         {
@@ -312,6 +319,7 @@ impl AckWindow {
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
+        // The entries stay: `successor` and `in_flight` read them after the window is closed.
         state.entries.iter_mut().for_each(|entry| entry.memory = None);
     }
 
@@ -358,6 +366,7 @@ impl AckWindow {
         if state.closed || state.entry(delivered).is_none() {
             return;
         }
+        // The part stays unacknowledged until its records are stored as dead letters.
         let (records, token) = (records.to_vec(), Some((delivered, part)));
         state.rejected.push_back(Rejected { records, failure, token });
         drop(state);

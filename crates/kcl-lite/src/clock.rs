@@ -106,6 +106,7 @@ impl LeaseClock {
     /// Completes when the machine has been suspended and runs again, and makes every wait on this
     /// clock recheck its deadline.
     pub(crate) async fn wait_for_resume(&self) {
+        // What the waits know, not the present value: a suspend since then must not be missed.
         let before = *self.known.borrow();
         self.inner.resumed(before).await;
         self.known.send_replace(self.inner.suspended());
@@ -125,6 +126,7 @@ impl Clock for LeaseClock {
         Box::pin(async move {
             let mut known = clock.known.subscribe();
             loop {
+                // Before the clock is read, so that a suspend noticed after that ends the wait.
                 known.mark_unchanged();
                 let left = deadline.saturating_duration_since(clock.now());
                 if left.is_zero() {
@@ -168,6 +170,7 @@ mod suspend {
             return known;
         }
         let millis = u64::try_from(measured.as_millis()).unwrap_or(u64::MAX);
+        // Another thread may have stored more, and the total must never decrease.
         Duration::from_millis(KNOWN.fetch_max(millis, Ordering::Relaxed).max(millis))
     }
 
@@ -179,6 +182,7 @@ mod suspend {
 
         static FIRST: LazyLock<(Duration, Duration)> = LazyLock::new(readings);
         let (awake, all) = readings();
+        // Saturating, because the first call reads `FIRST` after these.
         let (awake, all) = (awake.saturating_sub(FIRST.0), all.saturating_sub(FIRST.1));
         all.saturating_sub(awake)
     }

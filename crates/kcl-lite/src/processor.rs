@@ -279,6 +279,7 @@ impl Checkpointer {
         match self.line.window.mark() {
             Some(mark) => self.line.store(Some(mark), None).await,
             None if self.line.window.is_closed() => Err(LeaseLost),
+            // Nothing is acknowledged yet, so there is nothing to store.
             None => Ok(()),
         }
     }
@@ -354,6 +355,8 @@ impl StoreChannel {
         mark: Option<Mark>,
         pending: Option<PendingCheckpoint>,
     ) -> Result<(), LeaseLost> {
+        // The keeper outlives this processor, and would still accept its request after a new one
+        // has replaced it.
         if self.window.is_closed() {
             return Err(LeaseLost);
         }

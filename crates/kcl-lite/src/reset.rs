@@ -94,6 +94,7 @@ pub async fn reset(
             Error::new(ErrorKind::Unavailable, context)
         })?;
         let mut steps = steps(&all, restarts, &rows);
+        // Each row only once: workers already read from those that were rewritten.
         steps.retain(|step| !rewritten.contains(step.key()));
         if steps.is_empty() {
             return Ok(done);
@@ -179,6 +180,8 @@ fn steps(all: &Listing, first: Vec<Lease>, rows: &BTreeMap<ShardId, Lease>) -> V
         }
     }
     // Ids grow with every reshard, so a parent sorts before its children.
+    // Drops come last: a parent that is set to shard end lets its children run, and these must be
+    // at their new positions by then.
     restarts.extend(rewinds);
     restarts.extend(drops);
     restarts
@@ -192,6 +195,7 @@ fn descends(
     rows: &BTreeMap<ShardId, Lease>,
 ) -> bool {
     let listed = shards.get(shard).map(|shard| &shard.parents);
+    // A listing may be older than the row, or the service may have forgotten the shard.
     let parents = listed.or_else(|| rows.get(shard).map(|row| &row.parents));
     parents.is_some_and(|parents| {
         let leads_here = |it: &ShardId| starts.contains(it) || descends(it, starts, shards, rows);
@@ -201,6 +205,7 @@ fn descends(
 
 /// Writes conditionally on the row's present counter, and retries when an owner renews in between.
 async fn perform(store: &dyn LeaseStore, step: &Step) -> Result<(), ServiceError> {
+    // Read again, because the table was read before all earlier steps.
     let mut row = store.get(step.key()).await?;
     for _ in 0..ATTEMPTS {
         let Some(change) = change(step, row.as_ref()) else { return Ok(()) };

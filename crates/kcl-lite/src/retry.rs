@@ -39,6 +39,7 @@ impl Retry {
     /// Returns the next delay: between half and all of the exponential value.
     pub(crate) fn delay(&mut self, rng: &mut fastrand::Rng) -> Duration {
         self.attempts = self.attempts.saturating_add(1);
+        // The sequence never ends, because it has no maximum elapsed time.
         let full = self.sequence.next_backoff().unwrap_or(self.sequence.max_interval);
         full.mul_f64(0.5 + rng.f64() / 2.0)
     }

@@ -103,6 +103,7 @@ impl Ledger {
     pub(super) fn withdraw(&mut self, ticket: Ticket) {
         let Some(place) = self.queue.iter().position(|it| it.ticket == ticket) else { return };
         let account = self.queue.remove(place).map(|request| request.account);
+        // The shard may not ask again, and would keep the exemption from those that wait.
         if let Some(exempt) = account.and_then(|account| self.exempt(account)) {
             exempt.made_progress = true;
         }
@@ -130,6 +131,7 @@ impl Ledger {
             account.used = account.used - from + to;
         }
         if let Some(exempt) = self.exempt(account) {
+            // Only a release counts: a reply smaller than its reservation shrinks a permit, too.
             exempt.made_progress |= to == 0;
         }
         self.tidy(account);
@@ -138,6 +140,7 @@ impl Ledger {
     /// Returns whether other shards wait for the memory of this one: it holds more than any other,
     /// and there is no room.
     pub(super) fn blocks_others(&self, account: AccountId) -> bool {
+        // A closed account is left out: its shard task has ended or was abandoned.
         let open = |account: &&Account| !account.is_closed;
         let Some(account) = self.accounts.get(&account).filter(open) else { return false };
         let holds_most = || self.accounts.values().filter(open).all(|it| it.used <= account.used);
@@ -214,12 +217,14 @@ impl Ledger {
             let within_half = self.used + request.bytes <= self.size / 2;
             let within_share = account.used + request.bytes <= self.share();
             let may = fits && !is_blocked && (within_half || within_share);
+            // Never `First`: a shard that has work to do must not block others by a prefetch.
             return if may { Verdict::Granted } else { Verdict::Waits };
         }
         if fits && !is_blocked {
             return Verdict::Granted;
         }
         let is_exempt = self.exempt.as_ref().is_some_and(|it| it.account == request.account);
+        // Without the requested bytes: the exempt shard may end one reply above twice the budget.
         if is_exempt && self.used < self.size * 2 { Verdict::Granted } else { Verdict::First }
     }
 

@@ -80,6 +80,7 @@ impl Budget {
                 grants.map(|grant| (state.waiting.remove(&grant.ticket), grant)).collect();
             (value, granted)
         };
+        // Outside the lock, which the drop of an undeliverable permit takes again.
         for (waiting, grant) in granted {
             let permit =
                 Permit { budget: self.clone(), account: grant.account, bytes: grant.bytes };
@@ -104,6 +105,7 @@ impl Account {
     /// Dropping the future gives up the place in the queue.
     pub(crate) async fn acquire(&self, clock: &Arc<dyn Clock>, bytes: u64) -> Permit {
         let (sender, mut granted) = oneshot::channel();
+        // Both under one lock: a grant in between would find no sender for its permit.
         let ticket = {
             let mut state = self.budget.lock();
             let ticket = state.ledger.ask(self.id, bytes);

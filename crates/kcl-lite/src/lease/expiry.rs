@@ -31,6 +31,7 @@ impl Observations {
     /// between, and its own validity starts when it sent that renewal, so counting from the reply is
     /// never too early.
     pub(crate) fn scanned(&mut self, now: Instant, leases: &[Lease]) {
+        // Built anew, so that a row that was gone counts as new: its counter may be the old one.
         let mut seen = BTreeMap::new();
         for lease in leases {
             let since = match self.seen.get(&lease.key) {

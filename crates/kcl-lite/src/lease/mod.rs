@@ -42,11 +42,13 @@ impl WriteId {
     /// Returns whether an incarnation of `worker` made the write.
     pub(crate) fn is_of(&self, worker: &WorkerId) -> bool {
         let rest = self.0.strip_prefix(worker.as_str());
+        // With the sign that follows the worker ID: one ID can be the beginning of another.
         rest.is_some_and(|rest| rest.starts_with('#'))
     }
 
     /// Returns the counter on which the write was conditional, if this library made it.
     pub(crate) fn counter(&self) -> Option<u64> {
+        // From the end, because the mark of a take has one more part before the counter.
         self.0.rsplit_once(':').and_then(|(_, counter)| counter.parse().ok())
     }
 
@@ -410,11 +412,14 @@ impl LeaseWrite {
                 lease.renewed(update)
             }
             LeaseChange::Finish { counter, children } => {
+                // Also while a handoff is requested: a finished shard has nothing to hand over.
                 let mut lease = at(*counter)?.renewed(&LeaseUpdate::shard_end());
                 lease.children.clone_from(children);
                 lease.freed()
             }
             LeaseChange::RequestHandoff { counter, from, to } => {
+                // Returns before the write ID is stored: the owner still has to recognize in the
+                // row its own write whose reply was lost.
                 return at(*counter)?.asked(from, to).map(Some).ok_or_else(refused);
             }
             LeaseChange::WithdrawHandoff { from, to } => {
@@ -423,6 +428,7 @@ impl LeaseWrite {
             }
             LeaseChange::HandOver { counter, update, to } => {
                 let lease = at(*counter)?;
+                // A request can be withdrawn without a change of the counter.
                 let is_asked = lease.checkpoint_owner.is_some() && lease.owner.as_ref() == Some(to);
                 if !is_asked {
                     return Err(refused());
@@ -477,6 +483,7 @@ impl Lease {
         self.counter = counter_after(self.counter, 1);
         let switch = u64::from(LeaseChange::is_switch(from, owner));
         self.owner_switches = self.owner_switches.saturating_add(switch);
+        // A take ends a handoff; otherwise the old owner would remain the actual owner.
         self.owner = Some(owner.clone());
         self.checkpoint_owner = None;
         self
@@ -505,6 +512,7 @@ impl Lease {
         self.counter = counter_after(self.counter, 2);
         self.checkpoint = checkpoint.clone();
         self.anchor = anchor;
+        // These belong to the old checkpoint; its `read_until` would hide a gap after the new one.
         (self.pending, self.read_until, self.owner_switches) = (None, None, 0);
         self.children = BTreeSet::new();
         self.checkpoint_owner = None;

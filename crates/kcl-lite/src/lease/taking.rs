@@ -41,6 +41,7 @@ impl Takes {
     ) -> Option<Instant> {
         let LeaseChange::Take { counter, owner, .. } = &take.change else { return None };
         let since = match outcome {
+            // The counter was unchanged, so no earlier take at it was applied.
             WriteOutcome::Done(Some(_)) => sent,
             WriteOutcome::Refused(Some(row))
                 if row.owner.as_ref() == Some(owner)
@@ -58,6 +59,7 @@ impl Takes {
     /// Returns when the oldest take at `counter` was sent, including the one sent at `sent`.
     fn oldest(&mut self, key: &LeaseKey, counter: u64, sent: Instant) -> Instant {
         let oldest = self.unanswered.entry(key.clone()).or_insert((counter, sent));
+        // A take at an earlier counter can no longer be applied.
         if oldest.0 != counter {
             *oldest = (counter, sent);
         }

@@ -50,6 +50,7 @@ pub(crate) fn discard_write(row: &Lease, incarnation: &str) -> LeaseWrite {
 
 /// Returns whether another incarnation of the worker `me` left `mark`.
 pub(crate) fn is_by_other_life(mark: &WriteId, me: &WorkerId, incarnation: &str) -> bool {
+    // With the sign that follows, because one worker ID can be the beginning of another.
     let starts = |with: &str, sign| {
         mark.as_str().strip_prefix(with).is_some_and(|rest| rest.starts_with(sign))
     };
@@ -151,6 +152,7 @@ impl Tenure {
                 Some(to) => LeaseChange::HandOver { counter, update, to: to.clone() },
                 None => LeaseChange::Release { counter, update },
             },
+            // Without `update`: the shard end covers every position and every prepared checkpoint.
             Goal::Finish(children) => LeaseChange::Finish { counter, children: children.clone() },
         };
         LeaseWrite { key: self.lease.key.clone(), id: write_id(&self.incarnation, counter), change }
@@ -180,6 +182,8 @@ impl Tenure {
     /// Returns the write that re-creates a vanished row with its newest position.
     pub(crate) fn write_again(&self, wanted: &LeaseUpdate) -> LeaseWrite {
         let mut lease = self.lease.clone();
+        // Counter and mark are those of a renewal, so that `is_ours` recognizes the row after a
+        // lost reply.
         lease.counter = counter_after(lease.counter, 1);
         if let Some(update) = self.update(wanted).checkpoint {
             lease.checkpoint = update;
@@ -193,6 +197,8 @@ impl Tenure {
 
     /// Records that a write is sent at `now`.
     pub(crate) fn sent(&mut self, now: Instant) {
+        // Keeps the oldest: all attempts at one counter carry the same mark, so a row does not show
+        // which of them was applied.
         self.unanswered_since.get_or_insert(now);
     }
 
@@ -209,6 +215,8 @@ impl Tenure {
                 let since = self.unanswered_since.unwrap_or(self.valid_from);
                 self.hold(row, since, goal)
             }
+            // Nothing was written: the validity does not change, and the oldest unanswered write
+            // may still be applied.
             WriteOutcome::Refused(Some(row)) if self.has_other_successor(&row) => {
                 self.lease = row;
                 Verdict::OtherSuccessor
@@ -221,7 +229,10 @@ impl Tenure {
 
     fn hold(&mut self, row: Lease, valid_from: Instant, goal: &Goal) -> Verdict {
         self.valid_from = valid_from;
+        // The counter has moved on, so earlier attempts can no longer be applied.
         self.unanswered_since = None;
+        // The row decides: a write that is recognized by its mark may be an earlier renewal, which
+        // released nothing.
         let reached = match goal {
             Goal::Keep => true,
             Goal::Release => row.actual_owner() != Some(&self.me),

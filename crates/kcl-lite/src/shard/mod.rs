@@ -127,6 +127,7 @@ pub(crate) fn cover(ranges: impl Iterator<Item = HashRange>, whole: HashRange) -
         if range.end >= whole.end {
             return true;
         }
+        // The maximum, because a range that starts later can end earlier.
         next = next.max(range.end.saturating_add(1));
     }
     false

@@ -31,6 +31,7 @@ impl Full {
         now: Instant,
         lease_duration: Duration,
     ) {
+        // A worker whose number has changed still takes leases, so its time starts anew.
         self.waiting.retain(|worker, (held, _)| receivers.get(worker) == Some(held));
         for (worker, held) in receivers {
             self.waiting.entry(worker.clone()).or_insert((*held, now));

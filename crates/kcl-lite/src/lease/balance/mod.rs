@@ -73,6 +73,8 @@ pub(crate) fn is_runnable(
 ) -> bool {
     !lease.checkpoint.is_shard_end()
         && lease.parent_keys().all(|parent| {
+            // A parent without a row does not block: its row was deleted after its end, or it left
+            // no trace. A row that disappeared before its end is in `hidden`.
             let is_done = |parent: &Lease| parent.checkpoint.is_shard_end();
             leases.get(&parent).is_none_or(is_done) && !hidden.contains(&parent)
         })
@@ -101,6 +103,8 @@ pub(crate) fn receivers(snapshot: &Snapshot<'_>) -> BTreeMap<WorkerId, usize> {
         // Rebalancing waits until all orphans are taken.
         return BTreeMap::new();
     }
+    // Full workers are included: without them, a full worker would no longer be a receiver and
+    // therefore no longer count as full.
     let moves = world.moves(snapshot.balance, &BTreeSet::new());
     let others = moves.into_iter().map(|(_, to)| to).filter(|to| *to != snapshot.me);
     others.map(|to| (to.clone(), world.held.get(to).map_or(0, Vec::len))).collect()
@@ -192,12 +196,15 @@ struct World<'a> {
 impl<'a> World<'a> {
     fn of(snapshot: &'a Snapshot<'_>) -> Self {
         let mut world = Self { orphans: Vec::new(), held: BTreeMap::new() };
+        // This worker counts even if it holds nothing, so that a new worker gets its share.
         world.held.insert(snapshot.me, Vec::new());
         for lease in snapshot.leases.values() {
+            // Counted as load, finished leases and waiting children would use up the limit.
             if !is_runnable(lease, snapshot.leases, snapshot.hidden) {
                 continue;
             }
             let is_mine = snapshot.mine.contains(&lease.key);
+            // A lease that this worker is taking still looks like an orphan in the table.
             if let Some(reason) = snapshot.why_free(lease).filter(|_| !is_mine) {
                 world.orphans.push((lease, reason));
                 continue;
@@ -223,6 +230,7 @@ impl<'a> World<'a> {
                 .min_by_key(|(worker, load)| (**load, weight(&lease.key, worker)))
                 .map(|(worker, _)| *worker)
                 .unwrap_or(snapshot.me);
+            // Counted even if another worker takes it, so that every worker computes the same plan.
             *loads.entry(least).or_default() += 1;
             let waited = snapshot.free_for(lease, *reason) >= snapshot.orphan_grace;
             let is_avoided = snapshot.avoided.contains_key(&lease.key);
@@ -268,6 +276,7 @@ fn moves_by_number<'a>(
     let share = |rank: usize| floor + usize::from(rank < larger);
     let surplus = ranked.iter().enumerate();
     let surplus = surplus.flat_map(|(rank, (_, leases))| leases.iter().skip(share(rank)));
+    // A second handoff request for the same lease would be refused.
     let mut surplus = surplus.filter(|lease| lease.checkpoint_owner.is_none());
     let mut moves = Vec::new();
     for (rank, (worker, leases)) in ranked.iter().enumerate().rev() {
@@ -281,6 +290,8 @@ impl Snapshot<'_> {
     fn why_free(&self, lease: &Lease) -> Option<TakeReason> {
         match lease.actual_owner() {
             None => Some(TakeReason::Unowned),
+            // From an earlier tenure, for instance before a restart: there is no expiry to wait
+            // for, unless another live worker uses the same worker ID.
             Some(owner) if owner == self.me && !self.duplicates.contains_key(&lease.key) => {
                 Some(TakeReason::Own)
             }
@@ -308,6 +319,8 @@ impl Snapshot<'_> {
         if reason != TakeReason::Expired {
             return unchanged;
         }
+        // After an outage of the table, a lease counts as expired only `orphan_grace` later. The
+        // time for which it is reserved begins there.
         let expired = unchanged.saturating_sub(self.lease_duration);
         expired.min(self.readable_for().saturating_sub(self.orphan_grace))
     }

@@ -22,6 +22,7 @@ pub(super) fn moves<'a>(
 ) -> Option<Vec<(LeaseKey, &'a WorkerId)>> {
     let mut loads = Loads::of(held)?;
     let mut moves = Vec::new();
+    // Bounded by the number of leases, because each moves at most once.
     while let Some((key, to)) = loads.next_move() {
         moves.push((key, to));
     }
@@ -70,6 +71,7 @@ impl<'a> Loads<'a> {
         }
         let candidates = &self.workers.get(fullest)?.1;
         let after = |load: u64| (most - load).max(least + load);
+        // Ties by key, as in `extreme` by worker ID, so that every worker computes the same moves.
         let best = candidates.iter().min_by_key(|(key, load)| (after(**load), (*key).clone()));
         let (key, load) = best.map(|(key, load)| (key.clone(), *load))?;
         if after(load) >= most {

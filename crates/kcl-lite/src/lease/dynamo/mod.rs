@@ -114,6 +114,7 @@ impl DynamoStore {
         while let Some(item) = items.next().await {
             let item = item.map_err(|error| self.failed("Scan", error))?;
             match Row(&item).lease() {
+                // `None` is no lease: newer versions of the KCL store other items, too.
                 Ok(lease) => table.leases.extend(lease),
                 Err(fault) => {
                     table.unreadable.insert(Row(&item).key().into(), fault);
@@ -130,6 +131,7 @@ impl DynamoStore {
         for (key, fault) in unreadable.iter().filter(|(key, _)| !known.contains(*key)) {
             tracing::warn!(%key, "row in {} cannot be read: {fault}", self.place);
         }
+        // Replaced, so that a row that is repaired and damaged later is logged again.
         *known = unreadable.keys().cloned().collect();
     }
 
@@ -146,6 +148,7 @@ impl DynamoStore {
     }
 
     async fn create(&self, write: &LeaseWrite) -> Result<WriteOutcome, ServiceError> {
+        // By the rule itself, which also stores the write ID.
         let lease = write.apply(None).ok().flatten().expect("creating a row gives the row");
         let put = self.client.put_item().expression_attribute_names("#key", LEASE_KEY);
         self.put(put.condition_expression("attribute_not_exists(#key)"), lease).await
@@ -169,10 +172,13 @@ impl DynamoStore {
         request: PutItemFluentBuilder,
         lease: Lease,
     ) -> Result<WriteOutcome, ServiceError> {
+        // A refusal has to return the row, here and below: its write ID shows whether an earlier
+        // attempt of this write was applied.
         let request = request
             .table_name(&self.table)
             .set_item(Some(item_of(&lease)))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        // `PutItem` cannot return the new row, but it replaces the whole item, so the row is known.
         match request.send().await {
             Ok(_) => Ok(WriteOutcome::Done(Some(lease))),
             Err(error) => match error.as_service_error() {

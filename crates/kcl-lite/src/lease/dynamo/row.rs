@@ -122,6 +122,7 @@ impl<'a> Row<'a> {
     /// Parses a number of which only the order matters, saturating at the limits of `i64`.
     #[expect(clippy::cast_possible_truncation, reason = "what is out of range is cut to it")]
     fn saturated(self, attribute: &str) -> Result<Option<i64>, String> {
+        // DynamoDB also stores fractions and numbers beyond `i64`, which `f64` can parse.
         match self.number(attribute) {
             Err(_) => Ok(self.number(attribute)?.map(|number: f64| number as i64)),
             number => number,
@@ -141,6 +142,7 @@ impl<'a> Row<'a> {
     }
 
     fn stream(self) -> Result<Option<StreamIdentity>, String> {
+        // Only both identify a stream: a re-created stream has the same ARN.
         let (Some(arn), Some(created)) = (self.text(STREAM_ARN)?, self.time(STREAM_CREATED)?)
         else {
             return Ok(None);
@@ -238,5 +240,6 @@ pub(super) fn bytes(bytes: Vec<u8>) -> AttributeValue {
 
 pub(super) fn shard_set(shards: &BTreeSet<ShardId>) -> Option<AttributeValue> {
     let shards: Vec<_> = shards.iter().map(ToString::to_string).collect();
+    // DynamoDB has no empty sets, so the attribute is absent.
     (!shards.is_empty()).then_some(AttributeValue::Ss(shards))
 }

@@ -72,6 +72,7 @@ impl DynamoStore {
         };
         self.check_key(&table)?;
         match table.table_status() {
+            // A table that is being updated can be read and written.
             Some(TableStatus::Active | TableStatus::Updating) => {
                 if self.made.load(Ordering::Relaxed) {
                     return self.protect().await;

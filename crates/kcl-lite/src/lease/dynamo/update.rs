@@ -52,6 +52,7 @@ impl Update {
     pub(super) fn take(seen: u64, from: Option<&WorkerId>, owner: &WorkerId) -> Self {
         let taken =
             Self::new(seen).set(LEASE_OWNER, text(owner.as_str())).remove(&[CHECKPOINT_OWNER]);
+        // `ADD`, because a take does not carry the number that the row contains.
         if LeaseChange::is_switch(from, owner) { taken.add(OWNER_SWITCHES, 1) } else { taken }
     }
 
@@ -59,6 +60,7 @@ impl Update {
     pub(super) fn ask(seen: u64, from: &WorkerId, to: &WorkerId) -> Self {
         let mut update = Self::default();
         update.values.insert(":seen".to_owned(), number(seen));
+        // Only the condition names the counter: a request does not change it.
         update.names.insert("#leaseCounter".to_owned(), LEASE_COUNTER.to_owned());
         update.values.insert(":from".to_owned(), text(from.as_str()));
         update.set(LEASE_OWNER, text(to.as_str())).set(CHECKPOINT_OWNER, text(from.as_str()))
@@ -78,6 +80,7 @@ impl Update {
 
     pub(super) fn renew(seen: u64, owner: &WorkerId, update: &LeaseUpdate) -> Self {
         let mut update = Self::new(seen).update(update);
+        // Only the condition names these: a renewal does not change them.
         for attribute in [LEASE_OWNER, CHECKPOINT_OWNER] {
             update.names.insert(format!("#{attribute}"), attribute.to_owned());
         }
@@ -89,6 +92,7 @@ impl Update {
         let finished = Self::new(seen).update(&LeaseUpdate::shard_end()).freed();
         match shard_set(children) {
             Some(children) => finished.set(CHILDREN, children),
+            // The rule replaces the children, and DynamoDB has no empty sets.
             None => finished.remove(&[CHILDREN]),
         }
     }
@@ -170,6 +174,7 @@ impl Update {
                     .set(PENDING_SUB, number(sub));
                 match &pending.state {
                     Some(state) => update.set(PENDING_STATE, bytes(state.clone())),
+                    // The state of an earlier prepared checkpoint must not remain beside this one.
                     None => update.remove(&[PENDING_STATE]),
                 }
             }

@@ -51,6 +51,7 @@ impl Start {
     }
 
     fn at(time: Timestamp, now: Timestamp) -> Self {
+        // No record is older than 1970, and the service accepts no earlier time.
         Self::At(time.min(now).max(Timestamp::from_millis(0)))
     }
 
@@ -150,6 +151,8 @@ pub(crate) fn leases_to_create(
         cover(covering.iter().filter(counts).map(|it| it.0), shard.hash_range)
     };
     for shard in &listing.shards {
+        // Closed shards are reached from their open descendants. `visit` is the last condition,
+        // because it also plans leases of ancestors.
         if shard.is_open
             && !leases.contains_key(&shard.id)
             && !is_covered(shard)
@@ -207,6 +210,7 @@ impl<'a> Planner<'a> {
             return *known;
         }
         let parents = self.listed_parents(shard);
+        // Not `any`, which would stop at the first: a visit also plans leases.
         let covered: Vec<bool> = parents
             .iter()
             .map(|parent| self.visit(parent) || self.planned.contains_key(&parent.id))
@@ -260,6 +264,7 @@ impl<'a> Planner<'a> {
         let gone = |id: &ShardId| !self.shards.contains_key(id) && !self.leases.contains_key(id);
         let is_next = shard.parents.iter().all(|id| ended(id) || gone(id));
         if is_next && shard.parents.iter().any(ended) {
+            // Whatever the initial position is: the shard continues what its parents began.
             self.planned.insert(shard.id.clone(), Checkpoint::TrimHorizon);
         }
     }
@@ -340,6 +345,7 @@ impl Source {
         at: Timestamp,
     ) -> Lease {
         let anchor = match (&checkpoint, start) {
+            // Stored, so that no crash makes a worker resolve `LATEST` again, to a later time.
             (Checkpoint::Latest, _) => Some(at),
             (Checkpoint::AtTimestamp, Start::At(time)) => Some(time),
             (Checkpoint::TrimHorizon, _) => self.since,
@@ -378,6 +384,7 @@ pub(crate) fn leases_to_delete(leases: &BTreeMap<LeaseKey, Lease>) -> Vec<&Lease
         .values()
         .filter(|lease| {
             let parents_gone = lease.parent_keys().all(|parent| !leases.contains_key(&parent));
+            // A row without children does not name them; it does not show that all have progressed.
             let children_moved = !lease.children.is_empty()
                 && lease.child_keys().all(|child| {
                     leases.get(&child).is_some_and(|child| child.checkpoint.has_progress())
