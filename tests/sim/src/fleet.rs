@@ -324,6 +324,7 @@ impl Slot {
             let stopping = async {
                 match stop {
                     Some((deadline, _)) => {
+                        // A frozen process does not handle the request before it thaws.
                         machine.awake().await;
                         handle.shutdown(deadline).await
                     }

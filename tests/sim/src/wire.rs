@@ -95,6 +95,7 @@ impl HttpConnector for Wire {
         let (machine, request) = (Arc::clone(&self.0), Request::read(&request));
         HttpConnectorFuture::new(async move {
             let _running = machine.hold();
+            // First, because a frozen process has not sent the request yet.
             machine.awake().await;
             let sent = machine.world.now();
             let operation = request.operation().to_owned();

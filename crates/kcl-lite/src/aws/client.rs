@@ -97,6 +97,7 @@ impl Network {
         if let Some(pool) = pool.get() {
             return Ok(pool.clone());
         }
+        // Outside `get_or_init`, because this can fail. Of two concurrent calls the first one wins.
         let new = self.new_pool(&way)?;
         Ok(pool.get_or_init(|| new).clone())
     }
