@@ -196,6 +196,8 @@ impl Truth {
                 }
                 // Only listings of all shards from the first page can be stale.
                 let is_whole = lacks("NextToken") && lacks("ShardFilter");
+                // A stale reply is derived from the complete listing, so that it is not split into
+                // pages.
                 if !is_stale {
                     request.body["MaxResults"] = self.page.into();
                 }

@@ -90,6 +90,7 @@ impl Network {
     fn pool(&self, request: &HttpRequest) -> Result<SharedHttpClient, String> {
         let way = self.way(request.uri())?;
         let target = request.headers().get("x-amz-target").unwrap_or_default();
+        // On a shared connection, shards with slow processors would stall the other subscriptions.
         if target.ends_with(".SubscribeToShard") {
             return self.new_pool(&way);
         }

@@ -151,8 +151,8 @@ impl SubscriptionSchedule {
 
     /// Records that the call was accepted; its subscription replaces the old one.
     pub(super) fn accepted(&mut self, now: Instant) {
-        // The service's five minutes cannot have begun before the sending, from which they count
-        // here.
+        // The service's five minutes cannot have begun before the sending, so a renewal counted
+        // from there is never too late.
         let sent = self.calling.take().unwrap_or(now);
         self.retry.succeeded();
         self.session = Some(Session {
