@@ -51,6 +51,7 @@ impl Signals {
     }
 
     async fn next(&mut self) {
+        // Without a handler no signal can come; returning would stop the command.
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }

@@ -222,6 +222,8 @@ impl<R: Receipt> Output<R> {
             let (records, end) = text.piece(start);
             let mut piece = &text.bytes[start..end];
             while !piece.is_empty() {
+                // A larger record is written in parts, so that `taken` grows while a slow reader
+                // takes it.
                 let taken = patiently(|| out.write(&piece[..piece.len().min(PIECE)]))?;
                 if taken == 0 {
                     return Err(ErrorKind::WriteZero.into());

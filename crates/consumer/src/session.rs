@@ -164,6 +164,7 @@ impl<W: Write> Session<W> {
     ) -> Result<WorkerHandle, Ending> {
         let events = self.to_console.clone();
         let builder = builder.on_event(move |event| {
+            // A full channel drops the event: the worker must never wait for stderr.
             events.try_send(event.clone()).ok();
         });
         let (format, output) = (options.format, self.output.clone());
@@ -190,8 +191,10 @@ impl<W: Write> Session<W> {
     /// Waits until the records that were read are printed and stored; explains on stderr if that
     /// takes long.
     async fn drain(&mut self, handle: &WorkerHandle) -> Ending {
+        // The stop that was requested would end this wait at once.
         let never = CancellationToken::new();
         let mut shutdown = pin!(handle.shutdown(DRAIN_DEADLINE));
+        // Borrowed, so that the same shutdown continues after the message.
         let at_once = timeout(PATIENCE, shutdown.as_mut());
         let drained = match self.unless_interrupted(&never, at_once).await {
             Ok(Ok(report)) => Ok(report),

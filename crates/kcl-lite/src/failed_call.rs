@@ -51,6 +51,7 @@ pub(crate) fn broken_events(
 ) -> FailedCall {
     let message = in_plain_words(error);
     match code {
+        // An exception in an event stream has no HTTP status; 500 makes an unknown code transient.
         Some(code) => replied(action, resource, Some(code), &message, 500),
         // The connection broke, or a frame cannot be parsed.
         None => {
@@ -158,6 +159,7 @@ fn kind_of_reply(action: &str, code: &str, message: &str, status: u16) -> Servic
         | "UnrecognizedClientException" => Credentials,
         // DynamoDB forwards messages of KMS under codes that have other meanings too.
         "AccessDeniedException" | "ValidationException" if is_about_key(action, message) => Key,
+        // `KMSThrottlingException`, which is transient, has matched above.
         key if key.starts_with("KMS") => Key,
         "NotAuthorized" | "OptInRequired" | "SubscriptionRequiredException" => Denied,
         denied if denied.starts_with("AccessDenied") => Denied,

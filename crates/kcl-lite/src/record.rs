@@ -105,6 +105,7 @@ impl SequenceNumber {
         if !(are_digits && (1..=MAX_DIGITS).contains(&digits.len())) {
             return Err(InvalidSequenceNumber(digits));
         }
+        // Without leading zeros, equal numbers are equal texts and `cmp` may compare lengths first.
         if digits.starts_with('0') {
             let zeros = digits.len() - digits.trim_start_matches('0').len();
             digits.drain(..zeros.min(digits.len() - 1));

@@ -59,6 +59,7 @@ impl ReplyBody {
         let guarded = stream::unfold(state, |state| async {
             let (mut frames, faults, client) = state?;
             let frame = frames.next().await?;
+            // After the wait for the frame, during which a partition may have begun.
             if faults.is_partitioned(&client) {
                 faults.healed(&client).await;
                 return Some((Err(Broken), None));

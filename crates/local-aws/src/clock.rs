@@ -58,6 +58,7 @@ impl Clock {
     pub async fn sleep_until_ms(&self, epoch_ms: i64) {
         let mut jumps = self.jumped.subscribe();
         loop {
+            // Before the clock is read, so that a jump in between is not missed.
             jumps.mark_unchanged();
             let left = epoch_ms.saturating_sub(self.now_ms());
             let Ok(left @ 1..) = u64::try_from(left) else { return };

@@ -58,6 +58,7 @@ impl HttpConnector for InProcess {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let this = self.clone();
         HttpConnectorFuture::new(async move {
+            // The SDK leaves this timeout to the connector.
             let Some(limit) = this.read_timeout else { return this.answer(request).await };
             match tokio::time::timeout(limit, this.answer(request)).await {
                 Ok(reply) => reply,

@@ -153,6 +153,7 @@ impl Gateway {
         if !self.faults.is_partitioned(&call.client) {
             return Ok(());
         }
+        // Counted before the wait, during which the caller may drop this future.
         self.count(call, NO_REPLY);
         self.faults.healed(&call.client).await;
         Err(Broken)

@@ -106,6 +106,7 @@ impl RequestLog {
     ///
     /// Dropping the future has no effect.
     pub async fn wait_for(&self, client: &str, operation: &str, count: u64) {
+        // Before the first count, so that a request in between is not missed.
         let mut changed = self.changed.subscribe();
         while self.count(client, operation) < count {
             if changed.changed().await.is_err() {

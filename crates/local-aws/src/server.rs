@@ -100,6 +100,7 @@ impl Tasks {
         let mut tasks = self.0.lock();
         // After `take` no task starts: the new one is dropped unstarted.
         if let Some(tasks) = tasks.as_mut() {
+            // The results of ended tasks would otherwise stay until the shutdown.
             while tasks.try_join_next().is_some() {}
             tasks.spawn(task);
         }

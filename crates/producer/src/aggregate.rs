@@ -39,11 +39,14 @@ impl Queue {
     pub(crate) fn next_packed(&mut self, shards: &ShardMap) -> Vec<Parcel> {
         let mut open: BTreeMap<&str, Building> = BTreeMap::new();
         let (mut left, mut full) = (Vec::new(), 0);
+        // At least one, because without listed shards all records form one group.
         while full < shards.len().clamp(1, MOST_PARCELS)
             && let Some(entry) = self.waiting.pop_front()
         {
             // Keys without a known shard form one group, because their order must be kept too.
             let home = shards.of(&entry.key).map_or("", |shard| &shard.id);
+            // Groups are only added, so that later records of this shard are left too, in their
+            // order.
             if open.len() == MOST_PARCELS && !open.contains_key(home) {
                 left.push(entry);
                 continue;

@@ -109,9 +109,11 @@ async fn drive(plan: Plan, keep_lines: bool) -> Outcome {
         let next = next.into_iter().flatten().min().unwrap_or(next_look);
         sleep_until(world.began + next).await;
     }
+    // First, because the first violation counts, and what `finish` finds may result from the panic.
     note_panic(&world);
     fleet.finish().await;
     world.settle().await;
+    // Again, because the library may have panicked during the shutdown.
     note_panic(&world);
     let mut truth = world.lock();
     Outcome {

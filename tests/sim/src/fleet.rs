@@ -324,6 +324,7 @@ impl Slot {
             let stopping = async {
                 match stop {
                     Some((deadline, _)) => {
+                        // A frozen process does not handle the request before it thaws.
                         machine.awake().await;
                         handle.shutdown(deadline).await
                     }
@@ -342,6 +343,7 @@ impl Slot {
                         stop.get_or_insert((deadline, Some(back)));
                     }
                     Some(Command::End) | None => {
+                        // The deadline of a stop that has begun stays; only the restart is dropped.
                         stop = Some((stop.map_or(LAST_DEADLINE, |it| it.0), None));
                     }
                     Some(Command::Freeze(lasts)) => machine.freeze(lasts),

@@ -765,6 +765,7 @@ impl ShardReader for Reader {
                     return Err(error);
                 }
             };
+            // Only with the reply, because a read without an answer must not move the reader.
             self.next = Some(next);
             let is_behind = matches!(read, Read::Records { millis_behind_latest: 1.., .. });
             self.due = Instant::now() + if is_behind { SPACING } else { poll };

@@ -144,11 +144,13 @@ impl LeaseStore for Table {
         write: &'a LeaseWrite,
     ) -> BoxFuture<'a, Result<WriteOutcome, ServiceError>> {
         async move {
+            // First, because a frozen process has not sent the write yet.
             self.0.awake().await;
             let (machine, write, sent) = (Arc::clone(&self.0), write.clone(), self.0.world.now());
             self.0.world.lock().ledger.wrote(machine.number, sent);
             // A take counts from its first attempt, whose time is not known here.
             let is_renewal = matches!(write.change, LeaseChange::Renew { .. });
+            // It owns what it needs, because the request may arrive after its sender is gone.
             let work = move |truth: &mut Truth| truth.write(&machine, sent, &write);
             let outcome = self.0.call(Service::Table, "writing a row", work).await?;
             if let WriteOutcome::Done(Some(row)) = &outcome

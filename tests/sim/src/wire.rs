@@ -95,6 +95,7 @@ impl HttpConnector for Wire {
         let (machine, request) = (Arc::clone(&self.0), Request::read(&request));
         HttpConnectorFuture::new(async move {
             let _running = machine.hold();
+            // First, because a frozen process has not sent the request yet.
             machine.awake().await;
             let sent = machine.world.now();
             let operation = request.operation().to_owned();
@@ -195,6 +196,8 @@ impl Truth {
                 }
                 // Only listings of all shards from the first page can be stale.
                 let is_whole = lacks("NextToken") && lacks("ShardFilter");
+                // A stale reply is derived from the complete listing, so that it is not split into
+                // pages.
                 if !is_stale {
                     request.body["MaxResults"] = self.page.into();
                 }

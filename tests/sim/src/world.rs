@@ -158,6 +158,7 @@ impl World {
     /// Spawns a task that outlives its creator.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock();
+        // The results of ended tasks would otherwise stay until the end of the run.
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
     }

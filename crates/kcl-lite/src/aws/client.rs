@@ -90,6 +90,7 @@ impl Network {
     fn pool(&self, request: &HttpRequest) -> Result<SharedHttpClient, String> {
         let way = self.way(request.uri())?;
         let target = request.headers().get("x-amz-target").unwrap_or_default();
+        // On a shared connection, shards with slow processors would stall the other subscriptions.
         if target.ends_with(".SubscribeToShard") {
             return self.new_pool(&way);
         }
@@ -97,6 +98,7 @@ impl Network {
         if let Some(pool) = pool.get() {
             return Ok(pool.clone());
         }
+        // Outside `get_or_init`, because this can fail. Of two concurrent calls the first one wins.
         let new = self.new_pool(&way)?;
         Ok(pool.get_or_init(|| new).clone())
     }

@@ -72,6 +72,7 @@ impl ProvideCredentials for First {
     where
         Self: 'a,
     {
+        // Only once, because the other provider has to renew them when they expire.
         let first = self.credentials.lock().take();
         match first {
             Some(credentials) => future::ProvideCredentials::ready(Ok(credentials)),

@@ -69,6 +69,7 @@ impl JsonLines {
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
         let mut file = self.file.lock();
+        // Checked before every line, because an earlier write may have failed half-way.
         if !ends_with_a_line(&mut file)? {
             text.insert(0, b'\n');
         }

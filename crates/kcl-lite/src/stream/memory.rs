@@ -387,6 +387,7 @@ impl MemoryReader {
     }
 
     async fn wait_and_read(&self) -> Result<Read, ServiceError> {
+        // Created once, so that changes of other shards do not postpone the empty reply.
         let tip = tokio::time::sleep(TIP_WAIT);
         tokio::pin!(tip);
         loop {
@@ -411,6 +412,7 @@ impl ShardReader for MemoryReader {
     fn next(&mut self) -> BoxFuture<'_, Result<Read, ServiceError>> {
         Box::pin(async move {
             let read = self.wait_and_read().await?;
+            // The cursor moves after the only await, so that a dropped future loses no record.
             if let Read::Records { records, .. } = &read
                 && let Some(last) = records.last()
             {

@@ -63,6 +63,7 @@ impl Dynamo {
             "DescribeContinuousBackups" => self.backups.describe(&self.db, &body, now_ms)?,
             _ => operations::dispatch(&self.db, operation, &body)?,
         };
+        // After the call, because a deletion that was refused keeps the flag.
         if operation == "DeleteTable" {
             self.backups.forget(&body)?;
         }

@@ -55,6 +55,7 @@ impl Meter {
     /// Counts a record to be written; returns false if the shard has accepted too much this second.
     pub(super) fn admit_write(&mut self, size: usize, now_ms: i64) -> bool {
         let size = i64::try_from(size).unwrap_or(i64::MAX);
+        // Both before either is reduced, so that a refused record uses up nothing.
         let admitted = self.write_size.has(size, now_ms) && self.write_records.has(1, now_ms);
         if admitted {
             self.write_size.take(size);
@@ -66,6 +67,7 @@ impl Meter {
     /// Counts a read; returns false if the shard was read too often, or has returned too much
     /// lately.
     pub(super) fn admit_read(&mut self, now_ms: i64) -> bool {
+        // One byte suffices, because the size of the reply is not known yet.
         let admitted = self.read_size.has(1, now_ms) && self.read_calls.has(1, now_ms);
         if admitted {
             self.read_calls.take(1);

@@ -45,6 +45,7 @@ impl Subscriptions {
 
     /// Returns whether no later session has replaced this one.
     pub(super) fn is_newest(&self, subscriber: &Subscriber, id: SessionId) -> bool {
+        // An absent entry means that the time of the session is over, and not that it was replaced.
         self.newest.get(subscriber).is_none_or(|session| session.id == id)
     }
 }

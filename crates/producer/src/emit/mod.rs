@@ -106,6 +106,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             self.list_shards().await?;
         }
         let start = Instant::now();
+        // The rate does not include the wait for the stream.
         self.tally = Tally::starting(start);
         let mut ticks = interval_at(start + self.pace.period(), self.pace.period());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -186,6 +187,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             }
             let reply = self.session.put(&batch).await?;
             let Settled { reason, moved } = self.settle(batch, reply)?;
+            // Before `recover`, which may end early: these parcels are in no queue meanwhile.
             if !moved.is_empty() {
                 self.look_after(moved).await?;
             }
@@ -227,6 +229,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
             }
         }
         self.keep(refused);
+        // A reply that refuses every record is no progress and must not reset the retries.
         if is_stored {
             self.session.progress();
             self.session.console.period()?;
@@ -251,6 +254,7 @@ impl<'a, Now: Fn() -> Timestamp> Emitter<'a, Now> {
     /// not belong to, as a whole, because consumers that filter by shard drop them as a whole.
     async fn look_after(&mut self, moved: Vec<(Parcel, String)>) -> Result<(), Halt> {
         if let Err(halt) = self.list_until_known(&moved).await {
+            // Where these belong is unknown without a listing, so that all of them are sent again.
             self.has_astray = true;
             self.keep(moved.into_iter().map(|(parcel, _)| parcel).collect());
             return Err(halt);

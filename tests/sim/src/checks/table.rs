@@ -366,6 +366,7 @@ fn by_owner(change: &Change<'_>, facts: &mut Facts, end: Option<End>) -> Found {
         return Err((Promise::Fence, format!("the row belongs to {:?}", before.actual_owner())));
     }
     if let Some(tenure) = facts.tenures.get_mut(&current) {
+        // A write that was delayed must not move the proof back.
         tenure.proof = tenure.proof.max(change.sent);
         if let Some(end) = end {
             tenure.end = Some((change.at, end));

@@ -236,11 +236,13 @@ impl AutoReader {
     /// Replaces the reader. The next one starts at the cursor of the last one, after what it has just
     /// returned.
     fn change(&mut self, reason: String) {
+        // Before the reader is replaced, because the reply that is being returned is the old one's.
         self.asked = self.asked();
         let cursor = match &self.reader {
             Reader::Polling(reader) => reader.cursor().clone(),
             Reader::FanOut(reader) => reader.cursor().clone(),
         };
+        // The worker may not have taken it yet, and it would be lost with the reader.
         let pending = self.reader().notice();
         let (of, rng, to) = (self.of.clone(), self.rng.fork(), self.choice.now);
         self.reader = match to {

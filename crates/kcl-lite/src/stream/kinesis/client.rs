@@ -274,6 +274,7 @@ impl KinesisClient {
         'listing: loop {
             let date = ServiceDate::new(self.options.clock.clone());
             let first = self.page_with_retries(from, None, &date, &mut rng).await?;
+            // Before the other pages, whose replies set the date too.
             let seen = date.take().ok_or_else(|| self.malformed("the reply has no time"))?;
             let (mut shards, mut token) = (first.shards.unwrap_or_default(), first.next_token);
             while let Some(next) = token {
@@ -296,6 +297,8 @@ impl KinesisClient {
     }
 
     pub(super) async fn list(&self, from: ListFrom) -> Result<Listing, ServiceError> {
+        // Taken before the first attempt, so that the time of the listing is not later than the
+        // call.
         let asked = self.options.clock.now();
         let result = self.pages(from).await.and_then(|(shards, seen)| {
             if shards.is_empty() {
@@ -334,6 +337,7 @@ impl KinesisClient {
             id: ShardId::from(shard.shard_id.as_str()),
             parents: parents.into_iter().flatten().map(|id| ShardId::from(id.as_str())).collect(),
             hash_range,
+            // A malformed reply must not end a shard, so a missing range counts as open.
             is_open: sequences.is_none_or(|range| range.ending_sequence_number.is_none()),
         })
     }

@@ -80,6 +80,7 @@ impl Pace {
         self.retry.succeeded();
         self.spacing = self.spacing.mul_f64(0.75).max(self.least_spacing);
         let interval = if is_behind { self.spacing } else { self.poll_interval.max(self.spacing) };
+        // Counted from the sending: the limit is on calls per second, however long a reply takes.
         let spaced = sent + interval.mul_f64(1.0 + self.rng.f64() / 10.0);
         // 2 MB per second and shard are 2 bytes per microsecond. The service allows a larger reply
         // (up to 10 MB), but then refuses calls until its time is over.
@@ -88,6 +89,8 @@ impl Pace {
 
     /// Records that a call was throttled at `now`.
     fn throttled(&mut self, now: Instant) {
+        // A configured rate below one call per `MOST_SPACING` is never exceeded, so `max` comes
+        // last.
         self.spacing = (self.spacing * 2).min(MOST_SPACING).max(self.least_spacing);
         // Wide jitter, so that readers that were throttled together do not meet again.
         self.due = Some(now + self.spacing.mul_f64(0.5 + self.rng.f64()));
@@ -163,6 +166,7 @@ impl PollingReader {
 
     /// Waits until the pace allows a call.
     async fn wait(&self) {
+        // The end is known without another call, so that it does not wait for one.
         if !matches!(self.ending, Ending::Certain(_))
             && let Some(due) = self.pace.due()
         {
@@ -198,6 +202,7 @@ impl PollingReader {
 
     async fn attempt(&mut self) -> Result<Read, ServiceError> {
         if matches!(self.ending, Ending::Suspected) {
+            // A listing that fails leaves the suspicion, so that the next attempt lists again.
             self.ending = self.of.look_up_end().await?.map_or(Ending::Open, Ending::Closed);
             if matches!(self.ending, Ending::Open) {
                 let what = "a reply of GetRecords had no iterator, but the shard is not closed";
@@ -222,6 +227,8 @@ impl PollingReader {
     async fn read(&mut self) -> Result<Read, ServiceError> {
         let cached = self.iterator.clone().filter(|iterator| iterator.is_fresh(self.now()));
         let iterator = match cached {
+            // Cloned and not taken: if this future is dropped during the call, the next one uses
+            // it.
             Some(iterator) => iterator,
             None => self.iterator.insert(self.get_iterator().await?).clone(),
         };
@@ -234,12 +241,14 @@ impl PollingReader {
         if let Err(error) = &result
             && matches!(error.kind, ServiceErrorKind::Expired | ServiceErrorKind::Invalid)
         {
+            // The service may refuse an iterator as invalid too; the cursor yields a new one.
             self.iterator = None;
         }
         result
     }
 
     fn accept(&mut self, reply: GetRecordsOutput, sent: Instant) -> Result<Read, ServiceError> {
+        // Converted before anything changes: a malformed reply must not move the cursor.
         let records = self.of.records(reply.records)?;
         let children = self.of.children(&reply.child_shards.unwrap_or_default());
         let is_at_tip = reply.millis_behind_latest == Some(0);
@@ -247,6 +256,7 @@ impl PollingReader {
         if let Some(last) = records.last() {
             self.cursor = Cursor::After(last.sequence_number.clone());
         }
+        // Dated at the sending, so that its age is never underestimated.
         self.iterator = reply.next_shard_iterator.map(|token| ShardIterator { token, since: sent });
         let before = mem::replace(&mut self.ending, Ending::Open);
         self.ending = if self.iterator.is_some() {
@@ -257,6 +267,8 @@ impl PollingReader {
             && records.is_empty()
             && is_at_tip
         {
+            // The listing does not prove that everything was read: only an empty reply at the tip
+            // does.
             Ending::Certain(children)
         } else {
             Ending::Suspected
@@ -267,7 +279,9 @@ impl PollingReader {
             u64::try_from(reply.millis_behind_latest.unwrap_or(1)).unwrap_or(0);
         let bytes = records.iter().map(Record::size).sum();
         self.pace.answered(sent, self.now(), bytes, millis_behind_latest > 0);
+        // Dated at the sending, so that what is written since is overestimated.
         self.at_tip = (millis_behind_latest == 0).then_some(sent);
+        // Records that arrive with the end are returned first; the next call returns the end.
         if let Ending::Certain(children) = &self.ending
             && records.is_empty()
         {
@@ -277,6 +291,7 @@ impl PollingReader {
     }
 
     async fn get_iterator(&self) -> Result<ShardIterator, ServiceError> {
+        // Taken before the call, so that the age of the iterator is never underestimated.
         let since = self.now();
         let call = self.of.stream.calls.get_shard_iterator();
         let call = match &self.cursor {

@@ -36,7 +36,9 @@ impl ShardClient {
     /// Only if a listed shard names it as a parent, or if all listed shards are younger: a stale
     /// listing may lack a shard that has just been created.
     pub(super) async fn look_up_forgotten(&self) -> Option<Vec<ChildShard>> {
+        // A listing that fails proves nothing; the caller returns the error that it already has.
         let shards = self.stream.list(ListFrom::All).await.ok()?.shards;
+        // A listed shard may still have records, whatever the failed call says.
         if shards.iter().any(|shard| shard.id == self.id) {
             return None;
         }

@@ -64,6 +64,7 @@ fn read(
     let account = &service.options.account;
     let name = iterator.stream.clone();
     let stream = state.serving(&name, now_ms)?;
+    // The stream was deleted and re-created under its name.
     if stream.meta.id != iterator.id {
         return Err(stream_not_found(&name, account));
     }
@@ -90,6 +91,7 @@ fn read(
         iterator.created_ms = now_ms;
         response.next_shard_iterator = Some(iterator.text());
     }
+    // As in the service, a large reply is returned, and later calls are refused for it.
     if let Some(log) = stream.log_mut(iterator.shard) {
         log.meter.count_read(response.size);
     }

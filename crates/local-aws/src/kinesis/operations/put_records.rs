@@ -51,6 +51,8 @@ pub(super) fn handle(service: &Service, request: Request) -> Result<Response, Ap
     let account = &service.options.account;
     service.with(|state, now_ms| {
         let meta = &state.stream(&name)?.meta;
+        // All sizes before anything is stored, because one invalid record refuses the whole
+        // request.
         for (entry, number) in entries.iter().zip(1..) {
             check_size(meta, entry, &format!("records.{number}.member.data"))?;
         }

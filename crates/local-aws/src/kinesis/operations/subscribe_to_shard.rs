@@ -158,6 +158,7 @@ impl Session {
             Stage::Ended => return None,
         }
         loop {
+            // Before the look, so that a change in between wakes the session.
             self.wake.mark_unchanged();
             match self.look() {
                 Ok(Found::Event(event)) => {
@@ -198,6 +199,7 @@ impl Session {
                 return Err(resource_in_use("A newer subscription took the place of this one."));
             }
             let stream = state.serving(&self.stream, now_ms)?;
+            // The stream was deleted and re-created under its name.
             if stream.meta.id != self.stream_id {
                 return Ok(Found::SessionOver);
             }

@@ -110,6 +110,7 @@ impl FanOutReader {
     /// Waits until there is something to return, and keeps it; or until the rest is to be polled.
     async fn arrive(&mut self) {
         if self.arrived.is_none() {
+            // Silence counts from here: while the caller was busy, the socket was not read.
             self.schedule.parked(self.now());
         }
         while self.arrived.is_none() && self.rest.is_none() {
@@ -157,6 +158,7 @@ impl FanOutReader {
                 }
             }
             Woken::Heard(Err(error)) => {
+                // Before `ended`, which drops the subscription.
                 let consumer = self.subscription.as_ref().map(|it| it.consumer.clone());
                 let end = self.ended(false);
                 if error.kind == ServiceErrorKind::Missing {
@@ -204,6 +206,7 @@ impl FanOutReader {
             event = heard => Woken::Heard(event.map_err(|error| {
                 self.of.stream.broken_events(OPERATION, &self.of.object(), error)
             })),
+            // The limits last, so that what has arrived counts, however late this is polled.
             () = at(self.schedule.call_limit()) => Woken::CallTookTooLong,
             () = at(self.schedule.silence_limit()) => Woken::Silent,
         }
@@ -221,6 +224,7 @@ impl FanOutReader {
                 return Err(error);
             }
         };
+        // Only now, because finding the consumer may take longer than the call may.
         self.schedule.calling(self.now());
         let call = self.of.stream.subscriptions.subscribe_to_shard();
         let call = call.consumer_arn(&consumer).shard_id(self.of.id.as_str());
@@ -249,6 +253,7 @@ impl FanOutReader {
     }
 
     fn accept(&mut self, event: SubscribeToShardEvent) -> Result<Read, ServiceError> {
+        // Everything is parsed before the cursor moves: a malformed event must not be skipped.
         let continuation = Some(event.continuation_sequence_number).filter(|it| !it.is_empty());
         let continuation = continuation.map(|digits| self.of.number(digits)).transpose()?;
         let children = self.of.children(&event.child_shards.unwrap_or_default());
@@ -259,12 +264,14 @@ impl FanOutReader {
         let last = records.last().map(|record| record.sequence_number.clone());
         self.schedule.hand_over(last, continuation);
         if is_last {
+            // Also the call that would replace the subscription: nothing follows the last event.
             (self.call, self.subscription) = (None, None);
             self.is_end_suspected = children.is_empty();
             if !children.is_empty() {
                 self.end = Some(children.clone());
             }
         }
+        // Records that arrive with the end are returned first; the next step returns the end.
         if self.end.is_some() && records.is_empty() {
             return Ok(Read::End { children });
         }
@@ -296,6 +303,7 @@ impl FanOutReader {
             self.end = Some(children);
             return Ok(None);
         }
+        // The shard is not known to be gone, so it may be the consumer that does not exist.
         if let Some(notice) = self.registration.missing(&self.of.stream, consumer).await {
             self.notice = Some(notice);
         }
@@ -310,9 +318,11 @@ impl FanOutReader {
             self.of.stream.options.clock.sleep_until(due).await;
         }
         let end = self.of.look_up_end().await;
+        // Also if the shard is open: subscriptions that keep ending must not cause a loop of calls.
         if !matches!(end, Ok(Some(_))) {
             self.schedule.failed(self.now());
         }
+        // A listing that failed leaves the suspicion, so that the next step lists again.
         let is_closed = end?.is_some();
         self.is_end_suspected = false;
         if is_closed {

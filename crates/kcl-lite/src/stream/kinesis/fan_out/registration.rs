@@ -72,6 +72,7 @@ impl Registration {
         let limit = if is_start { LIMIT } else { LIMIT_WHILE_READING };
         let look = async {
             let _alone = self.looking.acquire().await;
+            // Only after the wait, because the reader that looked before may have found it.
             match self.known() {
                 Some(arn) => Ok(arn),
                 None => self.look(stream).await,
@@ -88,11 +89,14 @@ impl Registration {
         stream: &KinesisClient,
         arn: &str,
     ) -> Option<Notice> {
+        // If another reader is looking already, this one retries and uses what that one finds.
         let _alone = self.looking.try_acquire().ok()?;
+        // Another ARN means that another reader has replaced the missing one meanwhile.
         let is_known = self.known().is_none_or(|known| known == arn);
         if matches!(self.wanted, StreamConsumer::Arn(_)) || !is_known {
             return None;
         }
+        // Forgotten first, so that the next subscription looks again if this look-up fails.
         self.know(None);
         let clock = &stream.options.clock;
         match clock::within(clock, LIMIT_WHILE_READING, self.look(stream)).await? {

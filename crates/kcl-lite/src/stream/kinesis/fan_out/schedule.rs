@@ -151,6 +151,8 @@ impl SubscriptionSchedule {
 
     /// Records that the call was accepted; its subscription replaces the old one.
     pub(super) fn accepted(&mut self, now: Instant) {
+        // The service's five minutes cannot have begun before the sending, so a renewal counted
+        // from there is never too late.
         let sent = self.calling.take().unwrap_or(now);
         self.retry.succeeded();
         self.session = Some(Session {
@@ -170,6 +172,7 @@ impl SubscriptionSchedule {
         // pace.
         if kind != ServiceErrorKind::NotReady {
             let delay = self.retry.delay(&mut self.rng);
+            // Never earlier than `FLOOR` allows, which `calling` has set.
             self.due = self.due.max(Some(now + delay));
         }
     }
@@ -187,6 +190,8 @@ impl SubscriptionSchedule {
         self.parked = Some(now);
         if let Some(session) = &mut self.session {
             (session.read_at, session.has_spoken) = (now, true);
+            // Not at the first event: a subscription that is soon replaced delivers some events
+            // too.
             if now.saturating_duration_since(session.sent) >= MIN_LIFETIME {
                 self.flaps.succeeded();
             }
@@ -197,6 +202,7 @@ impl SubscriptionSchedule {
     /// at the time of its request.
     pub(super) fn drop_delivered(&self, records: &mut Vec<Record>) {
         let Cursor::After(last) = &self.cursor else { return };
+        // The records are in order: if the first one is new, all are.
         if records.first().is_some_and(|first| first.sequence_number <= *last) {
             records.retain(|record| record.sequence_number > *last);
         }
@@ -213,6 +219,7 @@ impl SubscriptionSchedule {
             Cursor::After(number) => Some(number.clone()),
             Cursor::Horizon | Cursor::Timestamp(_) | Cursor::At(_) => None,
         };
+        // Never back: the first events of a new subscription repeat what was delivered meanwhile.
         if let Some(number) = last.max(continuation).max(before) {
             self.cursor = Cursor::After(number);
         }
