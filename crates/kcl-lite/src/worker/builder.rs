@@ -217,6 +217,7 @@ impl WorkerBuilder {
     /// [`aws_config`](Self::aws_config), also the errors of [`Lookup::load`](aws::Lookup::load) about
     /// environment and profile.
     pub async fn build(mut self) -> Result<Worker, Error> {
+        // Before `validate`, because not every application name is a valid consumer name.
         self.settings.retrieval.name_consumer(&self.application);
         self.settings.validate()?;
         self.no_stream_twice()?;
@@ -232,12 +233,15 @@ impl WorkerBuilder {
         own.chain(&self.lease_aws_config).try_for_each(aws::check)?;
         let (config, lease_config) = match self.aws_config {
             Some(config) => {
+                // A configuration that nothing uses need not be complete.
                 if !needs_no_service {
                     aws::check(&config)?;
                 }
                 (config.clone(), config)
             }
             None if needs_no_service => {
+                // Loading reads the environment and can fail, although nothing would use the
+                // result.
                 let none = aws_config::SdkConfig::builder().build();
                 (none.clone(), none)
             }
@@ -381,6 +385,7 @@ impl Worker {
         let (ready, is_ready) = oneshot::channel();
         let (stop, asked) = watch::channel(None);
         let (status, seen) = watch::channel(Status::default());
+        // One place is enough, because every caller waits for the reply to its command.
         let (commands, asked_for) = mpsc::channel(1);
         let me = self.me.clone();
         let control = self.settings.control_plane;
@@ -439,11 +444,13 @@ impl Worker {
         commands: mpsc::Receiver<Command>,
         status: watch::Sender<Status>,
     ) -> Result<Report, Error> {
+        // `is_by_other_life` and `WriteId::is_of` rely on this format.
         let incarnation = format!("{}#{:016x}", self.me, self.nonce);
         let lease_clock = LeaseClock::new(Arc::clone(&self.clock));
         let settings = Arc::new(self.settings);
         let control_context = ControlContext {
             store: self.store,
+            // A placeholder: the keeper of a lease gets the stream of that lease.
             stream: Arc::clone(&self.streams[0].stream),
             clock: Arc::new(lease_clock.clone()),
             settings: Arc::clone(&settings),
@@ -475,6 +482,8 @@ impl Worker {
             awake_since: self.clock.now(),
             me: self.me,
             shard_context: ShardTaskContext {
+                // A placeholder, too, like `service_clock`: each tenure has those of its own
+                // stream.
                 stream: Arc::clone(&control_context.stream),
                 clock: self.clock,
                 budget: Budget::new(settings.memory_budget),

@@ -54,6 +54,7 @@ async fn try_make(
     named: &[ChildShard],
     has_waited: bool,
 ) -> Result<BTreeSet<ShardId>, ServiceError> {
+    // A listing may be stale; the children that the last reply of the parent named are certain.
     let children = if named.is_empty() {
         listed_children(context, parent, has_waited).await?
     } else {
@@ -66,6 +67,8 @@ async fn try_make(
                 create(context, parent, &child).await?;
                 made.insert(child.id);
             }
+            // If first starts began both above and below `child`, its other parent gets no lease:
+            // the child is skipped, and what is missing behind it gets leases.
             Err(error) if has_waited && error.kind == ServiceErrorKind::NotReady => {
                 for later in missing_behind(context, parent, &child).await?.ok_or(error)? {
                     create(context, parent, &later).await?;
@@ -101,6 +104,7 @@ async fn listed_children(
         !is_listed && parent.hash_range.is_none_or(|whole| shard::covers(later, whole));
     let children = ChildShard::of(&id, shards);
     let is_whole = parent.hash_range.is_none_or(|whole| ChildShard::cover(&children, whole));
+    // Only a parent that has been trimmed can lack children in a complete listing.
     let may_be_behind = !is_history || !has_waited;
     if may_be_behind && (children.is_empty() || !is_whole) {
         return Err(ServiceError::new(
@@ -148,6 +152,7 @@ async fn other_parent_is_known(
 ) -> Result<(), ServiceError> {
     for known in [other, child] {
         let row = timely(context, context.store.get(known)).await?;
+        // A row of the former stream proves nothing, although it has the same key.
         if row.is_some_and(|row| !is_of_former(&row, parent)) {
             return Ok(());
         }

@@ -68,6 +68,7 @@ impl ControlContext {
                     let context = format!("{} was removed before it could be replaced", lease.key);
                     return Err(ServiceError::new(ServiceErrorKind::NotReady, context));
                 }
+                // Another worker, or an earlier attempt of this one, has created the row.
                 WriteOutcome::Refused(_) => return Ok(()),
                 WriteOutcome::Done(_) => break,
             }

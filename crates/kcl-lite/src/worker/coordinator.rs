@@ -141,7 +141,10 @@ impl Coordinator {
                     Some(input) => input,
                     None => continue,
                 },
+                // A processor that hangs must not outlast the deadline: what is not drained is
+                // abandoned.
                 Wake::StopDeadline => break,
+                // There is nothing to decide: the wait has made every keeper recheck its fence.
                 Wake::Resumed => continue,
                 Wake::JudgeDue => {
                     self.judge_shards();
@@ -151,6 +154,8 @@ impl Coordinator {
                     continue;
                 }
                 Wake::CallPanicked(panic) => {
+                    // The state would wait for the result of that call, which never arrives: the
+                    // worker ends.
                     let context = "a lease store or stream panicked";
                     self.failure =
                         Some(Error::new(ErrorKind::Internal, format!("{context}: {panic}")));
@@ -159,6 +164,7 @@ impl Coordinator {
             };
             if matches!(input, Input::StopRequested) {
                 let asked = *self.stop.borrow_and_update();
+                // A stop without a value means that the handle was dropped, which sets no deadline.
                 stopping = asked.or(Some(self.now() + STOP_DEADLINE));
             }
             self.step(input);
@@ -184,6 +190,7 @@ impl Coordinator {
         for action in self.state.step(now, input) {
             self.perform(action);
         }
+        // Judgements publish the status only once a second; a new state is visible at once.
         if self.state.phase() != self.status.borrow().health.state {
             self.publish_status();
         }
@@ -195,6 +202,7 @@ impl Coordinator {
     }
 
     fn command(&self, command: Command) -> Option<Input> {
+        // The dropped sender is the reply: the handle reports that the worker accepts no requests.
         if self.state.phase() == WorkerState::Stopping {
             return None;
         }
@@ -245,6 +253,7 @@ impl Coordinator {
             // coordinator acts on old knowledge.
             () = self.lease_clock.wait_for_resume() => Wake::Resumed,
             // An error means that the handle was dropped, which is a stop, too.
+            // Disabled once handled: the value stays set and would starve all arms below.
             _ = self.stop.wait_for(Option::is_some), if stopping.is_none() => {
                 Wake::Input(Box::new(Input::StopRequested))
             }
@@ -271,7 +280,9 @@ impl Coordinator {
             // The whole process was suspended or starved: no shard is to blame for that time.
             self.awake_since = now;
         }
+        // Counted from now, so that missed judgements do not follow each other without a pause.
         self.judge_at = now + JUDGE_INTERVAL;
+        // A lease whose keeper has ended, or was asked to release it, needs no judgement.
         let held_still = |held: &Held| held.keeper.is_none() && !held.give_up.is_cancelled();
         let held = self.held.iter().filter(|(_, held)| held_still(held));
         let stuck = held.filter_map(|(key, held)| match self.liveness(held, now) {
@@ -292,12 +303,14 @@ impl Coordinator {
     }
 
     fn liveness(&self, held: &Held, now: Instant) -> Liveness {
+        // The task has ended: its last activity would only seem to last longer and longer.
         if held.shard.is_some() {
             return Liveness::Well;
         }
         let progress = held.progress.lock();
         let (activity, since) = progress.current();
         let settings = &self.control_context.settings;
+        // Time before `awake_since` does not count, because this process may not have run.
         match (judge(&activity, since.max(self.awake_since), now, settings), progress.open_since())
         {
             (Liveness::Well, Some(since)) => {
@@ -319,6 +332,8 @@ impl Coordinator {
             Action::Write(write, why) => self.write(write, why),
             Action::Start { lease, sent } => self.start(&lease, sent),
             Action::Drain(key) => {
+                // A lease that is still being taken is not held. If a handoff is requested, the
+                // next scan repeats the drain.
                 if let Some(held) = self.held.get(&key) {
                     held.drain.cancel();
                 }
@@ -353,6 +368,8 @@ impl Coordinator {
         let context = self.control_context.clone();
         self.calls.spawn(async move {
             let (limit, what) = (context.settings.lease_duration, "listing the shards");
+            // Half of the limit is for the check, so that the listing is returned even if the check
+            // hangs.
             let call = listing(&stream, &context.clock, limit / 2);
             let result = timely(&context.clock, limit, what, call).await;
             Input::Listed { stream: key, result }
@@ -362,6 +379,8 @@ impl Coordinator {
     fn write(&mut self, write: LeaseWrite, why: Why) {
         let context = self.control_context.clone();
         self.calls.spawn(async move {
+            // Before the first attempt, since any attempt may be the one that was applied, and the
+            // validity of a lease counts from the sending.
             let sent = context.clock.now();
             let result = write_until_answered(&context, &write).await;
             Input::Wrote { write, why, sent, result }
@@ -422,6 +441,7 @@ impl Coordinator {
                     Arc::clone(&held.progress),
                     self.rng.fork(),
                 );
+                // Weak, because the account has to end with the task, which owns it.
                 held.memory = Arc::downgrade(task.memory());
                 self.shards.spawn_on(lease.key.clone(), task.run(), &self.data_plane);
             }
@@ -462,7 +482,10 @@ impl Coordinator {
             KeeperExit::Lost => None,
         };
         let clean = matches!(shard, ShardExit::Ended | ShardExit::Drained { clean: true });
+        // Acknowledged records are repeated unless the keeper has also stored their position.
         let drained = row.is_some() && clean;
+        // The task of a shard that was judged stuck exits as `Lost`, because the keeper cancels it.
+        // The reason is then the one of the judgement.
         let reason = match shard {
             ShardExit::Stalled { reason } => Some(reason),
             ShardExit::Ended | ShardExit::Drained { .. } | ShardExit::Lost | ShardExit::Stop(_) => {
@@ -499,6 +522,7 @@ impl Coordinator {
                 Liveness::Well => None,
                 Liveness::Slow { cause } | Liveness::Stuck { cause } => Some(cause),
             };
+            // Locked only after the judgement, which takes the same lock.
             let progress = held.progress.lock();
             let status = ShardStatus {
                 checkpoint: held.stored.borrow().clone(),
@@ -523,6 +547,8 @@ impl Coordinator {
             misrouted_records: faults.misrouted(),
             corrupt_aggregates: faults.corrupt(),
         };
+        // `send` would not store the value after the handle was dropped, but `step` compares with
+        // it.
         self.status.send_replace(status);
     }
 }
@@ -576,6 +602,7 @@ async fn listing(
             Err(ServiceError::new(ServiceErrorKind::Missing, context))
         }
         (Some(Err(error)), _) if error.kind == ServiceErrorKind::Missing => Err(error),
+        // A description that is denied or fails otherwise says nothing about the stream.
         (_, listing) => listing,
     }
 }

@@ -173,6 +173,7 @@ impl WorkerHandle {
     /// The error of [`stopped`](Self::stopped), if the worker had already ended because of one.
     pub async fn shutdown(&self, deadline: Duration) -> Outcome {
         let now = self.clock.now();
+        // A caller may pass `Duration::MAX`, which would overflow the instant.
         let a_year = Duration::from_secs(365 * 24 * 3_600);
         let deadline = now + deadline.min(a_year);
         self.stop.send_if_modified(|stop| {
@@ -199,9 +200,11 @@ impl WorkerHandle {
     /// # Errors
     /// The error that ended the worker; kind `Stopped` when it was aborted, or its runtime has shut down.
     pub async fn stopped(&self) -> Outcome {
+        // Each call has a receiver of its own, so that several calls can wait at the same time.
         let mut outcome = self.outcome.clone();
         match outcome.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(Error::runtime_gone())),
+            // The control plane was dropped with its runtime, before it could set an outcome.
             Err(_) => Err(Error::runtime_gone()),
         }
     }
@@ -249,6 +252,7 @@ pub(super) fn spawn(
             biased;
             // An abort wins over an outcome that is ready at the same time.
             () = asked_to_abort.cancelled() => Err(aborted()),
+            // A panic is caught, because it would otherwise look like the end of the runtime.
             result = AssertUnwindSafe(run).catch_unwind() => result.unwrap_or_else(|_| Err(panicked())),
         };
         done.send_replace(Some(result));
@@ -269,8 +273,10 @@ fn on_own_thread(control: impl Future<Output = ()> + Send + 'static) -> Result<(
     let failed = |error: std::io::Error| {
         Error::new(ErrorKind::Internal, format!("the control thread could not start: {error}"))
     };
+    // Built before the thread starts, so that a failure is an error of the start.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    // The thread is not joined: its end is visible through the outcome.
     std::thread::Builder::new()
         .name("kcl-lite-control".to_owned())
         .spawn(move || runtime.block_on(control))

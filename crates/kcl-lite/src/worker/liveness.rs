@@ -104,6 +104,7 @@ impl Progress {
 
     /// Returns the activity of the task, and since when it lasts.
     pub(crate) fn current(&self) -> (Activity, Instant) {
+        // First: a reader that waits for memory makes no calls, so its last reply or error is old.
         if self.activity == Activity::Reading
             && let Some(since) = self.no_memory_since
         {
@@ -114,6 +115,7 @@ impl Progress {
                 (Activity::ReadFailing { error: error.clone() }, *since)
             }
             (Activity::Reading, None) if self.is_at_tip => (Activity::WaitingAtTip, self.since),
+            // A heartbeat proves only that the processor is alive, so it restarts no other limits.
             (activity, _) if activity.is_the_processors() => {
                 (activity.clone(), self.heard_since(self.since))
             }
@@ -168,6 +170,7 @@ impl Progress {
     /// Returns the backlog in milliseconds: the value of the last reply, plus its age while the next reply
     /// is overdue.
     pub(crate) fn millis_behind(&self, now: Instant, poll_interval: Duration) -> Option<u64> {
+        // Nothing more can arrive in a shard that has been read to its end.
         let Some(behind) = self.reply?.behind else { return Some(0) };
         let age = self.since_reply(now)?;
         let is_overdue =
@@ -181,6 +184,7 @@ impl Progress {
         let since = self.read_error.as_ref().map_or(now, |(_, since)| *since);
         self.read_error = Some((error, since));
         self.is_missing = is_missing;
+        // A reader that returns errors does not hang; the series of errors has its own duration.
         self.reader_lives(now);
     }
 
@@ -251,8 +255,12 @@ pub(crate) fn judge_open_record(since: Instant, now: Instant, settings: &Setting
 fn limits(activity: &Activity, settings: &Settings) -> (Duration, Duration) {
     let (slow, deadline) = (settings.slow_after, settings.callback_deadline);
     match activity {
+        // Saturates, because a deadline of `Duration::MAX` means none.
         Activity::Processing { .. } => (slow, deadline.saturating_add(GRACE.min(deadline / 2))),
+        // Without a grace period, because the task has no deadline of its own for these.
         Activity::WaitingForAcknowledgements | Activity::HoldingMemory => (slow, deadline),
+        // The task replaces a reader that hangs, and gives up after some: stuck only if it did
+        // neither.
         Activity::Reading | Activity::WaitingAtTip => {
             (READ_LIMIT + GRACE, READ_LIMIT * READER_RESTARTS + GRACE * 2)
         }

@@ -87,11 +87,13 @@ pub(crate) async fn make_ready(
             context.events.emit(&Event::ConsumerRegistered { consumer });
         }
     }
+    // Taken before the call, so that the age of the rows is never underestimated.
     let looked = context.clock.now();
     let (table, is_new) = match retried(context, rng, || context.store.list()).await {
         Err(error) if error.kind == ServiceErrorKind::Missing => (Table::default(), true),
         table => (table?, false),
     };
+    // A missing table is created later, when all streams have been checked.
     if !is_new {
         prepare(context, rng).await?;
     }
@@ -218,6 +220,7 @@ fn settle_others<'a>(
     let others = table.leases.iter().filter_map(|row| Some((source.other_stream(row)?, row)));
     let (kinds, rows): (Vec<_>, Vec<_>) = others.unzip();
     let Some(row) = rows.first() else { return Ok(rows) };
+    // The description is older than such a row, so this worker would read a deleted stream.
     if kinds.contains(&Other::Newer) {
         return Err(Error::new(
             ErrorKind::Missing,
@@ -232,6 +235,7 @@ fn settle_others<'a>(
         // has written rows of the former stream again.
         return Ok(rows);
     }
+    // No program can know whether the old rows are stale or the new stream is a mistake.
     if recreated == StreamRecreated::Refuse {
         let was = row.made_for();
         let is = source.identity.as_ref().map_or_else(String::new, ToString::to_string);
@@ -243,6 +247,7 @@ fn settle_others<'a>(
             ),
         ));
     }
+    // An unmarked row may belong to either stream, so it can be neither kept nor removed.
     if let Some(row) = own.iter().find(|row| !is_marked(row)) {
         return Err(Error::new(
             ErrorKind::Config,
@@ -265,6 +270,7 @@ async fn discard(
     row: &Lease,
     rng: &mut fastrand::Rng,
 ) -> Result<(), ServiceError> {
+    // Checked for each refusal: by then the row may have been replaced by one of a newer stream.
     let is_other = |row: &Lease| source.other_stream(row).is_some_and(|it| it != Other::Newer);
     retried(context, rng, || context.discard(row.clone(), is_other)).await
 }
@@ -281,6 +287,7 @@ async fn create_first(
     let list = || ready.stream.list(start.listed());
     let first = wait_until_ready(context, rng, list).await?;
     ready.service_clock.set(first.at);
+    // Only now, so that a start that fails before leaves no new table behind.
     prepare(context, rng).await?;
     let wanted = first_leases(context, ready, (start, first), rng).await?;
     let count = wanted.len();
@@ -315,6 +322,7 @@ async fn decide_start(
 ) -> Result<Start, Error> {
     let position = ready.source.position;
     let (InitialPosition::AtTimestamp(_) | InitialPosition::Ago(_)) = position else {
+        // These positions contain no time, so the time of the service is not needed.
         return Ok(Start::of(position, Timestamp::from_millis(0)));
     };
     let list = || ready.stream.list(ListFrom::Latest);
@@ -350,6 +358,7 @@ async fn repair_future_starts(
         start.filter(|time| is_to_come(*time, now, asked))
     };
     let rows = rows_of(&ready.source, &table.leases);
+    // No allowance for the age of `known`: a false suspicion costs only the call below.
     let suspects: Vec<_> =
         rows.filter(|row| start_to_come(row, known, Duration::ZERO).is_some()).collect();
     if suspects.is_empty() {
@@ -359,6 +368,7 @@ async fn repair_future_starts(
     // None of them can correctly start later than the service's time now.
     let asked = context.clock.now();
     let described = retried(context, rng, || ready.stream.describe()).await;
+    // A listing has a time, too, and needs no permission to describe the stream.
     let now = match described.ok().and_then(|description| description.at) {
         Some(now) => now,
         None => retried(context, rng, || ready.stream.list(ListFrom::Latest)).await?.at,
@@ -386,6 +396,7 @@ async fn start_again(
         let write = LeaseWrite { key: row.key.clone(), id, change };
         match retried(context, rng, || context.store.write(&write)).await? {
             WriteOutcome::Refused(Some(now)) => row = now,
+            // The row has been deleted, and its wrong start with it.
             WriteOutcome::Refused(None) => return Ok(()),
             WriteOutcome::Done(_) => {
                 context.events.emit(&Event::LeaseStartReplaced { shard: row.key, stored });
@@ -405,6 +416,7 @@ async fn rows_made_by_others(
 ) -> Result<Option<usize>, Error> {
     let table = retried(context, rng, || context.store.list()).await?;
     let rows = rows_of(&ready.source, &table.leases);
+    // The mark contains the incarnation, so rows of earlier attempts of this start do not count.
     let made_here =
         |row: &Lease| row.write_id.as_ref() == Some(&write_id(&context.incarnation, row.counter));
     Ok((!rows.clone().all(made_here)).then(|| rows.count()))
@@ -495,6 +507,8 @@ where
     let mut retry = attempts();
     loop {
         match timely(&context.clock, call_limit(context), "starting", call()).await {
+            // `wait_until_ready` waits for a stream that is not ready, and emits an event of its
+            // own.
             Err(error) if error.kind != ServiceErrorKind::NotReady => {
                 pause(context, &mut retry, rng, error).await?;
             }
@@ -514,6 +528,7 @@ async fn pause(
     error: ServiceError,
 ) -> Result<(), ServiceError> {
     let delay = retry.delay(rng);
+    // A wait beyond the timeout would end with the same error, only later.
     if !error.is_transient() || !may_wait(context, delay) {
         return Err(error);
     }

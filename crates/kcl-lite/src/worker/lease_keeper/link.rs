@@ -160,6 +160,8 @@ impl KeeperLink {
             let mut moved = self.fence.clone();
             while self.clock.now() >= *moved.borrow_and_update() {
                 if moved.changed().await.is_err() {
+                    // The keeper has ended. The task ends by `lost`, and must not deliver until
+                    // then.
                     future::pending::<()>().await;
                 }
             }

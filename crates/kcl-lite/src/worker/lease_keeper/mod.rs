@@ -98,6 +98,8 @@ impl LeaseKeeper {
         let (link, line) = link::line(clock, tenure.fenced_at(), tenure.lease());
         // Counted from when the take was sent, not from now: after a late reply the renewal is early.
         let next_write = tenure.valid_from() + context.renew_interval();
+        // Short compared with the time from a renewal to the fence, so that an outage leaves room
+        // for several attempts.
         let most = context.settings.lease_duration / 10;
         let keeper = Self {
             pause_until: tenure.valid_from(),
@@ -131,6 +133,8 @@ impl LeaseKeeper {
                 Wake::Asked(request) => self.store(request),
                 Wake::Requested(request) => self.requested(request),
                 Wake::ChildrenMade(children) => {
+                    // Only now, when the rows of the children exist: a crash before must not leave
+                    // a hole.
                     self.goal = Goal::Finish(children);
                     self.next_write = self.context.clock.now();
                 }
@@ -158,6 +162,8 @@ impl LeaseKeeper {
         tokio::select! {
             biased;
             () = clock.sleep_until(self.tenure.fenced_at()) => Wake::Fenced,
+            // This arm and the next are disabled once a goal is set: a cancelled token and a closed
+            // channel stay ready.
             () = self.line.give_up.cancelled(), if is_free => Wake::GivenUp,
             request = self.line.requests.recv(), if is_free => Wake::Requested(request),
             Some(request) = self.line.stores.recv() => Wake::Asked(request),
@@ -180,8 +186,10 @@ impl LeaseKeeper {
     }
 
     fn write_within(&mut self, delay: Option<Duration>) {
+        // An interval that overflows the clock means that nothing is due before the renewal.
         let due = delay.and_then(|delay| self.context.clock.now().checked_add(delay));
         let due = due.map(|due| due.max(self.tenure.valid_from() + self.spacing));
+        // Never later than planned: acknowledgements must not postpone the renewal.
         self.next_write = due.map_or(self.next_write, |due| self.next_write.min(due));
     }
 
@@ -189,13 +197,18 @@ impl LeaseKeeper {
         if let Some(mark) = &request.mark {
             self.asked.facts.merge(Facts::of(mark));
         }
+        // A request without a prepared checkpoint does not replace one that its caller still waits
+        // for.
         self.asked.pending = request.pending.or(self.asked.pending.take());
         self.asked.waiting.push(request.stored);
+        // At once, because the processor waits. After a failure `pause_until` still delays the
+        // write.
         self.next_write = self.context.clock.now();
     }
 
     /// Returns the fields of the next write.
     fn update(&mut self) -> LeaseUpdate {
+        // Marked as seen: what this write carries must not trigger another one.
         let latest = self.line.facts.borrow_and_update().clone();
         let is_asked = self.context.settings.balance == Balance::Throughput;
         let now = self.context.clock.now();
@@ -206,9 +219,11 @@ impl LeaseKeeper {
         // `read_until` is stored only with the checkpoint it belongs to: alone it would hide a gap.
         let nothing_held_back = latest.checkpoint.as_ref() <= newest;
         let is_manual = self.context.settings.checkpoints == CheckpointPolicy::Manual;
+        // With manual checkpoints only the last write carries what the processor did not request.
         if !is_manual || self.goal != Goal::Keep || nothing_held_back {
             facts.merge(latest);
         }
+        // Computed a second time, since the merge may have passed a prepared checkpoint.
         let newest = facts.checkpoint.as_ref().max(Some(&row.checkpoint));
         let pending = self.asked.pending.clone().filter(|it| Some(&it.checkpoint) > newest);
         let pending = pending.map_or(PendingChange::Keep, PendingChange::Prepare);
@@ -232,6 +247,7 @@ impl LeaseKeeper {
         let reached = |checkpoint: &Checkpoint| row.checkpoint >= *checkpoint;
         let is_stored = self.asked.facts.checkpoint.as_ref().is_none_or(reached);
         let pending = self.asked.pending.as_ref();
+        // A checkpoint that has reached a prepared one removes it from the row.
         let is_prepared =
             pending.is_none_or(|it| row.pending.as_ref() == Some(it) || reached(&it.checkpoint));
         if is_stored && is_prepared {
@@ -267,6 +283,7 @@ impl LeaseKeeper {
         let write = self.tenure.write(&self.goal, &update);
         match self.send(&write).await {
             Sent::Answered(Verdict::Held { reached }) => self.held(reached),
+            // The tenure now has the new row, so the next write names the right successor.
             Sent::Answered(Verdict::OtherSuccessor) => {
                 self.next_write = self.context.clock.now();
                 None
@@ -274,6 +291,8 @@ impl LeaseKeeper {
             Sent::Answered(Verdict::Lost { to }) => Some(self.lose(to)),
             Sent::Answered(Verdict::Vanished) => {
                 let again = self.tenure.write_again(&update);
+                // Any other result is settled by the next write, which shows the row, or by the
+                // fence.
                 if let Sent::Answered(Verdict::Lost { to }) = self.send(&again).await {
                     return Some(self.lose(to));
                 }
@@ -291,12 +310,14 @@ impl LeaseKeeper {
     /// Sends one write; stops waiting at the fence or after the write limit.
     async fn send(&mut self, write: &LeaseWrite) -> Sent {
         let clock = Arc::clone(&self.context.clock);
+        // Before the call: from now on the table may apply the write at any time.
         let sent = clock.now();
         let before = self.tenure.lease().checkpoint.clone();
         self.tenure.sent(sent);
         let attempt = within(&clock, self.context.write_limit(), self.context.store.write(write));
         let result = tokio::select! {
             biased;
+            // The fence first: a reply that is ready at the same time comes too late.
             () = clock.sleep_until(self.tenure.fenced_at()) => return Sent::Fenced,
             result = attempt => result,
         };
@@ -332,6 +353,7 @@ impl LeaseKeeper {
         self.retry.succeeded();
         self.spacing = self.spacing.mul_f64(0.9);
         let renewal = self.tenure.valid_from() + self.context.renew_interval();
+        // If the goal is not reached, the recognised write was an earlier one with another goal.
         self.next_write = if reached { renewal } else { self.context.clock.now() };
         self.settle_asked();
         if !reached || self.goal == Goal::Keep {
@@ -391,6 +413,7 @@ fn made<'a>(
 ) -> Pin<Box<dyn Future<Output = BTreeSet<ShardId>> + Send + 'a>> {
     match ending {
         Some(ending) => Box::pin(ending.as_mut()),
+        // `select!` creates the future of a disabled arm, too.
         None => Box::pin(future::pending()),
     }
 }

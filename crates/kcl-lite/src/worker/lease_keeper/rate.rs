@@ -23,6 +23,7 @@ impl Rate {
         if millis >= 1_000 {
             let grown = u128::from(bytes.saturating_sub(self.bytes)) * 1_000 / millis;
             let rate = u64::try_from(grown).unwrap_or(u64::MAX);
+            // Both are halved before they are added, so that the sum cannot overflow.
             let smooth = self.smooth.map_or(rate, |before| before / 2 + rate / 2);
             (self.since, self.bytes, self.smooth) = (now, bytes, Some(smooth));
         }

@@ -35,6 +35,7 @@ impl ShardTask {
         future: impl Future<Output = Result<T, BoxError>>,
     ) -> Result<T, Fault> {
         self.doing(Activity::Processing { callback });
+        // A processor that has panicked gets no further call, so its state need not be consistent.
         let future = AssertUnwindSafe(future).catch_unwind();
         match self.in_time(callback, future).await {
             Some(Ok(Ok(value))) => Ok(value),

@@ -32,6 +32,7 @@ impl ShardTask {
             }
             for record in &rejected.records {
                 if !self.dead_letter(window, record, 0, &rejected.failure).await {
+                    // The drain makes one more attempt to store them.
                     window.still_rejected(rejected);
                     return Some(Pass::Drained { clean: false });
                 }

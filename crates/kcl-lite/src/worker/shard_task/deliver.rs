@@ -27,16 +27,20 @@ impl ShardTask {
         fetched: FetchedRecords,
     ) -> Option<Pass> {
         let FetchedRecords { mut records, bytes, millis_behind_latest, memory } = fetched;
+        // Shared, because a batch may be delivered in parts, and each part keeps the whole reply
+        // alive.
         let memory = Arc::new(memory);
         if let Some(pass) = self.look_for_gap(processor, records.first()).await {
             return Some(pass);
         }
+        // Outside the loop, so that a batch that is delivered several times counts once.
         self.keeper.delivered(bytes);
         loop {
             if let Some(pass) = self.store_rejected(&line.window).await {
                 return Some(pass);
             }
             self.publish(&line.window);
+            // Before each delivery, because tokens may acknowledge while a failure is waited out.
             self.drop_acknowledged(&mut records);
             line.window.pass_over(&mut records);
             if records.is_empty() {
@@ -48,6 +52,7 @@ impl ShardTask {
                     if let Some(pass) = self.give_up(attempts, &failure) {
                         return Some(pass);
                     }
+                    // Records that tokens have acknowledged are not searched for the poison record.
                     let open = line.window.open(&records[..count]);
                     if open.len() > 1 {
                         let attempts = self.context.settings.failures.attempts();
@@ -69,6 +74,7 @@ impl ShardTask {
                 Ok(()) => {}
                 Err(Some(pass)) => return Some(pass),
                 Err(None) => {
+                    // Cloned, because tokens of the failed attempt may still share the part.
                     records.splice(0..0, part.iter().cloned());
                 }
             }
@@ -83,6 +89,8 @@ impl ShardTask {
         line: &StoreChannel,
         (part, millis_behind_latest, memory): (Arc<Vec<Record>>, u64, &Arc<Permit>),
     ) -> Result<(), Option<Pass>> {
+        // Checked for every delivery: after a suspend the fence may have passed although nothing
+        // has cancelled this task yet.
         self.doing(Activity::Storing);
         self.keeper.still_ours().await;
         let (delivered, deferral) = line.window.deliver(&part);

@@ -9,6 +9,7 @@ pub(super) fn drop_done(records: &mut Vec<Record>, done: &Position) {
         let of_number = record.sequence_number.cmp(&done.sequence_number);
         of_number.then(record.sub_sequence_number.cmp(&done.sub_sequence_number))
     };
+    // Records are in order: if the first one is new, all are.
     if records.first().is_none_or(|first| place(first).is_gt()) {
         return;
     }

@@ -33,6 +33,7 @@ impl ShardTask {
         {
             return pass;
         }
+        // No record is to blame for a failure outside `process`, so nothing can be dead-lettered.
         Pass::Again { failures, error: failure.text, at_once: false }
     }
 
@@ -89,6 +90,7 @@ impl ShardTask {
     pub(super) async fn sleep_unless_drained(&self, duration: Duration) -> bool {
         tokio::select! {
             biased;
+            // The drain first, so that it also interrupts a pause of zero.
             () = self.drain.cancelled() => true,
             () = clock::sleep(&self.context.clock, duration) => false,
         }

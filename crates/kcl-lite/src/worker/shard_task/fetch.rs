@@ -83,8 +83,10 @@ impl Fetch {
                     self.hand_over(read, memory, asked, &batches).await;
                     continue;
                 }
+                // An error is an answer: only readers that hang or panic are replaced.
                 Some(Ok((Err(error), memory))) => {
                     hangs = 0;
+                    // Before the pause after a failure, in which other shards can use the memory.
                     drop(memory);
                     self.tell(reader.as_mut());
                     self.failed(&error).await;
@@ -127,6 +129,7 @@ impl Fetch {
     /// Reserves memory for one reply.
     async fn set_aside(&self, bytes: u64) -> Permit {
         let mut permit = pin!(self.memory.acquire(&self.context.clock, bytes));
+        // Usually granted immediately; only a real wait is published.
         if let Some(permit) = permit.as_mut().now_or_never() {
             return permit;
         }
@@ -164,6 +167,8 @@ impl Fetch {
             Read::Records { records, millis_behind_latest } => {
                 let is_at_tip = millis_behind_latest == 0;
                 self.replied(is_at_tip, Some(millis_behind_latest));
+                // Decided before unpacking: a reply whose records are all dropped is not an empty
+                // one.
                 let is_tip = is_at_tip && records.is_empty();
                 let mut records = self.unpacker.unpack(records, &self.context);
                 if let Some(last) = &self.last {
@@ -183,6 +188,7 @@ impl Fetch {
             }
             Read::End { children } => {
                 self.replied(true, None);
+                // Before the send, which may wait for the processor: an end holds no records.
                 drop(memory);
                 send(batches, Fetched::End(children)).await;
                 // Never returns: a return would mean that reading was given up.

@@ -40,6 +40,8 @@ impl Known {
             Checkpoint::At(position) => {
                 let is_there =
                     first.is_some_and(|first| first.sequence_number <= position.sequence_number);
+                // Rows that only other libraries have written lack `read_until`: then a loss cannot
+                // be ruled out.
                 !is_there && self.read_until.is_none_or(is_old)
             }
             Checkpoint::Latest | Checkpoint::AtTimestamp => {

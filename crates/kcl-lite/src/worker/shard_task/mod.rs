@@ -78,6 +78,7 @@ impl ShardTask {
             // processor must be able to see that they will be delivered again.
             let _closed = window.close_on_drop();
             let pass = self.pass(processor, &window).await;
+            // The next pass starts after everything that was acknowledged until the last one ended.
             self.publish(&window);
             if std::mem::take(&mut self.failures.is_dead) {
                 // Tokens that the dying processor drops must not count as new failures.
@@ -90,6 +91,8 @@ impl ShardTask {
                     if self.finish(children).await {
                         return self.ended(processor).await;
                     }
+                    // Everything is acknowledged, so the next owner repeats nothing and only stores
+                    // the end.
                     ShardExit::Drained { clean: true }
                 }
                 Pass::Drained { clean } => ShardExit::Drained { clean },
@@ -118,6 +121,7 @@ impl ShardTask {
     }
 
     async fn ended(&mut self, processor: &mut Option<Box<dyn ErasedProcessor>>) -> ShardExit {
+        // The keeper has ended either way: only the token shows whether it stored the end.
         if self.keeper.lost.is_cancelled() {
             return ShardExit::Lost;
         }
@@ -164,6 +168,7 @@ impl ShardTask {
                 self.publish(window);
             }
         };
+        // What is still in flight after the limit is repeated by the next owner.
         clock::within(&clock, DRAIN_LIMIT, settled).await;
         self.publish(window);
         window.close();

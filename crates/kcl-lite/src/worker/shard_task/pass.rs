@@ -61,6 +61,7 @@ impl ShardTask {
         let (clock, progress) = (Arc::clone(&self.context.clock), Arc::clone(&self.progress));
         let heartbeat = Heartbeat::new(clock, progress, window.clone());
         let shard = Arc::new(ShardContext { pending, heartbeat, ..self.shard.clone() });
+        // The factory is user code: its panic is a failure like any other.
         let made = std::panic::catch_unwind(AssertUnwindSafe(|| (self.context.factory)(&shard)));
         let processor = match made {
             Ok(made) => slot.insert(made),
@@ -74,6 +75,7 @@ impl ShardTask {
             return self.after_fault("initialize", fault);
         }
         let line = StoreChannel { window: window.clone(), requests: self.keeper.stores() };
+        // Before the start cursor is computed, because a commit moves it.
         if let Some(pass) = self.settle_pending(processor.as_mut(), &shard, &line).await {
             return pass;
         }
@@ -119,13 +121,16 @@ impl ShardTask {
             return None;
         }
         match self.call("resume", processor.resume(pending)).await {
+            // The prepared checkpoint stays in the row until the checkpoint reaches it.
             Ok(Resume::Repeat) => {}
             Ok(Resume::Commit) => {
                 let mark = Mark { position: position.clone(), arrived: None };
+                // Reading starts at the committed position, so a gap is looked for from there.
                 self.known.checkpoint = pending.checkpoint.clone();
                 line.window.start_after(mark.clone());
                 self.publish(&line.window);
                 self.doing(Activity::Storing);
+                // Stored before anything is delivered, whatever the checkpoint policy.
                 if line.store(Some(mark), None).await.is_err() {
                     // The keeper has ended and cancels this task.
                     future::pending::<()>().await;
@@ -151,6 +156,7 @@ impl ShardTask {
         let mut standstill = Standstill::begin(clock.now());
         let mut paused = self.context.paused.clone();
         loop {
+            // Rejected records first: they are stored before anything else is delivered.
             if let Some(pass) = self.store_rejected(window).await {
                 return pass;
             }
@@ -160,6 +166,7 @@ impl ShardTask {
             }
             let in_flight = window.in_flight();
             self.watch_oldest(in_flight);
+            // Only with nothing in flight: the end must not pass a record that is not acknowledged.
             if in_flight == 0
                 && let Some(children) = children.take()
             {
@@ -168,6 +175,7 @@ impl ShardTask {
             let holds = in_flight > 0 && self.memory.blocks_others();
             let holds_since = standstill.blocking(clock.now(), holds);
             let is_paused = *paused.borrow_and_update();
+            // A pause that the user requested must not count as a standstill of the processor.
             if is_paused {
                 standstill = Standstill::begin(clock.now());
             }
@@ -181,6 +189,7 @@ impl ShardTask {
             };
             self.doing_since(activity, since);
             let wants_records = has_room && children.is_none() && !is_paused;
+            // Only a shard that has nothing to process may exceed the memory budget.
             self.memory.starved(wants_records && fetched.is_empty());
             // A drain first, so that a full backlog cannot delay it. Acknowledgements before records, so
             // that the checkpoint keeps up. `idle` last: it runs only when there are no records.
@@ -234,6 +243,7 @@ impl ShardTask {
             Fetched::Tip(time) => {
                 // First, because a newer `read_until` would hide a gap before it.
                 let pass = self.look_for_gap(processor, None).await;
+                // `read_until` says that everything that arrived until then is acknowledged.
                 if pass.is_none() && line.window.in_flight() == 0 {
                     self.keeper.read_until(time);
                 }

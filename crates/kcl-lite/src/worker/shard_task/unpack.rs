@@ -69,6 +69,7 @@ impl Unpacker {
 
     /// Returns `records` with each aggregate replaced by its user records.
     pub(super) fn unpack(&self, records: Vec<Record>, context: &ShardTaskContext) -> Vec<Record> {
+        // The usual case: without aggregates nothing is moved or copied.
         if !records.iter().any(is_packed) {
             return records;
         }
@@ -131,6 +132,7 @@ impl Unpacker {
         context.packing_faults.count_corrupt();
         let Some(records) = reported.corrupt.due(1, context.clock.now()) else { return };
         let (shard, position) = (self.key.clone(), Position::of(record));
+        // Events call user code, which must not run under the lock.
         drop(reported);
         context.events.emit(&Event::CorruptAggregate { shard, position, error, records });
     }

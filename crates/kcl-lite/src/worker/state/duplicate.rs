@@ -53,6 +53,8 @@ impl State {
         let has_lasted = self.duplicates.since.is_some_and(|since| now >= since + grace);
         let mut duplicates = self.duplicates.leases.iter();
         let (key, _) = duplicates.find(|(key, mark)| {
+            // If no lease was lost, the order of the marks decides, so that only one of the two
+            // stops.
             let yields = has_lasted && self.incarnation < **mark;
             self.lost.contains(*key) || (yields && is_alive(key))
         })?;

@@ -29,6 +29,7 @@ impl State {
     /// Withdraws the handoff requests while stopping or draining, without waiting for the owners. A lease
     /// that has been handed over by now is taken, and [`State::taken`] releases it.
     pub(super) fn abandon_requests(&mut self) -> Vec<Action> {
+        // A request that is being written is withdrawn when its reply arrives.
         let open = self.asked.iter().filter(|(key, _)| !self.is_being_written(key));
         let open: Vec<_> = open.map(|(key, asked)| (key.clone(), asked.from.clone())).collect();
         open.into_iter().filter_map(|(key, from)| self.abandon_request(key, from)).collect()
@@ -46,6 +47,7 @@ impl State {
             return None;
         }
         let id = write_id(&self.incarnation, self.asked.get(&key)?.counter);
+        // Not conditional on the counter, because the owner continues to write.
         let change = LeaseChange::WithdrawHandoff { from, to: self.me.clone() };
         self.writing.insert(key.clone());
         Some(Action::Write(LeaseWrite { key, id, change }, Why::Withdraw))
@@ -155,6 +157,7 @@ impl State {
         key: &LeaseKey,
         row: Option<Lease>,
     ) -> Vec<Action> {
+        // Whether a row is absent or its read has failed is left to the next scan.
         if row.is_none() || self.is_being_written(key) {
             return Vec::new();
         }
@@ -165,6 +168,8 @@ impl State {
     /// Returns the takeovers of leases that were not handed off before the deadline.
     pub(super) fn overdue(&self, now: Instant) -> Vec<Take> {
         let waiting = self.asked.iter().filter(|(key, asked)| {
+            // Without an old owner in the row it has been handed over, and is taken as this
+            // worker's own.
             let pending =
                 self.leases.get(*key).is_some_and(|lease| lease.checkpoint_owner.is_some());
             pending && !self.is_being_written(key) && now >= asked.since + HANDOFF_DEADLINE

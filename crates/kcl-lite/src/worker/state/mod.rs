@@ -105,6 +105,7 @@ impl State {
     /// Returns when the next [`Input::TimeDue`] is due.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         if self.stopping {
+            // A stopping worker reads the table only while it has requests to withdraw.
             let scan = (!self.asked.is_empty() && !self.scanning).then_some(self.next_scan);
             return [scan, self.next_look].into_iter().flatten().min();
         }
@@ -117,6 +118,7 @@ impl State {
         match input {
             Input::TimeDue => self.time_due(now),
             Input::Scanned(Ok(table)) => self.scanned(now, table),
+            // A failed read needs no handling: the next look repeats it.
             Input::Looked { key, result } => self.looked(now, &key, result.ok().flatten()),
             Input::Scanned(Err(error)) => self.scan_failed(now, &error),
             Input::Listed { stream, result } => self.listed(now, &stream, result),
@@ -134,6 +136,7 @@ impl State {
     fn time_due(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.stopping && self.asked.is_empty() {
+            // Otherwise a look that is due would keep the timer ready.
             self.next_look = None;
             return actions;
         }
@@ -179,6 +182,7 @@ impl State {
         self.note_vanished(now, &leases);
         self.leases = leases.into_iter().map(|lease| (lease.key.clone(), lease)).collect();
         self.note_runnable(now);
+        // Before `note_duplicates`, which leaves out the leases of an earlier incarnation.
         self.note_legacy();
         self.note_duplicates(now);
         if let Some(stop) = self.stop_if_duplicate(now) {
@@ -186,6 +190,8 @@ impl State {
         }
         self.look_into_holes(now);
         let mut actions = self.release();
+        // Before the takes, because it decides which rows are hidden, and their children have to
+        // wait.
         actions.extend(self.restore_vanished(now));
         self.follow_handoffs(now);
         actions.extend(self.take(now, Freshness::Fresh));
@@ -198,6 +204,7 @@ impl State {
     /// Replaces rows of the scan by those that were read or written while it was in progress: a request,
     /// take or delete of that time must not be undone.
     fn keep_what_is_newer(&mut self, scanned: &mut Vec<Lease>) {
+        // What was learned before the scan started is part of its result.
         self.learned.retain(|_, at| *at >= self.scan_asked_at);
         scanned.retain(|lease| !self.learned.contains_key(&lease.key));
         scanned.extend(self.learned.keys().filter_map(|key| self.leases.get(key)).cloned());
@@ -226,6 +233,7 @@ impl State {
         self.avoided.retain(|_, until| now < *until);
         let (leases, me) = (&self.leases, &self.me);
         self.stuck.retain(|key, stuck| leases.get(key).is_some_and(|row| stuck.is_still(row, me)));
+        // Repeated, because rows may have been read or written since the scan.
         self.note_duplicates(now);
         if freshness == Freshness::Fresh {
             let receivers = balance::receivers(&self.snapshot(now));
@@ -233,6 +241,7 @@ impl State {
         }
         let mut takes = balance::leases_to_take(&self.snapshot(now));
         takes.retain(|take| freshness == Freshness::Fresh || take.reason != TakeReason::Balance);
+        // After the filter: an overdue takeover has the same reason, but needs no newer scan.
         takes.extend(self.overdue(now));
         takes.into_iter().filter_map(|take| self.begin_take(take)).collect()
     }
@@ -246,6 +255,7 @@ impl State {
             avoided: &self.avoided,
             duplicates: &self.duplicates.leases,
             observations: &self.observations,
+            // While the table cannot be read, its owners may be unable to renew: nothing expires.
             readable_since: if self.failed_scans > 0 { now } else { self.readable_since },
             now,
             lease_duration: self.settings.lease_duration,
@@ -267,6 +277,7 @@ impl State {
             return None;
         }
         let lease = self.leases.get(&take.key)?;
+        // A live owner is asked first. If it has been asked already, its deadline has passed.
         if take.reason == TakeReason::Balance
             && !self.asked.contains_key(&take.key)
             && let Some(from) = lease.owner.clone().filter(|_| understands_handoff(lease))
@@ -285,6 +296,7 @@ impl State {
             },
         };
         let from = lease.actual_owner().cloned();
+        // Counted before the reply arrives, so that decisions until then do not exceed the share.
         self.mine.insert(take.key.clone());
         self.taking.insert(take.key);
         Some(Action::Write(write, Why::Take { reason, from }))
@@ -354,6 +366,7 @@ impl State {
         let row = match &outcome {
             WriteOutcome::Done(row) | WriteOutcome::Refused(row) => row.clone(),
         };
+        // A refusal carries the current row, too.
         self.remember(now, &write.key, row.clone());
         match (why, row) {
             (Why::Create, Some(row)) if matches!(outcome, WriteOutcome::Done(_)) => {
@@ -428,11 +441,14 @@ impl State {
     ) -> Vec<Action> {
         self.forget(key);
         if let Ending::Stalled { reason } = how {
+            // For one lease duration other workers go first; if there is none, this one takes it
+            // after that.
             self.avoided.insert(key.clone(), now + self.settings.lease_duration);
             let row = row.as_ref().or_else(|| self.leases.get(key));
             self.stuck.extend(row.map(|row| (key.clone(), Stuck::at(row, reason))));
         }
         if row.is_none() {
+            // The evidence for `stop_if_duplicate`, if the next owner has the same worker ID.
             self.lost.insert(key.clone());
         }
         let ended = row.as_ref().is_some_and(|row| row.checkpoint.is_shard_end());
@@ -470,6 +486,7 @@ impl State {
 
     fn remember(&mut self, now: Instant, key: &LeaseKey, row: Option<Lease>) {
         if row.as_ref().is_some_and(|row| self.other_stream(row).is_some()) {
+            // It proves nothing about the stream that is read, as if there were no row.
             self.leases.remove(key);
             return;
         }
@@ -481,6 +498,7 @@ impl State {
             }
             None => {
                 let gone = self.leases.remove(key);
+                // Finished rows are deleted on purpose and need not be restored.
                 if let Some(row) = gone.filter(|row| !row.checkpoint.is_shard_end()) {
                     self.vanished.insert(key.clone(), Vanished { since: now, row });
                 }

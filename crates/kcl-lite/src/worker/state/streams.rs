@@ -102,6 +102,7 @@ impl State {
             .filter(|(_, stream)| !stream.listing && !stream.is_gone && now >= stream.next_audit);
         let lists = due.filter_map(|(key, stream)| {
             stream.turns += 1;
+            // If no live worker holds a lease, there are no turns, and every worker lists.
             let is_turn = owners == 0 || place.is_some_and(|it| (stream.turns + it) % owners == 0);
             if !is_turn && !std::mem::take(&mut stream.is_wanted) {
                 stream.next_audit = now + self.settings.audit_interval;
@@ -192,6 +193,7 @@ impl State {
                 self.create(now, key, &listing)
             }
             Err(error) if error.kind == ServiceErrorKind::Missing => self.missing(now, key, error),
+            // Nothing depends on a single listing: the next audit makes another one.
             Err(error) => vec![failure("listing the shards", &error)],
         }
     }
@@ -206,6 +208,7 @@ impl State {
             return vec![failure("listing the shards", &error)];
         }
         stream.is_gone = true;
+        // The worker continues as long as one of its streams exists.
         if self.streams.values().all(|stream| stream.is_gone) {
             return vec![Action::Fail(error.into())];
         }
@@ -228,6 +231,7 @@ impl State {
             self.vanished.remove(&lease.key);
         }
         let gone = std::mem::take(&mut self.leases).into_iter();
+        // Finished rows are deleted on purpose and need not be restored.
         let gone = gone.filter(|(_, row)| !row.checkpoint.is_shard_end());
         self.vanished.extend(gone.map(|(key, row)| (key, Vanished { since: now, row })));
     }
@@ -265,6 +269,7 @@ impl State {
             return Vec::new();
         }
         let has_rows = self.leases.keys().any(|lease| lease.stream() == *key);
+        // First leases are created by the start only, which resolves the initial position.
         if self.stopping || !has_rows {
             return Vec::new();
         }
