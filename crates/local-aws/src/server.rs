@@ -22,7 +22,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Broken, ReplyBody};
@@ -44,6 +44,7 @@ const GRACE: Duration = Duration::from_millis(500);
 pub struct Server {
     addr: SocketAddr,
     stop: CancellationToken,
+    listening: Option<AbortHandle>,
     tasks: Tasks,
 }
 
@@ -53,8 +54,8 @@ impl Server {
         let addr = listener.local_addr()?;
         let stop = CancellationToken::new();
         let tasks = Tasks::default();
-        tasks.spawn(accept(listener, gateway, stop.clone(), tasks.clone()));
-        Ok(Self { addr, stop, tasks })
+        let listening = tasks.spawn(accept(listener, gateway, stop.clone(), tasks.clone()));
+        Ok(Self { addr, stop, listening, tasks })
     }
 
     /// Returns the endpoint URL for an SDK.
@@ -87,6 +88,11 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // The listener first: a client that sees its connection end must not be able to connect again.
+        // In one set with the connections, it would be aborted in no particular order.
+        if let Some(listening) = &self.listening {
+            listening.abort();
+        }
         drop(self.tasks.take());
     }
 }
@@ -96,14 +102,13 @@ impl Drop for Server {
 struct Tasks(Arc<Mutex<Option<JoinSet<()>>>>);
 
 impl Tasks {
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> Option<AbortHandle> {
         let mut tasks = self.0.lock();
         // After `take` no task starts: the new one is dropped unstarted.
-        if let Some(tasks) = tasks.as_mut() {
-            // The results of ended tasks would otherwise stay until the shutdown.
-            while tasks.try_join_next().is_some() {}
-            tasks.spawn(task);
-        }
+        let tasks = tasks.as_mut()?;
+        // The results of ended tasks would otherwise stay until the shutdown.
+        while tasks.try_join_next().is_some() {}
+        Some(tasks.spawn(task))
     }
 
     fn take(&self) -> JoinSet<()> {
