@@ -87,11 +87,18 @@ impl StdError for PoisonRecord {
     }
 }
 
+/// Returns an error and its sources.
+pub(crate) fn chain<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
 /// Returns an error and its sources, at most [`LINKS`] of them.
 fn links<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source()).take(LINKS)
+    chain(error).take(LINKS)
 }
 
 /// A failure of user code: an error or a panic.
@@ -381,13 +388,6 @@ impl From<ServiceError> for Error {
         let source = source.map(SharedError::from);
         Self(Arc::new(Inner { kind, context, source, call }))
     }
-}
-
-/// Returns an error and its sources.
-pub(crate) fn chain<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use crate::{Source, none, root, sources};
+use crate::{Source, below, library, none, root};
 
 /// What each file of a crate uses of the others; a file is named by its path without `.rs` and `/mod`.
 type Imports = BTreeMap<String, BTreeSet<String>>;
@@ -113,19 +113,11 @@ fn imports(sources: &[Source]) -> Imports {
     imports
 }
 
-/// The production sources of one crate.
-fn crate_sources(prefix: &str, tests: &[&str]) -> Vec<Source> {
-    let own = sources().into_iter().filter(|source| !source.is_test());
-    let own = own.filter_map(|source| {
-        let path = source.path.strip_prefix(prefix)?.to_owned();
-        Some(Source { path, ..source })
-    });
-    own.filter(|source| !tests.iter().any(|test| source.path.starts_with(test))).collect()
-}
-
-fn library() -> Vec<Source> {
-    // These two are compiled for tests only.
-    crate_sources("crates/kcl-lite/src/", &["lease/model/", "lease/interleavings.rs"])
+/// The library without what is compiled for tests only.
+fn compiled() -> Vec<Source> {
+    let for_tests = ["lease/model/", "lease/interleavings.rs"];
+    let is_compiled = |source: &Source| !for_tests.iter().any(|it| source.path.starts_with(it));
+    library().into_iter().filter(is_compiled).collect()
 }
 
 /// The rows of the list, from the top, each with the names of its modules.
@@ -197,7 +189,7 @@ fn circles(imports: &Imports) -> Vec<String> {
 
 #[test]
 fn every_import_of_the_library_points_up_the_list_of_the_map() {
-    let (imports, rows) = (imports(&library()), rows());
+    let (imports, rows) = (imports(&compiled()), rows());
     assert!(imports.values().map(BTreeSet::len).sum::<usize>() > 300, "the imports were found");
     for (_, modules) in &rows {
         for module in modules {
@@ -211,8 +203,8 @@ fn every_import_of_the_library_points_up_the_list_of_the_map() {
 
 #[test]
 fn no_two_files_of_the_library_or_of_local_aws_use_each_other() {
-    let services = crate_sources("crates/local-aws/src/", &[]);
-    for (of, sources) in [("kcl-lite", library()), ("local-aws", services)] {
+    let services = below("crates/local-aws/src/");
+    for (of, sources) in [("kcl-lite", compiled()), ("local-aws", services)] {
         none(&format!("{of} has no circle of imports"), circles(&imports(&sources)));
     }
 }

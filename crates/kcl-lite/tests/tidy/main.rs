@@ -92,7 +92,11 @@ fn sources() -> Vec<Source> {
 
 /// The library's own sources, without tests; paths relative to its `src`.
 fn library() -> Vec<Source> {
-    let prefix = "crates/kcl-lite/src/";
+    below("crates/kcl-lite/src/")
+}
+
+/// The sources below `prefix`, without tests; paths relative to it.
+fn below(prefix: &str) -> Vec<Source> {
     let own = sources().into_iter().filter(|source| !source.is_test());
     own.filter_map(|source| {
         let path = source.path.strip_prefix(prefix)?.to_owned();
