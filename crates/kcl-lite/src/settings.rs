@@ -340,8 +340,8 @@ pub enum MisroutedPolicy {
 
 /// Whether the lease table may be created, and with which options.
 ///
-/// An existing table is used unchanged; differences from these options are logged once. A worker needs
-/// these actions on the table:
+/// An existing table is used unchanged; if `DescribeTable` shows other billing or no protection from
+/// deletion, that is logged once. A worker needs these actions on the table:
 ///
 /// | action | when |
 /// |---|---|
@@ -350,7 +350,6 @@ pub enum MisroutedPolicy {
 /// | `CreateTable` | to create the table |
 /// | `TagResource` | to create it with tags |
 /// | `UpdateContinuousBackups` | to create it with point-in-time recovery |
-/// | `DescribeContinuousBackups`, `ListTagsOfResource` | optional, to log more differences |
 ///
 /// # Example: a protected table with tags
 /// ```

@@ -111,7 +111,7 @@ impl World {
             let goals = [(Goal::Keep, false), (Goal::Keep, true), (Goal::Release, true)];
             let goals =
                 goals.into_iter().filter(|(goal, _)| !this.is_leaving || *goal != Goal::Keep);
-            return goals.map(|(goal, update)| self.writes(side, goal, update, now)).collect();
+            return goals.map(|(goal, has_more)| self.writes(side, goal, has_more, now)).collect();
         }
         match &this.seen {
             None => {
@@ -123,11 +123,11 @@ impl World {
         }
     }
 
-    /// Sends a write of the owner; with `update` another record was acknowledged before.
-    fn writes(&self, side: usize, goal: Goal, update: bool, now: Instant) -> Self {
+    /// Sends a write of the owner; with `has_more` another record was acknowledged before.
+    fn writes(&self, side: usize, goal: Goal, has_more: bool, now: Instant) -> Self {
         let mut world = self.clone();
         let this = &mut world.sides[side];
-        this.acknowledged += usize::from(update);
+        this.acknowledged += usize::from(has_more);
         this.is_leaving |= goal == Goal::Release;
         let update =
             LeaseUpdate { checkpoint: Some(at(this.acknowledged)), ..LeaseUpdate::default() };

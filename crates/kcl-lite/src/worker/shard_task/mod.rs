@@ -17,8 +17,8 @@
 //! ```
 //!
 //! Its parts: [`pass`] runs one pass; [`fetch`] prefetches; [`deliver`] delivers one batch, while
-//! [`bisect`] tracks what failed and [`dead_letters`] stores poison records; [`gap`] detects what aged
-//! out; [`unpack`] unpacks aggregates.
+//! [`bisect`] tracks what failed and [`dead_letters`] stores poison records; [`failure`] applies the
+//! failure policy; [`gap`] detects what aged out; [`unpack`] unpacks aggregates. [`task`] is the data.
 
 mod bisect;
 mod callback;
